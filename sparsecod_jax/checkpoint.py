@@ -1,0 +1,150 @@
+"""What survives?
+
+Asynchronous Orbax checkpoints with a sealed record beside the arrays: the shape and digest of each, and whatever the caller must know to
+go on. A step whose record or arrays do not verify is moved to quarantine and the next older one is used; when none verifies the run
+stops, because starting afresh would overwrite what may still be saved by hand.
+"""
+
+import dataclasses
+import hashlib
+import json
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+
+from sparsecod_jax.digest import digests, names
+from sparsecod_jax.errors import ConfigError, SparsecodError
+from sparsecod_jax.rundir import RunDir
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """A verified checkpoint."""
+
+    step: int
+    items: dict[str, Any]
+    record: dict[str, Any]
+
+
+class Checkpointer:
+    """Saves and restores named pytrees ("items") of one run."""
+
+    def __init__(self, run: RunDir, keep: int, keep_every: int = 0):
+        self._run = run
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep,
+            keep_period=keep_every or None,
+            enable_async_checkpointing=True,
+            cleanup_tmp_directories=True,
+        )
+        self._manager = ocp.CheckpointManager(run.checkpoints, options=options)
+
+    def save(self, step: int, items: dict[str, Any], record: dict[str, Any]) -> None:
+        """Starts writing `items` and `record` as `step`; returns once the arrays may be overwritten.
+
+        Raises:
+          SparsecodError: Orbax refused the step, or an earlier save failed in the background.
+        """
+        sealed = _seal({**record, "step": step, "arrays": _describe(items), "digests": digests(items)})
+        saves = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
+        self._manager.wait_until_finished()
+        if not self._manager.save(step, args=ocp.args.Composite(record=ocp.args.JsonSave(sealed), **saves)):
+            raise SparsecodError(f"step {step} was not saved: {self._run.checkpoints} already holds a newer one, move it away")
+
+    def steps(self) -> list[int]:
+        """Committed steps, newest first."""
+        self._manager.reload()
+        return sorted(self._manager.all_steps(), reverse=True)
+
+    def raise_if_save_failed(self) -> None:
+        """Raises what went wrong in a background save."""
+        self._manager.check_for_errors()
+
+    def wait(self) -> None:
+        """Returns when the last save is on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        self._manager.close()
+
+    def restore_latest(self, abstract: dict[str, Any]) -> Restored | None:
+        """The newest checkpoint that verifies, laid out like `abstract` (shapes, dtypes and shardings); None if there is none at all.
+
+        Raises:
+          ConfigError: checkpoints exist but none can be used, or the newest belongs to another model.
+        """
+        steps = self.steps()
+        for step in steps:
+            try:
+                restored = self._restore(step, abstract)
+            except ConfigError:
+                raise
+            except Exception as error:  # damage shows as almost any type
+                print(f"checkpoint {step} can't be used ({_brief(error)}): trying the next older one", flush=True)
+                continue
+            self._quarantine(newer_than=step)
+            return restored
+        if steps:
+            raise ConfigError(f"no checkpoint in {self._run.checkpoints} can be used: restore one from a copy, or start in another --workdir")
+        return None
+
+    def _restore(self, step: int, abstract: dict[str, Any]) -> Restored:
+        record = _unseal(self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"])
+        _check_arrays(step, record["arrays"], _describe(abstract))
+        targets = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
+        restored = self._manager.restore(step, args=ocp.args.Composite(**targets))
+        items = {name: restored[name] for name in abstract}
+        wrong = [name for name, digest in digests(items).items() if digest != record["digests"][name]]
+        if wrong or record["step"] != step:
+            raise ValueError(f"its bits differ from those saved in {wrong[:3] or 'the record'}")
+        return Restored(step, items, record)
+
+    def _quarantine(self, newer_than: int) -> None:
+        for step in self.steps():
+            if step > newer_than:
+                self._run.quarantine.mkdir(exist_ok=True)
+                (self._run.checkpoints / str(step)).rename(_free_name(self._run.quarantine / str(step)))
+                print(f"checkpoint {step} was moved to {self._run.quarantine}", flush=True)
+        self._manager.reload()
+
+
+def _describe(items) -> dict[str, list]:
+    leaves = jax.tree.leaves(items)
+    return {name: [list(leaf.shape), str(np.dtype(leaf.dtype))] for name, leaf in zip(names(items), leaves, strict=True)}
+
+
+def _check_arrays(step: int, saved: dict[str, list], wanted: dict[str, list]) -> None:
+    """Compares names and shapes before Orbax does, which would report a mismatch in thousands of lines."""
+    differing = [name for name in sorted({*saved, *wanted}) if name in wanted and saved.get(name) != wanted[name]]
+    if differing:
+        name = differing[0]
+        found = f"has {name} as {saved[name]}" if name in saved else f"lacks {name}"
+        raise ConfigError(
+            f"checkpoint {step} {found}, the model needs {wanted[name]} ({len(differing)} arrays differ): use the config it was made with"
+        )
+
+
+def _seal(record: dict[str, Any]) -> dict[str, str]:
+    body = json.dumps(record, sort_keys=True)
+    return {"body": body, "sha256": hashlib.sha256(body.encode()).hexdigest()}
+
+
+def _unseal(sealed: dict[str, str]) -> dict[str, Any]:
+    if hashlib.sha256(sealed["body"].encode()).hexdigest() != sealed["sha256"]:
+        raise ValueError("its record was changed")
+    return json.loads(sealed["body"])
+
+
+def _free_name(path: epath.Path) -> epath.Path:
+    taken = 0
+    while (candidate := path.with_name(f"{path.name}-{taken}")).exists():
+        taken += 1
+    return candidate
+
+
+def _brief(error: Exception) -> str:
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0][:200]}" if text else type(error).__name__

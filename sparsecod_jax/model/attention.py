@@ -1,0 +1,72 @@
+"""How do positions exchange information? Causal grouped-query attention with rotary positions.
+
+B batch, T query positions, S key positions, D width, H query heads, J key/value heads, G = H / J, K head size.
+Query head h reads key/value head h // G.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from sparsecod_jax.config import Model
+from sparsecod_jax.model.layers import weight
+from sparsecod_jax.sharding import constrain
+from sparsecod_jax.stats.taps import at_least_float32
+
+
+def rope_angles(length: int, head_dim: int, theta: float) -> jax.Array:
+    """Rotation angles of positions 0..length-1, [T, K/2]: position / theta^(2j/K)."""
+    frequencies = theta ** (-jnp.arange(0, head_dim, 2) / head_dim)
+    return jnp.outer(jnp.arange(length), frequencies)
+
+
+def rotate(x_BTHK: jax.Array, angles: jax.Array) -> jax.Array:
+    """Rotary positions in the half-split layout (dimension i pairs with i + K/2), in at least float32."""
+    first, second = jnp.split(at_least_float32(x_BTHK), 2, axis=-1)
+    cos, sin = jnp.cos(angles)[None, :, None, :], jnp.sin(angles)[None, :, None, :]
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x_BTHK.dtype)
+
+
+def attend(q_BTHK, k_BSJK, v_BSJK, segments_BT, implementation: str) -> jax.Array:
+    """Causal softmax attention, within segments where given, by the named implementation; [B, T, H, K]."""
+    mask = None if segments_BT is None else (segments_BT[:, :, None] == segments_BT[:, None, :])[:, None]
+    if implementation == "reference":
+        return reference_attention(q_BTHK, k_BSJK, v_BSJK, mask)
+    return jax.nn.dot_product_attention(q_BTHK, k_BSJK, v_BSJK, mask=mask, is_causal=True, implementation=implementation)
+
+
+def reference_attention(q_BTHK, k_BSJK, v_BSJK, mask=None) -> jax.Array:
+    """The definition, as plain einsums; float64 stays float64. `mask` is [B, 1, T, S], True where a key may be read."""
+    B, T, H, K = q_BTHK.shape
+    J = k_BSJK.shape[2]
+    q_BTJGK = q_BTHK.reshape(B, T, J, H // J, K)
+    logits_BJGTS = at_least_float32(jnp.einsum("btjgk,bsjk->bjgts", q_BTJGK, k_BSJK)) / jnp.sqrt(K)
+    allowed = jnp.tril(jnp.ones((T, T), bool))[None, None]
+    allowed = allowed if mask is None else allowed & mask
+    weights_BJGTS = jax.nn.softmax(jnp.where(allowed[:, :, None], logits_BJGTS, -jnp.inf), axis=-1).astype(v_BSJK.dtype)
+    return jnp.einsum("bjgts,bsjk->btjgk", weights_BJGTS, v_BSJK).reshape(B, T, H, K)
+
+
+class Attention(nn.Module):
+    """Multi-head (J = H), grouped-query or multi-query (J = 1) attention, without biases."""
+
+    cfg: Model
+    implementation: str
+
+    @nn.compact
+    def __call__(self, x_BTD, angles, segments_BT):
+        cfg = self.cfg
+        D, H, J, K = cfg.d_model, cfg.n_heads, cfg.n_kv_heads, cfg.head_dim
+
+        def projection(name, heads, axis):
+            kernel = weight(self, name, (D, heads, K), ("embed", axis, "head_size"), cfg.init_std)
+            y = jnp.einsum("btd,dhk->bthk", x_BTD, kernel.astype(cfg.compute_dtype))
+            return constrain(y, "batch", "length", axis, None)
+
+        q_BTHK = rotate(projection("query", H, "heads"), angles)
+        k_BTJK = rotate(projection("key", J, "kv_heads"), angles)
+        v_BTJK = projection("value", J, "kv_heads")
+        mixed_BTHK = attend(q_BTHK, k_BTJK, v_BTJK, segments_BT, self.implementation)
+        mixed_BTHK = constrain(mixed_BTHK, "batch", "length", "heads", None)
+        out_HKD = weight(self, "out", (H, K, D), ("heads", "head_size", "embed"), cfg.init_std)
+        return jnp.einsum("bthk,hkd->btd", mixed_BTHK, out_HKD.astype(cfg.compute_dtype))

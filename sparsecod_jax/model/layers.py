@@ -1,0 +1,49 @@
+"""Which layers is a block made of, attention aside?
+
+B batch, T positions, D width, F hidden width of the FFN.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from sparsecod_jax.config import Model
+from sparsecod_jax.sharding import constrain
+from sparsecod_jax.stats.taps import at_least_float32
+
+
+def weight(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str, ...], std: float) -> jax.Array:
+    """A float32 parameter drawn from N(0, std^2), with its logical axes."""
+    init = nn.with_logical_partitioning(nn.initializers.normal(std), axes)
+    return module.param(name, init, shape, jnp.float32)
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm with a gain: normalised in at least float32, then cast, then multiplied by the gain."""
+
+    cfg: Model
+
+    @nn.compact
+    def __call__(self, x_BTD):
+        init = nn.with_logical_partitioning(nn.initializers.ones, ("norm",))
+        gain_D = self.param("gain", init, (x_BTD.shape[-1],), jnp.float32)
+        wide_BTD = at_least_float32(x_BTD)
+        inverse_BT1 = jax.lax.rsqrt(jnp.mean(jnp.square(wide_BTD), axis=-1, keepdims=True) + self.cfg.norm_eps)
+        dtype = self.cfg.compute_dtype
+        return (wide_BTD * inverse_BT1).astype(dtype) * gain_D.astype(dtype)[None, None, :]
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) * up(x)), without biases."""
+
+    cfg: Model
+
+    @nn.compact
+    def __call__(self, x_BTD):
+        cfg = self.cfg
+        shape, axes = (cfg.d_model, cfg.d_ff), ("embed", "hidden")
+        gate_DF = weight(self, "gate", shape, axes, cfg.init_std).astype(cfg.compute_dtype)
+        up_DF = weight(self, "up", shape, axes, cfg.init_std).astype(cfg.compute_dtype)
+        down_FD = weight(self, "down", shape[::-1], axes[::-1], cfg.init_std).astype(cfg.compute_dtype)
+        hidden_BTF = nn.silu(x_BTD @ gate_DF) * (x_BTD @ up_DF)
+        return constrain(hidden_BTF, "batch", "length", "hidden") @ down_FD

@@ -1,0 +1,70 @@
+"""What is the whole network? Embedding, one block scanned over depth, final norm, untied head.
+
+B batch, T positions, D width, V vocabulary, L blocks.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from sparsecod_jax.config import Execution, Model
+from sparsecod_jax.model.attention import rope_angles
+from sparsecod_jax.model.block import Block
+from sparsecod_jax.model.layers import RMSNorm, weight
+from sparsecod_jax.sharding import constrain
+from sparsecod_jax.stats.taps import at_least_float32, variance
+
+EMBEDDING_STD = 0.02  # at every width, so that every width starts from the published variance profile
+
+REMAT_POLICIES = {
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+class Transformer(nn.Module):
+    """A Pre-LN decoder whose blocks are stored stacked, [L, ...], and applied by one scan."""
+
+    cfg: Model
+    execution: Execution = Execution()
+    with_moments: bool = False
+
+    def setup(self):
+        cfg = self.cfg
+        block = Block
+        if self.execution.remat != "none":
+            block = nn.remat(Block, policy=REMAT_POLICIES[self.execution.remat], prevent_cse=False)
+        scanned = nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(0, nn.broadcast, nn.broadcast),
+            length=cfg.n_layers,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )
+        self.embedding = weight(self, "embedding", (cfg.vocab_size, cfg.d_model), ("layers", "table"), EMBEDDING_STD)
+        self.blocks = scanned(cfg, self.execution.attention, self.with_moments)
+        self.final_norm = RMSNorm(cfg)
+        self.head = weight(self, "head", (cfg.d_model, cfg.vocab_size), ("embed", "vocab"), cfg.init_std)
+
+    def hidden(self, tokens_BT, segments_BT=None):
+        """The stream after the final norm, [B, T, D], and the statistics: [L] a block statistic, scalars for the rest."""
+        cfg = self.cfg
+        table_VD = constrain(self.embedding.astype(cfg.residual_dtype), None, "table_width")
+        x_BTD = constrain(table_VD[tokens_BT], "batch", "length", "width")
+        depth_L = jnp.arange(1, cfg.n_layers + 1)
+        norm_scale_L = jax.lax.rsqrt(depth_L * 1.0) if cfg.layer_norm_scaling else jnp.ones(cfg.n_layers)
+        angles = rope_angles(tokens_BT.shape[1], cfg.head_dim, cfg.rope_theta)
+        x_BTD, stats = self.blocks(x_BTD, norm_scale_L, angles, segments_BT)
+        h_BTD = self.final_norm(x_BTD)
+        return h_BTD, stats | {"variance/final_norm": variance(jax.lax.stop_gradient(h_BTD))}
+
+    def logits(self, h_BTD):
+        """Scores of the next token in at least float32, [B, T, V]."""
+        logits_BTV = h_BTD @ self.head.astype(h_BTD.dtype)
+        return constrain(at_least_float32(logits_BTV), "batch", "length", "vocab")
+
+    def __call__(self, tokens_BT, segments_BT=None):
+        """Logits [B, T, V] and statistics for token ids [B, T]; `segments_BT` keeps attention within equal ids."""
+        h_BTD, stats = self.hidden(tokens_BT, segments_BT)
+        return self.logits(h_BTD), stats

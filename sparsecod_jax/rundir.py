@@ -1,0 +1,151 @@
+"""What lies on disk, under which name, and who may write it?
+
+A run directory belongs to its newest attempt. On a local file system a second live process is turned away by a lock that dies with its
+holder; everywhere, an attempt that finds a newer one stops before its next commit.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from etils import epath
+
+from sparsecod_jax.errors import ConfigError, Fenced
+
+Status = Literal["pending", "running", "preempted", "finished", "diverged", "failed"]
+
+
+@dataclasses.dataclass(frozen=True)
+class RunDir:
+    """The files of one run."""
+
+    path: epath.Path
+
+    config = property(lambda self: self.path / "config.json")  # the resolved experiment
+    manifest = property(lambda self: self.path / "manifest.json")  # versions, commit, mesh, devices, counts, identity
+    status = property(lambda self: self.path / "status.json")
+    attempts = property(lambda self: self.path / "attempts")
+    metrics = property(lambda self: self.path / "metrics.jsonl")  # one object a step, unique by step
+    tensorboard = property(lambda self: self.path / "tensorboard")
+    profile = property(lambda self: self.path / "profile")
+    checkpoints = property(lambda self: self.path / "checkpoints")
+    quarantine = property(lambda self: self.path / "quarantine")  # checkpoints that failed verification
+    final = property(lambda self: self.path / "final.json")
+    report = property(lambda self: self.path / "report.html")
+
+    def set_status(self, status: Status, **details) -> None:
+        """Replaces status.json atomically."""
+        write_json(self.status, {"status": status, "time": time.time(), **details})
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Every complete line of metrics.jsonl; a line cut off by a crash is left out."""
+        lines = []
+        for line in self.metrics.read_text().splitlines() if self.metrics.exists() else []:
+            try:
+                lines.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+        return lines
+
+
+def write_json(path: epath.Path, value: Any) -> None:
+    """Writes a JSON file whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(value, indent=1))
+    partial.replace(path)
+
+
+def read_json(path: epath.Path) -> Any:
+    """Reads a JSON file that this package wrote.
+
+    Raises:
+      ConfigError: it is damaged.
+    """
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path} is not JSON ({error}): restore it from a copy, or start in another --workdir") from error
+
+
+def find_runs(path: epath.Path) -> list[RunDir]:
+    """The run at `path`, or the runs in the folders below it, by name.
+
+    Raises:
+      ConfigError: there is none.
+    """
+    if RunDir(path).config.exists():
+        return [RunDir(path)]
+    folders = [child for child in sorted(path.iterdir()) if child.is_dir()] if path.exists() else []
+    runs = [RunDir(parent) for folder in folders for parent in (folder, folder / "runs") if RunDir(parent).config.exists()]
+    if not runs:
+        raise ConfigError(f"{path} holds no run: give a --workdir that `sparsecod train` wrote, or a folder of them")
+    return runs
+
+
+def check_identity(run: RunDir, fields: dict[str, Any]) -> None:
+    """Refuses to go on with a run under another identity.
+
+    Raises:
+      ConfigError: names the fields that changed.
+    """
+    if not run.manifest.exists():
+        return
+    before = read_json(run.manifest)["identity_fields"]
+    names = sorted(name for name in {*before, *fields} if before.get(name) != fields.get(name))
+    if names:
+        changes = ", ".join(f"{name} was {before.get(name)!r}, is {fields.get(name)!r}" for name in names)
+        raise ConfigError(f"{run.path} holds another run ({changes}): undo the change or choose another --workdir")
+
+
+class Attempt:
+    """One process's claim on a run directory."""
+
+    def __init__(self, run: RunDir, number: int):
+        self.run, self.number = run, number
+
+    def check_still_owner(self) -> None:
+        """Raises Fenced when a newer attempt has taken the directory over."""
+        newest = _newest_attempt(self.run)
+        if newest > self.number:
+            raise Fenced(f"attempt {newest} took over {self.run.path}: this attempt ({self.number}) stops before writing more")
+
+
+@contextlib.contextmanager
+def claim(run: RunDir) -> Iterator[Attempt]:
+    """Makes this process the owner of the run directory while the context lasts.
+
+    Raises:
+      Fenced: another live process owns it; nothing was written.
+    """
+    run.path.mkdir(parents=True, exist_ok=True)
+    with _locked(run.path):
+        run.attempts.mkdir(exist_ok=True)
+        number = _newest_attempt(run) + 1
+        with open(run.attempts / f"{number:04d}.json", "x") as file:
+            file.write(json.dumps({"host": os.uname().nodename, "pid": os.getpid(), "time": time.time()}))
+        yield Attempt(run, number)
+
+
+@contextlib.contextmanager
+def _locked(path: epath.Path) -> Iterator[None]:
+    """Holds a lock on a local directory; object stores have none, there `check_still_owner` alone decides."""
+    if not os.path.isdir(path):
+        yield
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise Fenced(f"another process is at work in {path}: wait for it, or stop it first") from error
+    finally:
+        os.close(descriptor)
+
+
+def _newest_attempt(run: RunDir) -> int:
+    return max((int(file.stem) for file in run.attempts.glob("*.json")), default=0) if run.attempts.exists() else 0

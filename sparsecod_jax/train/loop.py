@@ -1,0 +1,245 @@
+"""How does a run go, from its config to its final numbers?"""
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from sparsecod_jax import config, counts
+from sparsecod_jax.checkpoint import Checkpointer
+from sparsecod_jax.data import pipeline
+from sparsecod_jax.data.store import Manifest, Windows, read_manifest
+from sparsecod_jax.errors import ConfigError, Diverged, Fenced, Preempted
+from sparsecod_jax.evaluate.perplexity import evaluator
+from sparsecod_jax.rundir import Attempt, RunDir, check_identity, claim, read_json, write_json
+from sparsecod_jax.sharding import check_fit, make_mesh
+from sparsecod_jax.train import manifest as run_manifest
+from sparsecod_jax.train.preemption import PreemptionGuard
+from sparsecod_jax.train.progress import Progress
+from sparsecod_jax.train.step import Batch, Program, TrainState, build
+from sparsecod_jax.train.writers import Writers, note, plain
+
+PROFILED_STEPS = range(10, 13)
+
+
+def train(experiment: config.Experiment, workdir: str, *, profile: bool = False) -> dict[str, Any]:
+    """Trains `experiment` in `workdir`, goes on where an earlier attempt stopped, or finds it finished; returns final.json.
+
+    Raises:
+      ConfigError: the config does not fit the devices or the data, or `workdir` holds another run. Nothing was written.
+      Fenced: another process owns `workdir`.
+      Preempted: SIGTERM came; a checkpoint was committed.
+      Diverged: too many updates were not finite.
+    """
+    run = RunDir(epath.Path(workdir))
+    mesh = make_mesh(experiment.mesh)
+    check_fit(experiment, mesh)
+    directory = epath.Path(experiment.data.path)
+    data = read_manifest(directory, prepare_command(experiment))
+    _check_data(experiment, data)
+    fields = config.identity_fields(experiment, data.fingerprint)
+    check_identity(run, fields)
+    if run.final.exists():
+        note(f"{run.path} is already finished")
+        return read_json(run.final)
+    with claim(run) as attempt:
+        write_json(run.config, config.to_dict(experiment))
+        write_json(run.manifest, run_manifest.describe(experiment, mesh, fields))
+        with _recorded_status(run):
+            return _Run(experiment, build(experiment, mesh), run, attempt, directory, data).go(profile=profile)
+
+
+def prepare_command(experiment: config.Experiment) -> str:
+    """The command that makes the experiment's data directory."""
+    cfg = experiment.data
+    size = f" --vocab_size={experiment.model.vocab_size}" if cfg.tokenizer == "bpe" else ""
+    return f"sparsecod data --source={cfg.source} --tokenizer={cfg.tokenizer}{size} --out={cfg.path}"
+
+
+def _check_data(experiment: config.Experiment, data: Manifest) -> None:
+    if experiment.model.vocab_size < data.vocab_size:
+        raise ConfigError(
+            f"model.vocab_size={experiment.model.vocab_size} is smaller than the tokenizer's {data.vocab_size}: raise it to that or above"
+        )
+    for name, split, length in (
+        ("data.seq_len", data.train, experiment.data.seq_len),
+        ("evaluation.seq_len", data.validation, experiment.evaluation.seq_len),
+    ):
+        if split.tokens <= length:
+            raise ConfigError(f"{name}={length} is longer than the {split.tokens} tokens of its split: lower it or prepare more data")
+
+
+@contextlib.contextmanager
+def _recorded_status(run: RunDir) -> Iterator[None]:
+    """Keeps status.json true, however the run ends."""
+    run.set_status("running")
+    try:
+        yield
+    except Fenced:
+        raise  # the directory is no longer ours to write to
+    except Preempted:
+        run.set_status("preempted")
+        raise
+    except Diverged as error:
+        run.set_status("diverged", reason=str(error))
+        raise
+    except BaseException as error:
+        run.set_status("failed", reason=f"{type(error).__name__}: {error}")
+        raise
+    run.set_status("finished")
+
+
+class _Run:
+    """One attempt at a run."""
+
+    def __init__(self, experiment, program: Program, run: RunDir, attempt: Attempt, directory: epath.Path, data: Manifest):
+        self.experiment, self.program, self.run, self.attempt = experiment, program, run, attempt
+        self.data = data
+        self.train_windows = Windows(directory, data, data.train, experiment.data.seq_len)
+        self.evaluate = evaluator(experiment, program.mesh, directory, data)
+        self.checkpointer = Checkpointer(run, experiment.checkpoint.keep, experiment.checkpoint.keep_every)
+        self.guard = PreemptionGuard()
+        self._compiled: dict[bool, Any] = {}
+
+    def go(self, *, profile: bool) -> dict[str, Any]:
+        experiment = self.experiment
+        state, start, seconds = self._restore_or_init()
+        self.progress = Progress(experiment, seconds)
+        batches = self._batches(start)
+        late: tuple[int, dict] | None = None  # the metrics of the step dispatched last, not yet read
+        note(f"training steps {start + 1} to {experiment.steps}; {self.progress.convention}")
+        with contextlib.closing(self.checkpointer), contextlib.closing(Writers(self.run, start)) as self.writers:
+            for step in range(start + 1, experiment.steps + 1):
+                train_step = self._train_step(with_moments=self._due(step, experiment.log.moments_every))
+                with self._traced(profile and step - start in PROFILED_STEPS):
+                    state, metrics = train_step(state, next(batches))
+                    self._write(late)
+                late = (step, metrics)
+                self.checkpointer.raise_if_save_failed()
+
+                stopping = self.guard.preempted(step)
+                saving = stopping or step == experiment.steps or self._due(step, experiment.checkpoint.every)
+                evaluating = not stopping and step < experiment.steps and self._due(step, experiment.evaluation.every)
+                if saving or evaluating:
+                    self._write(late, state if evaluating else None)
+                    late = None
+                if saving:
+                    self._save(step, state)
+                if stopping:
+                    self.checkpointer.wait()
+                    raise Preempted(f"stopped at step {step} of {experiment.steps}; run the same command to go on")
+            return self._finish(state)
+
+    def _restore_or_init(self) -> tuple[TrainState, int, float]:
+        note("looking for a checkpoint")
+        restored = self.checkpointer.restore_latest({"state": self.program.abstract_state})
+        if restored is None:
+            note(f"initialising {counts.parameters(self.experiment.model).total:,} parameters")
+            return self.program.init(), 0, 0.0
+        note(f"restored step {restored.step}")
+        return restored.items["state"], restored.step, restored.record["seconds"]
+
+    def _batches(self, start: int) -> Iterator[Batch]:
+        sharding = self.program.abstract_batch.tokens.sharding
+        batch, masked = self.experiment.global_batch, self.experiment.model.document_masking
+        rows = pipeline.batches(
+            self.train_windows, self.experiment.data.seed, batch, start * batch, jax.process_index(), jax.process_count()
+        )
+        for tokens in rows:
+            segments = pipeline.segments(tokens[:, :-1], self.data.eos_id) if masked else None
+            yield jax.tree.map(lambda local: jax.make_array_from_process_local_data(sharding, local), Batch(tokens, segments))
+
+    def _train_step(self, *, with_moments: bool):
+        if with_moments not in self._compiled:
+            note(f"compiling the train step{' with moments' if with_moments else ''}")
+            began = time.perf_counter()
+            self._compiled[with_moments] = self.program.lower(with_moments=with_moments).compile()
+            note(f"compiled in {time.perf_counter() - began:.1f} s")
+            self.progress.resume()
+        return self._compiled[with_moments]
+
+    @staticmethod
+    def _due(step: int, every: int) -> bool:
+        return every > 0 and step % every == 0
+
+    def _write(self, late: tuple[int, dict] | None, evaluated: TrainState | None = None) -> None:
+        """Reads a dispatched step's metrics, which waits for the device, and writes them, with held-out metrics if asked."""
+        if late is None:
+            return
+        step, on_device = late
+        metrics = jax.device_get(on_device)
+        tokens = self.experiment.tokens_per_step
+        tokens_per_second = tokens / self.progress.step()
+        values = {
+            "step": step,
+            "tokens": step * tokens,
+            "first_example": (step - 1) * self.experiment.global_batch,
+            "tokens_per_second": tokens_per_second,
+            "perplexity": np.exp(np.minimum(metrics["loss"], 80.0)),
+        }
+        line = plain(values | metrics)
+        if evaluated is not None:
+            line |= {f"evaluation/{name}": value for name, value in self._evaluate(step, evaluated).items()}
+        logged = self._due(step, self.experiment.log.every) or evaluated is not None or step == self.experiment.steps
+        self.writers.write(line, tensorboard=logged)
+        if logged:
+            print(self.progress.line(line, tokens_per_second), flush=True)
+        skipped, budget = line["skipped_updates"], self.experiment.execution.max_skipped_updates
+        if skipped > budget:
+            raise Diverged(f"{skipped} updates up to step {step} were not finite, {budget} are allowed: lower optimizer.peak_lr")
+
+    def _save(self, step: int, state: TrainState) -> None:
+        self.attempt.check_still_owner()
+        self.writers.sync()
+        record = {
+            "config": config.to_dict(self.experiment),
+            "next_example": step * self.experiment.global_batch,
+            "data_seed": self.experiment.data.seed,
+            "data_fingerprint": self.data.fingerprint,
+            "seconds": self.progress.seconds,
+        }
+        self.checkpointer.save(step, {"state": state}, record)
+        self.progress.resume()
+
+    def _evaluate(self, step: int, state: TrainState) -> dict[str, float]:
+        note("evaluating on the validation split")
+        result = self.evaluate(state.params)
+        print(f"step {step} | " + " | ".join(f"held-out {name} {value:,.4f}" for name, value in result.items()), flush=True)
+        self.progress.resume()
+        return result
+
+    def _finish(self, state: TrainState) -> dict[str, Any]:
+        experiment, seconds = self.experiment, self.progress.seconds
+        held_out = self._evaluate(experiment.steps, state)
+        note("waiting for the last checkpoint")
+        self.checkpointer.wait()
+        tokens = experiment.steps * experiment.tokens_per_step
+        final = {
+            **held_out,
+            "unigram_entropy": self.data.validation.unigram_entropy,
+            "steps": experiment.steps,
+            "tokens": tokens,
+            "seconds": seconds,
+            "tokens_per_second": tokens / seconds,
+            "flops": tokens * counts.flops_per_token(experiment.model, experiment.data.seq_len),
+            "mfu": self.progress.mfu(tokens / seconds),
+            "flops_convention": counts.FLOPS_CONVENTION,
+        }
+        self.attempt.check_still_owner()
+        write_json(self.run.final, final)
+        note(f"held-out loss {final['loss']:.4f} nats; a guess by token frequency alone would have {final['unigram_entropy']:.4f}")
+        return final
+
+    @contextlib.contextmanager
+    def _traced(self, traced: bool) -> Iterator[None]:
+        """Records a step for the profiler."""
+        if not traced:
+            yield
+            return
+        with jax.profiler.trace(os.fspath(self.run.profile)):
+            yield

@@ -1,0 +1,42 @@
+"""What was this run made with?"""
+
+import dataclasses
+import importlib.metadata
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+
+from sparsecod_jax import __version__, config, counts
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "ml-collections", "tensorboardX", "tokenizers")
+
+
+def describe(experiment: config.Experiment, mesh: jax.sharding.Mesh, identity_fields: dict) -> dict:
+    """The manifest of a run as plain JSON values."""
+    return {
+        "sparsecod_jax": __version__,
+        "commit": _commit(),
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "devices": {"kind": jax.devices()[0].device_kind, "count": jax.device_count(), "processes": jax.process_count()},
+        "mesh": dict(mesh.shape),
+        "parameters": dataclasses.asdict(counts.parameters(experiment.model)),
+        "flops_per_token": counts.flops_per_token(experiment.model, experiment.data.seq_len),
+        "flops_convention": counts.FLOPS_CONVENTION,
+        "residual_dtype": experiment.model.residual_dtype,
+        "identity": config.identity(identity_fields),
+        "identity_fields": identity_fields,
+    }
+
+
+def _commit() -> str | None:
+    """The checkout's commit, with "-dirty" when files differ from it; None outside a checkout."""
+    root = Path(__file__).resolve().parents[2]
+    described = subprocess.run(
+        ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"], capture_output=True, text=True, check=False
+    )
+    return described.stdout.strip() if described.returncode == 0 else None

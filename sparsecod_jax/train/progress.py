@@ -1,0 +1,51 @@
+"""How far, and how fast? Tokens a second, model FLOPs utilisation and the time that remains."""
+
+import datetime
+import time
+
+import jax
+
+from sparsecod_jax import counts
+from sparsecod_jax.config import Experiment
+
+
+class Progress:
+    """Counts the seconds that training takes; evaluation, compilation and checkpoint waits are not among them."""
+
+    def __init__(self, experiment: Experiment, seconds: float):
+        self._experiment = experiment
+        self.seconds = seconds
+        self._last = time.perf_counter()
+        self._flops = counts.flops_per_token(experiment.model, experiment.data.seq_len)
+        self._peak = counts.peak_flops(jax.devices()[0].device_kind)
+
+    @property
+    def convention(self) -> str:
+        """What an MFU means here."""
+        return f"MFU counts {counts.FLOPS_CONVENTION}" if self._peak else "MFU n/a: the peak of this device is not known"
+
+    def resume(self) -> None:
+        """Leaves out the time since the last step: something else was done."""
+        self._last = time.perf_counter()
+
+    def step(self) -> float:
+        """Seconds that the step which just ended took."""
+        now = time.perf_counter()
+        elapsed, self._last = now - self._last, now
+        self.seconds += elapsed
+        return elapsed
+
+    def mfu(self, tokens_per_second: float) -> float | None:
+        """Share of the devices' peak, None where that is not known."""
+        return tokens_per_second * self._flops / (self._peak * jax.device_count()) if self._peak else None
+
+    def line(self, metrics: dict, tokens_per_second: float) -> str:
+        """One console line."""
+        step, steps = metrics["step"], self._experiment.steps
+        left = (steps - step) * self._experiment.tokens_per_step / tokens_per_second
+        mfu = self.mfu(tokens_per_second)
+        loss = "not finite" if metrics["loss"] is None else f"{metrics['loss']:.4f} | perplexity {metrics['perplexity']:.2f}"
+        return (
+            f"step {step}/{steps} | loss {loss} | {tokens_per_second:,.0f} tokens/s"
+            f" | MFU {'n/a' if mfu is None else f'{mfu:.1%}'} | ETA {datetime.timedelta(seconds=round(left))}"
+        )

@@ -1,0 +1,160 @@
+"""What happens in one training step?
+
+A step is one optimizer step, however many microbatches it has. `train` and `plan` both compile what `build` returns.
+
+B rows of the global batch, M microbatches, T positions, L blocks.
+"""
+
+import dataclasses
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from flax import struct
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from sparsecod_jax.config import Experiment
+from sparsecod_jax.digest import array_digest
+from sparsecod_jax.model import Transformer
+from sparsecod_jax.model.loss import token_losses, windows
+from sparsecod_jax.sharding import batch_sharding, tree_shardings
+from sparsecod_jax.stats.taps import layer_norms
+from sparsecod_jax.train.optimizer import learning_rate, make_optimizer
+
+
+class Batch(NamedTuple):
+    """Rows of a step."""
+
+    tokens: Any  # [B, T + 1] int32
+    segments: Any = None  # [B, T] int32: attention stays within equal numbers
+    weights: Any = None  # [B, T] float32: what a prediction counts; None counts each once
+
+
+@struct.dataclass
+class TrainState:
+    """Everything that a step changes."""
+
+    step: jax.Array  # updates done, skipped ones included
+    skipped: jax.Array  # updates left out because the loss or a gradient was not finite
+    params: Any
+    opt_state: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """The pure functions of one experiment on one mesh, with the layout of their arguments."""
+
+    experiment: Experiment
+    mesh: jax.sharding.Mesh
+    abstract_state: TrainState  # shapes, dtypes and shardings
+    abstract_batch: Batch
+
+    def init(self) -> TrainState:
+        """A fresh state, born sharded; it does not depend on the mesh."""
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
+        make = jax.jit(lambda: nn.unbox(_initial_state(self.experiment)), out_shardings=shardings)
+        with jax.set_mesh(self.mesh):
+            return make()
+
+    def lower(self, *, with_moments: bool):
+        """The train step before compilation; it maps (state, batch) to (state, metrics) and takes the state's memory."""
+        param_shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state.params)
+        step = partial(train_step, self.experiment, param_shardings, with_moments)
+        state_shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
+        jitted = jax.jit(step, donate_argnums=0, out_shardings=(state_shardings, NamedSharding(self.mesh, P())))
+        with jax.set_mesh(self.mesh):
+            return jitted.lower(self.abstract_state, self.abstract_batch)
+
+
+def build(experiment: Experiment, mesh: jax.sharding.Mesh) -> Program:
+    """The program of `experiment` on `mesh`; nothing is computed or allocated yet."""
+    boxed = jax.eval_shape(partial(_initial_state, experiment))
+    abstract_state = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        nn.unbox(boxed),
+        tree_shardings(mesh, boxed),
+    )
+    rows, length = experiment.global_batch, experiment.data.seq_len
+    integers = partial(jax.ShapeDtypeStruct, dtype=jnp.int32, sharding=batch_sharding(mesh))
+    segments = integers((rows, length)) if experiment.model.document_masking else None
+    return Program(experiment, mesh, abstract_state, Batch(integers((rows, length + 1)), segments))
+
+
+def _initial_state(experiment: Experiment) -> TrainState:
+    model = Transformer(experiment.model, experiment.execution)
+    params = model.init(jax.random.key(experiment.seed), jnp.zeros((1, 8), jnp.int32))["params"]
+    opt_state = make_optimizer(experiment.optimizer).init(params)
+    return TrainState(step=jnp.int32(0), skipped=jnp.int32(0), params=params, opt_state=opt_state)
+
+
+def train_step(experiment: Experiment, param_shardings, with_moments: bool, state: TrainState, batch: Batch):
+    """One update.
+
+    Args:
+      param_shardings: layout of the gradients, that of the parameters; None leaves it to the compiler.
+      with_moments: static; adds the costly statistics.
+
+    Returns:
+      The new state and the metrics: scalars, or arrays [L] with one value a block. They describe the state before the update.
+    """
+    loss, grads, stats = loss_and_gradients(experiment, state.params, batch, with_moments=with_moments)
+    if param_shardings is not None:
+        grads = jax.lax.with_sharding_constraint(grads, param_shardings)
+    grad_norm = optax.global_norm(grads)
+    lr = learning_rate(experiment, state.step + 1)
+    finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+    params, opt_state = jax.lax.cond(
+        finite, partial(_update, experiment), lambda *kept: kept[:2], state.params, state.opt_state, grads, lr
+    )
+    metrics = {
+        "loss": loss,
+        "lr": lr,
+        "grad_norm": grad_norm,
+        "skipped_updates": state.skipped + ~finite,
+        "batch_digest": array_digest(batch.tokens)[0],
+        "norm/gradient": layer_norms(grads["blocks"]),
+        "norm/parameter": layer_norms(state.params["blocks"]),
+        **stats,
+    }
+    return TrainState(state.step + 1, state.skipped + ~finite, params, opt_state), metrics
+
+
+def loss_and_gradients(experiment: Experiment, params, batch: Batch, *, with_moments: bool = False):
+    """Sum of token losses over the number of valid tokens of the whole batch, its gradient, and the block statistics.
+
+    With microbatches the sums are the same; statistics are averaged over them.
+    """
+    model = Transformer(experiment.model, experiment.execution, with_moments)
+    valid = batch.tokens[:, 1:].size if batch.weights is None else batch.weights.sum()
+
+    def loss_fn(params, part: Batch):
+        inputs_BT, targets_BT = windows(part.tokens)
+        logits_BTV, stats = model.apply({"params": params}, inputs_BT, part.segments)
+        losses_BT = token_losses(logits_BTV, targets_BT)
+        losses_BT = losses_BT if part.weights is None else losses_BT * part.weights
+        return losses_BT.sum() / valid, stats
+
+    gradient = jax.value_and_grad(loss_fn, has_aux=True)
+    accumulation = experiment.execution.accumulation
+    if accumulation == 1:
+        (loss, stats), grads = gradient(params, batch)
+        return loss, grads, stats
+
+    def add(total, part: Batch):
+        (loss, stats), grads = gradient(params, part)
+        return jax.tree.map(jnp.add, total, (loss, grads)), stats
+
+    # Rows m, m + M, ... form microbatch m, so that a device's rows stay where they are.
+    parts = jax.tree.map(lambda rows: rows.reshape(-1, accumulation, rows.shape[-1]).swapaxes(0, 1), batch)
+    zero = (jnp.zeros((), jnp.promote_types(experiment.model.compute_dtype, jnp.float32)), jax.tree.map(jnp.zeros_like, params))
+    (loss, grads), stats_M = jax.lax.scan(add, zero, parts)
+    return loss, grads, jax.tree.map(lambda values: values.mean(axis=0), stats_M)
+
+
+def _update(experiment: Experiment, params, opt_state, grads, lr):
+    updates, opt_state = make_optimizer(experiment.optimizer).update(grads, opt_state, params)
+    return jax.tree.map(lambda p, u: p - (lr * u).astype(p.dtype), params, updates), opt_state

@@ -1,0 +1,84 @@
+"""Who hears what was measured? metrics.jsonl every step, TensorBoard and the console every few.
+
+metrics.jsonl is the truth: one object a step, unique by step, also after a resume. A number that is not finite is null there, and named
+under "nonfinite".
+"""
+
+import concurrent.futures
+import datetime
+import json
+import os
+from typing import Any
+
+import numpy as np
+import tensorboardX
+
+from sparsecod_jax.rundir import RunDir
+
+
+def note(text: str) -> None:
+    """Says what is about to happen, so that a log tells where a job hangs."""
+    print(f"[{datetime.datetime.now():%H:%M:%S}] {text}", flush=True)
+
+
+def plain(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Metrics as strict JSON values: arrays as lists, and null for what is not finite."""
+    values = {name: np.asarray(value).tolist() for name, value in metrics.items()}
+    nonfinite = sorted(name for name, value in metrics.items() if not np.all(np.isfinite(value)))
+    for name in nonfinite:
+        values[name] = _without_nonfinite(values[name])
+    return values | ({"nonfinite": nonfinite} if nonfinite else {})
+
+
+def _without_nonfinite(value):
+    if isinstance(value, list):
+        return [_without_nonfinite(item) for item in value]
+    return value if np.isfinite(value) else None
+
+
+class Writers:
+    """Writes one run's metrics; continues after `restored_step`, dropping what a crash left beyond it."""
+
+    def __init__(self, run: RunDir, restored_step: int):
+        lines = [line for line in run.read_metrics() if line["step"] <= restored_step]
+        partial = run.metrics.with_name(run.metrics.name + ".partial")
+        partial.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        partial.replace(run.metrics)
+        self._jsonl = run.metrics.open("a")
+        self._tensorboard = tensorboardX.SummaryWriter(os.fspath(run.tensorboard), purge_step=restored_step + 1)
+        self._thread = concurrent.futures.ThreadPoolExecutor(max_workers=1)
+        self._pending: concurrent.futures.Future | None = None
+
+    def write(self, metrics: dict[str, Any], *, tensorboard: bool) -> None:
+        """Appends one step; `metrics` holds "step" and plain values."""
+        self._jsonl.write(json.dumps(metrics) + "\n")
+        self._jsonl.flush()
+        if tensorboard:
+            self._raise_pending()
+            self._pending = self._thread.submit(self._add_scalars, metrics)
+
+    def _add_scalars(self, metrics: dict[str, Any]) -> None:
+        """TensorBoard's share: one curve a number, name/layer_07 for a block's."""
+        step = metrics["step"]
+        for name, value in metrics.items():
+            if isinstance(value, list) and name != "nonfinite":
+                for layer, number in enumerate(value):
+                    if number is not None:
+                        self._tensorboard.add_scalar(f"{name}/layer_{layer:02d}", number, step)
+            elif isinstance(value, (int, float)) and name != "step":
+                self._tensorboard.add_scalar(name, value, step)
+
+    def _raise_pending(self) -> None:
+        if self._pending is not None:
+            self._pending.result()
+
+    def sync(self) -> None:
+        """Returns when all lines are on disk: before a checkpoint names them."""
+        self._jsonl.flush()
+        os.fsync(self._jsonl.fileno())
+
+    def close(self) -> None:
+        self._thread.shutdown()
+        self._raise_pending()
+        self._tensorboard.close()
+        self._jsonl.close()
