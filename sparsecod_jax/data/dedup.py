@@ -26,7 +26,7 @@ def fingerprint(text: str) -> np.ndarray:
     sampled = np.unique(grams[grams % np.uint64(SAMPLING) == 0])
     if len(sampled):
         return sampled
-    whole = hashlib.blake2b(" ".join(_WORD.findall(text.lower())).encode(), digest_size=8).digest()
+    whole = hashlib.blake2b((" ".join(_WORD.findall(text.lower())) or text).encode(), digest_size=8).digest()
     return np.frombuffer(whole, np.uint64)
 
 

@@ -18,15 +18,13 @@ def example_stream(windows: Windows, seed: int) -> grain.MapDataset:
     return grain.MapDataset.source(windows).seed(seed).shuffle().repeat()
 
 
-def batches(
-    windows: Windows, seed: int, batch: int, first_example: int, host: int = 0, hosts: int = 1
-) -> Iterator[np.ndarray]:
+def batches(windows: Windows, seed: int, batch: int, first_example: int, host: int = 0, hosts: int = 1) -> Iterator[np.ndarray]:
     """This host's rows of each global batch from `first_example` on, [batch / hosts, T + 1] int32."""
     stream, rows = example_stream(windows, seed), batch // hosts
 
     def example(k: int) -> np.ndarray:
         step, row = divmod(k, rows)
-        return stream[first_example + step * batch + host * rows + row]
+        return np.asarray(stream[first_example + step * batch + host * rows + row])
 
     reading = grain.ReadOptions(num_threads=2, prefetch_buffer_size=2 * rows)
     return iter(grain.MapDataset.range(sys.maxsize).map(example).batch(rows).to_iter_dataset(reading))

@@ -53,15 +53,11 @@ def prepare(request: Request, out: str) -> Manifest:
     directory = epath.Path(out)
     command = f"sparsecod data --source={request.source} --out={out}"
     if (directory / MANIFEST).exists():
-        manifest = read_manifest(directory, command)
-        _check_same(directory, manifest.request, request)
-        return manifest
-    if raw.is_token_folder(epath.Path(request.source)):
-        manifest = raw.index(request)
+        _check_same(directory, read_manifest(directory, command).request, request)
     else:
-        manifest = _from_text(request, directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    _write(directory / MANIFEST, manifest.to_json().encode())
+        from_ids = raw.is_token_folder(epath.Path(request.source))
+        manifest = (raw.index if from_ids else _from_text)(request, directory)
+        _write(directory / MANIFEST, manifest.to_json().encode())
     if (directory / "work").exists():
         (directory / "work").rmtree()
     return read_manifest(directory, command)
@@ -71,7 +67,7 @@ def _check_same(directory: epath.Path, before: dict, request: Request) -> None:
     now = dataclasses.asdict(request)
     changed = [f"{name} was {before.get(name)!r}, is {now[name]!r}" for name in now if before.get(name) != now[name]]
     if changed:
-        raise ConfigError(f"{directory} holds data of another request ({'; '.join(changed)}): choose another --out")
+        raise ConfigError(f"{directory} holds data of another request ({'; '.join(changed)}): choose another --out, or delete it")
 
 
 def _from_text(request: Request, directory: epath.Path) -> Manifest:
@@ -80,12 +76,7 @@ def _from_text(request: Request, directory: epath.Path) -> Manifest:
     if first is None:
         raise ConfigError(f"{request.source} holds no document with text: choose another --source")
     chosen = None if request.tokenizer in ("bpe", "bytes") else tokenizer.load(epath.Path(request.tokenizer), request.eos_id)
-    work = directory / "work"
-    work.mkdir(parents=True, exist_ok=True)
-    if (work / "request.json").exists():
-        _check_same(directory, json.loads((work / "request.json").read_text()), request)
-    _write(work / "request.json", json.dumps(dataclasses.asdict(request)).encode())
-
+    work = _begin(request, directory)
     batches = _select(request, itertools.chain([first], documents), work)
     chosen = chosen or _make_tokenizer(request, work, batches)
     chosen.save(directory)
@@ -103,9 +94,22 @@ def _from_text(request: Request, directory: epath.Path) -> Manifest:
     )
 
 
+def _begin(request: Request, directory: epath.Path) -> epath.Path:
+    """The folder for unfinished work; refuses shards and work that another request left behind."""
+    work, shards = directory / "work", [file for split in SPLITS for file in directory.glob(f"{split}-*.npy")]
+    if (work / "request.json").exists():
+        _check_same(directory, json.loads((work / "request.json").read_text()), request)
+    elif shards:
+        raise ConfigError(f"{directory} holds shards such as {shards[0].name} without their manifest: delete it or choose another --out")
+    work.mkdir(parents=True, exist_ok=True)
+    _write(work / "request.json", json.dumps(dataclasses.asdict(request)).encode())
+    return work
+
+
 def _select(request: Request, documents: Iterable[str], work: epath.Path) -> list[str]:
     """Drops near-duplicates and splits the rest, one batch after the other; returns the names of the batches."""
-    seen, names = dedup.Seen(), []
+    seen, names, finished = dedup.Seen(), [], work / "batches.json"
+    changed = ConfigError(f"{request.source} changed since {work.parent} was begun: delete {work.parent} and run again")
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(mp_context=context) as pool, tqdm(unit=" documents", desc="select", disable=None) as bar:
         for number, texts in enumerate(_batched(documents)):
@@ -114,7 +118,7 @@ def _select(request: Request, documents: Iterable[str], work: epath.Path) -> lis
             digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()
             if record.exists():
                 if json.loads(record.read_text())["digest"] != digest:
-                    raise ConfigError(f"{request.source} changed since {work} was begun: delete {work} and run again")
+                    raise changed
                 seen.add(_load(hashes))
             else:
                 kept = _new_documents(texts, pool.map(dedup.fingerprint, texts, chunksize=16), seen)
@@ -125,6 +129,9 @@ def _select(request: Request, documents: Iterable[str], work: epath.Path) -> lis
                 _save(hashes, np.concatenate([fingerprint for _, fingerprint in kept] or [np.zeros(0, np.uint64)]))
                 _write(record, json.dumps({"digest": digest, "dropped": len(texts) - len(kept)}).encode())
             bar.update(len(texts))
+    if finished.exists() and json.loads(finished.read_text()) != names:
+        raise changed
+    _write(finished, json.dumps(names).encode())
     return names
 
 

@@ -1,8 +1,8 @@
 """How are token files made elsewhere read?
 
 The paper's tool writes `part-NNNNN.npy`: little-endian uint16 ids without a header, each document ending in the end-of-document id.
-They stay where they are; the manifest names them. One contiguous range of whole documents, at a place drawn from the split seed, is
-held out. Near-duplicates are not looked for here: the text is not at hand.
+They stay where they are and the manifest names them; only the tokenizer is copied. One contiguous range of whole documents, at a place
+drawn from the split seed, is held out. Near-duplicates are not looked for here: the text is not at hand.
 """
 
 import dataclasses
@@ -24,8 +24,8 @@ def is_token_folder(source: epath.Path) -> bool:
     return source.is_dir() and any(source.glob("part-*.npy"))
 
 
-def index(request) -> Manifest:
-    """A manifest over the part files of `request.source`, which must name their tokenizer.json.
+def index(request, directory: epath.Path) -> Manifest:
+    """A manifest over the part files of `request.source`; `directory` gets a copy of the tokenizer.json that `request` must name.
 
     Raises:
       ConfigError: no tokenizer is named, or the files are not raw uint16 ids of it.
@@ -43,9 +43,11 @@ def index(request) -> Manifest:
         for first, last, split in cuts:
             if last > first:
                 split.append((file, ids, first, last))
+    directory.mkdir(parents=True, exist_ok=True)
+    encoder.save(directory)
     return Manifest(
         request=dataclasses.asdict(request),
-        tokenizer=str(epath.Path(request.tokenizer).resolve()),
+        tokenizer="tokenizer.json",
         vocab_size=encoder.vocab_size,
         eos_id=encoder.eos_id,
         dtype="uint16",

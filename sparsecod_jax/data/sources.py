@@ -37,7 +37,7 @@ def documents(source: str) -> Iterator[str]:
         texts = _hugging_face(source.removeprefix("hf:"))
     else:
         texts = _folder(epath.Path(source))
-    return (text for text in texts if text.strip())
+    return (text for text in texts if text and text.strip())  # a null counts as empty
 
 
 def _stdlib() -> Iterator[str]:
@@ -48,13 +48,15 @@ def _stdlib() -> Iterator[str]:
             yield path.read_text("utf-8", errors="replace")
 
 
-def _folder(root: epath.Path) -> Iterator[str]:
+def _folder(root: epath.Path) -> Iterator[str | None]:
     if not root.exists():
         raise ConfigError(f"there is no source {root}: use sotu, stdlib, hf:NAME, or the path of a text, JSONL or parquet file or folder")
     readers = {path: _reader(path) for path in _files(root)}
     usable = {path: reader for path, reader in readers.items() if reader}
     if not usable:
-        raise ConfigError(f"{root} holds no file that can be read: use {', '.join(TEXT_SUFFIXES)}, .jsonl, .jsonl.gz, .jsonl.zst or .parquet")
+        raise ConfigError(
+            f"{root} holds no file that can be read: use {', '.join(TEXT_SUFFIXES)}, .jsonl, .jsonl.gz, .jsonl.zst or .parquet"
+        )
     for path, reader in usable.items():
         yield from reader(path)
 
@@ -70,7 +72,7 @@ def _files(root: epath.Path) -> Iterator[epath.Path]:
 def _reader(path: epath.Path):
     name = path.name
     if name.endswith(TEXT_SUFFIXES):
-        return lambda path: [path.read_text()]
+        return _text
     if name.endswith((".jsonl", ".jsonl.gz", ".jsonl.zst")):
         return _jsonl
     if name.endswith(".parquet"):
@@ -78,26 +80,47 @@ def _reader(path: epath.Path):
     return None
 
 
+def _text(path: epath.Path) -> Iterator[str]:
+    try:
+        yield path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 text (byte {error.start}): convert or remove it") from error
+
+
 def _open(path: epath.Path) -> IO[bytes]:
     raw = path.open("rb")
     if path.name.endswith(".gz"):
         return gzip.open(raw)  # pyright: ignore[reportReturnType]
     if path.name.endswith(".zst"):
-        return _import("zstandard").ZstdDecompressor().stream_reader(raw)
+        return io.BufferedReader(_import("zstandard").ZstdDecompressor().stream_reader(raw, read_across_frames=True))
     return raw
 
 
-def _jsonl(path: epath.Path) -> Iterator[str]:
+def _lines(path: epath.Path) -> Iterator[bytes]:
     with _open(path) as file:
-        for number, line in enumerate(io.TextIOWrapper(file, "utf-8"), 1):
-            try:
-                yield json.loads(line)["text"]
-            except (json.JSONDecodeError, KeyError, TypeError) as error:
-                raise ConfigError(f'{path}, line {number} is not a JSON object with a "text" field: mend or remove it') from error
+        try:
+            yield from file
+        except Exception as error:  # gzip, zlib and zstandard raise unrelated types
+            raise ConfigError(f"{path} is damaged ({error}): copy it again") from error
 
 
-def _parquet(path: epath.Path) -> Iterator[str]:
-    table = _import("pyarrow.parquet").ParquetFile(path.open("rb"))
+def _jsonl(path: epath.Path) -> Iterator[str | None]:
+    for number, line in enumerate(_lines(path), 1):
+        try:
+            text = json.loads(line)["text"]
+            if text is not None:
+                text.encode()  # fails on a number, a list or half a surrogate pair
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ConfigError(f'{path}, line {number} is not a JSON object with text in its "text" field: mend or remove it') from error
+        yield text
+
+
+def _parquet(path: epath.Path) -> Iterator[str | None]:
+    parquet = _import("pyarrow.parquet")
+    try:
+        table = parquet.ParquetFile(path.open("rb"))
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"{path} is not a whole parquet file ({error}): copy it again") from error
     if "text" not in table.schema_arrow.names:
         raise ConfigError(f'{path} has no "text" column but {table.schema_arrow.names}: rename the one that holds the documents')
     for batch in table.iter_batches(columns=["text"]):
@@ -110,7 +133,9 @@ def _hugging_face(name: str) -> Iterator[str]:
     try:
         rows = datasets.load_dataset(path, subset or None, split="train", streaming=True)
     except Exception as error:  # the library raises many unrelated types here
-        raise ConfigError(f"the dataset {name} can't be opened ({type(error).__name__}): check its name, configuration and network") from error
+        raise ConfigError(
+            f"the dataset {name} can't be opened ({type(error).__name__}): check its name, configuration and network"
+        ) from error
     for row in rows:
         if "text" not in row:
             raise ConfigError(f'the dataset {name} has no "text" column but {sorted(row)}: choose another')

@@ -54,7 +54,7 @@ class Manifest:
     @property
     def fingerprint(self) -> str:
         """A hash of the tokens and their order; the place of the files is no part of it."""
-        shards = [[s.sha256, s.tokens] for _, split in self.splits() for s in split.shards]
+        shards = [[[s.sha256, s.tokens] for s in split.shards] for _, split in self.splits()]
         content = [self.tokenizer, self.vocab_size, self.eos_id, self.dtype, shards]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
@@ -67,13 +67,19 @@ class Manifest:
         return [("train", self.train), ("validation", self.validation)]
 
     def to_json(self) -> str:
-        return json.dumps({**dataclasses.asdict(self), "fingerprint": self.fingerprint}, indent=1)
+        """The file's text: all fields, the fingerprint, and a checksum over both."""
+        values = {**dataclasses.asdict(self), "fingerprint": self.fingerprint}
+        return json.dumps({**values, "checksum": _checksum(values)}, indent=1)
 
 
 def entropy(counts: np.ndarray) -> float:
     """Entropy in nats of the distribution that `counts` is proportional to."""
     shares = counts[counts > 0] / counts.sum()
     return float(-(shares * np.log(shares)).sum())
+
+
+def _checksum(values: dict) -> str:
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
 def _split(values: dict) -> Split:
@@ -94,12 +100,14 @@ def read_manifest(directory: epath.Path, command: str) -> Manifest:
     if not path.exists():
         raise ConfigError(f"there is no data in {directory}: run `{command}`")
     try:
-        values = json.loads(path.read_text())
-        recorded = values.pop("fingerprint")
+        values = json.loads(path.read_bytes())
+        checksum = values.pop("checksum")
+        intact = checksum == _checksum(values)
+        del values["fingerprint"]
         manifest = Manifest(**{**values, "train": _split(values["train"]), "validation": _split(values["validation"])})
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path} can't be read ({error}): delete {directory} and run `{command}`") from error
-    if recorded != manifest.fingerprint:
+    if not intact:
         raise ConfigError(f"{path} was changed after it was made: delete {directory} and run `{command}`")
     for shard in (*manifest.train.shards, *manifest.validation.shards):
         file, end = directory / shard.file, shard.offset + shard.tokens * np.dtype(manifest.dtype).itemsize

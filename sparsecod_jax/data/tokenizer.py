@@ -53,13 +53,13 @@ class FileTokenizer:
 
     inner: HFTokenizer
     eos_id: int
+    vocab_size: int = dataclasses.field(init=False)  # the highest id and one: some vocabularies have gaps
 
     def __post_init__(self):
         self.inner.encode_special_tokens = True
-
-    @property
-    def vocab_size(self) -> int:
-        return self.inner.get_vocab_size()
+        self.inner.no_truncation()
+        self.inner.no_padding()
+        self.vocab_size = max(self.inner.get_vocab().values()) + 1
 
     def encode(self, texts: list[str]) -> list[np.ndarray]:
         encodings = self.inner.encode_batch_fast(texts, add_special_tokens=False)
@@ -69,7 +69,17 @@ class FileTokenizer:
         return self.inner.decode(list(ids), skip_special_tokens=False)
 
     def save(self, directory: epath.Path) -> None:
-        (directory / "tokenizer.json").write_text(self.inner.to_str())
+        """Writes tokenizer.json, whole or not at all.
+
+        Raises:
+          ConfigError: `directory` has another tokenizer already.
+        """
+        file, content = directory / "tokenizer.json", self.inner.to_str()
+        if file.exists() and file.read_text("utf-8") != content:
+            raise ConfigError(f"{file} is another tokenizer than the one asked for: delete {directory} and run again")
+        partial = file.with_name(file.name + ".partial")
+        partial.write_text(content, "utf-8")
+        partial.replace(file)
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> FileTokenizer:
@@ -82,9 +92,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> FileTokenizer:
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore[reportAttributeAccessIssue]
     inner.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=[END_OF_DOCUMENT], initial_alphabet=alphabet, show_progress=False
-    )
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=[END_OF_DOCUMENT], initial_alphabet=alphabet, show_progress=False)
     inner.train_from_iterator(texts, trainer)
     if inner.get_vocab_size() != vocab_size:
         raise ConfigError(f"the training split yields {inner.get_vocab_size()} BPE ids, not {vocab_size}: lower --vocab_size")
@@ -107,6 +115,8 @@ def load(path: epath.Path, eos_id: int | None = None) -> FileTokenizer:
         eos_id = next((i for name in END_NAMES if (i := inner.token_to_id(name)) is not None), None)
     if eos_id is None:
         raise ConfigError(f"{path} has no end-of-document token ({', '.join(END_NAMES)}): give its id with --eos_id")
+    if eos_id not in inner.get_vocab().values():
+        raise ConfigError(f"{path} has no id {eos_id}: give the id of its end-of-document token with --eos_id")
     return FileTokenizer(inner, eos_id)
 
 

