@@ -3,6 +3,7 @@
 import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"  # the tests mostly compile
 
 import jax
 import pytest
@@ -29,8 +30,10 @@ def corpus(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tokens(corpus, tmp_path_factory):
     """A data directory of about 10,000 training ids, 300 of them different."""
+    from etils import epath
+
     from sparsecod_jax.data.prepare import Request, prepare
 
-    out = tmp_path_factory.mktemp("tokens") / "data"
+    out = epath.Path(tmp_path_factory.mktemp("tokens")) / "data"
     prepare(Request(str(corpus), vocab_size=300, validation_fraction=0.2), str(out))
     return out

@@ -1,0 +1,278 @@
+"""A source becomes shards: split by document, without near-duplicates, the same however often the work is interrupted."""
+
+import dataclasses
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from etils import epath
+from tokenizers import Tokenizer as HFTokenizer
+from tokenizers import models, pre_tokenizers
+
+from sparsecod_jax.data import prepare, tokenizer
+from sparsecod_jax.data.store import Manifest, Windows, read_manifest
+from sparsecod_jax.errors import ConfigError
+
+WORDS = 60  # of a document
+COUNT = 24  # documents
+BATCH = 1800  # characters, so that several batches are made
+
+
+def document(seed: int) -> str:
+    return " ".join(f"w{n}" for n in np.random.default_rng(seed).integers(0, 999, WORDS))
+
+
+DOCUMENTS = [document(seed) for seed in range(COUNT - 1)] + ["größer 😀 than <|endoftext|> it seems\u2028"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _several_batches():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepare, "BATCH_CHARACTERS", BATCH)
+        yield
+
+
+def write(folder: Path, texts: list[str]) -> str:
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, text in enumerate(texts):
+        (folder / f"{number:03d}.txt").write_text(text, "utf-8")
+    return str(folder)
+
+
+def request_for(source: str, **options) -> prepare.Request:
+    return prepare.Request(source, **{"tokenizer": "bytes", "validation_fraction": 0.3, **options})
+
+
+def documents_of(out: Path, manifest: Manifest) -> dict[str, list[str]]:
+    """The documents of each split, decoded from the shards."""
+    encoder, found = tokenizer.of_directory(epath.Path(out), manifest.tokenizer, manifest.eos_id), {}
+    for name, split in manifest.splits():
+        tokens = Windows(epath.Path(out), manifest, split, 1).tokens(0, split.tokens)
+        ends = np.flatnonzero(tokens == manifest.eos_id)
+        assert (ends.size, ends[-1] + 1) == (split.documents, split.tokens), "each document ends with one EOS, and nothing follows the last"
+        found[name] = [encoder.decode(ids[:-1].tolist()) for ids in np.split(tokens, ends[:-1] + 1)]
+        assert split.text_bytes == sum(len(text.encode()) for text in found[name])
+    return found
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A finished directory, its request and its manifest."""
+    folder = tmp_path_factory.mktemp("made")
+    request = request_for(write(folder / "text", DOCUMENTS))
+    return folder / "out", request, prepare.prepare(request, str(folder / "out"))
+
+
+def test_every_document_is_in_one_split_in_its_order(made):
+    out, _, manifest = made
+    splits = documents_of(out, manifest)
+    assert splits["train"]
+    assert splits["validation"]
+    assert Counter(splits["train"] + splits["validation"]) == Counter(DOCUMENTS)
+    for texts in splits.values():
+        assert texts == [text for text in DOCUMENTS if text in texts]
+    assert len(manifest.train.shards) > 2, "several batches were to be made"
+    assert manifest.dropped_documents == 0
+
+
+def test_manifest_tells_what_was_made(made):
+    out, request, manifest = made
+    assert read_manifest(epath.Path(out), "command") == manifest
+    assert manifest.request == dataclasses.asdict(request)
+    assert (manifest.tokenizer, manifest.vocab_size, manifest.eos_id, manifest.dtype) == ("bytes", 257, 256, "uint16")
+    tokens = Windows(epath.Path(out), manifest, manifest.train, 1).tokens(0, manifest.train.tokens)
+    shares = np.array([count / tokens.size for count in Counter(tokens.tolist()).values()])
+    assert manifest.train.unigram_entropy == pytest.approx(-(shares * np.log(shares)).sum())
+    on_disk = {path.name for path in Path(out).iterdir()}
+    assert on_disk == {"manifest.json", *(shard.file for _, split in manifest.splits() for shard in split.shards)}
+    assert json.loads((out / "manifest.json").read_text())["fingerprint"] == manifest.fingerprint
+
+
+def test_second_call_touches_nothing(made):
+    out, request, manifest = made
+    before = {path: path.stat().st_mtime_ns for path in [out, *out.iterdir()]}
+    assert prepare.prepare(request, str(out)) == manifest
+    assert {path: path.stat().st_mtime_ns for path in [out, *out.iterdir()]} == before
+
+
+@pytest.mark.parametrize("option", [{"split_seed": 1}, {"validation_fraction": 0.2}, {"tokenizer": "bpe", "vocab_size": 300}])
+def test_another_request_is_refused(made, option):
+    out, request, _ = made
+    before = contents(out)
+    with pytest.raises(ConfigError, match=f"another request .*{next(iter(option))} was .*--out"):
+        prepare.prepare(dataclasses.replace(request, **option), str(out))
+    assert contents(out) == before
+
+
+def test_split_depends_on_the_seed_but_not_on_the_order(made, tmp_path):
+    out, request, manifest = made
+    held_out = set(documents_of(out, manifest)["validation"])
+    reversed_source = write(tmp_path / "reversed", DOCUMENTS[::-1])
+    same = prepare.prepare(dataclasses.replace(request, source=reversed_source), str(tmp_path / "a"))
+    assert set(documents_of(tmp_path / "a", same)["validation"]) == held_out
+    assert same.fingerprint != manifest.fingerprint
+    other = prepare.prepare(dataclasses.replace(request, split_seed=1), str(tmp_path / "b"))
+    assert set(documents_of(tmp_path / "b", other)["validation"]) != held_out
+
+
+def test_near_duplicates_go_before_the_split(tmp_path):
+    originals = [f"{document(seed)} {document(seed + 100)} {document(seed + 200)}" for seed in range(12)]
+    copies = [text + " with a new end" for text in originals]
+    request = request_for(write(tmp_path / "text", originals + copies), validation_fraction=0.5)
+    manifest = prepare.prepare(request, str(tmp_path / "out"))
+    splits = documents_of(tmp_path / "out", manifest)
+    assert Counter(splits["train"] + splits["validation"]) == Counter(originals)
+    assert min(len(texts) for texts in splits.values()) >= 2
+    assert manifest.dropped_documents == len(copies)
+
+
+class Interrupted(BaseException):
+    """Stands for the end of the process."""
+
+
+@pytest.fixture
+def until(monkeypatch):
+    """Prepares until so many files are complete, or the one of that name is about to be; whether it came to the end."""
+    path_class = type(epath.Path("/"))
+    complete = path_class.replace
+
+    def prepare_until(request: prepare.Request, out: Path, files: int = 1000, name: str = "") -> bool:
+        left = iter(range(files))
+
+        def replace(self, target):
+            if target.name == name or next(left, None) is None:
+                self.write_bytes(self.read_bytes()[:10])
+                raise Interrupted
+            return complete(self, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(path_class, "replace", replace)
+            try:
+                prepare.prepare(request, str(out))
+            except Interrupted:
+                return False
+            return True
+
+    return prepare_until
+
+
+def test_interrupted_work_ends_in_the_same_bytes(tmp_path, until):
+    source = write(tmp_path / "text", [*DOCUMENTS[:16], DOCUMENTS[0], *DOCUMENTS[16:]])
+    request = request_for(source, tokenizer="bpe", vocab_size=300)
+    manifest = prepare.prepare(request, str(tmp_path / "at_once"))
+    assert manifest.dropped_documents == 1
+    attempts = next(attempt for attempt in range(1, 50) if until(request, tmp_path / "interrupted", files=6))
+    assert attempts > 5
+    assert contents(tmp_path / "interrupted") == contents(tmp_path / "at_once")
+    assert read_manifest(epath.Path(tmp_path / "interrupted"), "").fingerprint == manifest.fingerprint
+
+
+def test_files_appear_only_whole(tmp_path, monkeypatch):
+    path_class, moved = type(epath.Path("/")), set()
+    complete = path_class.replace
+    monkeypatch.setattr(path_class, "replace", lambda self, target: moved.add(target.name) or complete(self, target))
+    request = request_for(write(tmp_path / "text", DOCUMENTS), tokenizer="bpe", vocab_size=300)
+    prepare.prepare(request, str(tmp_path / "out"))
+    assert {"manifest.json", "tokenizer.json", "train-00000.npy"} <= set(contents(tmp_path / "out")) <= moved
+
+
+@pytest.fixture
+def unfinished(tmp_path, until):
+    """Work that stopped with everything but the manifest, and its request; the last document fills a batch of its own."""
+    request, out = request_for(write(tmp_path / "text", [*DOCUMENTS, document(COUNT) * 20])), tmp_path / "out"
+    assert not until(request, out, name="manifest.json")
+    return out, request
+
+
+def test_finished_files_are_not_made_again(unfinished, until):
+    out, request = unfinished
+    before = {path: path.stat().st_mtime_ns for path in [*out.glob("*.npy"), *(out / "work").glob("0*")]}
+    assert len(before) > 20
+    assert not until(request, out, name="manifest.json")
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_changed_source_is_refused_on_resume(unfinished):
+    out, request = unfinished
+    first, further = Path(request.source) / "000.txt", Path(request.source) / "999.txt"
+    original = first.read_text()
+    first.write_text("changed")
+    with pytest.raises(ConfigError, match=f"changed since {out} was begun: delete {out} and"):
+        prepare.prepare(request, str(out))
+    first.write_text(original)
+    further.write_text("one more, which begins a new batch")
+    with pytest.raises(ConfigError, match=f"changed since {out} was begun: delete {out} and"):
+        prepare.prepare(request, str(out))
+    further.unlink()
+    prepare.prepare(request, str(out))
+    assert not (out / "work").exists()
+
+
+def test_changed_tokenizer_is_refused_on_resume(tmp_path, until):
+    request = request_for(write(tmp_path / "text", DOCUMENTS), tokenizer=word_level(tmp_path / "words.json", 50))
+    assert not until(request, tmp_path / "out", name="manifest.json")
+    word_level(tmp_path / "words.json", 51)
+    with pytest.raises(ConfigError, match="another tokenizer"):
+        prepare.prepare(request, str(tmp_path / "out"))
+
+
+def test_unfinished_work_refuses_another_request_and_lost_work(unfinished):
+    out, request = unfinished
+    with pytest.raises(ConfigError, match="another request"):
+        prepare.prepare(dataclasses.replace(request, split_seed=1), str(out))
+    epath.Path(out / "work").rmtree()
+    with pytest.raises(ConfigError, match="without their manifest"):
+        prepare.prepare(request, str(out))
+
+
+def word_level(path: Path, words: int) -> str:
+    """A tokenizer.json of that many ids, the last of which is the word "top"."""
+    vocabulary = {"?": 0, "</s>": 1, **{f"word{n}": n for n in range(2, words - 1)}, "top": words - 1}
+    inner = HFTokenizer(models.WordLevel(vocabulary, unk_token="?"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
+    inner.save(str(path))
+    return str(path)
+
+
+@pytest.mark.parametrize(("words", "dtype"), [(65536, "uint16"), (65537, "uint32")])
+def test_ids_are_as_wide_as_the_vocabulary_needs(tmp_path, words, dtype):
+    texts = [f"top word{n} word{n + 1}" for n in range(2, 20)]
+    request = request_for(write(tmp_path / "text", texts), tokenizer=word_level(tmp_path / "words.json", words))
+    manifest = prepare.prepare(request, str(tmp_path / "out"))
+    assert (manifest.dtype, manifest.vocab_size, manifest.eos_id) == (dtype, words, 1)
+    for shard in manifest.train.shards:
+        ids = np.load(tmp_path / "out" / shard.file)
+        assert ids.dtype == dtype
+        assert ids.max() == words - 1
+    (tmp_path / "words.json").unlink()
+    splits = documents_of(tmp_path / "out", manifest)
+    assert Counter(splits["train"] + splits["validation"]) == Counter(texts)
+
+
+@pytest.mark.parametrize("options", [{"vocab_size": 256}, {}, {"tokenizer": "bytes", "validation_fraction": 0.0}])
+def test_impossible_requests_are_refused(options):
+    with pytest.raises(ConfigError, match=r"use 257 or more|try 0\.05"):
+        prepare.Request("sotu", **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"), [({"validation_fraction": 1e-9}, "validation split"), ({"source": "{}/absent"}, "absent")]
+)
+def test_unusable_sources_are_refused(tmp_path, options, sentence):
+    options = {"source": write(tmp_path / "text", DOCUMENTS[:3]), **options}
+    options["source"] = options["source"].format(tmp_path)
+    with pytest.raises(ConfigError, match=sentence):
+        prepare.prepare(request_for(**options), str(tmp_path / "out"))
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_source_without_text_writes_nothing(tmp_path):
+    with pytest.raises(ConfigError, match="no document with text"):
+        prepare.prepare(request_for(write(tmp_path / "text", [" \n"])), str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,136 @@
+"""Shards read as one stream, and a manifest that does not fit them, or itself, is refused."""
+
+import dataclasses
+import hashlib
+import json
+
+import numpy as np
+import pytest
+from etils import epath
+
+from sparsecod_jax.data.store import Manifest, Shard, Split, Windows, entropy, read_manifest
+from sparsecod_jax.errors import ConfigError
+
+
+def make_split(folder, name: str, sizes: list[int], dtype: str, seed: int) -> tuple[Split, np.ndarray]:
+    """Shards of those sizes in `folder`, the second one in the middle of a raw file; and their tokens as one array."""
+    rng, shards, pieces = np.random.default_rng(seed), [], []
+    for number, size in enumerate(sizes):
+        ids = rng.integers(0, np.iinfo(dtype).max if dtype == "uint16" else 10**6, size, endpoint=True).astype(dtype)
+        file = folder / f"{name}-{number}.npy"
+        if number == 1:
+            np.concatenate([ids, ids, ids]).tofile(file)
+            place, offset = str(file), ids.nbytes
+        else:
+            np.save(file, ids)
+            place, offset = file.name, file.stat().st_size - ids.nbytes
+        shards.append(Shard(place, offset, size, hashlib.sha256(ids.tobytes()).hexdigest()))
+        pieces.append(ids)
+    tokens = np.concatenate(pieces)
+    counts = np.unique(tokens, return_counts=True)[1]
+    return Split(1, tokens.size, 10 * tokens.size, entropy(counts), tuple(shards)), tokens
+
+
+def make(folder, sizes: list[int], dtype: str = "uint16") -> tuple[Manifest, np.ndarray]:
+    """A data directory and the tokens of its training split."""
+    train, tokens = make_split(folder, "train", sizes, dtype, 0)
+    validation, _ = make_split(folder, "validation", [9], dtype, 1)
+    manifest = Manifest({"source": "x"}, "tokenizer.json", 2**16 if dtype == "uint16" else 10**6 + 1, 0, dtype, train, validation, 0)
+    (folder / "manifest.json").write_text(manifest.to_json())
+    return manifest, tokens
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "uint32"])
+@pytest.mark.parametrize("seq_len", [1, 4, 7, 40])
+def test_windows_cross_shard_borders(tmp_path, dtype, seq_len):
+    manifest, tokens = make(tmp_path, [5, 1, 17, 3, 2, 30], dtype)
+    windows = Windows(epath.Path(tmp_path), manifest, manifest.train, seq_len)
+    assert windows.total_tokens == tokens.size == 58
+    assert len(windows) == (58 - 1) // seq_len
+    for index in range(len(windows)):
+        expected = tokens[index * seq_len : index * seq_len + seq_len + 1]
+        assert windows[index].dtype == np.int32
+        np.testing.assert_array_equal(windows[index], expected)
+        assert windows[index].size == seq_len + 1
+
+
+def test_any_range_of_tokens(tmp_path):
+    manifest, tokens = make(tmp_path, [5, 1, 7])
+    windows = Windows(epath.Path(tmp_path), manifest, manifest.train, 2)
+    for start in range(13):
+        for stop in range(start + 1, 16):
+            np.testing.assert_array_equal(windows.tokens(start, stop), tokens[start:stop])
+
+
+def test_entropy_in_nats():
+    assert entropy(np.array([5, 5, 0, 5, 5])) == pytest.approx(np.log(4))
+    assert entropy(np.array([3, 1])) == pytest.approx(np.log(4) - 0.75 * np.log(3))
+    assert entropy(np.array([7])) == 0
+
+
+def test_manifest_survives_the_disk(tmp_path):
+    manifest, _ = make(tmp_path, [5, 6])
+    assert read_manifest(epath.Path(tmp_path), "command") == manifest
+
+
+def test_fingerprint_is_of_content_order_and_split(tmp_path):
+    manifest, _ = make(tmp_path, [5, 6, 7])
+    first, second, third = manifest.train.shards
+    moved = dataclasses.replace(first, file="/elsewhere/train.npy", offset=0)
+    held_out = manifest.validation.shards
+
+    def fingerprint(train, validation):
+        splits = [
+            dataclasses.replace(split, shards=shards) for split, shards in ((manifest.train, train), (manifest.validation, validation))
+        ]
+        return dataclasses.replace(manifest, train=splits[0], validation=splits[1]).fingerprint
+
+    assert fingerprint((moved, second, third), held_out) == manifest.fingerprint
+    assert fingerprint((second, first, third), held_out) != manifest.fingerprint
+    assert fingerprint((first, second), (third, *held_out)) != manifest.fingerprint
+    assert dataclasses.replace(manifest, eos_id=1).fingerprint != manifest.fingerprint
+
+
+def test_every_flipped_bit_of_a_manifest_is_refused(tmp_path):
+    make(tmp_path, [5, 6])
+    file = tmp_path / "manifest.json"
+    content = file.read_bytes()
+    for place in range(len(content)):
+        flipped = content[place] ^ (1 << place % 8)
+        file.write_bytes(content[:place] + bytes([flipped]) + content[place + 1 :])
+        with pytest.raises(ConfigError, match=r"can't be read|was changed"):
+            read_manifest(epath.Path(tmp_path), "command")
+
+
+@pytest.mark.parametrize("content", ["", "[]", '"x"', "{}", "5", '{"fingerprint": "x"}'])
+def test_what_is_no_manifest_is_refused(tmp_path, content):
+    (tmp_path / "manifest.json").write_text(content)
+    with pytest.raises(ConfigError, match=f"can't be read .* delete {tmp_path} and run `command`"):
+        read_manifest(epath.Path(tmp_path), "command")
+
+
+def test_numbers_changed_by_hand_are_refused(tmp_path):
+    make(tmp_path, [5, 6])
+    file = tmp_path / "manifest.json"
+    values = json.loads(file.read_text())
+    values["validation"]["text_bytes"] += 1
+    file.write_text(json.dumps(values))
+    with pytest.raises(ConfigError, match="was changed after it was made"):
+        read_manifest(epath.Path(tmp_path), "command")
+
+
+def test_missing_and_truncated_shards_are_refused(tmp_path):
+    manifest, _ = make(tmp_path, [5, 6])
+    file = tmp_path / manifest.validation.shards[0].file
+    content = file.read_bytes()
+    file.write_bytes(content[:-1])
+    with pytest.raises(ConfigError, match=f"{file.name} is missing or shorter"):
+        read_manifest(epath.Path(tmp_path), "command")
+    file.unlink()
+    with pytest.raises(ConfigError, match=f"{file.name} is missing or shorter"):
+        read_manifest(epath.Path(tmp_path), "command")
+
+
+def test_absent_directory_names_the_command(tmp_path):
+    with pytest.raises(ConfigError, match="run `sparsecod data`"):
+        read_manifest(epath.Path(tmp_path) / "absent", "sparsecod data")

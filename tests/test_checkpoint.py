@@ -1,0 +1,151 @@
+"""Saving, verifying, falling back, and never starting afresh by accident."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from etils import epath
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from sparsecod_jax import config
+from sparsecod_jax.checkpoint import Checkpointer
+from sparsecod_jax.errors import ConfigError, SparsecodError
+from sparsecod_jax.rundir import RunDir
+from sparsecod_jax.sharding import make_mesh
+
+
+def _state(value: float):
+    key = jax.random.key(int(value))
+    return {"weights": jax.random.normal(key, (16, 24)), "deep": {"gain": jnp.full((8,), value)}, "step": jnp.int32(value)}
+
+
+def _abstract(state, sharding=None):
+    sharding = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return {"state": jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), state)}
+
+
+@pytest.fixture
+def run(tmp_path):
+    return RunDir(epath.Path(tmp_path))
+
+
+def _save(run, *steps, keep=3):
+    checkpointer = Checkpointer(run, keep)
+    for step in steps:
+        checkpointer.save(step, {"state": _state(step)}, {"note": f"of step {step}"})
+    checkpointer.close()
+
+
+def _restore(run):
+    checkpointer = Checkpointer(run, keep=3)
+    try:
+        return checkpointer.restore_latest(_abstract(_state(0)))
+    finally:
+        checkpointer.close()
+
+
+def _equal(restored, step):
+    return jax.tree.all(jax.tree.map(np.array_equal, restored.items["state"], _state(step)))
+
+
+def test_round_trip_and_retention(run):
+    assert _restore(run) is None
+    _save(run, 1, 2, 3, 4)
+    restored = _restore(run)
+    assert (restored.step, restored.record["note"]) == (4, "of step 4")
+    assert _equal(restored, 4)
+    assert sorted(int(path.name) for path in run.checkpoints.iterdir()) == [2, 3, 4]
+
+
+def test_restores_onto_another_mesh(run):
+    _save(run, 5)
+    mesh = make_mesh(config.Mesh(2, 2, 2))
+    spread = NamedSharding(mesh, P(("data", "fsdp")))
+    abstract = _abstract(_state(0), NamedSharding(mesh, P()))
+    abstract["state"]["weights"] = jax.ShapeDtypeStruct((16, 24), jnp.float32, sharding=spread)
+    checkpointer = Checkpointer(run, keep=3)
+    restored = checkpointer.restore_latest(abstract)
+    checkpointer.close()
+    assert restored is not None
+    assert _equal(restored, 5)
+    assert restored.items["state"]["weights"].sharding == spread
+
+
+def test_one_flipped_bit_anywhere_gives_the_same_bits_or_the_older_step_by_name(run, tmp_path, capsys):
+    _save(run, 10, 20)
+    files = sorted(path for path in (tmp_path / "checkpoints" / "20").rglob("*") if path.is_file() and path.stat().st_size)
+    assert len(files) > 5
+    rng = np.random.default_rng()
+    outcomes = {"same": 0, "older": 0}
+    for file in files:
+        content = file.read_bytes()
+        for _ in range(2):
+            bit = int(rng.integers(8 * len(content)))
+            flipped = bytearray(content)
+            flipped[bit // 8] ^= 1 << (bit % 8)
+            file.write_bytes(flipped)
+            restored = _restore(run)
+            output = capsys.readouterr().out
+            if restored.step == 20:
+                assert _equal(restored, 20), f"bit {bit} of {file} changed the state in silence"
+                outcomes["same"] += 1
+                file.write_bytes(content)
+            else:
+                assert restored.step == 10
+                assert _equal(restored, 10)
+                assert "checkpoint 20 can't be used" in output
+                outcomes["older"] += 1
+                (moved,) = run.quarantine.iterdir()
+                moved.rename(run.checkpoints / "20")
+                file.write_bytes(content)
+    print(outcomes)
+    assert outcomes["older"] > 0
+
+
+def test_a_truncated_newest_step_is_quarantined_and_can_be_saved_again(run, tmp_path, capsys):
+    _save(run, 10, 20)
+    for file in (tmp_path / "checkpoints" / "20" / "state").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    assert _restore(run).step == 10
+    assert "moved to" in capsys.readouterr().out
+    assert (run.quarantine / "20-0").exists()
+    _save(run, 20)
+    assert _restore(run).step == 20
+
+
+def test_an_empty_step_folder_is_not_a_checkpoint(run):
+    _save(run, 10)
+    (run.checkpoints / "30").mkdir()
+    assert _restore(run).step == 10
+
+
+def test_when_none_is_usable_it_stops(run, tmp_path):
+    _save(run, 10, 20)
+    for file in (tmp_path / "checkpoints").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"x")
+    before = sorted((tmp_path / "checkpoints").rglob("*"))
+    with pytest.raises(ConfigError, match="restore one from a copy"):
+        _restore(run)
+    assert sorted((tmp_path / "checkpoints").rglob("*")) == before
+
+
+def test_another_model_is_refused_by_name_and_shape(run):
+    _save(run, 10)
+    checkpointer = Checkpointer(run, keep=3)
+    wider = _state(0) | {"weights": jnp.zeros((16, 25))}
+    with pytest.raises(ConfigError, match=r"state/weights as \[\[16, 24\], 'float32'\], the model needs \[\[16, 25\]"):
+        checkpointer.restore_latest(_abstract(wider))
+    with pytest.raises(ConfigError, match=r"lacks state/extra"):
+        checkpointer.restore_latest(_abstract(_state(0) | {"extra": jnp.zeros(3)}))
+    checkpointer.close()
+
+
+def test_a_refused_save_is_an_error(run):
+    checkpointer = Checkpointer(run, keep=3)
+    checkpointer.save(5, {"state": _state(5)}, {})
+    with pytest.raises(SparsecodError, match="was not saved"):
+        checkpointer.save(4, {"state": _state(4)}, {})
+    checkpointer.close()

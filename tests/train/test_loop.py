@@ -1,0 +1,206 @@
+"""Whole runs: what is logged, what survives being killed, and who may write."""
+
+import dataclasses
+import json
+import random
+import signal
+
+import jax
+import numpy as np
+import plain
+import process
+import pytest
+import tiny
+from etils import epath
+
+from sparsecod_jax import config
+from sparsecod_jax.checkpoint import Checkpointer
+from sparsecod_jax.data.pipeline import example_stream
+from sparsecod_jax.data.store import Windows, read_manifest
+from sparsecod_jax.errors import ConfigError, Diverged, Fenced
+from sparsecod_jax.rundir import RunDir, claim
+from sparsecod_jax.sharding import make_mesh
+from sparsecod_jax.train.loop import train
+from sparsecod_jax.train.step import build
+
+TIMES = ("tokens_per_second",)
+
+
+def _experiment(tokens, **sections):
+    sections["data"] = {"path": str(tokens), **sections.get("data", {})}
+    return tiny.experiment(**sections)
+
+
+def _lines(workdir):
+    lines = RunDir(epath.Path(workdir)).read_metrics()
+    return [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
+
+
+def _one_device(tokens, **sections):
+    return _experiment(tokens, mesh=config.Mesh(1, 1, 1), **sections)
+
+
+def test_statistics_of_a_trained_sharded_run_equal_numpy(tokens, tmp_path):
+    """Line s describes the state of checkpoint s-1 on the recorded examples: 8 blocks, mesh fsdp 4 x tensor 2, accumulation 2."""
+    experiment = _experiment(
+        tokens,
+        steps=12,
+        model={"n_layers": 8},
+        mesh=config.Mesh(1, 4, 2),
+        execution={"accumulation": 2},
+        checkpoint={"every": 1, "keep": 20},
+    )
+    train(experiment, str(tmp_path))
+    run, manifest = RunDir(epath.Path(tmp_path)), read_manifest(tokens, "")
+    stream = example_stream(Windows(tokens, manifest, manifest.train, experiment.data.seq_len), experiment.data.seed)
+    abstract = build(experiment, make_mesh(experiment.mesh)).abstract_state
+    for line in _lines(tmp_path)[10:]:
+        checkpointer = Checkpointer(run, keep=20)
+        items = checkpointer._restore(line["step"] - 1, {"state": abstract}).items
+        params = jax.device_get(items["state"].params)
+        rows = np.stack([stream[line["first_example"] + row] for row in range(experiment.global_batch)])
+        logits, stats = plain.forward(params, rows[:, :-1], experiment.model)
+        for name, values in stats.items():
+            np.testing.assert_allclose(np.atleast_1d(line[name]), values, rtol=1e-5, err_msg=f"{name} at step {line['step']}")
+        picked = np.take_along_axis(logits, rows[:, 1:, None], axis=-1)[..., 0]
+        loss = (np.log(np.exp(logits).sum(-1)) - picked).mean()
+        assert line["loss"] == pytest.approx(loss, rel=1e-5)
+
+
+def test_killed_twice_ends_bitwise_where_the_uninterrupted_run_does(tokens, tmp_path):
+    """kill -9 at random steps, the second after a resume; the run crosses an epoch boundary."""
+    manifest = read_manifest(tokens, "")
+    windows = len(Windows(tokens, manifest, manifest.train, 32))
+    steps = windows // 8 + 12
+    experiment = _one_device(tokens, steps=steps, checkpoint={"every": 7}, log={"moments_every": 10})
+    assert (steps - 8) * 8 > windows
+    process.finish(process.start(experiment, tmp_path / "whole"))
+    seed = random.randrange(10**6)
+    print("kill seed", seed)
+    first, second = sorted(random.Random(seed).sample(range(8, steps - 1), 2))
+    for at in (first, second):
+        victim = process.start(experiment, tmp_path / "killed")
+        process.signal_at_line(victim, tmp_path / "killed" / "metrics.jsonl", at, signal.SIGKILL)
+        assert victim.wait() == -signal.SIGKILL
+    output = process.finish(process.start(experiment, tmp_path / "killed"))
+    assert "restored step" in output
+    assert _lines(tmp_path / "killed") == _lines(tmp_path / "whole")
+    finals = [json.loads((tmp_path / name / "final.json").read_text()) for name in ("killed", "whole")]
+    assert finals[0]["loss"] == finals[1]["loss"]
+    assert json.loads((tmp_path / "killed" / "status.json").read_text())["status"] == "finished"
+    again = process.finish(process.start(experiment, tmp_path / "killed"))
+    assert "already finished" in again
+
+
+def test_sigterm_saves_exits_75_and_eight_devices_become_two(tokens, tmp_path):
+    """The examples stay the same on another mesh, the losses to rounding."""
+    experiment = _experiment(tokens, steps=40, checkpoint={"every": 1000})
+    whole = _one_device(tokens, steps=40, checkpoint={"every": 1000})
+    process.finish(process.start(whole, tmp_path / "whole"))
+    victim = process.start(experiment, tmp_path / "moved", devices=8)
+    process.signal_at_line(victim, tmp_path / "moved" / "metrics.jsonl", 6, signal.SIGTERM)
+    assert "run the same command to go on" in process.finish(victim, code=75)
+    assert json.loads((tmp_path / "moved" / "status.json").read_text())["status"] == "preempted"
+    stopped = len(_lines(tmp_path / "moved"))
+    assert 6 <= stopped < 40
+    output = process.finish(process.start(experiment, tmp_path / "moved", devices=2))
+    assert f"restored step {stopped}" in output
+    moved, straight = _lines(tmp_path / "moved"), _lines(tmp_path / "whole")
+    for name in ("step", "tokens", "first_example", "batch_digest"):
+        assert [line[name] for line in moved] == [line[name] for line in straight]
+    np.testing.assert_allclose([line["loss"] for line in moved], [line["loss"] for line in straight], rtol=1e-4)
+
+
+def test_metrics_have_the_promised_names(tokens, tmp_path):
+    experiment = _experiment(tokens, steps=4, evaluation={"every": 2}, log={"moments_every": 3})
+    final = train(experiment, str(tmp_path))
+    lines = _lines(tmp_path)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert [line["first_example"] for line in lines] == [0, 8, 16, 24]
+    for line in lines:
+        assert {"loss", "perplexity", "lr", "grad_norm", "tokens", "variance/final_norm", "skipped_updates"} <= set(line)
+        for name in ("variance/residual", "variance/attention", "variance/ffn", "norm/attention", "norm/ffn", "norm/gradient", "norm/parameter"):
+            assert len(line[name]) == 3
+        assert line["perplexity"] == pytest.approx(np.exp(line["loss"]), rel=1e-4)
+    assert ["moments/residual/kurtosis" in line for line in lines] == [False, False, True, False]
+    assert ["evaluation/loss" in line for line in lines] == [False, True, False, False]
+    assert {"loss", "perplexity", "bits_per_byte", "tokens", "seconds", "tokens_per_second", "flops", "mfu"} <= set(final)
+    assert final["mfu"] is None
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["mesh"] == {"data": 1, "fsdp": 8, "tensor": 1}
+    assert config.from_dict(json.loads((tmp_path / "config.json").read_text())) == experiment
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_a_changed_identity_is_refused_and_named(tokens, tmp_path):
+    experiment = _experiment(tokens, steps=3)
+    train(experiment, str(tmp_path))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(ConfigError, match=r"optimizer\.peak_lr was 0\.003, is 0\.1"):
+        train(dataclasses.replace(experiment, optimizer=config.Optimizer(peak_lr=0.1)), str(tmp_path))
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    same = dataclasses.replace(experiment, mesh=config.Mesh(2, 2, 2), execution=config.Execution(accumulation=2))
+    assert train(same, str(tmp_path))["steps"] == 3
+
+
+def test_a_second_live_process_is_turned_away_before_it_writes(tokens, tmp_path):
+    experiment = _experiment(tokens)
+    with claim(RunDir(epath.Path(tmp_path))):
+        before = sorted(tmp_path.rglob("*"))
+        with pytest.raises(Fenced, match="another process"):
+            train(experiment, str(tmp_path))
+        assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_overtaken_attempt_stops_before_its_next_commit(tokens, tmp_path, monkeypatch):
+    """As on object stores, where there is no lock: a newer attempt appears while the older one runs."""
+    experiment = _experiment(tokens, steps=4, checkpoint={"every": 4})
+    started = build
+
+    def overtaken(*args):
+        (tmp_path / "attempts" / "0002.json").write_text("{}")
+        return started(*args)
+
+    monkeypatch.setattr("sparsecod_jax.train.loop.build", overtaken)
+    with pytest.raises(Fenced, match="attempt 2 took over"):
+        train(experiment, str(tmp_path))
+    assert not list((tmp_path / "checkpoints").iterdir())
+    assert json.loads((tmp_path / "status.json").read_text())["status"] == "running"
+
+
+def test_too_many_updates_that_are_not_finite_end_the_run(tokens, tmp_path):
+    experiment = _experiment(
+        tokens, steps=30, optimizer={"peak_lr": 1e30}, schedule={"kind": "constant", "warmup_steps": 0}, execution={"max_skipped_updates": 3}
+    )
+    with pytest.raises(Diverged, match="lower optimizer.peak_lr"):
+        train(experiment, str(tmp_path))
+    assert json.loads((tmp_path / "status.json").read_text())["status"] == "diverged"
+    last = _lines(tmp_path)[-1]
+    assert last["skipped_updates"] == 4
+    assert last["grad_norm"] is None
+    assert "grad_norm" in last["nonfinite"]
+
+
+@pytest.mark.parametrize(
+    ("sections", "sentence"),
+    [
+        ({"data": {"path": "nowhere"}}, r"run `sparsecod data --source=sotu --tokenizer=bpe --vocab_size=304 --out=nowhere`"),
+        ({"mesh": config.Mesh(3, 1, 1)}, r"does not multiply to the 8 devices"),
+        ({"global_batch": 12}, r"global_batch / execution.accumulation=12 is not a multiple of 8"),
+        ({"model": {"vocab_size": 296}}, r"smaller than the tokenizer's 300"),
+        ({"data": {"seq_len": 10**6}}, r"data.seq_len=1000000 is longer than"),
+        ({"mesh": config.Mesh(1, 1, 8)}, r"model.n_heads=4 is not a multiple of 8"),
+    ],
+)
+def test_what_devices_and_data_rule_out_is_refused_before_anything_is_written(tokens, tmp_path, sections, sentence):
+    sections["data"] = {"path": str(tokens), **sections.get("data", {})}
+    with pytest.raises(ConfigError, match=sentence):
+        train(tiny.experiment(**sections), str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_document_masking_trains(tokens, tmp_path):
+    plain_run = train(_experiment(tokens, steps=3), str(tmp_path / "plain"))
+    masked = train(_experiment(tokens, steps=3, model={"document_masking": True}), str(tmp_path / "masked"))
+    assert masked["loss"] != plain_run["loss"]
+    assert masked["loss"] == pytest.approx(plain_run["loss"], rel=0.05)
