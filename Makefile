@@ -31,7 +31,7 @@ format: $(VENV)/dev
 	$(BIN)/ruff format .
 
 bench: $(VENV)/dev
-	$(BIN)/python benchmarks/statistics.py
+	$(BIN)/python benchmarks/step_statistics.py
 	$(BIN)/python benchmarks/loop.py
 	$(BIN)/python benchmarks/compile.py
 

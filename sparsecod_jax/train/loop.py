@@ -204,7 +204,6 @@ class _Run:
             "seconds": self.progress.seconds,
         }
         self.checkpointer.save(step, {"state": state}, record)
-        self.progress.resume()
 
     def _evaluate(self, step: int, state: TrainState) -> dict[str, float]:
         note("evaluating on the validation split")

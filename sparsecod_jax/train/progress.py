@@ -10,7 +10,7 @@ from sparsecod_jax.config import Experiment
 
 
 class Progress:
-    """Counts the seconds that training takes; evaluation, compilation and checkpoint waits are not among them."""
+    """Counts the seconds that training takes, saving included; evaluation and compilation are not."""
 
     def __init__(self, experiment: Experiment, step: int, seconds: float):
         self._experiment = experiment

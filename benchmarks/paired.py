@@ -1,0 +1,57 @@
+"""How is a speed ratio measured on a noisy machine? The two sides take turns, and the median of the ratios counts."""
+
+import time
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from sparsecod_jax import config
+from sparsecod_jax.sharding import make_mesh
+from sparsecod_jax.train.step import Batch, Program, build
+
+
+def ratio(first: Callable[[], object], second: Callable[[], object], rounds: int, clock=time.perf_counter) -> tuple[float, float, float]:
+    """Median over rounds of seconds(first) / seconds(second), and the median seconds of each; one round more warms up."""
+    times = [(_seconds(first, clock), _seconds(second, clock)) for _ in range(rounds + 1)]
+    counted = np.array(times[1:])
+    return float(np.median(counted[:, 0] / counted[:, 1])), *np.median(counted, axis=0).tolist()
+
+
+def _seconds(call: Callable[[], object], clock) -> float:
+    began = clock()
+    call()
+    return clock() - began
+
+
+def experiment(*, d_model: int = 256, n_layers: int = 8, seq_len: int = 256, rows: int = 8) -> config.Experiment:
+    """A model on one device, large enough that what surrounds the step is seen in proportion."""
+    return config.Experiment(
+        steps=1000,
+        global_batch=rows,
+        model=config.Model(d_model=d_model, n_layers=n_layers, n_heads=4, d_ff=4 * d_model, vocab_size=2048, compute_dtype="float32"),
+        data=config.Data(seq_len=seq_len),
+        schedule=config.Schedule(warmup_steps=10),
+        mesh=config.Mesh(1, 1, 1),
+        evaluation=config.Evaluation(every=0, seq_len=seq_len, batch_size=8, max_tokens=seq_len * 8),
+        log=config.Log(every=10, moments_every=0),
+    )
+
+
+def program(exp: config.Experiment) -> Program:
+    """Its program on one device."""
+    return build(exp, make_mesh(exp.mesh, jax.devices()[:1]))
+
+
+class Stepper:
+    """A compiled step with its state; each call is one step, its metrics fetched."""
+
+    def __init__(self, built: Program):
+        tokens = built.abstract_batch.tokens
+        ids = np.random.default_rng(0).integers(0, built.experiment.model.vocab_size, tokens.shape).astype(np.int32)
+        self._batch = Batch(jax.device_put(ids, tokens.sharding))
+        self._compiled, self._state = built.lower(with_moments=False).compile(), built.init()
+
+    def __call__(self):
+        self._state, metrics = self._compiled(self._state, self._batch)
+        return jax.device_get(metrics)
