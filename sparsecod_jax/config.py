@@ -10,6 +10,7 @@ import difflib
 import hashlib
 import json
 import math
+import os
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from absl import flags
@@ -18,6 +19,7 @@ from ml_collections import ConfigDict, config_flags
 from sparsecod_jax.errors import ConfigError
 
 Dtype = Literal["float32", "bfloat16", "float64"]
+AttentionKernel = Literal["xla", "cudnn", "reference"]
 
 
 def _set(instance, **values) -> None:
@@ -150,7 +152,7 @@ class Execution:
 
     accumulation: int = 1  # microbatches a step
     remat: Literal["none", "full", "dots"] = "full"
-    attention: Literal["xla", "cudnn", "reference"] = "xla"
+    attention: AttentionKernel = "xla"
     max_skipped_updates: int = 10  # non-finite updates tolerated over the whole run
 
     def __post_init__(self):
@@ -232,7 +234,7 @@ class Experiment:
         return self.global_batch * self.data.seq_len
 
 
-def default_config() -> ConfigDict:
+def default_config() -> Any:
     """An unresolved ConfigDict of every field at its default: where a config file starts from."""
     return _config_dict(Experiment)
 
@@ -259,15 +261,19 @@ def from_dict(values: dict[str, Any], cls: type = Experiment, where: str = "") -
 
 def _field(value, hint, where: str):
     if dataclasses.is_dataclass(hint):
-        return from_dict(dict(value), hint, where + ".")  # pyright: ignore[reportArgumentType]
+        _require(isinstance(value, dict), f"{where}={value!r} is not a section: give it fields")
+        return from_dict(value, hint, where + ".")  # pyright: ignore[reportArgumentType]
     if get_origin(hint) is Literal:
         _require(value in get_args(hint), f"{where}={value!r} is not known: choose from {list(get_args(hint))}")
         return value
     if get_origin(hint) is tuple:
+        names = isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value)
+        _require(names, f"{where}={value!r} is not a list of names: write it as one")
         return tuple(value)
     if hint is float and type(value) is int:
         value = float(value)
     _require(type(value) is hint, f"{where}={value!r} is not of type {hint.__name__}: write it as one")
+    _require(hint is not float or math.isfinite(value), f"{where}={value!r} is not finite: choose a number")
     return value
 
 
@@ -277,21 +283,26 @@ def load(spec: str, overrides: list[str] | tuple[str, ...] = ()) -> Experiment:
     Raises:
       ConfigError: the file, a field or a value is not usable; the message names the fix.
     """
+    file = spec.split(":")[0]
+    _require(os.path.isfile(file), f"there is no config file {file}: give a path such as configs/smoke.py")
     argv = ["sparsecod", f"--config={spec}", *overrides]
     values = flags.FlagValues()
     holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
     try:
         values(argv)
-    except FileNotFoundError as error:
-        raise ConfigError(f"there is no config file {spec.split(':')[0]}: give a path such as configs/smoke.py") from error
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"{' '.join([spec, *overrides])} can't be read: {_first_line(error)}") from error
-    return from_dict(holder.value.to_dict())
+        fields = holder.value.to_dict()
+    except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        raise ConfigError(f"{' '.join([spec, *overrides])} can't be read: {_gist(error)}") from error
+    return from_dict(fields)
 
 
-def _first_line(error: Exception) -> str:
-    text = error.args[0] if error.args and isinstance(error.args[0], str) else str(error)
-    return text.strip().splitlines()[0]
+def _gist(error: Exception) -> str:
+    """What went wrong in one line: config_flags wraps an error in another, or ends its message with a traceback."""
+    if error.args and isinstance(error.args[0], Exception):
+        error = error.args[0]
+    if isinstance(error, KeyError):
+        return f"unknown name {error.args[0]}".replace("\n", ": ")
+    return (str(error).strip() or type(error).__name__).splitlines()[-1]
 
 
 def to_dict(experiment: Experiment) -> dict[str, Any]:
@@ -321,5 +332,3 @@ def identity_fields(experiment: Experiment, data_fingerprint: str) -> dict[str, 
 def identity(fields: dict[str, Any]) -> str:
     """A short hash of `identity_fields`."""
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
-
-

@@ -1,12 +1,13 @@
 """How big is it? Parameters and FLOPs from a config alone."""
 
 import dataclasses
+import re
 
 from sparsecod_jax.config import Model
 
 FLOPS_CONVENTION = "6*(activated - input embedding) + 6*L*T*n_heads*head_dim per token: forward and backward, causal half, no remat"
 
-# Dense bf16 peak a device in FLOP/s, by a substring of jax's device kind; never the figure with structured sparsity.
+# Dense bf16 peak a device in FLOP/s, by a part of jax's device kind; never the figure with structured sparsity.
 PEAK_FLOPS = {
     "H100": 989e12,
     "H200": 989e12,
@@ -46,4 +47,5 @@ def flops_per_token(model: Model, seq_len: int) -> float:
 
 def peak_flops(device_kind: str) -> float | None:
     """Peak dense bf16 FLOP/s of one device, None when the kind is unknown: an MFU is then not stated."""
-    return next((peak for name, peak in PEAK_FLOPS.items() if name.lower() in device_kind.lower()), None)
+    found = (peak for name, peak in PEAK_FLOPS.items() if re.search(rf"{name}(?!\d)", device_kind, re.IGNORECASE))  # an A1000 is no A100
+    return next(found, None)

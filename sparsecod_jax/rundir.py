@@ -73,15 +73,15 @@ def read_json(path: epath.Path) -> Any:
 
 
 def find_runs(path: epath.Path) -> list[RunDir]:
-    """The run at `path`, or the runs in the folders below it, by name.
+    """The run at `path`, or those in the folders of `path` and of `path/runs` (a study), by name.
 
     Raises:
       ConfigError: there is none.
     """
     if RunDir(path).config.exists():
         return [RunDir(path)]
-    folders = [child for child in sorted(path.iterdir()) if child.is_dir()] if path.exists() else []
-    runs = [RunDir(parent) for folder in folders for parent in (folder, folder / "runs") if RunDir(parent).config.exists()]
+    folders = [folder for place in (path, path / "runs") if place.is_dir() for folder in sorted(place.iterdir())]
+    runs = [RunDir(folder) for folder in folders if RunDir(folder).config.exists()]
     if not runs:
         raise ConfigError(f"{path} holds no run: give a --workdir that `sparsecod train` wrote, or a folder of them")
     return runs
@@ -139,10 +139,11 @@ def _locked(path: epath.Path) -> Iterator[None]:
         return
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Fenced(f"another process is at work in {path}: wait for it, or stop it first") from error
         yield
-    except BlockingIOError as error:
-        raise Fenced(f"another process is at work in {path}: wait for it, or stop it first") from error
     finally:
         os.close(descriptor)
 

@@ -1,11 +1,11 @@
 """What do nano, mini and paper mean? Everything about a scale but the model's own sizes, the same for every config and sweep file."""
 
-from ml_collections import ConfigDict
+from typing import Any
 
 from sparsecod_jax.config import default_config
 
 
-def nano() -> ConfigDict:
+def nano() -> Any:
     """Minutes a run on two CPU cores: about two passes over 3 M tokens of English speeches."""
     config = default_config()
     config.steps = 1465
@@ -19,7 +19,7 @@ def nano() -> ConfigDict:
     return config
 
 
-def mini() -> ConfigDict:
+def mini() -> Any:
     """An hour a run on one GPU: 500 M tokens of the text in a folder of your own."""
     config = default_config()
     config.steps = 7630
@@ -32,13 +32,15 @@ def mini() -> ConfigDict:
     return config
 
 
-def paper() -> ConfigDict:
+def paper() -> Any:
     """The published size: 5 B tokens of FineWeb-Edu with the OLMo tokenizer, 262,144 tokens a step."""
     config = default_config()
     config.steps = 19074
     config.global_batch = 256
     config.model.vocab_size = 50304
-    config.data.update(path="data/fineweb_edu", source="hf:HuggingFaceFW/fineweb-edu:sample-100BT", tokenizer="tokenizer.json", seq_len=1024)
+    config.data.update(
+        path="data/fineweb_edu", source="hf:HuggingFaceFW/fineweb-edu:sample-100BT", tokenizer="tokenizer.json", seq_len=1024
+    )
     config.optimizer.peak_lr = 4e-4
     config.schedule.warmup_steps = 1000
     config.evaluation.update(every=3000, seq_len=1024, batch_size=256, max_tokens=2**24)
@@ -49,8 +51,8 @@ def paper() -> ConfigDict:
 SCALES = {"nano": nano, "mini": mini, "paper": paper}
 
 
-def base(scale: str) -> ConfigDict:
-    """The config of a scale, with the model's sizes still to be set.
+def base(scale: str) -> Any:
+    """The ConfigDict of a scale, with the model's sizes still to be set.
 
     Raises:
       ValueError: there is no such scale.

@@ -37,7 +37,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
 }
 
 
-def make_mesh(mesh: config.Mesh, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
+def make_mesh(mesh: config.Mesh, devices: Sequence | None = None) -> jax.sharding.Mesh:
     """The device mesh that `mesh` asks for.
 
     Raises:
@@ -75,7 +75,7 @@ def check_fit(experiment: config.Experiment, mesh: jax.sharding.Mesh) -> None:
             raise ConfigError(f"{name}={size} is not a multiple of {ways} (mesh.{' x mesh.'.join(axes)}): change one of them")
 
 
-def spec(mesh, axes: Sequence[str | None], shape: Sequence[int]) -> P:
+def spec(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh, axes: Sequence[str | None], shape: Sequence[int]) -> P:
     """The partition spec of an array of `shape` with logical `axes` on `mesh`; an axis that does not divide is replicated."""
     entries = []
     for axis, size in zip(axes, shape, strict=True):

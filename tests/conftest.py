@@ -11,7 +11,7 @@ import pytest
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-WORDS = ("river stone light under old paper walks the a of in and green quiet seven morning bird over wind made her his it was not").split()
+WORDS = "a of in and it was not the river stone light under old paper walks green quiet seven bird wind her his"
 
 
 @pytest.fixture(scope="session")
@@ -20,10 +20,10 @@ def corpus(tmp_path_factory):
     import numpy as np
 
     folder = tmp_path_factory.mktemp("corpus")
-    rng = np.random.default_rng(0)
+    rng, words = np.random.default_rng(0), WORDS.split()
     for number in range(60):
-        words = rng.choice(WORDS, size=rng.integers(150, 400), p=rng.dirichlet(np.ones(len(WORDS))))
-        (folder / f"{number:02d}.txt").write_text(" ".join(words))
+        chosen = rng.choice(words, size=rng.integers(150, 400), p=rng.dirichlet(np.ones(len(words))))
+        (folder / f"{number:02d}.txt").write_text(" ".join(chosen))
     return folder
 
 

@@ -40,9 +40,11 @@ def _save(run, *steps, keep=3):
 def _restore(run):
     checkpointer = Checkpointer(run, keep=3)
     try:
-        return checkpointer.restore_latest(_abstract(_state(0)))
+        restored = checkpointer.restore_latest(_abstract(_state(0)))
     finally:
         checkpointer.close()
+    assert restored is not None
+    return restored
 
 
 def _equal(restored, step):
@@ -50,7 +52,9 @@ def _equal(restored, step):
 
 
 def test_round_trip_and_retention(run):
-    assert _restore(run) is None
+    checkpointer = Checkpointer(run, keep=3)
+    assert checkpointer.restore_latest(_abstract(_state(0))) is None
+    checkpointer.close()
     _save(run, 1, 2, 3, 4)
     restored = _restore(run)
     assert (restored.step, restored.record["note"]) == (4, "of step 4")
@@ -127,7 +131,7 @@ def test_when_none_is_usable_it_stops(run, tmp_path):
         if file.is_file():
             file.write_bytes(b"x")
     before = sorted((tmp_path / "checkpoints").rglob("*"))
-    with pytest.raises(ConfigError, match="restore one from a copy"):
+    with pytest.raises(ConfigError, match="put back a copy of one"):
         _restore(run)
     assert sorted((tmp_path / "checkpoints").rglob("*")) == before
 

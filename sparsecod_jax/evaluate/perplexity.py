@@ -19,8 +19,8 @@ from sparsecod_jax.sharding import batch_sharding
 def evaluator(experiment: Experiment, mesh: Mesh, directory: epath.Path, manifest: Manifest) -> Callable[[object], dict[str, float]]:
     """A function from parameters to the held-out metrics, over the validation split at the fixed evaluation length.
 
-    It returns `loss` (nats a token), `perplexity`, `evaluation_tokens` and, where the data's size as text is known, `bits_per_byte`: the loss in
-    bits times the split's tokens a byte.
+    It returns `loss` (nats a token), `perplexity`, `evaluation_tokens` and, where the data's size as text is known, `bits_per_byte`:
+    the loss in bits times the split's tokens a byte.
     """
     cfg = experiment.evaluation
     model = Transformer(experiment.model, experiment.execution)
@@ -39,8 +39,8 @@ def evaluator(experiment: Experiment, mesh: Mesh, directory: epath.Path, manifes
             masks = segments(tokens[:, :-1], manifest.eos_id) if experiment.model.document_masking else None
             with jax.set_mesh(mesh):
                 sums.append(summed(params, *jax.device_put((tokens, weights, masks), sharding)))
-        loss, count = np.sum(jax.device_get(sums), axis=0, dtype=np.float64)
-        return summary(float(loss / count), int(count), manifest)
+        loss, count = np.asarray(jax.device_get(sums), np.float64).sum(axis=0).tolist()
+        return summary(loss / count, int(count), manifest)
 
     return evaluate
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from sparsecod_jax.config import Model
+from sparsecod_jax.config import AttentionKernel, Model
 from sparsecod_jax.model.layers import weight
 from sparsecod_jax.sharding import constrain
 from sparsecod_jax.stats.taps import at_least_float32
@@ -27,7 +27,7 @@ def rotate(x_BTHK: jax.Array, angles: jax.Array) -> jax.Array:
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x_BTHK.dtype)
 
 
-def attend(q_BTHK, k_BSJK, v_BSJK, segments_BT, implementation: str) -> jax.Array:
+def attend(q_BTHK, k_BSJK, v_BSJK, segments_BT, implementation: AttentionKernel) -> jax.Array:
     """Causal softmax attention, within segments where given, by the named implementation; [B, T, H, K]."""
     mask = None if segments_BT is None else (segments_BT[:, :, None] == segments_BT[:, None, :])[:, None]
     if implementation == "reference":
@@ -51,7 +51,7 @@ class Attention(nn.Module):
     """Multi-head (J = H), grouped-query or multi-query (J = 1) attention, without biases."""
 
     cfg: Model
-    implementation: str
+    implementation: AttentionKernel
 
     @nn.compact
     def __call__(self, x_BTD, angles, segments_BT):

@@ -5,7 +5,7 @@ B batch, T positions, D width.
 
 from flax import linen as nn
 
-from sparsecod_jax.config import Model
+from sparsecod_jax.config import AttentionKernel, Model
 from sparsecod_jax.model.attention import Attention
 from sparsecod_jax.model.layers import RMSNorm, SwiGLU
 from sparsecod_jax.sharding import constrain
@@ -19,7 +19,7 @@ class Block(nn.Module):
     """
 
     cfg: Model
-    attention: str
+    attention: AttentionKernel
     with_moments: bool
 
     @nn.compact

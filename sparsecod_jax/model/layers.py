@@ -3,6 +3,8 @@
 B batch, T positions, D width, F hidden width of the FFN.
 """
 
+from typing import cast
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -14,8 +16,11 @@ from sparsecod_jax.stats.taps import at_least_float32
 
 def weight(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str, ...], std: float) -> jax.Array:
     """A float32 parameter drawn from N(0, std^2), with its logical axes."""
-    init = nn.with_logical_partitioning(nn.initializers.normal(std), axes)
-    return module.param(name, init, shape, jnp.float32)
+    return _parameter(module, name, shape, axes, nn.initializers.normal(std))
+
+
+def _parameter(module: nn.Module, name: str, shape, axes, init) -> jax.Array:
+    return cast(jax.Array, module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32))
 
 
 class RMSNorm(nn.Module):
@@ -25,8 +30,7 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTD):
-        init = nn.with_logical_partitioning(nn.initializers.ones, ("norm",))
-        gain_D = self.param("gain", init, (x_BTD.shape[-1],), jnp.float32)
+        gain_D = _parameter(self, "gain", (x_BTD.shape[-1],), ("norm",), nn.initializers.ones)
         wide_BTD = at_least_float32(x_BTD)
         inverse_BT1 = jax.lax.rsqrt(jnp.mean(jnp.square(wide_BTD), axis=-1, keepdims=True) + self.cfg.norm_eps)
         dtype = self.cfg.compute_dtype

@@ -1,6 +1,7 @@
 """Which pictures does a report have? Figures as plain data, whatever draws them."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,8 @@ class Series:
 
     label: str
     group: str
-    x: list[float]
-    y: list[float | None]
+    x: Sequence[float]
+    y: Sequence[float | None]
     dashed: bool = False
 
 

@@ -64,7 +64,18 @@ def _headline(runs: list[RunData]) -> str:
 
 
 def _table(runs: list[RunData]) -> str:
-    columns = ("run", "status", "blocks", "width", "tokens", "held-out loss", "bits per byte", "unigram entropy", "last-block variance", "minutes")
+    columns = (
+        "run",
+        "status",
+        "blocks",
+        "width",
+        "tokens",
+        "held-out loss",
+        "bits per byte",
+        "unigram entropy",
+        "last-block variance",
+        "minutes",
+    )
     header = "".join(f"<th>{column}</th>" for column in columns)
     return f"<table><tr>{header}</tr>{''.join(_row(run) for run in runs)}</table>"
 
@@ -93,7 +104,9 @@ def _number(value: float | None, style: str) -> str:
 
 
 def _section(number: int, figure: Figure) -> str:
-    drawn = plotly.io.to_html(_draw(figure), full_html=False, include_plotlyjs=False, div_id=f"figure-{number}", config={"displaylogo": False})
+    drawn = plotly.io.to_html(
+        _draw(figure), full_html=False, include_plotlyjs=False, div_id=f"figure-{number}", config={"displaylogo": False}
+    )
     return f'<section><h2>{html.escape(figure.title)}</h2><p class="reading">{html.escape(figure.reading)}</p>{drawn}</section>'
 
 
@@ -105,7 +118,9 @@ def _draw(figure: Figure) -> go.Figure:
     for series in figure.series:
         nth = seen[series.group] = seen.get(series.group, -1) + 1
         line = {"color": COLOURS[groups.index(series.group) % len(COLOURS)], "dash": "dash" if series.dashed else "solid", "width": 1 + nth}
-        drawn.add_scatter(x=series.x, y=series.y, name=html.escape(series.label), mode="lines+markers" if len(series.x) < 40 else "lines", line=line)
+        drawn.add_scatter(
+            x=series.x, y=series.y, name=html.escape(series.label), mode="lines+markers" if len(series.x) < 40 else "lines", line=line
+        )
     scale = {"type": "log" if figure.log_y else "linear", "title": figure.y_label}
     menu = {
         "type": "buttons",

@@ -37,14 +37,11 @@ def _spread(kind: str, skewness: jax.Array, kurtosis: jax.Array) -> dict[str, ja
 
 def _standard_moments(z: jax.Array, axis) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Mean, unbiased standard deviation, skewness and kurtosis along `axis`; 0 and 3 where nothing varies."""
-    mean = z.mean(axis, keepdims=True)
-    deviation = z - mean
-    std = z.std(axis, ddof=1)
-    safe = jnp.where(std > 0, std, 1)
-    square = jnp.square(deviation)
-    skewness = (square * deviation).mean(axis) / safe**3
-    kurtosis = jnp.where(std > 0, jnp.square(square).mean(axis) / safe**4, 3)
-    return mean.squeeze(axis), std, skewness, kurtosis
+    mean, std = z.mean(axis, keepdims=True), z.std(axis, ddof=1, keepdims=True)
+    unit = (z - mean) / jnp.where(std > 0, std, 1)  # first, as the fourth power of a small std is 0
+    mean, std = mean.squeeze(axis), std.squeeze(axis)
+    square = jnp.square(unit)
+    return mean, std, (square * unit).mean(axis), jnp.where(std > 0, jnp.square(square).mean(axis), 3)
 
 
 def flat_moments(z_ND: jax.Array) -> dict[str, jax.Array]:
@@ -94,7 +91,8 @@ def outliers(z_ND: jax.Array, mean: jax.Array, std: jax.Array) -> dict[str, jax.
 
 
 def top_magnitude_ratio(z_ND: jax.Array, k: int) -> jax.Array:
-    """L2 norm of the k largest magnitudes over that of all elements."""
+    """L2 norm of the k largest magnitudes over that of all elements; 0 when all are 0."""
     columns = jax.lax.top_k(jnp.abs(z_ND), min(k, z_ND.shape[1]))[0]
     largest = jax.lax.top_k(columns.reshape(-1), min(k, columns.size))[0]
-    return jnp.linalg.norm(largest) / jnp.linalg.norm(z_ND)
+    total = jnp.linalg.norm(z_ND)
+    return jnp.linalg.norm(largest) / jnp.where(total > 0, total, 1)

@@ -24,7 +24,7 @@ from sparsecod_jax.train.progress import Progress
 from sparsecod_jax.train.step import Batch, Program, TrainState, build
 from sparsecod_jax.train.writers import Writers, note, plain
 
-PROFILED_STEPS = range(10, 13)
+PROFILED_STEPS = range(3, 6)  # of an attempt
 
 
 def train(experiment: config.Experiment, workdir: str, *, profile: bool = False) -> dict[str, Any]:
@@ -103,26 +103,34 @@ class _Run:
         self.train_windows = Windows(directory, data, data.train, experiment.data.seq_len)
         self.evaluate = evaluator(experiment, program.mesh, directory, data)
         self.checkpointer = Checkpointer(run, experiment.checkpoint.keep, experiment.checkpoint.keep_every)
-        self.guard = PreemptionGuard()
         self._compiled: dict[bool, Any] = {}
 
     def go(self, *, profile: bool) -> dict[str, Any]:
         experiment = self.experiment
-        state, start, seconds = self._restore_or_init()
-        self.progress = Progress(experiment, start, seconds)
-        batches = self._batches(start)
-        late: tuple[int, dict] | None = None  # the metrics of the step dispatched last, not yet read
-        note(f"training steps {start + 1} to {experiment.steps}; {self.progress.convention}")
-        with contextlib.closing(self.checkpointer), contextlib.closing(Writers(self.run, start)) as self.writers:
+        with contextlib.ExitStack() as open_until_the_end:
+            guard = open_until_the_end.enter_context(PreemptionGuard())
+            open_until_the_end.enter_context(contextlib.closing(self.checkpointer))
+            profiler = open_until_the_end.enter_context(contextlib.ExitStack())
+            state, record = self._restore_or_init()
+            start = record["step"]
+            self.writers = open_until_the_end.enter_context(contextlib.closing(Writers(self.run, start)))
+            self.progress = Progress(experiment, start, record["seconds"])
+            batches = self._batches(record["next_example"])
+            late: tuple[int, dict] | None = None  # the metrics of the step dispatched last, not yet read
+
+            note(f"training steps {start + 1} to {experiment.steps}; {self.progress.convention}")
             for step in range(start + 1, experiment.steps + 1):
+                if profile and step == start + PROFILED_STEPS.start:
+                    profiler.enter_context(jax.profiler.trace(os.fspath(self.run.profile)))
+                if step == start + PROFILED_STEPS.stop:
+                    profiler.close()
                 train_step = self._train_step(with_moments=self._due(step, experiment.log.moments_every))
-                with self._traced(profile and step - start in PROFILED_STEPS):
-                    state, metrics = train_step(state, next(batches))
-                    self._write(late)
+                state, metrics = train_step(state, next(batches))
+                self._write(late)
                 late = (step, metrics)
                 self.checkpointer.raise_if_save_failed()
 
-                stopping = self.guard.preempted(step)
+                stopping = guard.preempted(step)
                 saving = stopping or step == experiment.steps or self._due(step, experiment.checkpoint.every)
                 evaluating = not stopping and step < experiment.steps and self._due(step, experiment.evaluation.every)
                 if saving or evaluating:
@@ -135,23 +143,22 @@ class _Run:
                     raise Preempted(f"stopped at step {step} of {experiment.steps}; run the same command to go on")
             return self._finish(state)
 
-    def _restore_or_init(self) -> tuple[TrainState, int, float]:
+    def _restore_or_init(self) -> tuple[TrainState, dict[str, Any]]:
         note("looking for a checkpoint")
         restored = self.checkpointer.restore_latest({"state": self.program.abstract_state})
         if restored is None:
             note(f"initialising {counts.parameters(self.experiment.model).total:,} parameters")
-            return self.program.init(), 0, 0.0
+            return self.program.init(), {"step": 0, "next_example": 0, "seconds": 0.0}
+        if restored.record["data_fingerprint"] != self.data.fingerprint:
+            raise ConfigError(f"checkpoint {restored.step} was trained on other data than {self.experiment.data.path}: put that back")
         note(f"restored step {restored.step}")
-        return restored.items["state"], restored.step, restored.record["seconds"]
+        return restored.items["state"], restored.record
 
-    def _batches(self, start: int) -> Iterator[Batch]:
-        sharding = self.program.abstract_batch.tokens.sharding
-        batch, masked = self.experiment.global_batch, self.experiment.model.document_masking
-        rows = pipeline.batches(
-            self.train_windows, self.experiment.data.seed, batch, start * batch, jax.process_index(), jax.process_count()
-        )
-        for tokens in rows:
-            segments = pipeline.segments(tokens[:, :-1], self.data.eos_id) if masked else None
+    def _batches(self, first_example: int) -> Iterator[Batch]:
+        cfg, sharding = self.experiment, self.program.abstract_batch.tokens.sharding
+        host, hosts = jax.process_index(), jax.process_count()
+        for tokens in pipeline.batches(self.train_windows, cfg.data.seed, cfg.global_batch, first_example, host, hosts):
+            segments = pipeline.segments(tokens[:, :-1], self.data.eos_id) if cfg.model.document_masking else None
             yield jax.tree.map(lambda local: jax.make_array_from_process_local_data(sharding, local), Batch(tokens, segments))
 
     def _train_step(self, *, with_moments: bool):
@@ -233,12 +240,3 @@ class _Run:
         write_json(self.run.final, final)
         note(f"held-out loss {final['loss']:.4f} nats; a guess by token frequency alone would have {final['unigram_entropy']:.4f}")
         return final
-
-    @contextlib.contextmanager
-    def _traced(self, traced: bool) -> Iterator[None]:
-        """Records a step for the profiler."""
-        if not traced:
-            yield
-            return
-        with jax.profiler.trace(os.fspath(self.run.profile)):
-            yield

@@ -37,6 +37,9 @@ def _commit() -> str | None:
     """The checkout's commit, with "-dirty" when files differ from it; None outside a checkout."""
     root = Path(__file__).resolve().parents[2]
     described = subprocess.run(
-        ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"], capture_output=True, text=True, check=False
+        ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     return described.stdout.strip() if described.returncode == 0 else None

@@ -11,13 +11,19 @@ from jax.experimental import multihost_utils
 
 
 class PreemptionGuard:
-    """Turns SIGTERM into an answer that the loop asks for once a step."""
+    """While the context lasts, SIGTERM becomes an answer that the loop asks for once a step."""
 
     def __init__(self):
         self._several = jax.process_count() > 1
         self._signalled = False
+
+    def __enter__(self):
+        self._before = None if self._several else signal.signal(signal.SIGTERM, self._remember)
+        return self
+
+    def __exit__(self, *error):
         if not self._several:
-            signal.signal(signal.SIGTERM, self._remember)
+            signal.signal(signal.SIGTERM, self._before)
 
     def _remember(self, signum, frame):
         self._signalled = True

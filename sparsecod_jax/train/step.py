@@ -34,8 +34,7 @@ class Batch(NamedTuple):
     weights: Any = None  # [B, T] float32: what a prediction counts; None counts each once
 
 
-@struct.dataclass
-class TrainState:
+class TrainState(struct.PyTreeNode):
     """Everything that a step changes."""
 
     step: jax.Array  # updates done, skipped ones included
@@ -107,9 +106,7 @@ def train_step(experiment: Experiment, param_shardings, with_moments: bool, stat
     grad_norm = optax.global_norm(grads)
     lr = learning_rate(experiment, state.step + 1)
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-    params, opt_state = jax.lax.cond(
-        finite, partial(_update, experiment), lambda *kept: kept[:2], state.params, state.opt_state, grads, lr
-    )
+    params, opt_state = jax.lax.cond(finite, partial(_update, experiment), lambda *kept: kept[:2], state.params, state.opt_state, grads, lr)
     metrics = {
         "loss": loss,
         "lr": lr,

@@ -11,9 +11,7 @@ from flax import linen as nn
 from sparsecod_jax import config
 from sparsecod_jax.model import Transformer
 
-MODEL = config.Model(
-    d_model=32, n_layers=3, n_heads=4, n_kv_heads=2, d_ff=48, vocab_size=304, compute_dtype="float32", norm_eps=1e-5
-)
+MODEL = config.Model(d_model=32, n_layers=3, n_heads=4, n_kv_heads=2, d_ff=48, vocab_size=304, compute_dtype="float32", norm_eps=1e-5)
 
 
 def experiment(**sections: Any) -> config.Experiment:

@@ -119,7 +119,15 @@ def test_metrics_have_the_promised_names(tokens, tmp_path):
     assert [line["first_example"] for line in lines] == [0, 8, 16, 24]
     for line in lines:
         assert {"loss", "perplexity", "lr", "grad_norm", "tokens", "variance/final_norm", "skipped_updates"} <= set(line)
-        for name in ("variance/residual", "variance/attention", "variance/ffn", "norm/attention", "norm/ffn", "norm/gradient", "norm/parameter"):
+        for name in (
+            "variance/residual",
+            "variance/attention",
+            "variance/ffn",
+            "norm/attention",
+            "norm/ffn",
+            "norm/gradient",
+            "norm/parameter",
+        ):
             assert len(line[name]) == 3
         assert line["perplexity"] == pytest.approx(np.exp(line["loss"]), rel=1e-4)
     assert ["moments/residual/kurtosis" in line for line in lines] == [False, False, True, False]
@@ -170,9 +178,13 @@ def test_an_overtaken_attempt_stops_before_its_next_commit(tokens, tmp_path, mon
 
 def test_too_many_updates_that_are_not_finite_end_the_run(tokens, tmp_path):
     experiment = _experiment(
-        tokens, steps=30, optimizer={"peak_lr": 1e30}, schedule={"kind": "constant", "warmup_steps": 0}, execution={"max_skipped_updates": 3}
+        tokens,
+        steps=30,
+        optimizer={"peak_lr": 1e30},
+        schedule={"kind": "constant", "warmup_steps": 0},
+        execution={"max_skipped_updates": 3},
     )
-    with pytest.raises(Diverged, match="lower optimizer.peak_lr"):
+    with pytest.raises(Diverged, match=r"lower optimizer\.peak_lr"):
         train(experiment, str(tmp_path))
     assert json.loads((tmp_path / "status.json").read_text())["status"] == "diverged"
     last = _lines(tmp_path)[-1]

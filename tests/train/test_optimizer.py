@@ -17,7 +17,7 @@ GOLDEN = {1: 8e-8, 2500: 2e-4, 4999: 3.9992e-4, 5000: 4e-4, 12037: 2.2e-4, 19073
 @pytest.mark.parametrize(("step", "expected"), GOLDEN.items())
 def test_cosine_meets_the_golden_values(step, expected):
     experiment = config.Experiment(steps=19074, optimizer=config.Optimizer(peak_lr=4e-4), schedule=config.Schedule(warmup_steps=5000))
-    assert float(learning_rate(experiment, step)) == pytest.approx(expected, rel=2e-5, abs=1e-11)  # optax computes in float32
+    assert float(learning_rate(experiment, step)) == pytest.approx(expected, rel=2e-5, abs=1e-10)  # optax computes in float32
 
 
 @pytest.mark.parametrize(("step", "expected"), [(1, 1e-4), (5, 5e-4), (10, 1e-3), (11, 1e-3), (10**6, 1e-3)])
@@ -56,7 +56,9 @@ def test_updates_equal_adamw_of_torch():
     rng = np.random.default_rng(0)
     params = {"blocks": {"ffn": {"up": rng.normal(size=(4, 5))}}, "final_norm": {"gain": rng.normal(size=(6,))}}
     params = jax.tree.map(lambda leaf: leaf.astype(np.float32), params)
-    theirs = {name: torch.nn.Parameter(torch.from_numpy(leaf.copy())) for name, leaf in zip(names(params), jax.tree.leaves(params), strict=True)}
+    theirs = {
+        name: torch.nn.Parameter(torch.from_numpy(leaf.copy())) for name, leaf in zip(names(params), jax.tree.leaves(params), strict=True)
+    }
     groups = [{"params": [theirs["blocks/ffn/up"]]}, {"params": [theirs["final_norm/gain"]], "weight_decay": 0.0}]
     adamw = torch.optim.AdamW(groups, lr=cfg.peak_lr, betas=(cfg.b1, cfg.b2), eps=cfg.eps, weight_decay=cfg.weight_decay)
     optimizer = make_optimizer(cfg)

@@ -37,7 +37,7 @@ def _on_mesh(name):
     bytes_on_device = _bytes(state, jax.devices()[0])
     compiled = program.lower(with_moments=False).compile()
     _, metrics = compiled(state, batch)
-    return jax.device_get((loss, grads, metrics)), bytes_on_device, compiled.as_text()
+    return jax.device_get((loss, grads, metrics)), bytes_on_device, compiled.as_text() or ""
 
 
 def _bytes(tree, device):
