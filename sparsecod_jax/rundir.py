@@ -24,7 +24,10 @@ Status = Literal["pending", "running", "preempted", "finished", "diverged", "fai
 class RunDir:
     """The files of one run."""
 
-    path: epath.Path
+    path: epath.Path  # absolute
+
+    def __post_init__(self):
+        object.__setattr__(self, "path", epath.Path(self.path).resolve())
 
     config = property(lambda self: self.path / "config.json")  # the resolved experiment
     manifest = property(lambda self: self.path / "manifest.json")  # versions, commit, mesh, devices, counts, identity

@@ -29,7 +29,7 @@ def write_report(workdir: str) -> epath.Path:
     Raises:
       ConfigError: there is no run.
     """
-    root = epath.Path(workdir)
+    root = epath.Path(workdir).resolve()
     runs = [load_run(run) for run in find_runs(root)]
     path = RunDir(root).report
     path.write_text(render(root.name, runs))

@@ -111,9 +111,10 @@ def test_sigterm_saves_exits_75_and_eight_devices_become_two(tokens, tmp_path):
     np.testing.assert_allclose([line["loss"] for line in moved], [line["loss"] for line in straight], rtol=1e-4)
 
 
-def test_metrics_have_the_promised_names(tokens, tmp_path):
+def test_metrics_have_the_promised_names(tokens, tmp_path, monkeypatch):
     experiment = _experiment(tokens, steps=4, evaluation={"every": 2}, log={"moments_every": 3})
-    final = train(experiment, str(tmp_path))
+    monkeypatch.chdir(tmp_path.parent)
+    final = train(experiment, tmp_path.name)  # a relative path
     lines = _lines(tmp_path)
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     assert [line["first_example"] for line in lines] == [0, 8, 16, 24]
