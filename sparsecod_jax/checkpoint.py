@@ -41,6 +41,7 @@ class Checkpointer:
             cleanup_tmp_directories=True,
         )
         self._manager = ocp.CheckpointManager(run.checkpoints, options=options)
+        self._unconfirmed: int | None = None  # the step that is being written
 
     def save(self, step: int, items: dict[str, Any], record: dict[str, Any]) -> None:
         """Starts writing `items` and `record` as `step`; returns once the arrays may be overwritten.
@@ -50,9 +51,10 @@ class Checkpointer:
         """
         sealed = _seal({**record, "step": step, "arrays": _describe(items), "digests": digests(items)})
         saves = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
-        self._manager.wait_until_finished()
+        self.wait()
         if not self._manager.save(step, args=ocp.args.Composite(record=ocp.args.JsonSave(sealed), **saves)):
             raise SparsecodError(f"step {step} was not saved: {self._run.checkpoints} already holds a newer one, move it away")
+        self._unconfirmed = step
 
     def steps(self) -> list[int]:
         """Committed steps, newest first."""
@@ -60,12 +62,23 @@ class Checkpointer:
         return sorted(self._manager.all_steps(), reverse=True)
 
     def raise_if_save_failed(self) -> None:
-        """Raises what went wrong in a background save."""
-        self._manager.check_for_errors()
+        """Raises SparsecodError when the last save has ended without a checkpoint; does not wait."""
+        if not self._manager.is_saving_in_progress():
+            self.wait()
 
     def wait(self) -> None:
-        """Returns when the last save is on disk."""
-        self._manager.wait_until_finished()
+        """Returns when the last save is on disk, or raises SparsecodError when it failed."""
+        step, self._unconfirmed = self._unconfirmed, None
+        if step is None:
+            return
+        reason = "the log says why"
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:  # whatever the storage raised
+            reason = _brief(error)
+        # Orbax drops some failed steps without raising, so that the absence of the step is the only sure sign.
+        if not (self._run.checkpoints / str(step)).exists():
+            raise SparsecodError(f"saving step {step} failed ({reason}): make room in {self._run.checkpoints} and run again")
 
     def close(self) -> None:
         self._manager.close()

@@ -1,5 +1,8 @@
 """Saving, verifying, falling back, and never starting afresh by accident."""
 
+import resource
+import time
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -145,6 +148,34 @@ def test_another_model_is_refused_by_name_and_shape(run):
     with pytest.raises(ConfigError, match=r"lacks state/extra"):
         checkpointer.restore_latest(_abstract(_state(0) | {"extra": jnp.zeros(3)}))
     checkpointer.close()
+
+
+def test_a_save_that_fails_in_the_background_is_an_error(run):
+    """A file may not grow beyond 300 kB, as on a full disk; the array needs 2 MB."""
+    checkpointer = Checkpointer(run, keep=3)
+    checkpointer.save(1, {"state": _state(1)}, {})
+    checkpointer.wait()
+    large = {"weights": jax.random.normal(jax.random.key(0), (512, 1024))}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, limits[1]))
+    try:
+        checkpointer.save(2, {"state": large}, {})
+        with pytest.raises(SparsecodError, match=r"saving step 2 failed \(.*File too large"):
+            _poll(checkpointer)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert _restore(run).step == 1
+    checkpointer.save(3, {"state": _state(3)}, {})
+    checkpointer.wait()
+    checkpointer.close()
+    assert _restore(run).step == 3
+
+
+def _poll(checkpointer):
+    """Asks as the loop does, without waiting, for at most a minute."""
+    for _ in range(6000):
+        checkpointer.raise_if_save_failed()
+        time.sleep(0.01)
 
 
 def test_a_refused_save_is_an_error(run):
