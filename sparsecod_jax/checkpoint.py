@@ -159,5 +159,6 @@ def _free_name(path: epath.Path) -> epath.Path:
 
 
 def _brief(error: Exception) -> str:
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0][:200]}" if text else type(error).__name__
+    """The error's first line, cut in the middle: storage puts paths first and the cause last."""
+    line = next(iter(str(error).strip().splitlines()), "")
+    return f"{type(error).__name__}: {line if len(line) < 200 else line[:80] + ' ... ' + line[-100:]}"
