@@ -63,9 +63,11 @@ def _data(args, overrides) -> None:
 
 def _train(args, overrides) -> None:
     from sparsecod_jax.config import load
+
+    experiment = load(args.config, overrides)  # refuses mistakes before jax is imported
     from sparsecod_jax.train.loop import train
 
-    print(json.dumps(train(load(args.config, overrides), args.workdir, profile=args.profile)))
+    print(json.dumps(train(experiment, args.workdir, profile=args.profile)))
 
 
 def _report(args, overrides) -> None:

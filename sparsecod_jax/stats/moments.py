@@ -12,7 +12,7 @@ import jax.numpy as jnp
 OUTLIER_ZSCORE = 3.0
 OUTLIER_QUANTILE = 0.01
 TOP_K = 10
-SORTED_ELEMENTS = 2**20
+SORTED_ELEMENTS = 2**16
 
 
 def moments(z_BTD: jax.Array) -> dict[str, jax.Array]:

@@ -189,9 +189,9 @@ class _Run:
             "tokens_per_second": tokens_per_second,
             "perplexity": np.exp(np.minimum(metrics["loss"], 80.0)),
         }
-        line = plain(values | metrics)
         if evaluated is not None:
-            line |= {f"evaluation/{name}": value for name, value in self._evaluate(step, evaluated).items()}
+            values |= {f"evaluation/{name}": value for name, value in self._evaluate(step, evaluated).items()}
+        line = plain(values | metrics)
         logged = self._due(step, self.experiment.log.every) or evaluated is not None or step == self.experiment.steps
         self.writers.write(line, tensorboard=logged)
         if logged:
@@ -226,7 +226,7 @@ class _Run:
         self.checkpointer.wait()
         tokens = experiment.steps * experiment.tokens_per_step
         final = {
-            **held_out,
+            **plain(held_out),
             "unigram_entropy": self.data.validation.unigram_entropy,
             "steps": experiment.steps,
             "tokens": tokens,
@@ -238,5 +238,5 @@ class _Run:
         }
         self.attempt.check_still_owner()
         write_json(self.run.final, final)
-        note(f"held-out loss {final['loss']:.4f} nats; a guess by token frequency alone would have {final['unigram_entropy']:.4f}")
+        note(f"held-out loss {held_out['loss']:.4f} nats; a guess by token frequency alone would have {final['unigram_entropy']:.4f}")
         return final

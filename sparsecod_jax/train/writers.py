@@ -79,6 +79,6 @@ class Writers:
 
     def close(self) -> None:
         self._thread.shutdown()
-        self._raise_pending()
         self._tensorboard.close()
         self._jsonl.close()
+        self._raise_pending()

@@ -1,0 +1,112 @@
+"""The command line as a user meets it: help, mistakes with their exit codes, and the way from text to report."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import process
+import pytest
+import tiny
+
+from sparsecod_jax.cli import main
+
+ENVIRONMENT = os.environ | {"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1"}
+
+
+def _sparsecod(*words, code=0):
+    """Runs a verb and returns its output and error text."""
+    command = [sys.executable, "-m", "sparsecod_jax", *map(str, words)]
+    done = subprocess.run(command, cwd=process.ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == code, f"exit code {done.returncode}, not {code}:\n{done.stdout}{done.stderr}"
+    return done.stdout, done.stderr
+
+
+def _refused(*words):
+    """The one sentence with which a verb refuses, and nothing else."""
+    output, error = _sparsecod(*words, code=78)
+    assert output == ""
+    assert error.count("\n") == 1, error
+    return error.strip()
+
+
+def test_help_of_every_verb():
+    text, _ = _sparsecod("--help")
+    verbs = re.findall(r"^    (\w+) +\w", text, re.MULTILINE)
+    assert {"data", "train", "report"} <= set(verbs)
+    for verb in verbs:
+        text, _ = _sparsecod(verb, "--help")
+        assert text.startswith(f"usage: sparsecod {verb} ")
+        options = re.findall(r"^  (--\w+)(?: [A-Z_]+)?(?:  +|\n {10,})\S", text, re.MULTILINE)  # an option and what it is for
+        assert set(options) == set(re.findall(r"^  (--\w+)", text, re.MULTILINE))
+        assert options
+
+
+def test_no_verb_is_told():
+    _, error = _sparsecod(code=2)
+    assert "required: VERB" in error
+
+
+@pytest.mark.parametrize(
+    ("words", "unknown"),
+    [
+        (["train", "--config=configs/smoke.py", "--workdir=x", "--steps=3"], "--steps=3"),
+        (["train", "--config=configs/smoke.py", "--workdir=x", "--config.steps", "3"], "3"),
+        (["train", "--config=configs/smoke.py", "--workdir=x", "--work=y"], "--work=y"),  # no abbreviations
+        (["data", "--source=sotu", "--out=x", "--vocab=300"], "--vocab=300"),
+        (["data", "--source=sotu", "--out=x", "--config.steps=3"], "--config.steps=3"),
+        (["report", "--workdir=x", "here"], "here"),
+    ],
+)
+def test_unknown_options_are_refused_in_one_sentence(words, unknown):
+    verb = words[0]
+    assert _refused(*words) == f"sparsecod {verb}: {unknown} is not an option of {verb}: see sparsecod {verb} --help"
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_overrides_stand_before_or_after_the_config(tmp_path, capsys, place):
+    words = [f"--config={process.ROOT}/configs/smoke.py", f"--workdir={tmp_path}/run"]
+    words.insert(place, "--config.steps=0")
+    with pytest.raises(SystemExit) as ended:
+        main(["train", *words])
+    assert ended.value.code == 78
+    assert capsys.readouterr().err == "sparsecod train: steps is 0: set it above 0\n"
+
+
+def test_what_is_missing_is_refused_in_one_sentence(tmp_path):
+    workdir = f"--workdir={tmp_path}/run"
+    sentence = _refused("train", "--config=configs/nowhere.py", workdir)
+    assert sentence == "sparsecod train: there is no config file configs/nowhere.py: give a path such as configs/smoke.py"
+    sentence = _refused("train", "--config=configs/smoke.py", workdir, f"--config.data.path={tmp_path}/none")
+    command = f"sparsecod data --source=sotu --tokenizer=bpe --vocab_size=2048 --out={tmp_path}/none"
+    assert sentence == f"sparsecod train: there is no data in {tmp_path}/none: run `{command}`"
+    assert "nowhere holds no run: " in _refused("report", f"--workdir={tmp_path}/nowhere")
+    assert "nowhere" in _refused("data", f"--source={tmp_path}/nowhere", f"--out={tmp_path}/out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_from_text_to_report(corpus, tmp_path):
+    data, run = tmp_path / "data", tmp_path / "runs" / "first"
+    output, _ = _sparsecod("data", f"--source={corpus}", f"--out={data}", "--vocab_size=300", "--validation_fraction=0.2")
+    assert re.search(r"train \d+ documents, [\d,]+ tokens; validation \d+ documents, .*; fingerprint [0-9a-f]{16}\n$", output)
+    experiment = tiny.experiment(steps=2, data={"path": str(data)}, schedule={"warmup_steps": 1}, evaluation={"max_tokens": 512})
+    output, _ = _sparsecod("train", "--config=configs/smoke.py", f"--workdir={run}", *tiny.flags(experiment))
+    assert "step 2/2 | loss " in output
+    assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [1, 2]
+    final = json.loads((run / "final.json").read_text())
+    assert final["tokens"] == 2 * 8 * 32
+    output, _ = _sparsecod("report", f"--workdir={tmp_path}/runs")
+    assert output == f"report: {tmp_path}/runs/report.html\n"
+    page = (tmp_path / "runs" / "report.html").read_text()
+    assert "1 of 1 runs finished." in page
+    assert f"<td>{final['loss']:.4f}</td>" in page
+
+
+def test_data_does_not_wait_for_jax(corpus, tmp_path):
+    words = ["data", f"--source={corpus}", f"--out={tmp_path}/data", "--tokenizer=bytes", "--validation_fraction=0.2"]
+    script = f"import sys; from sparsecod_jax.cli import main; main({words!r}); print(*sys.modules, sep='\\n')"
+    done = subprocess.run([sys.executable, "-c", script], cwd=process.ROOT, capture_output=True, text=True, timeout=300, check=True)
+    loaded = done.stdout.splitlines()
+    assert "sparsecod_jax.data.prepare" in loaded
+    assert not {"jax", "jaxlib", "flax", "orbax"} & set(loaded)

@@ -1,0 +1,337 @@
+"""What a config may say, what it becomes, what makes two runs the same run, and what every config file holds."""
+
+import ast
+import difflib
+import importlib.util
+import inspect
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+import tiny
+
+from sparsecod_jax import config
+from sparsecod_jax.errors import ConfigError
+from sparsecod_jax.scales import SCALES
+from sparsecod_jax.train.loop import prepare_command
+
+ROOT = Path(__file__).resolve().parents[1]
+SMOKE = str(ROOT / "configs/smoke.py")
+GOLDEN = ROOT / "tests/golden/configs.txt"
+FILES = sorted((ROOT / "configs").glob("*.py"))
+
+
+def _nested(flat):
+    values = {}
+    for name, value in flat.items():
+        *sections, field = name.split(".")
+        target = values
+        for section in sections:
+            target = target.setdefault(section, {})
+        target[field] = value
+    return values
+
+
+POSITIVE = (
+    *(f"model.{name}" for name in ("d_model", "n_layers", "n_heads", "d_ff", "vocab_size", "rope_theta", "norm_eps")),
+    *(f"optimizer.{name}" for name in ("peak_lr", "eps", "clip_norm")),
+    *("data.seq_len", "execution.accumulation", "evaluation.seq_len", "evaluation.batch_size"),
+    *("checkpoint.every", "checkpoint.keep", "log.every", "steps", "global_batch"),
+)
+FLOATS = ("rope_theta", "norm_eps", "peak_lr", "eps", "clip_norm")
+REFUSALS = [
+    *(({name: 0.0 if name.split(".")[-1] in FLOATS else 0}, rf"^{re.escape(name)} is 0(\.0)?: set it above 0$") for name in POSITIVE),
+    ({"model.n_layers": -2}, r"^model\.n_layers is -2: set it above 0"),
+    ({"model.n_kv_heads": -4}, r"^model\.n_kv_heads is -4: set it above 0"),
+    ({"model.head_dim": -2}, r"^model\.head_dim is -2: set it above 0"),
+    ({"model.init_std": -0.1}, r"^model\.init_std is -0\.1: set it above 0"),
+    ({"model.d_model": 100}, r"^model\.d_model=100 is not a multiple of model\.n_heads=16: .*or set model\.head_dim"),
+    ({"model.n_kv_heads": 3}, r"^model\.n_heads=16 is not a multiple of model\.n_kv_heads=3: choose a divisor"),
+    ({"model.head_dim": 7}, r"^model\.head_dim=7 is odd .*: make it even"),
+    ({"data.seed": -1}, r"^data\.seed=-1 is not an unsigned 32-bit number: choose"),
+    ({"data.seed": 2**32}, r"^data\.seed=4294967296 is not an unsigned"),
+    ({"optimizer.weight_decay": -0.1}, r"^optimizer\.weight_decay=-0\.1 is negative: use"),
+    ({"optimizer.b1": 1.0}, r"^optimizer\.b1=1\.0 is not in \[0, 1\): lower it"),
+    ({"optimizer.b2": -0.5}, r"^optimizer\.b2=-0\.5 is not in \[0, 1\)"),
+    ({"optimizer.decayed": ["matrices", "gains"]}, r"^optimizer\.decayed names \['gains'\]: choose from \['embedding', 'head', 'matrices'"),
+    ({"schedule.warmup_steps": -1}, r"^schedule\.warmup_steps=-1 is negative: use"),
+    ({"schedule.final_fraction": 1.5}, r"^schedule\.final_fraction=1\.5 is not in \[0, 1\]: change it"),
+    ({"mesh.tensor": 0}, r"^mesh\.tensor is 0: use a positive number, or -1"),
+    ({"mesh.data": -2}, r"^mesh\.data is -2: use a positive number, or -1"),
+    ({"mesh.data": -1}, r"^more than one mesh axis is -1: give"),
+    ({"execution.max_skipped_updates": -1}, r"^execution\.max_skipped_updates is negative: use"),
+    ({"evaluation.every": -1}, r"^evaluation\.every or .* is negative: use"),
+    ({"evaluation.max_tokens": -1}, r"^evaluation\.every or evaluation\.max_tokens is negative: use"),
+    ({"checkpoint.keep_every": -1}, r"^checkpoint\.keep_every is negative: use"),
+    ({"log.moments_every": -1}, r"^log\.moments_every is negative: use 0 for never"),
+    ({"seed": -1}, r"^seed=-1 is not an unsigned 32-bit number: choose"),
+    ({"seed": 2**32}, r"^seed=4294967296 is not an unsigned"),
+    ({"execution.accumulation": 3}, r"^global_batch=256 is not a multiple of execution\.accumulation=3: change"),
+    ({"steps": 1000}, r"^schedule\.warmup_steps=1000 leaves no step of steps=1000 for the cosine: lower it"),
+    ({"model.n_layer": 3}, r"^model\.n_layer is not a config field: did you mean model\.n_layers\?"),
+    ({"modle": {}}, r"^modle is not a config field: did you mean model\?"),
+    ({"log.zzz": 3}, r"^log\.zzz is not a config field: choose from \['every', 'moments_every'\]"),
+    ({"model": 3}, r"^model=3 is not a section: "),
+    ({"model.n_layers": 3.0}, r"^model\.n_layers=3\.0 is not of type int: "),
+    ({"model.n_layers": True}, r"^model\.n_layers=True is not of type int: "),
+    ({"model.document_masking": 1}, r"^model\.document_masking=1 is not of type bool: "),
+    ({"optimizer.peak_lr": "4e-4"}, r"^optimizer\.peak_lr='4e-4' is not of type float: "),
+    ({"optimizer.peak_lr": float("inf")}, r"^optimizer\.peak_lr=inf is not finite: "),
+    ({"optimizer.weight_decay": float("nan")}, r"^optimizer\.weight_decay=nan is not finite: "),
+    ({"data.path": None}, r"^data\.path=None is not of type str: "),
+    ({"model.compute_dtype": "float16"}, r"^model\.compute_dtype='float16' is not known: choose from \['float32', 'bfloat16', 'float64'\]"),
+    ({"schedule.kind": ["cosine"]}, r"^schedule\.kind=\['cosine'\] is not known: choose from \['cosine', 'constant'\]"),
+    ({"optimizer.decayed": "matrices"}, r"^optimizer\.decayed='matrices' is not a list of names: "),
+    ({"optimizer.decayed": 3}, r"^optimizer\.decayed=3 is not a list of names: "),
+    ({"optimizer.decayed": ["head", 3]}, r"^optimizer\.decayed=\['head', 3\] is not a list of names: "),
+]
+
+
+@pytest.mark.parametrize(("flat", "sentence"), REFUSALS, ids=[json.dumps(flat)[1:-1].replace('"', "") for flat, _ in REFUSALS])
+def test_refusals_are_one_sentence_with_a_fix(flat, sentence):
+    with pytest.raises(ConfigError, match=sentence) as caught:
+        config.from_dict(_nested(flat))
+    assert re.fullmatch(r"[^\n:]+: [^\n]+", str(caught.value))
+
+
+def test_what_is_odd_but_right_is_taken():
+    assert config.from_dict({"optimizer": {"clip_norm": 1}}).optimizer.clip_norm == 1.0
+    assert config.from_dict({"optimizer": {"decayed": []}}).optimizer.decayed == ()
+    assert config.from_dict({"model": {"d_model": 100, "head_dim": 8}}).model.head_dim == 8
+    assert config.from_dict({"steps": 5, "schedule": {"kind": "constant"}}).steps == 5  # constant may end within its warm-up
+    assert config.from_dict({}) == config.Experiment()
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("--config.model.n_layer=8", 'Did you mean "n_layers" instead of "n_layer"'),
+        ("--config.modle.n_layers=8", 'Did you mean "model" instead of "modle"'),
+        ("--config.zzz=8", "unknown name 'zzz'"),
+        ("--config.model.n_layers=eight", r"--config\.model\.n_layers=eight: invalid literal for int"),
+        ("--config.model.n_layers=8.5", "invalid literal for int"),
+        ("--config.model.n_layers=", "invalid literal for int"),
+        ("--config.model.n_layers", "Missing value for flag"),
+        ("--config.optimizer.peak_lr=fast", "could not convert string to float"),
+        ("--config.model.document_masking=maybe", "Non-boolean argument"),
+        ("--config.model=5", "is not a dict"),
+        ("--config.optimizer.decayed=(1,2)", r"optimizer\.decayed=\(1, 2\) is not a list of names"),
+        ("--config.schedule.kind=linear", r"schedule\.kind='linear' is not known: choose from"),
+        ("--config.model.n_layers=0", r"model\.n_layers is 0: set it above 0"),
+    ],
+)
+def test_mistakes_in_overrides_are_one_sentence(override, sentence):
+    with pytest.raises(ConfigError, match=sentence) as caught:
+        config.load(SMOKE, ["--config.seed=1", override])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("body", "sentence"),
+    [
+        ("c.model.n_layer = 3; return c", r"^model\.n_layer is not a config field: did you mean model\.n_layers\?"),
+        ("c.optimiser = 3; return c", r"^optimiser is not a config field: did you mean optimizer\?"),
+        ("c.model.n_layers = '3'; return c", "can't be read: TypeError: Could not override field 'n_layers'"),
+        ("c.optimizer.peak_lr = -1.0; return c", r"^optimizer\.peak_lr is -1\.0: set it above 0"),
+        ("return scales.base('huge')", "there is no scale 'huge': choose from nano, mini, paper"),
+        ("return None", "can't be read: 'NoneType' object"),
+        ("open('/nowhere/at/all')", "can't be read: .*No such file or directory: '/nowhere/at/all'"),
+        ("raise KeyError('width')", "can't be read: unknown name width"),
+    ],
+)
+def test_mistakes_in_a_config_file_are_one_sentence(body, sentence, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(f"from sparsecod_jax import scales\n\ndef get_config():\n    c = scales.base('nano')\n    {body}\n")
+    with pytest.raises(ConfigError, match=sentence) as caught:
+        config.load(str(file))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("spec", "sentence"),
+    [
+        ("configs/nowhere.py", r"^there is no config file configs/nowhere\.py: give a path such as configs/smoke\.py$"),
+        ("configs/nowhere.py:nano", r"^there is no config file configs/nowhere\.py: "),
+        (str(ROOT / "configs"), "^there is no config file .*/configs: "),
+        (f"{ROOT}/configs/dense_1b.py:huge", "there is no scale 'huge': choose from nano, mini, paper$"),
+        (f"{SMOKE}:nano", r"get_config\(\) takes 0 positional arguments"),
+    ],
+)
+def test_a_missing_file_or_scale_is_one_sentence(spec, sentence):
+    with pytest.raises(ConfigError, match=sentence) as caught:
+        config.load(spec)
+    assert "\n" not in str(caught.value)
+
+
+def test_overrides_change_the_file_and_the_last_one_wins():
+    overrides = ["--config.steps=20", "--config.model.n_layers=7", "--config.steps=30", "--config.optimizer.decayed=('head', 'matrices')"]
+    experiment = config.load(SMOKE, overrides)
+    assert (experiment.steps, experiment.model.n_layers, experiment.optimizer.decayed) == (30, 7, ("head", "matrices"))
+    assert config.load(SMOKE, ["--config.optimizer.peak_lr=1"]).optimizer.peak_lr == 1.0
+    assert config.load(SMOKE).model.n_layers == 4  # an override does not outlive its call
+
+
+def test_derived_fields():
+    model = config.Model()
+    assert (model.n_kv_heads, model.head_dim, model.init_std) == (16, 128, 0.02)
+    assert config.Model(d_model=512, n_heads=8).init_std == pytest.approx(0.04)
+    assert config.Model(d_model=128, n_heads=8).init_std == pytest.approx(0.08)
+    chosen = config.Model(n_kv_heads=4, head_dim=64, init_std=0.1)
+    assert (chosen.n_kv_heads, chosen.head_dim, chosen.init_std) == (4, 64, 0.1)
+    assert config.Experiment(global_batch=8, data=config.Data(seq_len=32)).tokens_per_step == 256
+
+
+def _specs(file):
+    """A config file's arguments for --config: one a scale, where it has scales."""
+    module = importlib.util.spec_from_file_location(file.stem, file)
+    assert module
+    assert module.loader
+    loaded = importlib.util.module_from_spec(module)
+    module.loader.exec_module(loaded)
+    scaled = inspect.signature(loaded.get_config).parameters
+    return [f"configs/{file.name}:{scale}" for scale in SCALES] if scaled else [f"configs/{file.name}"]
+
+
+SPECS = [spec for file in FILES for spec in _specs(file)]
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_json_and_back(spec):
+    experiment = config.load(str(ROOT / spec))
+    assert config.from_dict(json.loads(json.dumps(config.to_dict(experiment)))) == experiment
+
+
+DECIDES = {
+    "model.d_model": 48,
+    "model.n_layers": 4,
+    "model.n_heads": 8,
+    "model.n_kv_heads": 4,
+    "model.head_dim": 6,
+    "model.d_ff": 64,
+    "model.vocab_size": 320,
+    "model.rope_theta": 5e5,
+    "model.norm_eps": 1e-6,
+    "model.init_std": 0.03,
+    "model.layer_norm_scaling": True,
+    "model.document_masking": True,
+    "model.compute_dtype": "bfloat16",
+    "model.residual_dtype": "bfloat16",
+    "data.seq_len": 64,
+    "data.seed": 1,
+    "optimizer.peak_lr": 1e-3,
+    "optimizer.b1": 0.8,
+    "optimizer.b2": 0.99,
+    "optimizer.eps": 1e-9,
+    "optimizer.weight_decay": 0.2,
+    "optimizer.decayed": ["matrices"],
+    "optimizer.clip_norm": 2.0,
+    "schedule.kind": "constant",
+    "schedule.warmup_steps": 3,
+    "schedule.final_fraction": 0.2,
+    "seed": 1,
+    "steps": 7,
+    "global_batch": 16,
+}
+OUTSIDE = {
+    "data.path": "elsewhere",
+    "data.source": "stdlib",
+    "data.tokenizer": "bytes",
+    "mesh.data": 2,
+    "mesh.fsdp": 2,
+    "mesh.tensor": 2,
+    "execution.accumulation": 2,
+    "execution.remat": "none",
+    "execution.attention": "reference",
+    "execution.max_skipped_updates": 3,
+    "evaluation.every": 3,
+    "evaluation.seq_len": 16,
+    "evaluation.batch_size": 16,
+    "evaluation.max_tokens": 100,
+    "checkpoint.every": 3,
+    "checkpoint.keep": 1,
+    "checkpoint.keep_every": 2,
+    "log.every": 3,
+    "log.moments_every": 3,
+}
+
+
+def _set(values, name, value):
+    *sections, field = name.split(".")
+    for section in sections:
+        values = values[section]
+    assert values[field] != value
+    values[field] = value
+
+
+def test_json_and_back_with_every_field_changed():
+    values = config.to_dict(tiny.experiment())
+    for name, value in {**DECIDES, **OUTSIDE}.items():
+        _set(values, name, value)
+    experiment = config.from_dict(values)
+    assert config.to_dict(experiment) == values
+    assert config.from_dict(json.loads(json.dumps(config.to_dict(experiment)))) == experiment
+
+
+def _identity(experiment, fingerprint="abc"):
+    return config.identity(config.identity_fields(experiment, fingerprint))
+
+
+def _changed(name, value):
+    values = config.to_dict(tiny.experiment())
+    _set(values, name, value)
+    return config.from_dict(values)
+
+
+def test_every_field_is_inside_or_outside_the_identity():
+    assert {*DECIDES, *OUTSIDE} == set(config.flatten(config.to_dict(tiny.experiment())))
+
+
+@pytest.mark.parametrize(("name", "value"), DECIDES.items(), ids=DECIDES)
+def test_what_decides_the_numbers_changes_the_identity(name, value):
+    before, after = (config.identity_fields(experiment, "abc") for experiment in (tiny.experiment(), _changed(name, value)))
+    assert config.identity(before) != config.identity(after)
+    assert [field for field in before if before[field] != after[field]] == [name]
+
+
+@pytest.mark.parametrize(("name", "value"), OUTSIDE.items(), ids=OUTSIDE)
+def test_how_it_is_carried_out_does_not_change_the_identity(name, value):
+    assert _identity(_changed(name, value)) == _identity(tiny.experiment())
+
+
+def test_the_identity_depends_on_the_data_itself():
+    experiment = tiny.experiment()
+    assert _identity(experiment, "abc") == _identity(experiment, "abc")
+    assert _identity(experiment, "abc") != _identity(experiment, "abd")
+
+
+def _printed():
+    """Every config at every scale, resolved, one field a line."""
+    lines = []
+    for spec in SPECS:
+        flat = config.flatten(config.to_dict(config.load(str(ROOT / spec))))
+        lines += [f"[{spec}]", *(f"{name} = {json.dumps(value)}" for name, value in flat.items()), ""]
+    return "\n".join(lines)
+
+
+def test_config_files_resolve_to_the_golden_text():
+    printed = _printed()
+    if os.environ.get("SPARSECOD_UPDATE_GOLDEN") == "1":
+        GOLDEN.write_text(printed)
+    golden = GOLDEN.read_text() if GOLDEN.exists() else ""
+    difference = "\n".join(difflib.unified_diff(golden.splitlines(), printed.splitlines(), "golden", "now", n=0, lineterm=""))
+    command = f"SPARSECOD_UPDATE_GOLDEN=1 python -m pytest {Path(__file__).relative_to(ROOT)}"
+    assert printed == golden, f"a config changed; if that is meant, write the golden text again with `{command}`:\n{difference}"
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_docstrings_say_command_hardware_run_time_and_result(file):
+    """The commands are those that the file needs: its data at each scale, and a run of each scale."""
+    text = ast.get_docstring(ast.parse(file.read_text())) or ""
+    for label in ("Command:", "Hardware:", "Run time:", "Result:"):
+        assert re.search(rf"^{label} +\S", text, re.MULTILINE), f"{file.name} has no line {label}"
+    specs = _specs(file)
+    assert re.findall(r"sparsecod train --config=(\S+) --workdir=\S+", text) == specs
+    for spec in specs:
+        assert prepare_command(config.load(str(ROOT / spec))) in " ".join(text.split()), f"{file.name} lacks the data of {spec}"

@@ -1,0 +1,89 @@
+"""Sizes against the published ones and against the parameters that Flax makes."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import pytest
+import tiny
+from flax import linen as nn
+
+from sparsecod_jax import config, counts
+from sparsecod_jax.model import Transformer
+
+# adamw-1B of the published study; with 16 blocks its totals are known to the last digit.
+DENSE_1B = config.Model(d_model=2048, n_layers=16, n_heads=16, d_ff=8192, vocab_size=50304)
+DENSE_400M = config.Model(d_model=1536, n_layers=16, n_heads=12, d_ff=2304, vocab_size=50304)
+
+
+def test_published_totals():
+    assert counts.parameters(DENSE_1B) == counts.Counts(1_279_854_592, 1_176_832_000, 1_176_832_000)
+    assert counts.parameters(DENSE_400M) == counts.Counts(475_448_832, 398_181_888, 398_181_888)
+
+
+@pytest.mark.parametrize(("depth", "total", "without"), [(12, 1.011, 0.908), (16, 1.280, 1.177), (24, 1.817, 1.714), (32, 2.354, 2.251)])
+def test_published_depths(depth, total, without):
+    found = counts.parameters(dataclasses.replace(DENSE_1B, n_layers=depth))
+    assert (round(found.total / 1e9, 3), round(found.without_input_embedding / 1e9, 3)) == (total, without)
+
+
+@pytest.mark.parametrize(("group", "total"), [(1, 1.280), (2, 1.213), (4, 1.179), (16, 1.154)])
+def test_published_head_groups(group, total):
+    found = counts.parameters(dataclasses.replace(DENSE_1B, n_kv_heads=16 // group))
+    assert round(found.total / 1e9, 3) == total
+
+
+VARIANTS = {
+    "grouped": {},
+    "multi-head": {"n_kv_heads": 4},
+    "multi-query": {"n_kv_heads": 1},
+    "own head size": {"head_dim": 6},
+    "one block": {"n_layers": 1},
+    "other width": {"d_model": 40, "d_ff": 56, "vocab_size": 77},
+    "layer norm scaling": {"layer_norm_scaling": True},
+}
+
+
+@pytest.mark.parametrize("change", VARIANTS.values(), ids=VARIANTS)
+def test_counts_what_flax_makes(change):
+    model = dataclasses.replace(tiny.MODEL, **change)
+    made = nn.unbox(jax.eval_shape(Transformer(model).init, jax.random.key(0), jnp.zeros((1, 8), jnp.int32)))["params"]
+    found = counts.parameters(model)
+    assert found.total == sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(made))
+    assert found.without_input_embedding == found.total - math.prod(made["embedding"].shape)
+    assert found.activated == found.without_input_embedding
+
+
+def test_flops_by_hand():
+    """A block: query and out 8x12 each, key and value 8x6 each, three of 8x10, two gains of 8; then a gain of 8 and a head of 8x11."""
+    model = config.Model(d_model=8, n_layers=3, n_heads=2, n_kv_heads=1, head_dim=6, d_ff=10, vocab_size=11)
+    assert counts.parameters(model) == counts.Counts(3 * (288 + 240 + 16) + 8 + 88 + 88, 1728, 1728)
+    assert counts.flops_per_token(model, 5) == 6 * 1728 + 6 * 3 * 5 * 12
+    assert counts.flops_per_token(DENSE_1B, 1024) == 6 * 1_176_832_000 + 6 * 16 * 1024 * 2048
+    assert counts.flops_per_token(DENSE_1B, 8192) - counts.flops_per_token(DENSE_1B, 0) == 6 * 16 * 8192 * 2048
+
+
+@pytest.mark.parametrize(
+    ("kind", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H200", 989e12),
+        ("NVIDIA GH200 480GB", 989e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("nvidia a100-pcie-40gb", 312e12),
+        ("TPU v4", 275e12),
+        ("TPU v5 lite", 197e12),
+        ("TPU v5e", 197e12),
+        ("TPU v5", 459e12),
+        ("TPU v5p", 459e12),
+        ("TPU v6 lite", 918e12),
+        ("TPU v6e", 918e12),
+        ("NVIDIA RTX A1000", None),
+        ("NVIDIA GeForce RTX 4090", None),
+        ("TPU v3", None),
+        ("cpu", None),
+    ],
+)
+def test_peaks(kind, peak):
+    assert counts.peak_flops(kind) == peak
