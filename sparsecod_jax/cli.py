@@ -62,7 +62,7 @@ def _data(args, overrides) -> None:
 
 
 def _train(args, overrides) -> None:
-    from sparsecod_jax.config import load
+    from sparsecod_jax.config_file import load
 
     experiment = load(args.config, overrides)  # refuses mistakes before jax is imported
     from sparsecod_jax.train.loop import train

@@ -1,6 +1,6 @@
 """What is an experiment?
 
-Frozen dataclasses, built from an ml_collections ConfigDict or from a run's config.json. They check everything that a config alone
+Frozen dataclasses, built from a config file (`config_file`) or from a run's config.json. They check everything that a config alone
 decides; what depends on devices or data is checked by `train` before anything is written. A zero marked "derived" is replaced by the
 value that the comment names, so a finished `Experiment` holds only final numbers.
 """
@@ -10,11 +10,7 @@ import difflib
 import hashlib
 import json
 import math
-import os
 from typing import Any, Literal, get_args, get_origin, get_type_hints
-
-from absl import flags
-from ml_collections import ConfigDict, config_flags
 
 from sparsecod_jax.errors import ConfigError
 
@@ -234,19 +230,6 @@ class Experiment:
         return self.global_batch * self.data.seq_len
 
 
-def default_config() -> Any:
-    """An unresolved ConfigDict of every field at its default: where a config file starts from."""
-    return _config_dict(Experiment)
-
-
-def _config_dict(cls) -> ConfigDict:
-    entries = {}
-    for field in dataclasses.fields(cls):
-        nested = dataclasses.is_dataclass(field.default)
-        entries[field.name] = _config_dict(type(field.default)) if nested else field.default
-    return ConfigDict(entries)
-
-
 def from_dict(values: dict[str, Any], cls: type = Experiment, where: str = "") -> Any:
     """Builds `cls` from nested plain values (a ConfigDict's or config.json's); refuses unknown keys and wrong types."""
     hints = get_type_hints(cls)
@@ -275,34 +258,6 @@ def _field(value, hint, where: str):
     _require(type(value) is hint, f"{where}={value!r} is not of type {hint.__name__}: write it as one")
     _require(hint is not float or math.isfinite(value), f"{where}={value!r} is not finite: choose a number")
     return value
-
-
-def load(spec: str, overrides: list[str] | tuple[str, ...] = ()) -> Experiment:
-    """Reads `configs/x.py:arg` with overrides such as `--config.model.n_layers=8`. A config file is Python code and is executed.
-
-    Raises:
-      ConfigError: the file, a field or a value is not usable; the message names the fix.
-    """
-    file = spec.split(":")[0]
-    _require(os.path.isfile(file), f"there is no config file {file}: give a path such as configs/smoke.py")
-    argv = ["sparsecod", f"--config={spec}", *overrides]
-    values = flags.FlagValues()
-    holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
-    try:
-        values(argv)
-        fields = holder.value.to_dict()
-    except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-        raise ConfigError(f"{' '.join([spec, *overrides])} can't be read: {_gist(error)}") from error
-    return from_dict(fields)
-
-
-def _gist(error: Exception) -> str:
-    """What went wrong in one line: config_flags wraps an error in another, or ends its message with a traceback."""
-    if error.args and isinstance(error.args[0], Exception):
-        error = error.args[0]
-    if isinstance(error, KeyError):
-        return f"unknown name {error.args[0]}".replace("\n", ": ")
-    return (str(error).strip() or type(error).__name__).splitlines()[-1]
 
 
 def to_dict(experiment: Experiment) -> dict[str, Any]:

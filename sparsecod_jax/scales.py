@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sparsecod_jax.config import default_config
+from sparsecod_jax.config_file import default_config
 
 
 def nano() -> Any:

@@ -1,0 +1,53 @@
+"""How does a config file become an experiment? ConfigDict and flags stop at this door."""
+
+import dataclasses
+import os
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from sparsecod_jax.config import Experiment, from_dict
+from sparsecod_jax.errors import ConfigError
+
+
+def default_config() -> Any:
+    """An unresolved ConfigDict of every field at its default: where a config file starts from."""
+    return _config_dict(Experiment)
+
+
+def _config_dict(cls) -> ConfigDict:
+    entries = {}
+    for field in dataclasses.fields(cls):
+        nested = dataclasses.is_dataclass(field.default)
+        entries[field.name] = _config_dict(type(field.default)) if nested else field.default
+    return ConfigDict(entries)
+
+
+def load(spec: str, overrides: list[str] | tuple[str, ...] = ()) -> Experiment:
+    """Reads `configs/x.py:arg` with overrides such as `--config.model.n_layers=8`. A config file is Python code and is executed.
+
+    Raises:
+      ConfigError: the file, a field or a value is not usable; the message names the fix.
+    """
+    file = spec.split(":")[0]
+    if not os.path.isfile(file):
+        raise ConfigError(f"there is no config file {file}: give a path such as configs/smoke.py")
+    argv = ["sparsecod", f"--config={spec}", *overrides]
+    values = flags.FlagValues()
+    holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    try:
+        values(argv)
+        fields = holder.value.to_dict()
+    except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        raise ConfigError(f"{' '.join([spec, *overrides])} can't be read: {_gist(error)}") from error
+    return from_dict(fields)
+
+
+def _gist(error: Exception) -> str:
+    """What went wrong in one line: config_flags wraps an error in another, or ends its message with a traceback."""
+    if error.args and isinstance(error.args[0], Exception):
+        error = error.args[0]
+    if isinstance(error, KeyError):
+        return f"unknown name {error.args[0]}".replace("\n", ": ")
+    return (str(error).strip() or type(error).__name__).splitlines()[-1]

@@ -1,0 +1,143 @@
+"""Config files: how they are read, what they refuse, and what each of them says."""
+
+import ast
+import difflib
+import importlib.util
+import inspect
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from sparsecod_jax import config
+from sparsecod_jax.config_file import load
+from sparsecod_jax.errors import ConfigError
+from sparsecod_jax.scales import SCALES
+from sparsecod_jax.train.loop import prepare_command
+
+ROOT = Path(__file__).resolve().parents[1]
+SMOKE = str(ROOT / "configs/smoke.py")
+GOLDEN = ROOT / "tests/golden/configs.txt"
+FILES = sorted((ROOT / "configs").glob("*.py"))
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("--config.model.n_layer=8", 'Did you mean "n_layers" instead of "n_layer"'),
+        ("--config.modle.n_layers=8", 'Did you mean "model" instead of "modle"'),
+        ("--config.zzz=8", "unknown name 'zzz'"),
+        ("--config.model.n_layers=eight", r"--config\.model\.n_layers=eight: invalid literal for int"),
+        ("--config.model.n_layers=8.5", "invalid literal for int"),
+        ("--config.model.n_layers=", "invalid literal for int"),
+        ("--config.model.n_layers", "Missing value for flag"),
+        ("--config.optimizer.peak_lr=fast", "could not convert string to float"),
+        ("--config.model.document_masking=maybe", "Non-boolean argument"),
+        ("--config.model=5", "is not a dict"),
+        ("--config.optimizer.decayed=(1,2)", r"optimizer\.decayed=\(1, 2\) is not a list of names"),
+        ("--config.schedule.kind=linear", r"schedule\.kind='linear' is not known: choose from"),
+        ("--config.model.n_layers=0", r"model\.n_layers is 0: set it above 0"),
+    ],
+)
+def test_mistakes_in_overrides_are_one_sentence(override, sentence):
+    with pytest.raises(ConfigError, match=sentence) as caught:
+        load(SMOKE, ["--config.seed=1", override])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("body", "sentence"),
+    [
+        ("c.model.n_layer = 3; return c", r"^model\.n_layer is not a config field: did you mean model\.n_layers\?"),
+        ("c.optimiser = 3; return c", r"^optimiser is not a config field: did you mean optimizer\?"),
+        ("c.model.n_layers = '3'; return c", "can't be read: TypeError: Could not override field 'n_layers'"),
+        ("c.optimizer.peak_lr = -1.0; return c", r"^optimizer\.peak_lr is -1\.0: set it above 0"),
+        ("return scales.base('huge')", "there is no scale 'huge': choose from nano, mini, paper"),
+        ("return None", "can't be read: 'NoneType' object"),
+        ("open('/nowhere/at/all')", "can't be read: .*No such file or directory: '/nowhere/at/all'"),
+        ("raise KeyError('width')", "can't be read: unknown name width"),
+    ],
+)
+def test_mistakes_in_a_config_file_are_one_sentence(body, sentence, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(f"from sparsecod_jax import scales\n\ndef get_config():\n    c = scales.base('nano')\n    {body}\n")
+    with pytest.raises(ConfigError, match=sentence) as caught:
+        load(str(file))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("spec", "sentence"),
+    [
+        ("configs/nowhere.py", r"^there is no config file configs/nowhere\.py: give a path such as configs/smoke\.py$"),
+        ("configs/nowhere.py:nano", r"^there is no config file configs/nowhere\.py: "),
+        (str(ROOT / "configs"), "^there is no config file .*/configs: "),
+        (f"{ROOT}/configs/dense_1b.py:huge", "there is no scale 'huge': choose from nano, mini, paper$"),
+        (f"{SMOKE}:nano", r"get_config\(\) takes 0 positional arguments"),
+    ],
+)
+def test_a_missing_file_or_scale_is_one_sentence(spec, sentence):
+    with pytest.raises(ConfigError, match=sentence) as caught:
+        load(spec)
+    assert "\n" not in str(caught.value)
+
+
+def test_overrides_change_the_file_and_the_last_one_wins():
+    overrides = ["--config.steps=20", "--config.model.n_layers=7", "--config.steps=30", "--config.optimizer.decayed=('head', 'matrices')"]
+    experiment = load(SMOKE, overrides)
+    assert (experiment.steps, experiment.model.n_layers, experiment.optimizer.decayed) == (30, 7, ("head", "matrices"))
+    assert load(SMOKE, ["--config.optimizer.peak_lr=1"]).optimizer.peak_lr == 1.0
+    assert load(SMOKE).model.n_layers == 4  # an override does not outlive its call
+
+
+def _specs(file):
+    """A config file's arguments for --config: one a scale, where it has scales."""
+    module = importlib.util.spec_from_file_location(file.stem, file)
+    assert module
+    assert module.loader
+    loaded = importlib.util.module_from_spec(module)
+    module.loader.exec_module(loaded)
+    scaled = inspect.signature(loaded.get_config).parameters
+    return [f"configs/{file.name}:{scale}" for scale in SCALES] if scaled else [f"configs/{file.name}"]
+
+
+SPECS = [spec for file in FILES for spec in _specs(file)]
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_json_and_back(spec):
+    experiment = load(str(ROOT / spec))
+    assert config.from_dict(json.loads(json.dumps(config.to_dict(experiment)))) == experiment
+
+
+def _printed():
+    """Every config at every scale, resolved, one field a line."""
+    lines = []
+    for spec in SPECS:
+        flat = config.flatten(config.to_dict(load(str(ROOT / spec))))
+        lines += [f"[{spec}]", *(f"{name} = {json.dumps(value)}" for name, value in flat.items()), ""]
+    return "\n".join(lines)
+
+
+def test_config_files_resolve_to_the_golden_text():
+    printed = _printed()
+    if os.environ.get("SPARSECOD_UPDATE_GOLDEN") == "1":
+        GOLDEN.write_text(printed)
+    golden = GOLDEN.read_text() if GOLDEN.exists() else ""
+    difference = "\n".join(difflib.unified_diff(golden.splitlines(), printed.splitlines(), "golden", "now", n=0, lineterm=""))
+    command = f"SPARSECOD_UPDATE_GOLDEN=1 python -m pytest {Path(__file__).relative_to(ROOT)}"
+    assert printed == golden, f"a config changed; if that is meant, write the golden text again with `{command}`:\n{difference}"
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_docstrings_say_command_hardware_run_time_and_result(file):
+    """The commands are those that the file needs: its data at each scale, and a run of each scale."""
+    text = ast.get_docstring(ast.parse(file.read_text())) or ""
+    for label in ("Command:", "Hardware:", "Run time:", "Result:"):
+        assert re.search(rf"^{label} +\S", text, re.MULTILINE), f"{file.name} has no line {label}"
+    specs = _specs(file)
+    assert re.findall(r"sparsecod train --config=(\S+) --workdir=\S+", text) == specs
+    for spec in specs:
+        assert prepare_command(load(str(ROOT / spec))) in " ".join(text.split()), f"{file.name} lacks the data of {spec}"
