@@ -5,7 +5,7 @@ Command:  python benchmarks/compile.py
 
 import time
 
-from paired import experiment, program, ratio
+from paired import compare, experiment, program
 
 
 def compiler(n_layers: int):
@@ -19,5 +19,4 @@ def compiler(n_layers: int):
 
 if __name__ == "__main__":
     for name, clock in (("CPU", time.process_time), ("wall", time.perf_counter)):
-        growth, deep, shallow = ratio(compiler(64), compiler(8), rounds=5, clock=clock)
-        print(f"{name} seconds: 64 blocks {deep:.2f}, 8 blocks {shallow:.2f}, ratio {growth:.3f} (median of 5 pairs)", flush=True)
+        print(f"{name}, 64 blocks against 8: {compare(compiler(64), compiler(8), rounds=5, clock=clock)}", flush=True)

@@ -8,7 +8,7 @@ from unittest import mock
 
 import jax.numpy as jnp
 from etils import epath
-from paired import Stepper, experiment, program, ratio
+from paired import Stepper, compare, experiment, program
 
 from sparsecod_jax.rundir import RunDir
 from sparsecod_jax.train.writers import Writers, plain
@@ -32,11 +32,10 @@ def measure(rounds: int, **sizes) -> None:
             step += 1
             writers.write(plain({"step": step} | measuring()), tensorboard=step % 10 == 0)
 
-        cost, slow, fast = ratio(measured_and_written, bare, rounds)
+        print(f"{sizes}: with against without, {compare(measured_and_written, bare, rounds)}", flush=True)
         writers.close()
-    print(f"{sizes}: with {slow:.3f} s, without {fast:.3f} s, ratio {cost:.4f} (median of {rounds} pairs)", flush=True)
 
 
 if __name__ == "__main__":
-    measure(40, d_model=256, n_layers=8)
-    measure(20, d_model=256, n_layers=32)
+    measure(80, d_model=256, n_layers=8, seq_len=128)
+    measure(40, d_model=256, n_layers=32, seq_len=128, rows=4)

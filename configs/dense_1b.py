@@ -4,7 +4,7 @@ Command:   sparsecod data --source=sotu --tokenizer=bpe --vocab_size=2048 --out=
            sparsecod train --config=configs/dense_1b.py:nano --workdir=runs/dense_1b_nano
            sparsecod data --source=corpus --tokenizer=bpe --vocab_size=16384 --out=data/mini
            sparsecod train --config=configs/dense_1b.py:mini --workdir=runs/dense_1b_mini
-           sparsecod data --source=hf:HuggingFaceFW/fineweb-edu:sample-100BT --tokenizer=tokenizer.json --out=data/fineweb_edu
+           sparsecod data --source=hf:HuggingFaceFW/fineweb-edu:sample-10BT --tokenizer=tokenizer.json --out=data/fineweb_edu
            sparsecod train --config=configs/dense_1b.py:paper --workdir=runs/dense_1b
 Hardware:  nano two CPU cores; mini one GPU of 80 GB; paper 16 TPU v5p chips or 8 GPUs of 80 GB
 Run time:  nano NANO_TIME; mini and paper not yet run here (at 40 % MFU on 8 H100, paper is 4 h by its FLOPs)

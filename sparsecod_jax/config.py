@@ -221,6 +221,10 @@ class Experiment:
             f"global_batch={self.global_batch} is not a multiple of execution.accumulation={accumulation}: change one of them",
         )
         _require(
+            self.execution.attention != "cudnn" or self.model.compute_dtype == "bfloat16",
+            "execution.attention=cudnn computes in 16 bits: set model.compute_dtype=bfloat16, or execution.attention=xla",
+        )
+        _require(
             self.schedule.kind == "constant" or self.schedule.warmup_steps < self.steps,
             f"schedule.warmup_steps={self.schedule.warmup_steps} leaves no step of steps={self.steps} for the cosine: lower it",
         )

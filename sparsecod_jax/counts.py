@@ -31,7 +31,7 @@ class Counts:
 
 
 def parameters(model: Model) -> Counts:
-    """Parameter counts of `model`, as `reference_spec.md` 6.1 of the paper's code states them."""
+    """Parameter counts of `model`, as the paper counts them."""
     d, heads, kv, size = model.d_model, model.n_heads, model.n_kv_heads, model.head_dim
     attention = 2 * d * heads * size + 2 * d * kv * size
     block = attention + 3 * d * model.d_ff + 2 * d

@@ -11,7 +11,7 @@ class SparsecodError(Exception):
 
 
 class ConfigError(SparsecodError):
-    """The input can't work as given; the message names the fix. Nothing was written."""
+    """The input can't work as given; the message names the fix."""
 
     exit_code = 78
 

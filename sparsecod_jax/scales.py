@@ -38,9 +38,7 @@ def paper() -> Any:
     config.steps = 19074
     config.global_batch = 256
     config.model.vocab_size = 50304
-    config.data.update(
-        path="data/fineweb_edu", source="hf:HuggingFaceFW/fineweb-edu:sample-100BT", tokenizer="tokenizer.json", seq_len=1024
-    )
+    config.data.update(path="data/fineweb_edu", source="hf:HuggingFaceFW/fineweb-edu:sample-10BT", tokenizer="tokenizer.json", seq_len=1024)
     config.optimizer.peak_lr = 4e-4
     config.schedule.warmup_steps = 1000
     config.evaluation.update(every=3000, seq_len=1024, batch_size=256, max_tokens=2**24)

@@ -7,7 +7,6 @@ import math
 from collections.abc import Sequence
 
 import jax
-import numpy as np
 from flax import linen as nn
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -50,7 +49,7 @@ def make_mesh(mesh: config.Mesh, devices: Sequence | None = None) -> jax.shardin
     if math.prod(sizes) != len(devices):
         asked = ", ".join(f"mesh.{axis}={getattr(mesh, axis)}" for axis in MESH_AXES)
         raise ConfigError(f"{asked} does not multiply to the {len(devices)} devices here: change the axes, or set one to -1")
-    return jax.sharding.Mesh(np.asarray(devices).reshape(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+    return jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices)
 
 
 def check_fit(experiment: config.Experiment, mesh: jax.sharding.Mesh) -> None:

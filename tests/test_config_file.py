@@ -75,7 +75,6 @@ def test_mistakes_in_a_config_file_are_one_sentence(body, sentence, tmp_path):
         ("configs/nowhere.py:nano", r"^there is no config file configs/nowhere\.py: "),
         (str(ROOT / "configs"), "^there is no config file .*/configs: "),
         (f"{ROOT}/configs/dense_1b.py:huge", "there is no scale 'huge': choose from nano, mini, paper$"),
-        (f"{SMOKE}:nano", r"get_config\(\) takes 0 positional arguments"),
     ],
 )
 def test_a_missing_file_or_scale_is_one_sentence(spec, sentence):

@@ -34,15 +34,17 @@ def evaluation_batches(windows: Windows, rows: int, max_tokens: int) -> Iterator
     """The split in order, once: tokens [rows, T + 1] int32 and the weight of each prediction [rows, T] float32.
 
     Every prediction of the split counts once: the last window and the last batch are padded, with weight 0. A `max_tokens` above 0
-    stops after that many predictions, rounded up to whole windows.
+    takes that many predictions, rounded up to whole windows, from windows spread evenly over the split.
     """
     length = windows.seq_len
     total = windows.total_tokens - 1
+    windows_in_all = -(-total // length)
     count = -(-min(total, max_tokens or total) // length)
     for first in range(0, count, rows):
         tokens = np.zeros((rows, length + 1), np.int32)
         weights = np.zeros((rows, length), np.float32)
-        for row, index in enumerate(range(first, min(first + rows, count))):
+        for row, place in enumerate(range(first, min(first + rows, count))):
+            index = place * windows_in_all // count
             window = windows.tokens(index * length, (index + 1) * length + 1)
             tokens[row, : len(window)] = window
             weights[row, : len(window) - 1] = 1

@@ -32,7 +32,7 @@ class Request:
 
     source: str
     tokenizer: str = "bpe"
-    vocab_size: int = 0  # of a trained BPE
+    vocab_size: int = 0  # of a trained BPE, 0 for other tokenizers
     eos_id: int | None = None  # where a tokenizer.json does not tell
     split_seed: int = 0
     validation_fraction: float = 0.05  # expected share of held-out documents
@@ -78,7 +78,7 @@ def _from_text(request: Request, directory: epath.Path) -> Manifest:
     chosen = None if request.tokenizer in ("bpe", "bytes") else tokenizer.load(epath.Path(request.tokenizer), request.eos_id)
     work = _begin(request, directory)
     batches = _select(request, itertools.chain([first], documents), work)
-    chosen = chosen or _make_tokenizer(request, work, batches)
+    chosen = chosen or _make_tokenizer(request, directory, batches)
     chosen.save(directory)
     dtype = "uint16" if chosen.vocab_size <= 2**16 else "uint32"
     train, validation = (_tokenize(split, chosen, dtype, directory, batches) for split in SPLITS)
@@ -165,11 +165,13 @@ def _texts(work: epath.Path, split: str, batch: str) -> list[str]:
     return [json.loads(line) for line in gzip.decompress((work / f"{batch}.{split}.gz").read_bytes()).decode().splitlines()]
 
 
-def _make_tokenizer(request: Request, work: epath.Path, batches: list[str]) -> tokenizer.Tokenizer:
+def _make_tokenizer(request: Request, directory: epath.Path, batches: list[str]) -> tokenizer.Tokenizer:
     if request.tokenizer == "bytes":
         return tokenizer.ByteTokenizer()
+    if (directory / "tokenizer.json").exists():  # of the same request, interrupted
+        return tokenizer.of_directory(directory, "tokenizer.json", tokenizer.BPE_EOS_ID)
     print(f"training a BPE of {request.vocab_size} ids on the training split", flush=True)
-    return tokenizer.train_bpe((text for batch in batches for text in _texts(work, "train", batch)), request.vocab_size)
+    return tokenizer.train_bpe((text for batch in batches for text in _texts(directory / "work", "train", batch)), request.vocab_size)
 
 
 def _tokenize(split: str, encoder: tokenizer.Tokenizer, dtype: str, directory: epath.Path, batches: list[str]) -> Split:

@@ -17,6 +17,7 @@ from sparsecod_jax.errors import ConfigError
 
 NUMPY_MAGIC = b"\x93NUMPY"
 BYTES_PER_ID = 2
+CHUNK = 2**24  # ids in memory at once
 
 
 def is_token_folder(source: epath.Path) -> bool:
@@ -83,10 +84,12 @@ def _held_out(parts: list[np.ndarray], chosen: int, eos_id: int, request) -> tup
 
 
 def _split(ranges: list[tuple], eos_id: int) -> Split:
-    shards = tuple(
-        Shard(str(file), first * BYTES_PER_ID, last - first, hashlib.sha256(ids[first:last].tobytes()).hexdigest())
-        for file, ids, first, last in ranges
-    )
-    frequencies = sum(np.bincount(ids[first:last], minlength=2**16) for _, ids, first, last in ranges)
-    assert isinstance(frequencies, np.ndarray)
-    return Split(int(frequencies[eos_id]), int(frequencies.sum()), text_bytes=0, unigram_entropy=entropy(frequencies), shards=shards)
+    shards, frequencies = [], np.zeros(2**16, np.int64)
+    for file, ids, first, last in ranges:
+        digest = hashlib.sha256()
+        for start in range(first, last, CHUNK):
+            chunk = ids[start : min(start + CHUNK, last)]
+            digest.update(chunk.tobytes())
+            frequencies += np.bincount(chunk, minlength=2**16)
+        shards.append(Shard(str(file), first * BYTES_PER_ID, last - first, digest.hexdigest()))
+    return Split(int(frequencies[eos_id]), int(frequencies.sum()), 0, entropy(frequencies), tuple(shards))

@@ -57,6 +57,10 @@ def _folder(root: epath.Path) -> Iterator[str | None]:
         raise ConfigError(
             f"{root} holds no file that can be read: use {', '.join(TEXT_SUFFIXES)}, .jsonl, .jsonl.gz, .jsonl.zst or .parquet"
         )
+    if len(usable) < len(readers):
+        others = sorted({path.suffix or path.name for path, reader in readers.items() if not reader})
+        left_out = f"{len(readers) - len(usable)} of {len(readers)} files of {root}"
+        print(f"{left_out} are left out, as their kind can't be read: {', '.join(others)}", flush=True)
     for path, reader in usable.items():
         yield from reader(path)
 

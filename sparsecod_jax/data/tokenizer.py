@@ -15,6 +15,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from sparsecod_jax.errors import ConfigError
 
 END_OF_DOCUMENT = "<|endoftext|>"
+BPE_EOS_ID = 0  # of a BPE trained here
 END_NAMES = (END_OF_DOCUMENT, "</s>", "<eos>", "<|end_of_text|>")
 
 
@@ -96,7 +97,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> FileTokenizer:
     inner.train_from_iterator(texts, trainer)
     if inner.get_vocab_size() != vocab_size:
         raise ConfigError(f"the training split yields {inner.get_vocab_size()} BPE ids, not {vocab_size}: lower --vocab_size")
-    return FileTokenizer(inner, eos_id=0)
+    return FileTokenizer(inner, BPE_EOS_ID)
 
 
 def load(path: epath.Path, eos_id: int | None = None) -> FileTokenizer:

@@ -40,7 +40,8 @@ def reference_attention(q_BTHK, k_BSJK, v_BSJK, mask=None) -> jax.Array:
     B, T, H, K = q_BTHK.shape
     J = k_BSJK.shape[2]
     q_BTJGK = q_BTHK.reshape(B, T, J, H // J, K)
-    logits_BJGTS = at_least_float32(jnp.einsum("btjgk,bsjk->bjgts", q_BTJGK, k_BSJK)) / jnp.sqrt(K)
+    wide = jnp.promote_types(q_BTHK.dtype, jnp.float32)
+    logits_BJGTS = jnp.einsum("btjgk,bsjk->bjgts", q_BTJGK, k_BSJK, preferred_element_type=wide) / jnp.sqrt(K)
     allowed = jnp.tril(jnp.ones((T, T), bool))[None, None]
     allowed = allowed if mask is None else allowed & mask
     weights_BJGTS = jax.nn.softmax(jnp.where(allowed[:, :, None], logits_BJGTS, -jnp.inf), axis=-1).astype(v_BSJK.dtype)

@@ -12,7 +12,7 @@ from sparsecod_jax.model.attention import rope_angles
 from sparsecod_jax.model.block import Block
 from sparsecod_jax.model.layers import RMSNorm, weight
 from sparsecod_jax.sharding import constrain
-from sparsecod_jax.stats.taps import at_least_float32, variance
+from sparsecod_jax.stats.taps import variance
 
 EMBEDDING_STD = 0.02  # at every width, so that every width starts from the published variance profile
 
@@ -61,8 +61,9 @@ class Transformer(nn.Module):
 
     def logits(self, h_BTD):
         """Scores of the next token in at least float32, [B, T, V]."""
-        logits_BTV = h_BTD @ self.head.astype(h_BTD.dtype)
-        return constrain(at_least_float32(logits_BTV), "batch", "length", "vocab")
+        wide = jnp.promote_types(h_BTD.dtype, jnp.float32)
+        logits_BTV = jnp.einsum("btd,dv->btv", h_BTD, self.head.astype(h_BTD.dtype), preferred_element_type=wide)
+        return constrain(logits_BTV, "batch", "length", "vocab")
 
     def __call__(self, tokens_BT, segments_BT=None):
         """Logits [B, T, V] and statistics for token ids [B, T]; `segments_BT` keeps attention within equal ids."""

@@ -31,27 +31,30 @@ def train(experiment: config.Experiment, workdir: str, *, profile: bool = False)
     """Trains `experiment` in `workdir`, goes on where an earlier attempt stopped, or finds it finished; returns final.json.
 
     Raises:
-      ConfigError: the config does not fit the devices or the data, or `workdir` holds another run. Nothing was written.
+      ConfigError: the config does not fit the devices or the data, or `workdir` holds another run; nothing was written. Or no
+        checkpoint of `workdir` can be used; they were left as they are.
       Fenced: another process owns `workdir`.
       Preempted: SIGTERM came; a checkpoint was committed.
       Diverged: too many updates were not finite.
     """
-    run = RunDir(epath.Path(workdir))
-    mesh = make_mesh(experiment.mesh)
-    check_fit(experiment, mesh)
-    directory = epath.Path(experiment.data.path)
+    run, directory = RunDir(epath.Path(workdir)), epath.Path(experiment.data.path)
     data = read_manifest(directory, prepare_command(experiment))
-    _check_data(experiment, data)
     fields = config.identity_fields(experiment, data.fingerprint)
     check_identity(run, fields)
     if run.final.exists():
         note(f"{run.path} is already finished")
+        run.set_status("finished")  # a crash may have come between the two files
         return read_json(run.final)
+    mesh = make_mesh(experiment.mesh)
+    check_fit(experiment, mesh)
+    _check_platform(experiment)
+    _check_data(experiment, data)
+    program = build(experiment, mesh)
     with claim(run) as attempt:
         write_json(run.config, config.to_dict(experiment))
         write_json(run.manifest, run_manifest.describe(experiment, mesh, fields))
         with _recorded_status(run):
-            return _Run(experiment, build(experiment, mesh), run, attempt, directory, data).go(profile=profile)
+            return _Run(experiment, program, run, attempt, directory, data).go(profile=profile)
 
 
 def prepare_command(experiment: config.Experiment) -> str:
@@ -59,6 +62,13 @@ def prepare_command(experiment: config.Experiment) -> str:
     cfg = experiment.data
     size = f" --vocab_size={experiment.model.vocab_size}" if cfg.tokenizer == "bpe" else ""
     return f"sparsecod data --source={cfg.source} --tokenizer={cfg.tokenizer}{size} --out={cfg.path}"
+
+
+def _check_platform(experiment: config.Experiment) -> None:
+    if "float64" in (experiment.model.compute_dtype, experiment.model.residual_dtype) and not jax.config.read("jax_enable_x64"):
+        raise ConfigError("float64 is computed as float32 unless JAX is told otherwise: set the environment variable JAX_ENABLE_X64=1")
+    if experiment.execution.attention == "cudnn" and jax.default_backend() != "gpu":
+        raise ConfigError(f"execution.attention=cudnn needs an NVIDIA GPU, this is a {jax.default_backend()}: set execution.attention=xla")
 
 
 def _check_data(experiment: config.Experiment, data: Manifest) -> None:
@@ -124,7 +134,12 @@ class _Run:
                     profiler.enter_context(jax.profiler.trace(os.fspath(self.run.profile)))
                 if step == start + PROFILED_STEPS.stop:
                     profiler.close()
-                train_step = self._train_step(with_moments=self._due(step, experiment.log.moments_every))
+                with_moments = self._due(step, experiment.log.moments_every)
+                if with_moments not in self._compiled:
+                    self._write(late)  # first, as compiling would fall into its time
+                    late = None
+                    self._compile(with_moments=with_moments)
+                train_step = self._compiled[with_moments]
                 state, metrics = train_step(state, next(batches))
                 self._write(late)
                 late = (step, metrics)
@@ -149,8 +164,9 @@ class _Run:
         if restored is None:
             note(f"initialising {counts.parameters(self.experiment.model).total:,} parameters")
             return self.program.init(), {"step": 0, "next_example": 0, "seconds": 0.0}
-        if restored.record["data_fingerprint"] != self.data.fingerprint:
-            raise ConfigError(f"checkpoint {restored.step} was trained on other data than {self.experiment.data.path}: put that back")
+        saved = config.identity_fields(config.from_dict(restored.record["config"]), restored.record["data_fingerprint"])
+        if saved != config.identity_fields(self.experiment, self.data.fingerprint):
+            raise ConfigError(f"checkpoint {restored.step} of {self.run.path} belongs to another run: choose another --workdir")
         note(f"restored step {restored.step}")
         return restored.items["state"], restored.record
 
@@ -161,14 +177,12 @@ class _Run:
             segments = pipeline.segments(tokens[:, :-1], self.data.eos_id) if cfg.model.document_masking else None
             yield jax.tree.map(lambda local: jax.make_array_from_process_local_data(sharding, local), Batch(tokens, segments))
 
-    def _train_step(self, *, with_moments: bool):
-        if with_moments not in self._compiled:
-            note(f"compiling the train step{' with moments' if with_moments else ''}")
-            began = time.perf_counter()
-            self._compiled[with_moments] = self.program.lower(with_moments=with_moments).compile()
-            note(f"compiled in {time.perf_counter() - began:.1f} s")
-            self.progress.resume()
-        return self._compiled[with_moments]
+    def _compile(self, *, with_moments: bool) -> None:
+        note(f"compiling the train step{' with moments' if with_moments else ''}")
+        began = time.perf_counter()
+        self._compiled[with_moments] = self.program.lower(with_moments=with_moments).compile()
+        note(f"compiled in {time.perf_counter() - began:.1f} s")
+        self.progress.resume()
 
     @staticmethod
     def _due(step: int, every: int) -> bool:
@@ -206,7 +220,6 @@ class _Run:
         record = {
             "config": config.to_dict(self.experiment),
             "next_example": step * self.experiment.global_batch,
-            "data_seed": self.experiment.data.seed,
             "data_fingerprint": self.data.fingerprint,
             "seconds": self.progress.seconds,
         }

@@ -1,6 +1,6 @@
 """What happens in one training step?
 
-A step is one optimizer step, however many microbatches it has. `train` and `plan` both compile what `build` returns.
+A step is one optimizer step, however many microbatches it has. Whoever compiles a step compiles what `build` returns.
 
 B rows of the global batch, M microbatches, T positions, L blocks.
 """
@@ -98,7 +98,8 @@ def train_step(experiment: Experiment, param_shardings, with_moments: bool, stat
       with_moments: static; adds the costly statistics.
 
     Returns:
-      The new state and the metrics: scalars, or arrays [L] with one value a block. They describe the state before the update.
+      The new state and the metrics: scalars, or arrays [L] with one value a block. They describe the state before the update;
+      `skipped_updates` includes it.
     """
     loss, grads, stats = loss_and_gradients(experiment, state.params, batch, with_moments=with_moments)
     if param_shardings is not None:

@@ -101,9 +101,16 @@ def test_evaluation_counts_every_prediction_once(tmp_path, tokens, rows):
 
 
 @pytest.mark.parametrize(("max_tokens", "counted"), [(1, 4), (4, 4), (5, 8), (12, 12), (25, 26), (26, 26), (1000, 26)])
-def test_evaluation_stops_after_max_tokens_in_whole_windows(tmp_path, max_tokens, counted):
+def test_evaluation_takes_max_tokens_in_whole_windows(tmp_path, max_tokens, counted):
     weights = [weights.sum() for _, weights in evaluation_batches(windows_of(tmp_path, 27), 2, max_tokens)]
     assert sum(weights) == counted
+
+
+def test_a_part_of_the_evaluation_is_spread_over_the_split(tmp_path):
+    windows = windows_of(tmp_path, 8 * LENGTH + 1)
+    (tokens, _), *rest = evaluation_batches(windows, 4, 4 * LENGTH)
+    assert not rest
+    np.testing.assert_array_equal(tokens, [windows[index] for index in (0, 2, 4, 6)])
 
 
 def test_segments_number_the_documents_of_each_window():

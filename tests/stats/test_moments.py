@@ -101,11 +101,12 @@ def test_shape_does_not_depend_on_scale(scale):
             assert measured[name] == pytest.approx(GOLDEN[name], abs=1e-4), name
 
 
-def test_few_evenly_spaced_tokens_stand_for_many(monkeypatch):
-    """The level drifts along the tokens, so that a sample from one end would be far off."""
+def test_few_tokens_stand_for_many(monkeypatch):
+    """The level drifts along the tokens, so that a sample from one end would be far off, and first positions are massive."""
     rng = np.random.default_rng(0)
     z = (rng.normal(size=(64, 128, 8)) + np.linspace(0, 6, 8192).reshape(64, 128, 1)).astype(np.float32)
-    monkeypatch.setattr(moments, "SORTED_ELEMENTS", 4096)
+    z[:, 0] *= 100
+    monkeypatch.setattr(moments, "SORTED_TOKENS", 1024)
     sampled = _measure(z)
     median = np.median(z)
     expected = {
@@ -116,10 +117,10 @@ def test_few_evenly_spaced_tokens_stand_for_many(monkeypatch):
         "iqr": np.quantile(z, 0.75) - np.quantile(z, 0.25),
     }
     for name, value in expected.items():
-        assert sampled[name] == pytest.approx(value, abs=0.15), name
+        assert sampled[name] == pytest.approx(value, abs=0.2), name
     assert abs(sampled["median"] - np.sort(z, axis=None)[(z.size - 1) // 2]) > 1e-6  # it was a sample
-    assert sampled["outlier_ratio_quantile"] == pytest.approx(0.02, abs=0.002)
-    assert sampled["mean"] == pytest.approx(z.mean(dtype=np.float64), rel=1e-5)  # moments take all elements
+    assert sampled["outlier_ratio_quantile"] == pytest.approx(0.02, abs=0.003)
+    assert sampled["mean"] == pytest.approx(z.mean(dtype=np.float64), rel=1e-4)  # moments take all elements
 
 
 def test_bfloat16_is_measured_in_float32_and_float64_stays():
