@@ -18,6 +18,7 @@ from sparsecod_jax.checkpoint import Checkpointer
 from sparsecod_jax.data.pipeline import example_stream
 from sparsecod_jax.data.store import Windows, read_manifest
 from sparsecod_jax.errors import ConfigError, Diverged, Fenced
+from sparsecod_jax.evaluate.perplexity import evaluator
 from sparsecod_jax.rundir import RunDir, claim
 from sparsecod_jax.sharding import make_mesh
 from sparsecod_jax.train.loop import train
@@ -164,13 +165,13 @@ def test_a_second_live_process_is_turned_away_before_it_writes(tokens, tmp_path)
 def test_an_overtaken_attempt_stops_before_its_next_commit(tokens, tmp_path, monkeypatch):
     """As on object stores, where there is no lock: a newer attempt appears while the older one runs."""
     experiment = _experiment(tokens, steps=4, checkpoint={"every": 4})
-    started = build
+    begun = evaluator
 
     def overtaken(*args):
         (tmp_path / "attempts" / "0002.json").write_text("{}")
-        return started(*args)
+        return begun(*args)
 
-    monkeypatch.setattr("sparsecod_jax.train.loop.build", overtaken)
+    monkeypatch.setattr("sparsecod_jax.train.loop.evaluator", overtaken)
     with pytest.raises(Fenced, match="attempt 2 took over"):
         train(experiment, str(tmp_path))
     assert not list((tmp_path / "checkpoints").iterdir())
@@ -202,6 +203,8 @@ def test_too_many_updates_that_are_not_finite_end_the_run(tokens, tmp_path):
         ({"global_batch": 12}, r"global_batch / execution.accumulation=12 is not a multiple of 8"),
         ({"model": {"vocab_size": 296}}, r"smaller than the tokenizer's 300"),
         ({"data": {"seq_len": 10**6}}, r"data.seq_len=1000000 is longer than"),
+        ({"execution": {"attention": "cudnn"}, "model": {"compute_dtype": "bfloat16"}}, r"needs an NVIDIA GPU, this is a cpu"),
+        ({"model": {"compute_dtype": "float64"}}, r"set the environment variable JAX_ENABLE_X64=1"),
         ({"mesh": config.Mesh(1, 1, 8)}, r"model.n_heads=4 is not a multiple of 8"),
     ],
 )
