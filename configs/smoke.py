@@ -17,14 +17,14 @@ from sparsecod_jax import scales
 
 def get_config(scale="nano"):
     config = scales.base(scale)
-    config.steps = 120
+    config.steps = 160
     config.model.update(d_model=64, n_layers=4, n_heads=4, d_ff=256)
-    config.schedule.warmup_steps = 12
-    config.checkpoint.every = 60
-    config.log.update(every=10, moments_every=60)
+    config.schedule.warmup_steps = 16
+    config.checkpoint.every = 80
+    config.log.update(every=10, moments_every=80)
     if scale == "nano":
         config.global_batch = 32
         config.data.seq_len = 128
         config.evaluation.update(seq_len=128, batch_size=32)
-    config.evaluation.update(every=60, max_tokens=2**15)
+    config.evaluation.update(every=80, max_tokens=2**15)
     return config
