@@ -1,4 +1,4 @@
-# make quickstart   trains two depths on real English and draws the report (about 8 minutes on two cores)
+# make quickstart   trains two depths on real English and draws the report (5 to 8 minutes on two cores)
 # make test         passes the tests; both set everything up in .venv first
 PYTHON ?= python3
 VENV ?= .venv

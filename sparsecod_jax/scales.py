@@ -6,7 +6,7 @@ from sparsecod_jax.config_file import default_config
 
 
 def nano() -> Any:
-    """Minutes a run on two CPU cores: about two passes over 3 M tokens of English speeches."""
+    """Under an hour a run on two slow CPU cores: about two passes over 3 M tokens of English speeches."""
     config = default_config()
     config.steps = 1465
     config.global_batch = 16
