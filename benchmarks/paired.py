@@ -43,7 +43,7 @@ def experiment(*, d_model: int = 256, n_layers: int = 8, seq_len: int = 256, row
         model=config.Model(d_model=d_model, n_layers=n_layers, n_heads=4, d_ff=4 * d_model, vocab_size=2048, compute_dtype="float32"),
         data=config.Data(seq_len=seq_len),
         schedule=config.Schedule(warmup_steps=10),
-        mesh=config.Mesh(1, 1, 1),
+        mesh=config.Mesh(1, 1, 1, 1),
         evaluation=config.Evaluation(every=0, seq_len=seq_len, batch_size=8, max_tokens=seq_len * 8),
         log=config.Log(every=10, moments_every=0),
     )
@@ -58,11 +58,12 @@ class Stepper:
     """A compiled step with its state; each call is one step, its metrics fetched."""
 
     def __init__(self, built: Program):
+        self.experiment = built.experiment
         tokens = built.abstract_batch.tokens
-        ids = np.random.default_rng(0).integers(0, built.experiment.model.vocab_size, tokens.shape).astype(np.int32)
-        self._batch = Batch(jax.device_put(ids, tokens.sharding))
-        self._compiled, self._state = built.lower(with_moments=False).compile(), built.init()
+        ids = np.random.default_rng(0).integers(0, self.experiment.model.vocab_size, tokens.shape).astype(np.int32)
+        self.batch = Batch(jax.device_put(ids, tokens.sharding))
+        self._compiled, self.state = built.lower(with_moments=False).compile(), built.init()
 
     def __call__(self):
-        self._state, metrics = self._compiled(self._state, self._batch)
+        self.state, metrics = self._compiled(self.state, self.batch)
         return jax.device_get(metrics)

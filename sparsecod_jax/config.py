@@ -37,14 +37,21 @@ def _require_positive(section: str, instance, *names: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A Pre-LN decoder with RMSNorm, RoPE, grouped-query attention, SwiGLU, no biases and an untied head."""
+    """A Pre-LN decoder with RMSNorm, RoPE, grouped-query attention, SwiGLU or a mixture of such experts, no biases, an untied head."""
 
     d_model: int = 2048
     n_layers: int = 16
     n_heads: int = 16
     n_kv_heads: int = 0  # derived when 0: n_heads, i.e. multi-head attention; 1 is multi-query
     head_dim: int = 0  # derived when 0: d_model / n_heads
-    d_ff: int = 8192  # the true hidden width of SwiGLU
+    d_ff: int = 8192  # the true hidden width of SwiGLU; in a mixture, of each expert
+    n_experts: int = 0  # 0 is dense
+    top_k: int = 0  # experts that each token is sent to
+    normalize_gates: bool = False  # the gates of a token's experts are rescaled to sum to 1
+    shared_expert: bool = False  # one expert more that sees every token
+    d_shared: int = 0  # its hidden width
+    load_balance_weight: float = 0.01  # of the mean over blocks, as router_z_weight
+    router_z_weight: float = 0.001
     vocab_size: int = 50304
     rope_theta: float = 10000.0
     norm_eps: float = 1e-6
@@ -73,6 +80,24 @@ class Model:
             f"model.n_heads={self.n_heads} is not a multiple of model.n_kv_heads={self.n_kv_heads}: choose a divisor of n_heads",
         )
         _require(self.head_dim % 2 == 0, f"model.head_dim={self.head_dim} is odd but RoPE rotates pairs: make it even")
+        self._check_experts()
+
+    def _check_experts(self) -> None:
+        if not self.n_experts:
+            set_anyway = [name for name in ("top_k", "normalize_gates", "shared_expert", "d_shared") if getattr(self, name)]
+            _require(not set_anyway, f"model.n_experts is 0 but {set_anyway} are set: set model.n_experts, or leave them out")
+        else:
+            _require_positive("model.", self, "n_experts", "top_k")
+            _require(
+                self.top_k <= self.n_experts,
+                f"model.top_k={self.top_k} is more than model.n_experts={self.n_experts}: lower it to that or below",
+            )
+        _require(
+            self.shared_expert == (self.d_shared > 0),
+            f"model.shared_expert={self.shared_expert} but model.d_shared={self.d_shared}: set both, the width above 0, or neither",
+        )
+        for name in ("load_balance_weight", "router_z_weight"):
+            _require(getattr(self, name) >= 0, f"model.{name}={getattr(self, name)} is negative: use 0 or more")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +115,7 @@ class Data:
         _require(0 <= self.seed < 2**32, f"data.seed={self.seed} is not an unsigned 32-bit number: choose 0 to 4294967295")
 
 
-PARAMETER_GROUPS = ("embedding", "head", "matrices", "norms")
+PARAMETER_GROUPS = ("embedding", "head", "matrices", "router", "norms")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,6 +158,7 @@ class Mesh:
 
     data: int = 1
     fsdp: int = -1
+    expert: int = 1  # devices that share out the experts of a mixture
     tensor: int = 1
 
     def __post_init__(self):

@@ -27,22 +27,25 @@ class Counts:
 
     total: int
     without_input_embedding: int
-    activated: int  # used for one token, without the input embedding
+    activated: int  # total, without the experts that a token is not sent to
 
 
 def parameters(model: Model) -> Counts:
     """Parameter counts of `model`, as the paper counts them."""
     d, heads, kv, size = model.d_model, model.n_heads, model.n_kv_heads, model.head_dim
     attention = 2 * d * heads * size + 2 * d * kv * size
-    block = attention + 3 * d * model.d_ff + 2 * d
-    rest = model.n_layers * block + d + d * model.vocab_size
-    return Counts(total=rest + model.vocab_size * d, without_input_embedding=rest, activated=rest)
+    swiglu = 3 * d * model.d_ff
+    ffn = model.n_experts * (swiglu + d) + 3 * d * model.d_shared if model.n_experts else swiglu
+    rest = model.n_layers * (attention + ffn + 2 * d) + d + d * model.vocab_size
+    total = rest + model.vocab_size * d
+    idle = model.n_layers * (model.n_experts - model.top_k) * swiglu
+    return Counts(total=total, without_input_embedding=rest, activated=total - idle)
 
 
 def flops_per_token(model: Model, seq_len: int) -> float:
     """Training FLOPs a token, by FLOPS_CONVENTION."""
     attention = 6 * model.n_layers * seq_len * model.n_heads * model.head_dim
-    return 6.0 * parameters(model).activated + attention
+    return 6.0 * (parameters(model).activated - model.vocab_size * model.d_model) + attention
 
 
 def peak_flops(device_kind: str) -> float | None:

@@ -1,10 +1,11 @@
 """Where do arrays live?
 
-One mesh whose axes are always all present, and one table from the logical axes that the model names to the axes of the mesh.
+One mesh whose axes are always all present, and one table from the logical axes that the model names to the axes of the mesh. Most
+communication is the compiler's; code that must place its own enters `shard_map` and speaks of logical axes there too.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 from flax import linen as nn
@@ -14,11 +15,11 @@ from jax.sharding import PartitionSpec as P
 from sparsecod_jax import config
 from sparsecod_jax.errors import ConfigError
 
-MESH_AXES = ("data", "fsdp", "tensor")
+MESH_AXES = ("data", "fsdp", "expert", "tensor")
 
 RULES: dict[str, str | tuple[str, ...] | None] = {
     # Activations
-    "batch": ("data", "fsdp"),
+    "batch": ("data", "fsdp", "expert"),
     "length": None,
     "width": None,
     # Parameters and activations
@@ -27,10 +28,13 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "hidden": "tensor",
     "vocab": "tensor",
     "table_width": "tensor",  # the embedding table while it is read
+    "experts": "expert",
     # Parameters at rest
     "layers": None,
-    "embed": "fsdp",
-    "table": ("tensor", "fsdp"),  # tensor first, so that gathering over fsdp leaves contiguous columns
+    "embed": ("fsdp", "expert"),
+    "expert_embed": "fsdp",
+    "router": None,
+    "table": ("tensor", "fsdp", "expert"),  # tensor first, so that gathering over the others leaves contiguous columns
     "head_size": None,
     "norm": None,
 }
@@ -59,14 +63,18 @@ def check_fit(experiment: config.Experiment, mesh: jax.sharding.Mesh) -> None:
       ConfigError: names the size and the axis.
     """
     model, shape = experiment.model, dict(mesh.shape)
+    if shape["expert"] > 1 and not model.n_experts:
+        raise ConfigError(f"mesh.expert={shape['expert']} but the model has no experts: set mesh.expert=1, or model.n_experts")
     rows = experiment.global_batch // experiment.execution.accumulation
     checks = [
-        ("global_batch / execution.accumulation", rows, ("data", "fsdp")),
-        ("evaluation.batch_size", experiment.evaluation.batch_size, ("data", "fsdp")),
+        ("global_batch / execution.accumulation", rows, ("data", "fsdp", "expert")),
+        ("evaluation.batch_size", experiment.evaluation.batch_size, ("data", "fsdp", "expert")),
         ("model.n_heads", model.n_heads, ("tensor",)),
         ("model.d_ff", model.d_ff, ("tensor",)),
+        ("model.d_shared", model.d_shared, ("tensor",)),
+        ("model.n_experts", model.n_experts, ("expert",)),
         ("model.vocab_size", model.vocab_size, ("tensor",)),
-        ("model.d_model", model.d_model, ("fsdp", "tensor")),
+        ("model.d_model", model.d_model, ("fsdp", "expert", "tensor")),
     ]
     for name, size, axes in checks:
         ways = math.prod(shape[axis] for axis in axes)
@@ -93,6 +101,61 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     if mesh.empty:
         return x
     return jax.lax.with_sharding_constraint(x, spec(mesh, axes, x.shape))
+
+
+def shard_map(function: Callable, in_axes: Sequence[Sequence[str | None]], out_axes: Sequence[Sequence[str | None]]) -> Callable:
+    """`function` on each device's part of its arguments, which are laid out by the table; outside a mesh, on the whole.
+
+    Inside, `ways`, `position`, `gather`, `scatter_sum` and `total` reach the other parts.
+
+    Args:
+      in_axes: logical axes of each argument.
+      out_axes: logical axes of each result; the function returns a tuple.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return function
+
+    def mapped(*args):
+        in_specs = tuple(spec(mesh, axes, arg.shape) for axes, arg in zip(in_axes, args, strict=True))
+        layout = {axis: entry for axes, entries in zip(in_axes, in_specs, strict=True) for axis, entry in zip(axes, entries, strict=True)}
+        out_specs = tuple(P(*(layout[axis] for axis in axes)) for axes in out_axes)
+        return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)(*args)
+
+    return mapped
+
+
+def _split(axis: str) -> tuple[str, ...]:
+    """The mesh axes that split a logical axis, those of size 1 left out."""
+    entry, mesh = RULES[axis], jax.sharding.get_abstract_mesh()
+    names = (entry,) if isinstance(entry, str) else entry or ()
+    return tuple(name for name in names if mesh.shape.get(name, 1) > 1)
+
+
+def ways(axis: str) -> int:
+    """Into how many parts a logical axis is split."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return math.prod(mesh.shape[name] for name in _split(axis))
+
+
+def position(axis: str) -> jax.Array | int:
+    """Which of these parts this device holds."""
+    return jax.lax.axis_index(_split(axis)) if _split(axis) else 0
+
+
+def gather(x: jax.Array, axis: str, dim: int) -> jax.Array:
+    """All parts of a logical axis, joined along `dim`."""
+    return jax.lax.all_gather(x, _split(axis), axis=dim, tiled=True) if _split(axis) else x
+
+
+def scatter_sum(x: jax.Array, axis: str, dim: int) -> jax.Array:
+    """The sum over the devices of a logical axis, of which each keeps its part of `dim`."""
+    return jax.lax.psum_scatter(x, _split(axis), scatter_dimension=dim, tiled=True) if _split(axis) else x
+
+
+def total(x: jax.Array, axis: str) -> jax.Array:
+    """The sum over the devices of a logical axis."""
+    return jax.lax.psum(x, _split(axis)) if _split(axis) else x
 
 
 def tree_shardings(mesh: jax.sharding.Mesh, boxed) -> object:

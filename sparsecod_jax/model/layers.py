@@ -41,11 +41,12 @@ class SwiGLU(nn.Module):
     """down(silu(gate(x)) * up(x)), without biases."""
 
     cfg: Model
+    hidden: int
 
     @nn.compact
     def __call__(self, x_BTD):
         cfg = self.cfg
-        shape, axes = (cfg.d_model, cfg.d_ff), ("embed", "hidden")
+        shape, axes = (cfg.d_model, self.hidden), ("embed", "hidden")
         gate_DF = weight(self, "gate", shape, axes, cfg.init_std).astype(cfg.compute_dtype)
         up_DF = weight(self, "up", shape, axes, cfg.init_std).astype(cfg.compute_dtype)
         down_FD = weight(self, "down", shape[::-1], axes[::-1], cfg.init_std).astype(cfg.compute_dtype)

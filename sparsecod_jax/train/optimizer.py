@@ -13,7 +13,8 @@ from sparsecod_jax.digest import names
 GROUPS = {
     "embedding": r"^embedding",
     "head": r"^head",
-    "matrices": r"^blocks/(attention|ffn)/",
+    "matrices": r"^blocks/(attention|ffn)/(?!router)",
+    "router": r"^blocks/ffn/router",
     "norms": r"^(final_norm|blocks/(attention|ffn)_norm)/",
 }
 assert tuple(GROUPS) == config.PARAMETER_GROUPS

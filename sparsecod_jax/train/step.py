@@ -20,8 +20,9 @@ from jax.sharding import PartitionSpec as P
 from sparsecod_jax.config import Experiment
 from sparsecod_jax.digest import array_digest
 from sparsecod_jax.model import Transformer
-from sparsecod_jax.model.loss import token_losses, windows
+from sparsecod_jax.model.loss import auxiliary_loss, token_losses, windows
 from sparsecod_jax.sharding import batch_sharding, tree_shardings
+from sparsecod_jax.stats.router import summarise
 from sparsecod_jax.stats.taps import layer_norms
 from sparsecod_jax.train.optimizer import learning_rate, make_optimizer
 
@@ -116,15 +117,18 @@ def train_step(experiment: Experiment, param_shardings, with_moments: bool, stat
         "batch_digest": array_digest(batch.tokens)[0],
         "norm/gradient": layer_norms(grads["blocks"]),
         "norm/parameter": layer_norms(state.params["blocks"]),
-        **stats,
+        **summarise(stats),
     }
+    if experiment.model.n_experts:
+        metrics["auxiliary_loss"] = auxiliary_loss(experiment.model, stats)
     return TrainState(state.step + 1, state.skipped + ~finite, params, opt_state), metrics
 
 
 def loss_and_gradients(experiment: Experiment, params, batch: Batch, *, with_moments: bool = False):
-    """Sum of token losses over the number of valid tokens of the whole batch, its gradient, and the block statistics.
+    """Sum of token losses over the number of valid tokens of the whole batch, a gradient, and the block statistics.
 
-    With microbatches the sums are the same; statistics are averaged over them.
+    The gradient is that of this loss and the auxiliary losses, which are not part of it. With microbatches the sums are the same;
+    auxiliary losses and statistics are averaged over them, counts are added.
     """
     model = Transformer(experiment.model, experiment.execution, with_moments)
     valid = batch.tokens[:, 1:].size if batch.weights is None else batch.weights.sum()
@@ -134,23 +138,28 @@ def loss_and_gradients(experiment: Experiment, params, batch: Batch, *, with_mom
         logits_BTV, stats = model.apply({"params": params}, inputs_BT, part.segments)
         losses_BT = token_losses(logits_BTV, targets_BT)
         losses_BT = losses_BT if part.weights is None else losses_BT * part.weights
-        return losses_BT.sum() / valid, stats
+        loss = losses_BT.sum() / valid
+        return loss + auxiliary_loss(experiment.model, stats) / accumulation, (loss, stats)
 
-    gradient = jax.value_and_grad(loss_fn, has_aux=True)
+    gradient = jax.grad(loss_fn, has_aux=True)
     accumulation = experiment.execution.accumulation
     if accumulation == 1:
-        (loss, stats), grads = gradient(params, batch)
+        grads, (loss, stats) = gradient(params, batch)
         return loss, grads, stats
 
     def add(total, part: Batch):
-        (loss, stats), grads = gradient(params, part)
+        grads, (loss, stats) = gradient(params, part)
         return jax.tree.map(jnp.add, total, (loss, grads)), stats
 
     # Rows m, m + M, ... form microbatch m, so that a device's rows stay where they are.
     parts = jax.tree.map(lambda rows: rows.reshape(-1, accumulation, rows.shape[-1]).swapaxes(0, 1), batch)
     zero = (jnp.zeros((), jnp.promote_types(experiment.model.compute_dtype, jnp.float32)), jax.tree.map(jnp.zeros_like, params))
     (loss, grads), stats_M = jax.lax.scan(add, zero, parts)
-    return loss, grads, jax.tree.map(lambda values: values.mean(axis=0), stats_M)
+    return loss, grads, jax.tree.map(_over_microbatches, stats_M)
+
+
+def _over_microbatches(values_M):
+    return values_M.sum(axis=0) if jnp.issubdtype(values_M.dtype, jnp.integer) else values_M.mean(axis=0)
 
 
 def _update(experiment: Experiment, params, opt_state, grads, lr):

@@ -1,0 +1,100 @@
+"""How are rows multiplied, each group of them by a matrix of its own?
+
+R rows sorted by group, E groups, D and F widths.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+BLOCK = 128  # rows multiplied at once on CPU: smaller blocks are slower a row, larger ones multiply more rows that don't count
+
+
+@jax.custom_vjp
+def grouped_matmul(x_RD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array) -> jax.Array:
+    """Row r times the matrix of its group, [R, F].
+
+    The first sizes_E[0] rows are group 0, the next sizes_E[1] rows group 1, and so on. The groups may end before the rows do; what is
+    returned for the rows beyond them is unspecified, as is their gradient, and they take no part in the gradient of `w_EDF`.
+
+    On TPU and GPU this is `jax.lax.ragged_dot`. On CPU that one multiplies every row by every matrix, so rows go block by block.
+    """
+    return jax.lax.platform_dependent(x_RD, w_EDF, sizes_E, cpu=_blocked, default=jax.lax.ragged_dot)
+
+
+def _forward(x_RD, w_EDF, sizes_E):
+    return grouped_matmul(x_RD, w_EDF, sizes_E), (x_RD, w_EDF, sizes_E)
+
+
+def _backward(saved, grad_RF):
+    gradients = jax.lax.platform_dependent(*saved, grad_RF, cpu=_blocked_backward, default=_ragged_backward)
+    return (*gradients, None)
+
+
+grouped_matmul.defvjp(_forward, _backward)
+
+
+def _ragged_backward(x_RD, w_EDF, sizes_E, grad_RF):
+    return jax.vjp(lambda x, w: jax.lax.ragged_dot(x, w, sizes_E), x_RD, w_EDF)[1](grad_RF)
+
+
+def _blocked(x_RD, w_EDF, sizes_E):
+    return _rows_times_matrices(x_RD, w_EDF, sizes_E, contract=0)
+
+
+def _blocked_backward(x_RD, w_EDF, sizes_E, grad_RF):
+    return _rows_times_matrices(grad_RF, w_EDF, sizes_E, contract=1), _products_of_rows(x_RD, grad_RF, sizes_E).astype(w_EDF.dtype)
+
+
+def _rows_times_matrices(x_RD, w_EDF, sizes_E, *, contract: int):
+    """Each row times its group's matrix, over axis `contract` of that matrix."""
+
+    def group(e, out_RF):
+        w_DF = w_EDF[e]
+
+        def block(out_RF, take, put, mine_K1):
+            product = jax.lax.dot_general(take(x_RD), w_DF, (((1,), (contract,)), ((), ())))
+            return put(out_RF, jnp.where(mine_K1, product, take(out_RF)))
+
+        return _over_blocks(sizes_E, e, len(x_RD), block, out_RF)
+
+    return jax.lax.fori_loop(0, len(w_EDF), group, jnp.zeros((len(x_RD), w_EDF.shape[2 - contract]), x_RD.dtype))
+
+
+def _products_of_rows(x_RD, grad_RF, sizes_E):
+    """For each group the sum over its rows of the outer product of `x_RD` and `grad_RF`, [E, D, F], in at least float32."""
+    wide = jnp.promote_types(x_RD.dtype, jnp.float32)
+
+    def group(_, e):
+        def block(sum_DF, take, put, mine_K1):
+            rows = (((0,), (0,)), ((), ()))
+            return sum_DF + jax.lax.dot_general(jnp.where(mine_K1, take(x_RD), 0), take(grad_RF), rows, preferred_element_type=wide)
+
+        return None, _over_blocks(sizes_E, e, len(x_RD), block, jnp.zeros((x_RD.shape[1], grad_RF.shape[1]), wide))
+
+    return jax.lax.scan(group, None, jnp.arange(len(sizes_E)))[1]
+
+
+def _over_blocks(sizes_E, e, rows: int, step: Callable, carry):
+    """Runs `step` over the blocks of K rows that cover group `e`.
+
+    A step gets the carry, `take` and `put`, which read and write the block's rows, and which of these rows are the group's, [K, 1]: the
+    last block of a group also covers rows of its neighbours.
+    """
+    length = min(BLOCK, rows)
+    end = jnp.cumsum(sizes_E)[e]
+    first = end - sizes_E[e]
+
+    def body(i, carry):
+        wanted = first + i * length
+        at = jnp.minimum(wanted, rows - length)
+        number_K1 = at + jnp.arange(length)[:, None]
+        return step(
+            carry,
+            lambda z: jax.lax.dynamic_slice_in_dim(z, at, length),
+            lambda z, part: jax.lax.dynamic_update_slice_in_dim(z, part, at, 0),
+            (number_K1 >= wanted) & (number_K1 < end),
+        )
+
+    return jax.lax.fori_loop(0, -(-sizes_E[e] // length), body, carry)

@@ -1,0 +1,28 @@
+"""How healthy is the routing of a mixture of experts?
+
+L blocks, E experts.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.special import entr
+
+
+def summarise(stats: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """The statistics of a step, with the tokens that each expert got, `router/counts` [L, E], reduced to `load` [L]; no-op when dense."""
+    if "router/counts" not in stats:
+        return stats
+    stats = dict(stats)
+    return stats | load(stats.pop("router/counts"))
+
+
+def load(counts_LE: jax.Array) -> dict[str, jax.Array]:
+    """How evenly tokens spread over experts: largest load over the mean, entropy over its maximum, share of experts without a token."""
+    mean_L1 = counts_LE.mean(axis=-1, keepdims=True)
+    share_LE = counts_LE / counts_LE.sum(axis=-1, keepdims=True)
+    experts = counts_LE.shape[-1]
+    return {
+        "router/max_load": (counts_LE / mean_L1).max(axis=-1),
+        "router/load_entropy": entr(share_LE).sum(axis=-1) / jnp.log(max(experts, 2)),
+        "router/dead_experts": (counts_LE == 0).mean(axis=-1),
+    }
