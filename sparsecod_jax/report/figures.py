@@ -8,6 +8,15 @@ import numpy as np
 
 MAX_POINTS = 1000  # a curve: more can't be seen
 
+ROUTER = {
+    "load_balance_loss": ("Load-balance loss", "loss, before its weight", "1 when choices and probabilities are uniform; higher is worse."),
+    "max_load": ("Largest load", "largest load / mean load", "1 when every expert gets as many tokens as any other."),
+    "load_entropy": ("Load entropy", "entropy / its maximum", "1 when tokens spread evenly, 0 when all go to one expert."),
+    "dead_experts": ("Dead experts", "share of experts", "Experts without a token in that step."),
+    "gate_sum": ("Gate mass", "sum of a token's gates", "What the softmax gives to the chosen experts, mean over tokens."),
+    "gate_square_sum": ("Squared gate mass", "sum of a token's squared gates", "It sets the variance of the FFN branch, mean over tokens."),
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Series:
@@ -44,8 +53,9 @@ class RunData:
 
 
 def overview(runs: list[RunData]) -> list[Figure]:
-    """Loss, and variance against step and against layer."""
-    return [loss(runs), held_out(runs), variance_against_step(runs), variance_against_layer(runs), *branches(runs), cosine(runs)]
+    """Loss, variance against step and against layer, and the health of the routers."""
+    variance = [variance_against_step(runs), variance_against_layer(runs), *branches(runs)]
+    return [loss(runs), held_out(runs), *variance, cosine(runs), *routers(runs)]
 
 
 def loss(runs: list[RunData]) -> Figure:
@@ -88,6 +98,17 @@ def branches(runs: list[RunData]) -> list[Figure]:
 def cosine(runs: list[RunData]) -> Figure:
     reading = "0: the update is orthogonal to the stream; negative: it removes; positive: it repeats what is there."
     return _profile(runs, "cosine/update", "Update cosine against layer", "cos(stream, update)", reading)
+
+
+def routers(runs: list[RunData]) -> list[Figure]:
+    """Nothing when no run has a mixture of experts."""
+    mixtures = [run for run in runs if run.config["model"]["n_experts"]]
+    if not mixtures:
+        return []
+    return [
+        _profile(mixtures, f"router/{name}", f"{title} against layer", y_label, f"{reading} Dashed: first step.")
+        for name, (title, y_label, reading) in ROUTER.items()
+    ]
 
 
 def _profile(runs, name: str, title: str, y_label: str, reading: str, *, log_y: bool = False) -> Figure:

@@ -7,6 +7,7 @@ import plotly.io
 import plotly.offline
 from etils import epath
 
+from sparsecod_jax import config, counts
 from sparsecod_jax.report import figures
 from sparsecod_jax.report.figures import Figure, RunData
 from sparsecod_jax.rundir import RunDir, find_runs, read_json
@@ -41,7 +42,7 @@ def load_run(run: RunDir) -> RunData:
     return RunData(
         name=run.path.name,
         status=read_json(run.status)["status"] if run.status.exists() else "pending",
-        config=read_json(run.config),
+        config=config.to_dict(config.from_dict(read_json(run.config))),
         lines=run.read_metrics(),
         final=read_json(run.final) if run.final.exists() else None,
     )
@@ -69,6 +70,8 @@ def _table(runs: list[RunData]) -> str:
         "status",
         "blocks",
         "width",
+        "parameters",
+        "activated",
         "tokens",
         "held-out loss",
         "bits per byte",
@@ -84,9 +87,12 @@ def _row(run: RunData) -> str:
     final, model = run.final or {}, run.config["model"]
     variance = run.lines[-1]["variance/residual"][-1] if run.lines else None
     tokens = run.lines[-1]["tokens"] if run.lines else 0
+    size = counts.parameters(config.from_dict(model, config.Model))
     cells = [
         _number(model["n_layers"], "d"),
         _number(model["d_model"], "d"),
+        _number(size.total, ",d"),
+        _number(size.activated, ",d"),
         _number(tokens, ",d"),
         _number(final.get("loss"), ".4f"),
         _number(final.get("bits_per_byte"), ".4f"),

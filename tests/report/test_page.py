@@ -12,8 +12,9 @@ import tiny
 from etils import epath
 
 from sparsecod_jax import config
+from sparsecod_jax.report import figures
 from sparsecod_jax.report.page import write_report
-from sparsecod_jax.rundir import RunDir, write_json
+from sparsecod_jax.rundir import RunDir, read_json, write_json
 from sparsecod_jax.train.writers import Writers, plain
 
 HOSTILE = "<script>alert(1)<b>&"
@@ -34,10 +35,10 @@ def _line(step, layers, **changes):
     return plain(metrics | changes)
 
 
-def _run(path, status, *, lines=(), final=None, layers=3):
+def _run(path, status, *, lines=(), final=None, layers=3, **model):
     """A run directory as `train` leaves it."""
     path.mkdir(parents=True)
-    run, experiment = RunDir(path), tiny.experiment(model={"n_layers": layers})
+    run, experiment = RunDir(path), tiny.experiment(model={"n_layers": layers, **model})
     write_json(run.config, config.to_dict(experiment))
     if status:
         run.set_status(status)
@@ -104,6 +105,8 @@ def test_names_both_runs_with_their_numbers(study):
         "status": "finished",
         "blocks": "16",
         "width": "32",
+        "parameters": "143,392",
+        "activated": "143,392",
         "tokens": "1,536",
         "held-out loss": "3.1250",
         "bits per byte": "2.2500",
@@ -112,6 +115,26 @@ def test_names_both_runs_with_their_numbers(study):
         "minutes": "1.5",
     }
     assert by_run["depth_04"]["held-out loss"] == "3.2500"
+
+
+def test_a_mixture_shows_the_health_of_its_router_beside_the_dense_run(study):
+    router = {f"router/{name}": np.full(3, 0.5) for name in figures.ROUTER}
+    _run(study / "mixture", "running", lines=[_line(1, 3, **router), _line(2, 3, **router)], n_experts=4, top_k=2)
+    page = _Page(write_report(str(study)))
+    for title, _, _ in figures.ROUTER.values():
+        assert f"{title} against layer" in page.text
+    mixture = next(row for row in page.rows if row[0] == "mixture")
+    total, activated = (int(mixture[page.rows[0].index(name)].replace(",", "")) for name in ("parameters", "activated"))
+    assert total - activated == 3 * 2 * 3 * 32 * 48
+    assert "Load entropy against layer" not in _Page(write_report(str(study / "depth_04"))).text
+
+
+def test_a_run_of_before_the_experts_is_read(study):
+    run = RunDir(study / "depth_04")
+    values = read_json(run.config)
+    del values["model"]["n_experts"]
+    write_json(run.config, values)
+    assert _Page(write_report(str(study))).headline == "2 of 2 runs finished."
 
 
 def test_one_run_has_its_report_inside(study):
