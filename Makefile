@@ -7,7 +7,7 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("%d%d" % sys.version_info[:2]
 CONSTRAINTS := constraints/py$(VERSION).txt
 QUICKSTART := runs/quickstart
 
-.PHONY: quickstart test test-slow lint format bench check-python
+.PHONY: quickstart test test-slow test-gpu lint format bench check-python
 
 # Two virtual devices make use of both cores better than one.
 quickstart: export XLA_FLAGS = --xla_force_host_platform_device_count=2
@@ -22,6 +22,10 @@ test: $(VENV)/dev
 
 test-slow: $(VENV)/dev
 	$(BIN)/python -m pytest -m slow -s
+
+test-gpu: $(VENV)/dev
+	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --editable '.[gpu]'
+	JAX_PLATFORMS=cuda $(BIN)/python -m pytest -m gpu
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .

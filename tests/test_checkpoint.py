@@ -67,7 +67,7 @@ def test_round_trip_and_retention(run):
 
 def test_restores_onto_another_mesh(run):
     _save(run, 5)
-    mesh = make_mesh(config.Mesh(2, 2, 2))
+    mesh = make_mesh(config.Mesh(2, 2, 1, 2))
     spread = NamedSharding(mesh, P(("data", "fsdp")))
     abstract = _abstract(_state(0), NamedSharding(mesh, P()))
     abstract["state"]["weights"] = jax.ShapeDtypeStruct((16, 24), jnp.float32, sharding=spread)

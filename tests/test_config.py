@@ -27,6 +27,7 @@ POSITIVE = (
     *("data.seq_len", "execution.accumulation", "evaluation.seq_len", "evaluation.batch_size"),
     *("checkpoint.every", "checkpoint.keep", "log.every", "steps", "global_batch"),
 )
+MIXTURE = {"model.n_experts": 8, "model.top_k": 2}
 FLOATS = ("rope_theta", "norm_eps", "peak_lr", "eps", "clip_norm")
 REFUSALS = [
     *(({name: 0.0 if name.split(".")[-1] in FLOATS else 0}, rf"^{re.escape(name)} is 0(\.0)?: set it above 0$") for name in POSITIVE),
@@ -37,6 +38,18 @@ REFUSALS = [
     ({"model.d_model": 100}, r"^model\.d_model=100 is not a multiple of model\.n_heads=16: .*or set model\.head_dim"),
     ({"model.n_kv_heads": 3}, r"^model\.n_heads=16 is not a multiple of model\.n_kv_heads=3: choose a divisor"),
     ({"model.head_dim": 7}, r"^model\.head_dim=7 is odd .*: make it even"),
+    ({"model.n_experts": -8}, r"^model\.n_experts is -8: set it above 0$"),
+    ({"model.n_experts": 8}, r"^model\.top_k is 0: set it above 0$"),
+    ({"model.n_experts": 8, "model.top_k": -2}, r"^model\.top_k is -2: set it above 0$"),
+    ({"model.n_experts": 8, "model.top_k": 9}, r"^model\.top_k=9 is more than model\.n_experts=8: lower it"),
+    ({**MIXTURE, "model.shared_expert": True}, r"^model\.shared_expert=True but model\.d_shared=0: set both, .* or neither$"),
+    ({**MIXTURE, "model.d_shared": 64}, r"^model\.shared_expert=False but model\.d_shared=64: set both, .* or neither$"),
+    ({**MIXTURE, "model.shared_expert": True, "model.d_shared": -64}, r"^model\.shared_expert=True but model\.d_shared=-64: set both"),
+    ({"model.top_k": 2}, r"^model\.n_experts is 0 but \['top_k'\] are set: set model\.n_experts, or leave them out$"),
+    ({"model.normalize_gates": True}, r"^model\.n_experts is 0 but \['normalize_gates'\] are set: "),
+    ({"model.shared_expert": True, "model.d_shared": 64}, r"^model\.n_experts is 0 but \['shared_expert', 'd_shared'\] are set: "),
+    ({"model.load_balance_weight": -0.1}, r"^model\.load_balance_weight=-0\.1 is negative: use 0 or more$"),
+    ({**MIXTURE, "model.router_z_weight": -1}, r"^model\.router_z_weight=-1\.0 is negative: use 0 or more$"),
     ({"data.seed": -1}, r"^data\.seed=-1 is not an unsigned 32-bit number: choose"),
     ({"data.seed": 2**32}, r"^data\.seed=4294967296 is not an unsigned"),
     ({"optimizer.weight_decay": -0.1}, r"^optimizer\.weight_decay=-0\.1 is negative: use"),
@@ -45,8 +58,10 @@ REFUSALS = [
     ({"optimizer.decayed": ["matrices", "gains"]}, r"^optimizer\.decayed names \['gains'\]: choose from \['embedding', 'head', 'matrices'"),
     ({"schedule.warmup_steps": -1}, r"^schedule\.warmup_steps=-1 is negative: use"),
     ({"schedule.final_fraction": 1.5}, r"^schedule\.final_fraction=1\.5 is not in \[0, 1\]: change it"),
+    ({"mesh.expert": 0}, r"^mesh\.expert is 0: use a positive number, or -1"),
     ({"mesh.tensor": 0}, r"^mesh\.tensor is 0: use a positive number, or -1"),
     ({"mesh.data": -2}, r"^mesh\.data is -2: use a positive number, or -1"),
+    ({"mesh.expert": -1}, r"^more than one mesh axis is -1: give"),
     ({"mesh.data": -1}, r"^more than one mesh axis is -1: give"),
     ({"execution.max_skipped_updates": -1}, r"^execution\.max_skipped_updates is negative: use"),
     ({"evaluation.every": -1}, r"^evaluation\.every or .* is negative: use"),
@@ -88,6 +103,8 @@ def test_what_is_odd_but_right_is_taken():
     assert config.from_dict({"optimizer": {"decayed": []}}).optimizer.decayed == ()
     assert config.from_dict({"model": {"d_model": 100, "head_dim": 8}}).model.head_dim == 8
     assert config.from_dict({"steps": 5, "schedule": {"kind": "constant"}}).steps == 5  # constant may end within its warm-up
+    assert config.from_dict({"model": {"n_experts": 8, "top_k": 8}}).model.top_k == 8
+    assert config.from_dict({"model": {"n_experts": 8, "top_k": 1, "load_balance_weight": 0, "router_z_weight": 0}}).model.n_experts == 8
     assert config.from_dict({}) == config.Experiment()
 
 
@@ -108,6 +125,13 @@ DECIDES = {
     "model.n_kv_heads": 4,
     "model.head_dim": 6,
     "model.d_ff": 64,
+    "model.n_experts": 16,
+    "model.top_k": 4,
+    "model.normalize_gates": True,
+    "model.shared_expert": True,
+    "model.d_shared": 24,
+    "model.load_balance_weight": 0.1,
+    "model.router_z_weight": 0.0,
     "model.vocab_size": 320,
     "model.rope_theta": 5e5,
     "model.norm_eps": 1e-6,
@@ -138,6 +162,7 @@ OUTSIDE = {
     "data.tokenizer": "bytes",
     "mesh.data": 2,
     "mesh.fsdp": 2,
+    "mesh.expert": 2,
     "mesh.tensor": 2,
     "execution.accumulation": 2,
     "execution.remat": "none",
@@ -163,8 +188,12 @@ def _set(values, name, value):
     values[field] = value
 
 
+def _mixture():
+    return tiny.experiment(model={"n_experts": 8, "top_k": 2})
+
+
 def test_json_and_back_with_every_field_changed():
-    values = config.to_dict(tiny.experiment())
+    values = config.to_dict(_mixture())
     for name, value in {**DECIDES, **OUTSIDE}.items():
         _set(values, name, value)
     experiment = config.from_dict(values)
@@ -176,9 +205,10 @@ def _identity(experiment, fingerprint="abc"):
     return config.identity(config.identity_fields(experiment, fingerprint))
 
 
-def _changed(name, value):
-    values = config.to_dict(tiny.experiment())
-    _set(values, name, value)
+def _changed(changes):
+    values = config.to_dict(_mixture())
+    for name, value in changes.items():
+        _set(values, name, value)
     return config.from_dict(values)
 
 
@@ -186,16 +216,20 @@ def test_every_field_is_inside_or_outside_the_identity():
     assert {*DECIDES, *OUTSIDE} == set(config.flatten(config.to_dict(tiny.experiment())))
 
 
-@pytest.mark.parametrize(("name", "value"), DECIDES.items(), ids=DECIDES)
-def test_what_decides_the_numbers_changes_the_identity(name, value):
-    before, after = (config.identity_fields(experiment, "abc") for experiment in (tiny.experiment(), _changed(name, value)))
+TOGETHER = ("model.shared_expert", "model.d_shared")  # one without the other is refused
+
+
+@pytest.mark.parametrize("names", [TOGETHER, *((name,) for name in DECIDES if name not in TOGETHER)], ids=" ".join)
+def test_what_decides_the_numbers_changes_the_identity(names):
+    changed = _changed({name: DECIDES[name] for name in names})
+    before, after = (config.identity_fields(experiment, "abc") for experiment in (_mixture(), changed))
     assert config.identity(before) != config.identity(after)
-    assert [field for field in before if before[field] != after[field]] == [name]
+    assert tuple(field for field in before if before[field] != after[field]) == names
 
 
 @pytest.mark.parametrize(("name", "value"), OUTSIDE.items(), ids=OUTSIDE)
 def test_how_it_is_carried_out_does_not_change_the_identity(name, value):
-    assert _identity(_changed(name, value)) == _identity(tiny.experiment())
+    assert _identity(_changed({name: value})) == _identity(_mixture())
 
 
 def test_the_identity_depends_on_the_data_itself():

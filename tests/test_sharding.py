@@ -1,5 +1,6 @@
 """Which mesh is made, what it refuses, and where each array lives on it."""
 
+import dataclasses
 import re
 
 import jax
@@ -10,7 +11,7 @@ import tiny
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from sparsecod_jax import config
+from sparsecod_jax import config, sharding
 from sparsecod_jax.digest import names
 from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.model import Transformer
@@ -21,15 +22,20 @@ def _mesh(*sizes):
     return make_mesh(config.Mesh(*sizes), jax.devices()[: np.prod(sizes)])
 
 
+def _mixture(**change):
+    return dataclasses.replace(tiny.MIXTURE, **change)
+
+
 @pytest.mark.parametrize(
     ("asked", "sizes"),
     [
-        ((1, -1, 1), (1, 8, 1)),
-        ((-1, 1, 1), (8, 1, 1)),
-        ((2, -1, 2), (2, 2, 2)),
-        ((1, 2, -1), (1, 2, 4)),
-        ((8, -1, 1), (8, 1, 1)),
-        ((2, 2, 2), (2, 2, 2)),
+        ((1, -1, 1, 1), (1, 8, 1, 1)),
+        ((-1, 1, 1, 1), (8, 1, 1, 1)),
+        ((2, -1, 1, 2), (2, 2, 1, 2)),
+        ((1, 2, 1, -1), (1, 2, 1, 4)),
+        ((1, 2, -1, 1), (1, 2, 4, 1)),
+        ((8, -1, 1, 1), (8, 1, 1, 1)),
+        ((1, 2, 2, 2), (1, 2, 2, 2)),
     ],
 )
 def test_minus_one_takes_the_devices_that_remain(asked, sizes):
@@ -39,11 +45,11 @@ def test_minus_one_takes_the_devices_that_remain(asked, sizes):
 
 
 def test_the_given_devices_are_used():
-    mesh = make_mesh(config.Mesh(1, -1, 1), jax.devices()[2:5])
+    mesh = make_mesh(config.Mesh(1, -1, 1, 1), jax.devices()[2:5])
     assert mesh.devices.reshape(-1).tolist() == jax.devices()[2:5]
 
 
-@pytest.mark.parametrize("asked", [(3, 1, 1), (3, -1, 1), (16, -1, 1), (1, 1, 1), (2, 2, 4)])
+@pytest.mark.parametrize("asked", [(3, 1, 1, 1), (3, -1, 1, 1), (16, -1, 1, 1), (1, 1, 1, 1), (2, 2, 2, 2)])
 def test_a_product_that_is_not_the_number_of_devices_is_refused(asked):
     wanted = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(MESH_AXES, asked, strict=True))
     with pytest.raises(ConfigError, match=rf"^{re.escape(wanted)} does not multiply to the 8 devices here: "):
@@ -55,36 +61,50 @@ def test_a_product_that_is_not_the_number_of_devices_is_refused(asked):
     [
         (
             {"global_batch": 12},
-            (2, 4, 1),
-            r"^global_batch / execution\.accumulation=12 is not a multiple of 8 \(mesh\.data x mesh\.fsdp\): ",
+            (2, 4, 1, 1),
+            r"^global_batch / execution\.accumulation=12 is not a multiple of 8 \(mesh\.data x mesh\.fsdp x mesh\.expert\): ",
         ),
-        ({"execution": {"accumulation": 4}}, (2, 2, 2), r"^global_batch / execution\.accumulation=2 is not a multiple of 4 "),
-        ({"evaluation": {"batch_size": 6}}, (1, 4, 2), r"^evaluation\.batch_size=6 is not a multiple of 4 "),
-        ({"model": {"n_heads": 6, "head_dim": 4}}, (1, 2, 4), r"^model\.n_heads=6 is not a multiple of 4 \(mesh\.tensor\): "),
-        ({"model": {"d_ff": 50}}, (1, 2, 4), r"^model\.d_ff=50 is not a multiple of 4 \(mesh\.tensor\): "),
-        ({"model": {"vocab_size": 303}}, (1, 4, 2), r"^model\.vocab_size=303 is not a multiple of 2 \(mesh\.tensor\): "),
-        ({"model": {"d_model": 36}}, (1, 4, 2), r"^model\.d_model=36 is not a multiple of 8 \(mesh\.fsdp x mesh\.tensor\): "),
+        ({"model": tiny.MIXTURE, "global_batch": 12}, (2, 2, 2, 1), r"^global_batch / execution\.accumulation=12 is not a multiple of 8 "),
+        ({"execution": {"accumulation": 4}}, (2, 2, 1, 2), r"^global_batch / execution\.accumulation=2 is not a multiple of 4 "),
+        ({"evaluation": {"batch_size": 6}}, (1, 4, 1, 2), r"^evaluation\.batch_size=6 is not a multiple of 4 "),
+        ({"model": tiny.MIXTURE, "evaluation": {"batch_size": 6}}, (1, 2, 2, 2), r"^evaluation\.batch_size=6 is not a multiple of 4 "),
+        ({"model": {"n_heads": 6, "head_dim": 4}}, (1, 2, 1, 4), r"^model\.n_heads=6 is not a multiple of 4 \(mesh\.tensor\): "),
+        ({"model": {"d_ff": 50}}, (1, 2, 1, 4), r"^model\.d_ff=50 is not a multiple of 4 \(mesh\.tensor\): "),
+        ({"model": {"vocab_size": 303}}, (1, 4, 1, 2), r"^model\.vocab_size=303 is not a multiple of 2 \(mesh\.tensor\): "),
+        (
+            {"model": {"d_model": 36}},
+            (1, 4, 1, 2),
+            r"^model\.d_model=36 is not a multiple of 8 \(mesh\.fsdp x mesh\.expert x mesh\.tensor\): ",
+        ),
+        ({"model": _mixture(d_model=36)}, (1, 2, 4, 1), r"^model\.d_model=36 is not a multiple of 8 "),
+        ({"model": _mixture(n_experts=6)}, (1, 2, 4, 1), r"^model\.n_experts=6 is not a multiple of 4 \(mesh\.expert\): "),
+        ({"model": _mixture(d_shared=22)}, (1, 1, 2, 4), r"^model\.d_shared=22 is not a multiple of 4 \(mesh\.tensor\): "),
+        ({}, (1, 4, 2, 1), r"^mesh\.expert=2 but the model has no experts: set mesh\.expert=1, or model\.n_experts$"),
     ],
 )
 def test_sizes_that_the_mesh_can_not_divide_are_refused(sections, sizes, sentence):
     experiment = tiny.experiment(**sections)
     with pytest.raises(ConfigError, match=sentence):
         check_fit(experiment, _mesh(*sizes))
-    check_fit(experiment, _mesh(1, 1, 1))
+    check_fit(experiment, _mesh(1, 1, 1, 1))
 
 
 def test_key_and_value_heads_need_not_divide():
-    check_fit(tiny.experiment(model={"n_kv_heads": 1}), _mesh(1, 2, 4))
+    check_fit(tiny.experiment(model={"n_kv_heads": 1}), _mesh(1, 2, 1, 4))
 
 
 def test_an_axis_that_does_not_divide_is_replicated():
-    mesh = _mesh(2, 2, 2)
-    assert spec(mesh, ("batch", "length", "width"), (8, 5, 7)) == P(("data", "fsdp"), None, None)
+    mesh = _mesh(2, 2, 1, 2)
+    assert spec(mesh, ("batch", "length", "width"), (8, 5, 7)) == P(("data", "fsdp", "expert"), None, None)
     assert spec(mesh, ("batch", "length", "width"), (6, 5, 7)) == P(None, None, None)
-    assert spec(mesh, ("embed", "kv_heads", "head_size"), (32, 2, 8)) == P("fsdp", "tensor", None)
-    assert spec(mesh, ("embed", "kv_heads", "head_size"), (32, 1, 8)) == P("fsdp", None, None)
+    assert spec(mesh, ("embed", "kv_heads", "head_size"), (32, 2, 8)) == P(("fsdp", "expert"), "tensor", None)
+    assert spec(mesh, ("embed", "kv_heads", "head_size"), (32, 1, 8)) == P(("fsdp", "expert"), None, None)
     assert spec(mesh, ("embed", "hidden"), (33, 48)) == P(None, "tensor")
     assert spec(mesh, (None, "table_width"), (304, 32)) == P(None, "tensor")
+    experts = _mesh(1, 2, 4, 1)
+    assert spec(experts, ("batch",), (4,)) == P(None)
+    assert spec(experts, ("experts", "expert_embed", "hidden"), (4, 6, 7)) == P("expert", "fsdp", "tensor")
+    assert spec(experts, ("experts", "expert_embed", "hidden"), (6, 5, 7)) == P(None, None, "tensor")
     with pytest.raises(KeyError, match="breadth"):
         spec(mesh, ("breadth",), (8,))
     with pytest.raises(ValueError, match="argument 2 is longer"):
@@ -92,63 +112,171 @@ def test_an_axis_that_does_not_divide_is_replicated():
 
 
 PARAMETERS = {
-    "params/blocks/attention/key": P(None, "fsdp", "tensor", None),
-    "params/blocks/attention/out": P(None, "tensor", None, "fsdp"),
-    "params/blocks/attention/query": P(None, "fsdp", "tensor", None),
-    "params/blocks/attention/value": P(None, "fsdp", "tensor", None),
+    "params/blocks/attention/key": P(None, ("fsdp", "expert"), "tensor", None),
+    "params/blocks/attention/out": P(None, "tensor", None, ("fsdp", "expert")),
+    "params/blocks/attention/query": P(None, ("fsdp", "expert"), "tensor", None),
+    "params/blocks/attention/value": P(None, ("fsdp", "expert"), "tensor", None),
     "params/blocks/attention_norm/gain": P(None, None),
-    "params/blocks/ffn/down": P(None, "tensor", "fsdp"),
-    "params/blocks/ffn/gate": P(None, "fsdp", "tensor"),
-    "params/blocks/ffn/up": P(None, "fsdp", "tensor"),
+    "params/blocks/ffn/down": P(None, "tensor", ("fsdp", "expert")),
+    "params/blocks/ffn/gate": P(None, ("fsdp", "expert"), "tensor"),
+    "params/blocks/ffn/up": P(None, ("fsdp", "expert"), "tensor"),
     "params/blocks/ffn_norm/gain": P(None, None),
-    "params/embedding": P(None, ("tensor", "fsdp")),
+    "params/embedding": P(None, ("tensor", "fsdp", "expert")),
     "params/final_norm/gain": P(None),
-    "params/head": P("fsdp", "tensor"),
+    "params/head": P(("fsdp", "expert"), "tensor"),
+}
+OF_MIXTURE = PARAMETERS | {
+    "params/blocks/ffn/down": P(None, "expert", "tensor", "fsdp"),
+    "params/blocks/ffn/gate": P(None, "expert", "fsdp", "tensor"),
+    "params/blocks/ffn/router": P(None, ("fsdp", "expert"), None),
+    "params/blocks/ffn/shared/down": P(None, "tensor", ("fsdp", "expert")),
+    "params/blocks/ffn/shared/gate": P(None, ("fsdp", "expert"), "tensor"),
+    "params/blocks/ffn/shared/up": P(None, ("fsdp", "expert"), "tensor"),
+    "params/blocks/ffn/up": P(None, "expert", "fsdp", "tensor"),
 }
 
 
-def _specs(*sizes, **change):
-    model = Transformer(tiny.experiment(model=change).model)
-    boxed = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8), jnp.int32))
+def _specs(model, *sizes):
+    boxed = jax.eval_shape(Transformer(model).init, jax.random.key(0), jnp.zeros((1, 8), jnp.int32))
     shardings = tree_shardings(_mesh(*sizes), boxed)
     return {name: leaf.spec for name, leaf in zip(names(shardings), jax.tree.leaves(shardings), strict=True)}
 
 
-@pytest.mark.parametrize("sizes", [(2, 2, 2), (1, 4, 2), (8, 1, 1), (1, 1, 1)])
-def test_where_each_parameter_lives(sizes):
+@pytest.mark.parametrize("sizes", [(2, 2, 1, 2), (1, 4, 1, 2), (8, 1, 1, 1), (1, 1, 1, 1), (1, 2, 2, 2), (1, 1, 8, 1)])
+@pytest.mark.parametrize(("model", "expected"), [(tiny.MODEL, PARAMETERS), (tiny.MIXTURE, OF_MIXTURE)], ids=["dense", "mixture"])
+def test_where_each_parameter_lives(model, expected, sizes):
     """The layout goes by names alone, as long as the sizes divide."""
-    specs = _specs(*sizes)
-    assert specs == PARAMETERS
+    specs = _specs(model, *sizes)
+    assert specs == expected
     for name, entries in specs.items():
         used = [axis for entry in entries if entry is not None for axis in ((entry,) if isinstance(entry, str) else entry)]
         assert len(used) == len(set(used)), f"{name} uses a mesh axis twice: {entries}"
 
 
 def test_multi_query_keys_are_replicated_over_tensor():
-    specs = _specs(2, 2, 2, n_kv_heads=1)
-    assert specs["params/blocks/attention/key"] == P(None, "fsdp", None, None)
-    assert specs["params/blocks/attention/query"] == P(None, "fsdp", "tensor", None)
+    specs = _specs(dataclasses.replace(tiny.MODEL, n_kv_heads=1), 2, 2, 1, 2)
+    assert specs["params/blocks/attention/key"] == P(None, ("fsdp", "expert"), None, None)
+    assert specs["params/blocks/attention/query"] == P(None, ("fsdp", "expert"), "tensor", None)
 
 
 def test_what_has_no_box_is_replicated():
-    mesh = _mesh(2, 2, 2)
+    mesh = _mesh(2, 2, 1, 2)
     assert tree_shardings(mesh, {"step": jax.ShapeDtypeStruct((8,), jnp.int32)}) == {"step": NamedSharding(mesh, P())}
 
 
 def test_constrain_pins_on_a_mesh_and_does_nothing_outside():
     x = jnp.ones((8, 5, 32))
     assert constrain(x, "batch", "length", "width") is x
-    mesh = _mesh(2, 2, 2)
+    mesh = _mesh(2, 1, 2, 2)
     with jax.set_mesh(mesh):
         pinned = jax.jit(lambda x: constrain(2 * x, "batch", "length", "width"))(x)
-    assert pinned.sharding.is_equivalent_to(NamedSharding(mesh, P(("data", "fsdp"))), 3)
+    assert pinned.sharding.is_equivalent_to(NamedSharding(mesh, P(("data", "expert"))), 3)
     np.testing.assert_array_equal(pinned, 2 * np.ones((8, 5, 32)))
 
 
 def test_rows_of_a_batch_go_to_all_but_tensor_partners():
-    mesh = _mesh(2, 2, 2)
+    mesh = _mesh(1, 2, 2, 2)
     batch = jax.device_put(jnp.arange(16).reshape(8, 2), batch_sharding(mesh))
     rows = {shard.device: shard.data[:, 0].tolist() for shard in batch.addressable_shards}
     for group, partners in enumerate(mesh.devices.reshape(4, 2)):
         for device in partners:
             assert rows[device] == [4 * group, 4 * group + 2]
+
+
+ALL = ("batch", "experts", "expert_embed", "hidden", "width")
+
+
+def _on(sizes, function, in_axes, out_axes, *args):
+    """The only result of `function` in `shard_map`."""
+    with jax.set_mesh(_mesh(*sizes)):
+        (result,) = jax.jit(sharding.shard_map(function, in_axes, [out_axes]))(*args)
+    return np.asarray(result)
+
+
+def test_outside_a_mesh_every_axis_has_one_part():
+    x = jnp.arange(6.0).reshape(2, 3)
+    for axis in ALL:
+        assert (sharding.ways(axis), sharding.position(axis)) == (1, 0)
+        assert sharding.gather(x, axis, 1) is sharding.scatter_sum(x, axis, 0) is sharding.total(x, axis) is x
+    (same,) = sharding.shard_map(lambda x: (x,), [("batch", "width")], [("batch", "width")])(x)
+    assert same is x
+
+
+@pytest.mark.parametrize(
+    ("sizes", "ways"),
+    [
+        ((1, 1, 1, 1), (1, 1, 1, 1, 1)),
+        ((8, 1, 1, 1), (8, 1, 1, 1, 1)),
+        ((1, 1, 8, 1), (8, 8, 1, 1, 1)),
+        ((1, 2, 2, 2), (4, 2, 2, 2, 1)),
+        ((2, 1, 2, 2), (4, 2, 1, 2, 1)),
+    ],
+)
+def test_each_device_knows_its_part(sizes, ways):
+    def parts(x_B):
+        assert tuple(sharding.ways(axis) for axis in ALL) == ways
+        assert len(x_B) == 8 // ways[0]
+        return (10 * sharding.position("batch") + sharding.position("experts") + 0 * x_B,)
+
+    batch, experts = np.arange(8) * ways[0] // 8, np.arange(8) * ways[0] // 8 % ways[1]
+    np.testing.assert_array_equal(_on(sizes, parts, [("batch",)], ("batch",), np.zeros(8, int)), 10 * batch + experts)
+
+
+SPREAD = [(1, 1, 1, 1), (1, 1, 8, 1), (1, 2, 2, 2), (2, 1, 2, 2), (1, 4, 2, 1)]
+
+
+@pytest.mark.parametrize("sizes", SPREAD)
+def test_gather_joins_the_parts_in_order(sizes):
+    """A product over the gathered width; the order is that of the other factor, which every device has whole."""
+    rng = np.random.default_rng(0)
+    weights_EDF, x_D = rng.normal(size=(8, 4, 6)).astype(np.float32), rng.normal(size=4).astype(np.float32)
+
+    def product(weights_EDF, x_D):
+        return (jnp.einsum("edf,d->ef", sharding.gather(weights_EDF, "expert_embed", 1), x_D),)
+
+    found = _on(sizes, product, [("experts", "expert_embed", "hidden"), (None,)], ("experts", "hidden"), weights_EDF, x_D)
+    np.testing.assert_allclose(found, np.einsum("edf,d->ef", weights_EDF, x_D), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("sizes", SPREAD)
+def test_rows_come_back_from_the_experts_summed(sizes):
+    """Each device of the expert axis adds its own multiple of all rows that it gathered."""
+    x_BD = np.arange(16).reshape(8, 2)
+
+    def exchange(x_BD):
+        gathered_BD = sharding.gather(x_BD, "experts", 0)
+        assert len(gathered_BD) == len(x_BD) * sharding.ways("experts")
+        return (sharding.scatter_sum((sharding.position("experts") + 1) * gathered_BD, "experts", 0),)
+
+    found = _on(sizes, exchange, [("batch", "width")], ("batch", "width"), x_BD)
+    np.testing.assert_array_equal(found, x_BD * sum(range(1, sizes[2] + 1)))
+
+
+@pytest.mark.parametrize("sizes", SPREAD)
+def test_total_sums_over_the_devices_of_an_axis(sizes):
+    x_BF = np.arange(32).reshape(8, 4)
+
+    def columns(x_BF):
+        return (sharding.total(x_BF.sum(axis=0), "batch"),)
+
+    def rows(x_BF):
+        return (sharding.total(x_BF.sum(axis=1), "hidden"),)
+
+    np.testing.assert_array_equal(_on(sizes, columns, [("batch", "hidden")], ("hidden",), x_BF), x_BF.sum(axis=0))
+    np.testing.assert_array_equal(_on(sizes, rows, [("batch", "hidden")], ("batch",), x_BF), x_BF.sum(axis=1))
+
+
+@pytest.mark.parametrize(("rows", "here"), [(8, 2), (6, 6)])
+def test_an_argument_that_does_not_divide_comes_whole(rows, here):
+    """Forward and gradient, where whole arguments must not count once a device."""
+    x_BD = np.arange(rows * 3.0, dtype=np.float32).reshape(rows, 3)
+
+    def square(x_BD):
+        assert len(x_BD) == here
+        return (x_BD**2,)
+
+    with jax.set_mesh(_mesh(1, 2, 2, 2)):
+        mapped = sharding.shard_map(square, [("batch", "width")], [("batch", "width")])
+        value, gradient = jax.jit(jax.value_and_grad(lambda x: mapped(x)[0].sum()))(x_BD)
+    np.testing.assert_allclose(value, (x_BD**2).sum())
+    np.testing.assert_allclose(gradient, 2 * x_BD)

@@ -8,6 +8,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from sparsecod_jax.model import hopper
+
 BLOCK = 128  # rows multiplied at once on CPU: smaller blocks are slower a row, larger ones multiply more rows that don't count
 
 
@@ -15,12 +17,17 @@ BLOCK = 128  # rows multiplied at once on CPU: smaller blocks are slower a row, 
 def grouped_matmul(x_RD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array) -> jax.Array:
     """Row r times the matrix of its group, [R, F].
 
-    The first sizes_E[0] rows are group 0, the next sizes_E[1] rows group 1, and so on. The groups may end before the rows do; what is
-    returned for the rows beyond them is unspecified, as is their gradient, and they take no part in the gradient of `w_EDF`.
+    The first sizes_E[0] rows are group 0, the next sizes_E[1] rows group 1, and so on. The groups may end before the rows do: the rows
+    beyond them must be finite, give zeros, and take no part in any gradient.
 
-    On TPU and GPU this is `jax.lax.ragged_dot`. On CPU that one multiplies every row by every matrix, so rows go block by block.
+    This is `jax.lax.ragged_dot`, except where that one multiplies every row by every matrix: on CPU, where rows go block by block, and on
+    NVIDIA's Hopper in 16 bits, where JAX has kernels that it does not yet use by itself.
     """
-    return jax.lax.platform_dependent(x_RD, w_EDF, sizes_E, cpu=_blocked, default=jax.lax.ragged_dot)
+    if hopper.is_served(x_RD):
+        y_RF = hopper.grouped_matmul(x_RD, w_EDF, sizes_E)
+    else:
+        y_RF = jax.lax.platform_dependent(x_RD, w_EDF, sizes_E, cpu=_blocked, default=jax.lax.ragged_dot)
+    return _in_groups(y_RF, sizes_E)
 
 
 def _forward(x_RD, w_EDF, sizes_E):
@@ -28,11 +35,21 @@ def _forward(x_RD, w_EDF, sizes_E):
 
 
 def _backward(saved, grad_RF):
-    gradients = jax.lax.platform_dependent(*saved, grad_RF, cpu=_blocked_backward, default=_ragged_backward)
-    return (*gradients, None)
+    x_RD, w_EDF, sizes_E = saved
+    if hopper.is_served(grad_RF):
+        grad_x_RD, grad_w_EDF = hopper.grouped_matmul_backward(x_RD, w_EDF, sizes_E, grad_RF)
+    else:
+        gradients = {"cpu": _blocked_backward, "default": _ragged_backward}
+        grad_x_RD, grad_w_EDF = jax.lax.platform_dependent(x_RD, w_EDF, sizes_E, grad_RF, **gradients)
+    return _in_groups(grad_x_RD, sizes_E), grad_w_EDF, None
 
 
 grouped_matmul.defvjp(_forward, _backward)
+
+
+def _in_groups(z_RF, sizes_E):
+    """Zeros for the rows beyond the groups, which a kernel may leave uninitialised."""
+    return jnp.where((jnp.arange(len(z_RF)) < sizes_E.sum())[:, None], z_RF, 0)
 
 
 def _ragged_backward(x_RD, w_EDF, sizes_E, grad_RF):

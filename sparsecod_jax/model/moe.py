@@ -39,15 +39,15 @@ class MixtureOfExperts(nn.Module):
         routing = route(logits_BTE, cfg.top_k, normalize=cfg.normalize_gates)
         tokens, slots = ("batch", "length", "width"), ("batch", "length", None)
         run = sharding.shard_map(_exchange_and_run, (tokens, slots, slots, inward, inward, outward), (tokens, ()))
-        y_BTD, rows = run(x_BTD, routing.experts_BTS, routing.gates_BTS, gate_EDF, up_EDF, down_EFD)
+        y_BTD, dropped = run(x_BTD, routing.experts_BTS, routing.gates_BTS, gate_EDF, up_EDF, down_EFD)
         if cfg.shared_expert:
             shared_BTD = SwiGLU(cfg, cfg.d_shared, name="shared")(x_BTD)
             y_BTD = (shared_BTD + cfg.top_k * y_BTD) / (cfg.top_k + 1)
-        return y_BTD, routing.stats | {"router/dropped": routing.experts_BTS.size - rows}
+        return y_BTD, routing.stats | {"router/dropped": dropped}
 
 
 def _exchange_and_run(x_BTD, experts_BTS, gates_BTS, gate_EDF, up_EDF, down_EFD):
-    """One device's tokens through the experts of all devices; also the rows multiplied on all devices together.
+    """One device's tokens through the experts of all devices; also the slots of all devices less the rows that were multiplied.
 
     The devices that share out the experts gather each other's tokens, run their own experts on them, and add up. A device must have
     room for all gathered rows, as all may be its own, so tokens go in as many chunks as there are devices: the room stays that of one.
@@ -69,7 +69,8 @@ def _exchange_and_run(x_BTD, experts_BTS, gates_BTS, gate_EDF, up_EDF, down_EFD)
     else:
         parts = [z.reshape(chunks, -1, z.shape[-1]) for z in tokens]
         _, (y_ND, rows) = jax.lax.scan(lambda _, part: (None, jax.checkpoint(run)(*part)), None, parts)
-    return y_ND.reshape(x_BTD.shape), sharding.total(rows.sum(), "batch")
+    dropped = sharding.ways("batch") * experts_BTS.size - sharding.total(rows.sum(), "batch")
+    return y_ND.reshape(x_BTD.shape), dropped
 
 
 def run_experts(x_ND, experts_NS, gates_NS, gate_EDF, up_EDF, down_EFD) -> tuple[jax.Array, jax.Array]:

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from sparsecod_jax import sharding
+
 
 class Routing(NamedTuple):
     """The choice of each token, and what the choices of all tokens amount to."""
@@ -20,7 +22,10 @@ class Routing(NamedTuple):
 def route(logits_BTE: jax.Array, top_k: int, *, normalize: bool) -> Routing:
     """Sends each token to the `top_k` experts of highest softmax probability; the gates are these, or, normalised, these over their sum."""
     probabilities_BTE = jax.nn.softmax(logits_BTE)
-    gates_BTS, experts_BTS = jax.lax.top_k(probabilities_BTE, top_k)
+    # Mapped, as the compiler does not divide a top_k and would gather the probabilities of all devices.
+    tokens = ("batch", "length", None)
+    choose = sharding.shard_map(lambda local_BTE: tuple(jax.lax.top_k(local_BTE, top_k)), [tokens], [tokens, tokens])
+    gates_BTS, experts_BTS = choose(probabilities_BTE)
     if normalize:
         gates_BTS = gates_BTS / gates_BTS.sum(axis=-1, keepdims=True)
     counts_E = jax.nn.one_hot(experts_BTS, logits_BTE.shape[-1], dtype=jnp.int32).sum(axis=(0, 1, 2))

@@ -44,7 +44,7 @@ def losses(held_out, params):
 
 def _evaluate(tokens, params, *, devices=1, **evaluation):
     experiment = tiny.experiment(evaluation={"seq_len": LENGTH, **evaluation})
-    mesh = make_mesh(config.Mesh(1, devices, 1), jax.devices()[:devices])
+    mesh = make_mesh(config.Mesh(1, devices, 1, 1), jax.devices()[:devices])
     return evaluator(experiment, mesh, tokens, read_manifest(tokens, ""))(params)
 
 

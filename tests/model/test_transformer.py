@@ -14,6 +14,7 @@ from sparsecod_jax.config import Execution
 from sparsecod_jax.model import Transformer
 from sparsecod_jax.model.attention import rope_angles
 from sparsecod_jax.model.block import Block
+from sparsecod_jax.stats import router
 
 TOKENS = np.random.default_rng(0).integers(0, 304, (2, 17))
 # Residual variance of each block at init, d=2048, from the specification of the paper's code.
@@ -24,6 +25,10 @@ VARIANTS = {
     "multi-query": {"n_kv_heads": 1},
     "layer norm scaling": {"layer_norm_scaling": True},
     "own head size": {"head_dim": 6},
+    "mixture of experts": {"n_experts": 6, "top_k": 2},
+    "mixture with normalised gates": {"n_experts": 6, "top_k": 3, "normalize_gates": True, "layer_norm_scaling": True},
+    "mixture with a shared expert": {"n_experts": 4, "top_k": 1, "shared_expert": True, "d_shared": 80},
+    "mixture of one expert": {"n_experts": 1, "top_k": 1},
 }
 
 
@@ -32,6 +37,7 @@ def test_equals_numpy(change):
     cfg = dataclasses.replace(tiny.MODEL, **change)
     params = tiny.init(cfg)
     logits, stats = jax.jit(Transformer(cfg).apply)({"params": params}, TOKENS)
+    stats = router.summarise(stats)
     expected_logits, expected_stats = plain.forward(params, TOKENS, cfg)
     np.testing.assert_allclose(logits, expected_logits, rtol=1e-4, atol=1e-5)
     assert set(stats) == set(expected_stats)

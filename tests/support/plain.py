@@ -13,9 +13,10 @@ def forward(params, tokens_BT, model):
         block = _Tree(params["blocks"], layer)
         a = _attention(_norm(x, block("attention_norm", "gain"), model) * scale, block, model)
         u = x + a
-        m = _ffn(_norm(u, block("ffn_norm", "gain"), model) * scale, block)
+        normed = _norm(u, block("ffn_norm", "gain"), model) * scale
+        m, router_stats = _mixture(normed, block, model) if model.n_experts else (_ffn(normed, block, "ffn"), {})
         y = u + m
-        for name, value in _measure(x, a, m, y).items():
+        for name, value in (_measure(x, a, m, y) | router_stats).items():
             stats.setdefault(name, []).append(value)
         x = y
     h = _norm(x, take("final_norm", "gain"), model)
@@ -66,9 +67,48 @@ def _attention(x, block, model):
     return out
 
 
-def _ffn(x, block):
-    gate = x @ block("ffn", "gate")
-    return (gate / (1 + np.exp(-gate)) * (x @ block("ffn", "up"))) @ block("ffn", "down")
+def _swiglu(x, gate, up, down):
+    hidden = x @ gate
+    return (hidden / (1 + np.exp(-hidden)) * (x @ up)) @ down
+
+
+def _ffn(x, block, *path):
+    return _swiglu(x, *(block(*path, name) for name in ("gate", "up", "down")))
+
+
+def _mixture(x, block, model):
+    """Token by token: the sum over its best experts, and what became of all choices."""
+    experts, k = model.n_experts, model.top_k
+    router, gate, up, down = (block("ffn", name) for name in ("router", "gate", "up", "down"))
+    y = np.zeros(x.shape)
+    counts, probability_sums = np.zeros(experts), np.zeros(experts)
+    squared_logsumexp, gate_sums, gate_square_sums = [], [], []
+    for at in np.ndindex(x.shape[:2]):
+        logits = x[at] @ router
+        probabilities = np.exp(logits) / np.exp(logits).sum()
+        chosen = np.argsort(-probabilities)[:k]
+        gates = probabilities[chosen] / (probabilities[chosen].sum() if model.normalize_gates else 1)
+        for e, weight in zip(chosen, gates, strict=True):
+            y[at] += weight * _swiglu(x[at], gate[e], up[e], down[e])
+            counts[e] += 1
+        probability_sums += probabilities
+        squared_logsumexp.append(np.log(np.exp(logits).sum()) ** 2)
+        gate_sums.append(gates.sum())
+        gate_square_sums.append((gates**2).sum())
+    if model.shared_expert:
+        y = _ffn(x, block, "ffn", "shared") / (k + 1) + k / (k + 1) * y
+    tokens = len(gate_sums)
+    share = counts / (tokens * k)
+    return y, {
+        "router/load_balance_loss": experts * float((share * probability_sums / tokens).sum()),
+        "router/z_loss": float(np.mean(squared_logsumexp)),
+        "router/gate_sum": float(np.mean(gate_sums)),
+        "router/gate_square_sum": float(np.mean(gate_square_sums)),
+        "router/max_load": float(counts.max() / counts.mean()),
+        "router/load_entropy": -sum(p * np.log(p) for p in share if p) / np.log(max(experts, 2)),
+        "router/dead_experts": float((counts == 0).mean()),
+        "router/dropped": 0.0,
+    }
 
 
 def _variance(z):

@@ -12,6 +12,7 @@ from sparsecod_jax import config
 from sparsecod_jax.model import Transformer
 
 MODEL = config.Model(d_model=32, n_layers=3, n_heads=4, n_kv_heads=2, d_ff=48, vocab_size=304, compute_dtype="float32", norm_eps=1e-5)
+MIXTURE = dataclasses.replace(MODEL, d_ff=16, n_experts=8, top_k=2, shared_expert=True, d_shared=24)
 
 
 def experiment(**sections: Any) -> config.Experiment:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import random
+import shutil
 import signal
 
 import jax
@@ -25,6 +26,7 @@ from sparsecod_jax.train.loop import train
 from sparsecod_jax.train.step import build
 
 TIMES = ("tokens_per_second",)
+ROUTER = ("load_balance_loss", "z_loss", "gate_sum", "gate_square_sum", "dropped", "max_load", "load_entropy", "dead_experts")
 
 
 def _experiment(tokens, **sections):
@@ -38,7 +40,7 @@ def _lines(workdir):
 
 
 def _one_device(tokens, **sections):
-    return _experiment(tokens, mesh=config.Mesh(1, 1, 1), **sections)
+    return _experiment(tokens, mesh=config.Mesh(1, 1, 1, 1), **sections)
 
 
 def test_statistics_of_a_trained_sharded_run_equal_numpy(tokens, tmp_path):
@@ -47,7 +49,7 @@ def test_statistics_of_a_trained_sharded_run_equal_numpy(tokens, tmp_path):
         tokens,
         steps=12,
         model={"n_layers": 8},
-        mesh=config.Mesh(1, 4, 2),
+        mesh=config.Mesh(1, 4, 1, 2),
         execution={"accumulation": 2},
         checkpoint={"every": 1, "keep": 20},
     )
@@ -112,6 +114,29 @@ def test_sigterm_saves_exits_75_and_eight_devices_become_two(tokens, tmp_path):
     np.testing.assert_allclose([line["loss"] for line in moved], [line["loss"] for line in straight], rtol=1e-4)
 
 
+def test_a_mixture_goes_on_where_its_experts_are_shared_out_otherwise(tokens, tmp_path, capsys):
+    """A copy of the run without what came after step 2, as a crash leaves it, then other devices for the same experts."""
+    sections = {"steps": 4, "model": tiny.MIXTURE, "checkpoint": {"every": 2}}
+    train(_experiment(tokens, mesh=config.Mesh(2, 2, 2, 1), **sections), str(tmp_path / "whole"))
+    shutil.copytree(tmp_path / "whole", tmp_path / "moved")
+    (tmp_path / "moved" / "final.json").unlink()
+    shutil.rmtree(tmp_path / "moved" / "checkpoints" / "4")
+    capsys.readouterr()
+    final = train(_experiment(tokens, mesh=config.Mesh(1, 1, 4, 2), **sections), str(tmp_path / "moved"))
+    assert "restored step 2" in capsys.readouterr().out
+    whole, moved = _lines(tmp_path / "whole"), _lines(tmp_path / "moved")
+    assert [line["step"] for line in whole] == [line["step"] for line in moved] == [1, 2, 3, 4]
+    assert moved[:2] == whole[:2]
+    assert moved[2:] != whole[2:]
+    for name in ("loss", "auxiliary_loss", "router/load_balance_loss", "router/z_loss", "variance/residual"):
+        np.testing.assert_allclose([line[name] for line in moved], [line[name] for line in whole], rtol=1e-4, err_msg=name)
+    for line in moved:
+        assert all(len(line[name]) == 3 for name in line if name.startswith("router/"))
+        assert {f"router/{name}" for name in ROUTER} <= set(line)
+        assert line["router/dropped"] == [0, 0, 0]
+    assert final["loss"] == pytest.approx(json.loads((tmp_path / "whole" / "final.json").read_text())["loss"], rel=1e-4)
+
+
 def test_metrics_have_the_promised_names(tokens, tmp_path, monkeypatch):
     experiment = _experiment(tokens, steps=4, evaluation={"every": 2}, log={"moments_every": 3})
     monkeypatch.chdir(tmp_path.parent)
@@ -137,7 +162,7 @@ def test_metrics_have_the_promised_names(tokens, tmp_path, monkeypatch):
     assert {"loss", "perplexity", "bits_per_byte", "tokens", "seconds", "tokens_per_second", "flops", "mfu"} <= set(final)
     assert final["mfu"] is None
     manifest = json.loads((tmp_path / "manifest.json").read_text())
-    assert manifest["mesh"] == {"data": 1, "fsdp": 8, "tensor": 1}
+    assert manifest["mesh"] == {"data": 1, "fsdp": 8, "expert": 1, "tensor": 1}
     assert config.from_dict(json.loads((tmp_path / "config.json").read_text())) == experiment
     assert list((tmp_path / "tensorboard").iterdir())
 
@@ -149,7 +174,7 @@ def test_a_changed_identity_is_refused_and_named(tokens, tmp_path):
     with pytest.raises(ConfigError, match=r"optimizer\.peak_lr was 0\.003, is 0\.1"):
         train(dataclasses.replace(experiment, optimizer=config.Optimizer(peak_lr=0.1)), str(tmp_path))
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
-    same = dataclasses.replace(experiment, mesh=config.Mesh(2, 2, 2), execution=config.Execution(accumulation=2))
+    same = dataclasses.replace(experiment, mesh=config.Mesh(2, 2, 1, 2), execution=config.Execution(accumulation=2))
     assert train(same, str(tmp_path))["steps"] == 3
 
 
@@ -199,13 +224,13 @@ def test_too_many_updates_that_are_not_finite_end_the_run(tokens, tmp_path):
     ("sections", "sentence"),
     [
         ({"data": {"path": "nowhere"}}, r"run `sparsecod data --source=sotu --tokenizer=bpe --vocab_size=304 --out=nowhere`"),
-        ({"mesh": config.Mesh(3, 1, 1)}, r"does not multiply to the 8 devices"),
+        ({"mesh": config.Mesh(3, 1, 1, 1)}, r"does not multiply to the 8 devices"),
         ({"global_batch": 12}, r"global_batch / execution.accumulation=12 is not a multiple of 8"),
         ({"model": {"vocab_size": 296}}, r"smaller than the tokenizer's 300"),
         ({"data": {"seq_len": 10**6}}, r"data.seq_len=1000000 is longer than"),
         ({"execution": {"attention": "cudnn"}, "model": {"compute_dtype": "bfloat16"}}, r"needs an NVIDIA GPU, this is a cpu"),
         ({"model": {"compute_dtype": "float64"}}, r"set the environment variable JAX_ENABLE_X64=1"),
-        ({"mesh": config.Mesh(1, 1, 8)}, r"model.n_heads=4 is not a multiple of 8"),
+        ({"mesh": config.Mesh(1, 1, 1, 8)}, r"model.n_heads=4 is not a multiple of 8"),
     ],
 )
 def test_what_devices_and_data_rule_out_is_refused_before_anything_is_written(tokens, tmp_path, sections, sentence):

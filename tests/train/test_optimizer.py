@@ -27,9 +27,10 @@ def test_constant_warms_up_and_stays(step, expected):
 
 
 def test_every_parameter_is_in_exactly_one_group():
-    params = tiny.init(tiny.MODEL)
-    groups = {name: group_of(name) for name in names(params)}
+    groups = {name: group_of(name) for name in names(tiny.init(tiny.MIXTURE))}
     assert set(groups.values()) == set(config.PARAMETER_GROUPS)
+    assert set(map(group_of, names(tiny.init(tiny.MODEL)))) == {*config.PARAMETER_GROUPS} - {"router"}
+    assert {name for name, group in groups.items() if group == "router"} == {"blocks/ffn/router"}
     assert {name for name, group in groups.items() if group == "norms"} == {
         "blocks/attention_norm/gain",
         "blocks/ffn_norm/gain",
@@ -39,13 +40,18 @@ def test_every_parameter_is_in_exactly_one_group():
         group_of("blocks/router/kernel")
 
 
-def test_the_decayed_set_is_what_the_config_says():
-    params = tiny.init(tiny.MODEL)
+@pytest.mark.parametrize(
+    ("model", "swiglus"),
+    [(tiny.MODEL, ("ffn",)), (tiny.MIXTURE, ("ffn", "ffn/shared"))],
+    ids=["dense", "mixture"],
+)
+def test_the_decayed_set_is_what_the_config_says(model, swiglus):
+    params = tiny.init(model)
     assert all(jax.tree.leaves(decay_mask(params, config.Optimizer().decayed)))
     matrices = dict(zip(names(params), jax.tree.leaves(decay_mask(params, ("matrices",))), strict=True))
     assert {name for name, decayed in matrices.items() if decayed} == {
         *(f"blocks/attention/{name}" for name in ("query", "key", "value", "out")),
-        *(f"blocks/ffn/{name}" for name in ("gate", "up", "down")),
+        *(f"blocks/{ffn}/{name}" for ffn in swiglus for name in ("gate", "up", "down")),
     }
 
 

@@ -8,59 +8,37 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import stepping
 import tiny
 
 from sparsecod_jax import config
 from sparsecod_jax.sharding import make_mesh
 from sparsecod_jax.train.step import Batch, build, loss_and_gradients, train_step
 
-MESHES = {"one": (1, 1, 1), "data": (8, 1, 1), "fsdp": (1, 8, 1), "mixed": (2, 2, 2)}
+MESHES = {"one": (1, 1, 1, 1), "data": (8, 1, 1, 1), "fsdp": (1, 8, 1, 1), "mixed": (2, 2, 1, 2)}
 # Sizes that every axis divides and whose norm gains, which stay replicated, are small beside the rest.
 WIDE = dataclasses.replace(tiny.MODEL, d_model=128, d_ff=256, n_heads=8, n_kv_heads=4, head_dim=16, vocab_size=512, n_layers=2)
 
 
-def _tokens(rows=8, length=32, vocab=304):
-    return np.random.default_rng(0).integers(0, vocab, (rows, length + 1)).astype(np.int32)
-
-
-@functools.cache
 def _on_mesh(name):
-    """The step's new state and metrics, the gradients and the compiled text on a mesh."""
-    sizes = MESHES[name]
-    experiment = tiny.experiment(model=WIDE, mesh=config.Mesh(*sizes))
-    mesh = make_mesh(experiment.mesh, jax.devices()[: np.prod(sizes)])
-    program = build(experiment, mesh)
-    batch = Batch(jax.device_put(_tokens(vocab=512), program.abstract_batch.tokens.sharding))
-    state = program.init()
-    with jax.set_mesh(mesh):
-        loss, grads, _ = jax.jit(functools.partial(loss_and_gradients, experiment))(state.params, batch)
-    bytes_on_device = _bytes(state, jax.devices()[0])
-    compiled = program.lower(with_moments=False).compile()
-    _, metrics = compiled(state, batch)
-    return jax.device_get((loss, grads, metrics)), bytes_on_device, compiled.as_text() or ""
-
-
-def _bytes(tree, device):
-    return sum(s.data.nbytes for leaf in jax.tree.leaves(tree) for s in leaf.addressable_shards if s.device == device)
+    return stepping.on_mesh(WIDE, *MESHES[name])
 
 
 @pytest.mark.parametrize("name", ["data", "fsdp", "mixed"])
 def test_meshes_agree(name):
-    (loss, grads, metrics), _, _ = _on_mesh(name)
-    (one_loss, one_grads, one_metrics), _, _ = _on_mesh("one")
-    np.testing.assert_allclose(loss, one_loss, rtol=1e-5)
-    tiny.assert_relative(grads, one_grads, 1e-5)
+    metrics, one_metrics = _on_mesh(name).metrics, _on_mesh("one").metrics
+    tiny.assert_relative(_on_mesh(name).grads, _on_mesh("one").grads, 1e-5)
     assert metrics["batch_digest"] == one_metrics["batch_digest"]
-    for key in ("variance/residual", "variance/attention", "norm/ffn", "cosine/update", "norm/gradient"):
+    for key in ("loss", "variance/residual", "variance/attention", "norm/ffn", "cosine/update", "norm/gradient"):
         np.testing.assert_allclose(metrics[key], one_metrics[key], rtol=1e-5, atol=1e-6, err_msg=key)
 
 
 def test_moments_agree_on_a_mesh():
     results = []
-    for sizes in ((1, 1, 1), (2, 2, 2)):
+    for sizes in ((1, 1, 1, 1), (2, 2, 1, 2)):
         experiment = tiny.experiment(mesh=config.Mesh(*sizes))
         program = build(experiment, make_mesh(experiment.mesh, jax.devices()[: np.prod(sizes)]))
-        batch = Batch(jax.device_put(_tokens(), program.abstract_batch.tokens.sharding))
+        batch = Batch(jax.device_put(stepping.tokens(), program.abstract_batch.tokens.sharding))
         results.append(program.lower(with_moments=True).compile()(program.init(), batch)[1])
     one, mixed = ({name: value for name, value in metrics.items() if "/" in name} for metrics in results)
     assert "moments/ffn/kurtosis" in one
@@ -71,15 +49,13 @@ def test_moments_agree_on_a_mesh():
 
 @pytest.mark.parametrize("name", ["fsdp", "mixed"])
 def test_state_is_spread_over_the_devices(name):
-    _, on_device, _ = _on_mesh(name)
-    _, total, _ = _on_mesh("one")
-    _, fsdp, tensor = MESHES[name]
-    assert on_device <= 1.15 * total / (fsdp * tensor)
+    _, fsdp, _, tensor = MESHES[name]
+    assert _on_mesh(name).state_bytes <= 1.15 * _on_mesh("one").state_bytes / (fsdp * tensor)
 
 
 def test_collectives_are_the_expected_ones():
     def kinds(name):
-        return set(re.findall(r"(all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)", _on_mesh(name)[2]))
+        return set(re.findall(r"(all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)", _on_mesh(name).text))
 
     assert kinds("one") == set()
     assert kinds("data") == {"all-reduce"}  # gradients and statistics; parameters are never moved
@@ -95,7 +71,7 @@ def test_accumulation_changes_nothing_with_unequal_microbatches():
         weights = np.zeros((8, 32))
         for row in range(8):
             weights[row, : 4 * row + 1] = 1  # microbatches of 4 rows each hold other numbers of valid tokens
-        batch = Batch(_tokens(), weights=weights)
+        batch = Batch(stepping.tokens(), weights=weights)
         results = []
         for accumulation in (1, 4):
             experiment = tiny.experiment(model=model, execution={"accumulation": accumulation, "attention": "reference"})
@@ -110,16 +86,16 @@ def test_weights_zero_leaves_a_token_out():
     experiment, params = tiny.experiment(), tiny.init(tiny.MODEL)
     weights = np.ones((8, 32), np.float32)
     weights[:, 20:] = 0
-    loss, _, _ = jax.jit(functools.partial(loss_and_gradients, experiment))(params, Batch(_tokens(), weights=weights))
-    short, _, _ = jax.jit(functools.partial(loss_and_gradients, experiment))(params, Batch(_tokens()[:, :21]))
+    loss, _, _ = jax.jit(functools.partial(loss_and_gradients, experiment))(params, Batch(stepping.tokens(), weights=weights))
+    short, _, _ = jax.jit(functools.partial(loss_and_gradients, experiment))(params, Batch(stepping.tokens()[:, :21]))
     np.testing.assert_allclose(loss, short, rtol=1e-6)
 
 
 def test_an_update_that_is_not_finite_is_skipped_and_counted():
-    experiment = tiny.experiment(mesh=config.Mesh(1, 1, 1))
+    experiment = tiny.experiment(mesh=config.Mesh(1, 1, 1, 1))
     program = build(experiment, make_mesh(experiment.mesh, jax.devices()[:1]))
     step = jax.jit(functools.partial(train_step, experiment, None, False))
-    state, batch = program.init(), Batch(_tokens())
+    state, batch = program.init(), Batch(stepping.tokens())
     poisoned = state.replace(params=state.params | {"head": state.params["head"].at[0, 0].set(jnp.nan)})
     after, metrics = step(poisoned, batch)
     assert not np.isfinite(metrics["loss"])
@@ -132,10 +108,10 @@ def test_an_update_that_is_not_finite_is_skipped_and_counted():
 
 
 def test_gradient_norms_are_those_of_each_block():
-    experiment, params = tiny.experiment(mesh=config.Mesh(1, 1, 1)), tiny.init(tiny.MODEL)
+    experiment, params = tiny.experiment(mesh=config.Mesh(1, 1, 1, 1)), tiny.init(tiny.MODEL)
     program = build(experiment, make_mesh(experiment.mesh, jax.devices()[:1]))
-    _, grads, _ = jax.jit(functools.partial(loss_and_gradients, experiment))(params, Batch(_tokens()))
-    _, metrics = jax.jit(functools.partial(train_step, experiment, None, False))(program.init().replace(params=params), Batch(_tokens()))
+    _, grads, _ = jax.jit(functools.partial(loss_and_gradients, experiment))(params, Batch(stepping.tokens()))
+    _, metrics = jax.jit(functools.partial(train_step, experiment, None, False))(program.init().replace(params=params), Batch(stepping.tokens()))
     for name, tree in (("norm/gradient", grads), ("norm/parameter", params)):
         leaves = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(tree["blocks"])]
         expected = [np.sqrt(sum((leaf[layer] ** 2).sum() for leaf in leaves)) for layer in range(3)]
@@ -144,7 +120,7 @@ def test_gradient_norms_are_those_of_each_block():
 
 def test_the_program_does_not_grow_with_depth():
     def loops(depth):
-        experiment = tiny.experiment(model={"n_layers": depth}, mesh=config.Mesh(1, 1, 1))
+        experiment = tiny.experiment(model={"n_layers": depth}, mesh=config.Mesh(1, 1, 1, 1))
         return build(experiment, make_mesh(experiment.mesh, jax.devices()[:1])).lower(with_moments=False).as_text().count("stablehlo.while")
 
     assert loops(2) == loops(9) == 2  # forward and backward

@@ -1,0 +1,47 @@
+"""The train step on a mesh, compiled once a process for all tests that look at it."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+import tiny
+
+from sparsecod_jax import config
+from sparsecod_jax.sharding import make_mesh
+from sparsecod_jax.train.step import Batch, build
+
+
+class Stepped(NamedTuple):
+    """What one step from the initial state did."""
+
+    params: Any  # before it
+    metrics: Any
+    grads: Any
+    local_shapes: Any  # of the parameters on the first device
+    state_bytes: int  # on the first device
+    temporary_bytes: int
+    text: str  # the compiled program
+
+
+def tokens(rows: int = 8, length: int = 32, vocab: int = 304) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, vocab, (rows, length + 1)).astype(np.int32)
+
+
+@functools.cache
+def on_mesh(model: config.Model, *sizes: int) -> Stepped:
+    """One step of a tiny experiment; without clipping and with b1 = 0 Adam's first moment is the gradient."""
+    experiment = tiny.experiment(model=model, mesh=config.Mesh(*sizes), optimizer={"b1": 0.0, "clip_norm": 1e9})
+    program = build(experiment, make_mesh(experiment.mesh, jax.devices()[: np.prod(sizes)]))
+    batch = Batch(jax.device_put(tokens(vocab=model.vocab_size), program.abstract_batch.tokens.sharding))
+    state = program.init()
+    parts = jax.tree.map(lambda leaf: leaf.addressable_shards[0].data, state)
+    state_bytes = sum(part.nbytes for part in jax.tree.leaves(parts))
+    shapes = jax.tree.map(lambda part: part.shape, parts.params)
+    params = jax.device_get(state.params)
+    compiled = program.lower(with_moments=False).compile()
+    temporary_bytes = compiled.memory_analysis().temp_size_in_bytes
+    state, metrics = compiled(state, batch)
+    metrics, grads = jax.device_get((metrics, optax.tree_utils.tree_get(state.opt_state, "mu")))
+    return Stepped(params, metrics, grads, shapes, state_bytes, temporary_bytes, compiled.as_text() or "")
