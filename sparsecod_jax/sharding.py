@@ -111,6 +111,9 @@ def shard_map(function: Callable, in_axes: Sequence[Sequence[str | None]], out_a
     Args:
       in_axes: logical axes of each argument.
       out_axes: logical axes of each result; the function returns a tuple.
+
+    Raises:
+      ValueError: an axis does not divide. Only the batch need not: then every device computes all of it.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
@@ -119,6 +122,9 @@ def shard_map(function: Callable, in_axes: Sequence[Sequence[str | None]], out_a
     def mapped(*args):
         in_specs = tuple(spec(mesh, axes, arg.shape) for axes, arg in zip(in_axes, args, strict=True))
         layout = {axis: entry for axes, entries in zip(in_axes, in_specs, strict=True) for axis, entry in zip(axes, entries, strict=True)}
+        whole = [axis for axis, entry in layout.items() if axis not in (None, "batch") and _split(axis) and entry is None]
+        if whole:
+            raise ValueError(f"the axes {whole} do not divide over the mesh {dict(mesh.shape)}: check_fit refuses such a model")
         out_specs = tuple(P(*(layout[axis] for axis in axes)) for axes in out_axes)
         return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)(*args)
 

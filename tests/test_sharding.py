@@ -280,3 +280,8 @@ def test_an_argument_that_does_not_divide_comes_whole(rows, here):
         value, gradient = jax.jit(jax.value_and_grad(lambda x: mapped(x)[0].sum()))(x_BD)
     np.testing.assert_allclose(value, (x_BD**2).sum())
     np.testing.assert_allclose(gradient, 2 * x_BD)
+
+
+def test_mapped_code_is_never_given_a_parameter_that_does_not_divide():
+    with jax.set_mesh(_mesh(1, 1, 8, 1)), pytest.raises(ValueError, match=r"the axes \['experts'\] do not divide over the mesh"):
+        sharding.shard_map(lambda w: (w,), [("experts", None)], [("experts", None)])(jnp.ones((6, 3)))

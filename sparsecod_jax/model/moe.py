@@ -74,7 +74,7 @@ def _exchange_and_run(x_BTD, experts_BTS, gates_BTS, gate_EDF, up_EDF, down_EFD)
 
 
 def run_experts(x_ND, experts_NS, gates_NS, gate_EDF, up_EDF, down_EFD) -> tuple[jax.Array, jax.Array]:
-    """The gated sum over those slots whose expert is one of these, 0 <= expert < E, and the number of such slots.
+    """The gated sum over those slots whose expert is one of these, 0 <= expert < E, and the number of slots that were given a row.
 
     The experts of a token differ from one another.
     """
@@ -91,7 +91,7 @@ def run_experts(x_ND, experts_NS, gates_NS, gate_EDF, up_EDF, down_EFD) -> tuple
     y_RD = grouped_matmul(hidden_RF, down_EFD, sizes_E)
     y_NSD = _take(y_RD, row_of_slot, slot_of_row).reshape(N, S, -1)
     y_ND = jnp.sum(at_least_float32(y_NSD) * gates_NS[:, :, None], axis=1)
-    return y_ND.astype(x_ND.dtype), sizes_E.sum()
+    return y_ND.astype(x_ND.dtype), (row_of_slot < len(slot_of_row)).sum()
 
 
 @jax.custom_vjp

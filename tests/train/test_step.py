@@ -111,7 +111,9 @@ def test_gradient_norms_are_those_of_each_block():
     experiment, params = tiny.experiment(mesh=config.Mesh(1, 1, 1, 1)), tiny.init(tiny.MODEL)
     program = build(experiment, make_mesh(experiment.mesh, jax.devices()[:1]))
     _, grads, _ = jax.jit(functools.partial(loss_and_gradients, experiment))(params, Batch(stepping.tokens()))
-    _, metrics = jax.jit(functools.partial(train_step, experiment, None, False))(program.init().replace(params=params), Batch(stepping.tokens()))
+    _, metrics = jax.jit(functools.partial(train_step, experiment, None, False))(
+        program.init().replace(params=params), Batch(stepping.tokens())
+    )
     for name, tree in (("norm/gradient", grads), ("norm/parameter", params)):
         leaves = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(tree["blocks"])]
         expected = [np.sqrt(sum((leaf[layer] ** 2).sum() for leaf in leaves)) for layer in range(3)]
