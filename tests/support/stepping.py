@@ -41,7 +41,8 @@ def on_mesh(model: config.Model, *sizes: int) -> Stepped:
     shapes = jax.tree.map(lambda part: part.shape, parts.params)
     params = jax.device_get(state.params)
     compiled = program.lower(with_moments=False).compile()
-    temporary_bytes = compiled.memory_analysis().temp_size_in_bytes
+    memory = compiled.memory_analysis()
+    assert memory
     state, metrics = compiled(state, batch)
     metrics, grads = jax.device_get((metrics, optax.tree_utils.tree_get(state.opt_state, "mu")))
-    return Stepped(params, metrics, grads, shapes, state_bytes, temporary_bytes, compiled.as_text() or "")
+    return Stepped(params, metrics, grads, shapes, state_bytes, memory.temp_size_in_bytes, compiled.as_text() or "")

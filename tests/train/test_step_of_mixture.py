@@ -44,7 +44,7 @@ def test_the_loss_leaves_out_the_auxiliary_losses_which_are_a_metric():
     params, metrics, *_ = stepping.on_mesh(WIDE, 1, 1, 1, 1)
     weighted = 0.01 * np.mean(metrics[LOAD]) + 0.001 * np.mean(metrics[Z])
     np.testing.assert_allclose(metrics["auxiliary_loss"], weighted, rtol=1e-6)
-    inputs, targets = windows(stepping.tokens(vocab=512))
+    inputs, targets = windows(jnp.asarray(stepping.tokens(vocab=512)))
     logits, _ = jax.jit(Transformer(WIDE).apply)({"params": params}, inputs)
     np.testing.assert_allclose(metrics["loss"], token_losses(logits, targets).mean(), rtol=1e-6)
     assert metrics["auxiliary_loss"] > 1e-3 * metrics["loss"]
