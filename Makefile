@@ -40,6 +40,7 @@ bench: $(VENV)/dev
 	$(BIN)/python benchmarks/step_statistics.py
 	$(BIN)/python benchmarks/loop.py
 	$(BIN)/python benchmarks/compile.py
+	$(BIN)/python benchmarks/moe.py
 
 check-python:
 	@test -f $(CONSTRAINTS) || { echo "$$($(PYTHON) --version) is not supported: use Python 3.11, 3.12 or 3.13, for example make PYTHON=python3.12"; exit 1; }

@@ -23,8 +23,6 @@ SIZES = {
 def get_config(scale="nano"):
     config = scales.base(scale)
     config.model.update(n_layers=16, norm_eps=1e-5, **SIZES[scale])
-    if scale == "paper":  # 1,048,576 tokens a step, as the published MoE comparison
-        config.steps = 4769
-        config.data.seq_len = 4096
-        config.evaluation.update(seq_len=4096, every=1000)
+    if scale == "paper":
+        scales.lengthen(config)
     return config

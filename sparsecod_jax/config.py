@@ -7,7 +7,6 @@ value that the comment names, so a finished `Experiment` holds only final number
 
 import dataclasses
 import difflib
-import hashlib
 import json
 import math
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -37,7 +36,7 @@ def _require_positive(section: str, instance, *names: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A Pre-LN decoder with RMSNorm, RoPE, grouped-query attention, SwiGLU or a mixture of such experts, no biases, an untied head."""
+    """A Pre-LN decoder with RMSNorm, RoPE, grouped-query attention, SwiGLU or a mixture of SwiGLU experts, no biases, an untied head."""
 
     d_model: int = 2048
     n_layers: int = 16
@@ -50,7 +49,7 @@ class Model:
     normalize_gates: bool = False  # the gates of a token's experts are rescaled to sum to 1
     shared_expert: bool = False  # one expert more that sees every token
     d_shared: int = 0  # its hidden width
-    load_balance_weight: float = 0.01  # of the mean over blocks, as router_z_weight
+    load_balance_weight: float = 0.01  # weight of the mean of this loss over blocks; likewise router_z_weight
     router_z_weight: float = 0.001
     vocab_size: int = 50304
     rope_theta: float = 10000.0
@@ -84,8 +83,8 @@ class Model:
 
     def _check_experts(self) -> None:
         if not self.n_experts:
-            set_anyway = [name for name in ("top_k", "normalize_gates", "shared_expert", "d_shared") if getattr(self, name)]
-            _require(not set_anyway, f"model.n_experts is 0 but {set_anyway} are set: set model.n_experts, or leave them out")
+            without_effect = [name for name in ("top_k", "normalize_gates", "shared_expert", "d_shared") if getattr(self, name)]
+            _require(not without_effect, f"model.n_experts is 0 but {without_effect} are set: set model.n_experts, or leave them out")
         else:
             _require_positive("model.", self, "n_experts", "top_k")
             _require(
@@ -93,7 +92,7 @@ class Model:
                 f"model.top_k={self.top_k} is more than model.n_experts={self.n_experts}: lower it to that or below",
             )
         _require(
-            self.shared_expert == (self.d_shared > 0),
+            self.d_shared > 0 if self.shared_expert else self.d_shared == 0,
             f"model.shared_expert={self.shared_expert} but model.d_shared={self.d_shared}: set both, the width above 0, or neither",
         )
         for name in ("load_balance_weight", "router_z_weight"):
@@ -301,19 +300,3 @@ def flatten(values: dict[str, Any], where: str = "") -> dict[str, Any]:
     for name, value in values.items():
         flat |= flatten(value, f"{where}{name}.") if isinstance(value, dict) else {where + name: value}
     return flat
-
-
-def identity_fields(experiment: Experiment, data_fingerprint: str) -> dict[str, Any]:
-    """What makes two runs the same run: everything that decides the numbers. Where the data lies does not; its content does."""
-    values = to_dict(experiment)
-    for outside in ("mesh", "execution", "evaluation", "checkpoint", "log"):
-        del values[outside]
-    for recipe in ("path", "source", "tokenizer"):
-        del values["data"][recipe]
-    values["data"]["fingerprint"] = data_fingerprint
-    return flatten(values)
-
-
-def identity(fields: dict[str, Any]) -> str:
-    """A short hash of `identity_fields`."""
-    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]

@@ -46,6 +46,13 @@ def paper() -> Any:
     return config
 
 
+def lengthen(config: Any) -> None:
+    """T = 4096 with as many sequences a step, 1,048,576 tokens: what the published mixtures and their dense partner were trained with."""
+    config.steps = 4769
+    config.data.seq_len = 4096
+    config.evaluation.update(seq_len=4096, every=1000)
+
+
 SCALES = {"nano": nano, "mini": mini, "paper": paper}
 
 

@@ -86,10 +86,14 @@ def spec(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh, axes: Sequence[str
     """The partition spec of an array of `shape` with logical `axes` on `mesh`; an axis that does not divide is replicated."""
     entries = []
     for axis, size in zip(axes, shape, strict=True):
-        entry = RULES[axis] if axis is not None else None
-        ways = math.prod(mesh.shape[name] for name in ((entry,) if isinstance(entry, str) else entry or ()))
-        entries.append(entry if size % ways == 0 else None)
+        parts = math.prod(mesh.shape[name] for name in _mesh_axes(axis))
+        entries.append(RULES[axis] if axis is not None and size % parts == 0 else None)
     return P(*entries)
+
+
+def _mesh_axes(axis: str | None) -> tuple[str, ...]:
+    entry = None if axis is None else RULES[axis]
+    return (entry,) if isinstance(entry, str) else entry or ()
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
@@ -121,11 +125,14 @@ def shard_map(function: Callable, in_axes: Sequence[Sequence[str | None]], out_a
 
     def mapped(*args):
         in_specs = tuple(spec(mesh, axes, arg.shape) for axes, arg in zip(in_axes, args, strict=True))
-        layout = {axis: entry for axes, entries in zip(in_axes, in_specs, strict=True) for axis, entry in zip(axes, entries, strict=True)}
+        layout = {}
+        for axes, entries in zip(in_axes, in_specs, strict=True):
+            layout |= zip(axes, entries, strict=True)
         whole = [axis for axis, entry in layout.items() if axis not in (None, "batch") and _split(axis) and entry is None]
         if whole:
             raise ValueError(f"the axes {whole} do not divide over the mesh {dict(mesh.shape)}: check_fit refuses such a model")
         out_specs = tuple(P(*(layout[axis] for axis in axes)) for axes in out_axes)
+        # check_vma is off because kernels and custom gradients don't say how their results vary over the mesh.
         return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)(*args)
 
     return mapped
@@ -133,9 +140,8 @@ def shard_map(function: Callable, in_axes: Sequence[Sequence[str | None]], out_a
 
 def _split(axis: str) -> tuple[str, ...]:
     """The mesh axes that split a logical axis, those of size 1 left out."""
-    entry, mesh = RULES[axis], jax.sharding.get_abstract_mesh()
-    names = (entry,) if isinstance(entry, str) else entry or ()
-    return tuple(name for name in names if mesh.shape.get(name, 1) > 1)
+    shape = jax.sharding.get_abstract_mesh().shape
+    return tuple(name for name in _mesh_axes(axis) if shape.get(name, 1) > 1)
 
 
 def ways(axis: str) -> int:

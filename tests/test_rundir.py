@@ -11,6 +11,7 @@ from etils import epath
 
 from sparsecod_jax import config
 from sparsecod_jax.errors import ConfigError, Fenced
+from sparsecod_jax.identity import identity_fields
 from sparsecod_jax.rundir import RunDir, check_identity, claim, find_runs, read_json, write_json
 
 HOLD = """
@@ -154,7 +155,7 @@ def test_no_metrics_yet(run):
 
 def test_another_identity_is_refused_by_field(run):
     run.path.mkdir()
-    fields = config.identity_fields(config.Experiment(), "abc")
+    fields = identity_fields(config.Experiment(), "abc")
     check_identity(run, fields)  # a new run
     write_json(run.manifest, {"identity_fields": fields})
     check_identity(run, fields)

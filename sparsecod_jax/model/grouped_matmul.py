@@ -20,13 +20,10 @@ def grouped_matmul(x_RD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array) -> jax
     The first sizes_E[0] rows are group 0, the next sizes_E[1] rows group 1, and so on. The groups may end before the rows do: the rows
     beyond them must be finite, give zeros, and take no part in any gradient.
 
-    This is `jax.lax.ragged_dot`, except where that one multiplies every row by every matrix: on CPU, where rows go block by block, and on
-    NVIDIA's Hopper in 16 bits, where JAX has kernels that it does not yet use by itself.
+    On TPU this is `jax.lax.ragged_dot`. Elsewhere that one multiplies every row by every matrix, so on CPU rows go block by block, and on
+    NVIDIA's Hopper in bfloat16 through kernels of JAX's own. Other GPUs and types pay for every matrix.
     """
-    if hopper.is_served(x_RD):
-        y_RF = hopper.grouped_matmul(x_RD, w_EDF, sizes_E)
-    else:
-        y_RF = jax.lax.platform_dependent(x_RD, w_EDF, sizes_E, cpu=_blocked, default=jax.lax.ragged_dot)
+    y_RF = jax.lax.platform_dependent(x_RD, w_EDF, sizes_E, cpu=_blocked, cuda=_cuda, default=jax.lax.ragged_dot)
     return _in_groups(y_RF, sizes_E)
 
 
@@ -36,11 +33,8 @@ def _forward(x_RD, w_EDF, sizes_E):
 
 def _backward(saved, grad_RF):
     x_RD, w_EDF, sizes_E = saved
-    if hopper.is_served(grad_RF):
-        grad_x_RD, grad_w_EDF = hopper.grouped_matmul_backward(x_RD, w_EDF, sizes_E, grad_RF)
-    else:
-        gradients = {"cpu": _blocked_backward, "default": _ragged_backward}
-        grad_x_RD, grad_w_EDF = jax.lax.platform_dependent(x_RD, w_EDF, sizes_E, grad_RF, **gradients)
+    gradients = {"cpu": _blocked_backward, "cuda": _cuda_backward, "default": _ragged_backward}
+    grad_x_RD, grad_w_EDF = jax.lax.platform_dependent(x_RD, w_EDF, sizes_E, grad_RF, **gradients)
     return _in_groups(grad_x_RD, sizes_E), grad_w_EDF, None
 
 
@@ -50,6 +44,16 @@ grouped_matmul.defvjp(_forward, _backward)
 def _in_groups(z_RF, sizes_E):
     """Zeros for the rows beyond the groups, which a kernel may leave uninitialised."""
     return jnp.where((jnp.arange(len(z_RF)) < sizes_E.sum())[:, None], z_RF, 0)
+
+
+def _cuda(x_RD, w_EDF, sizes_E):
+    multiply = hopper.grouped_matmul if hopper.is_served(x_RD) else jax.lax.ragged_dot
+    return multiply(x_RD, w_EDF, sizes_E)
+
+
+def _cuda_backward(x_RD, w_EDF, sizes_E, grad_RF):
+    backward = hopper.grouped_matmul_backward if hopper.is_served(x_RD) else _ragged_backward
+    return backward(x_RD, w_EDF, sizes_E, grad_RF)
 
 
 def _ragged_backward(x_RD, w_EDF, sizes_E, grad_RF):

@@ -1,20 +1,28 @@
-"""How are grouped products computed on NVIDIA's Hopper? By the kernels that JAX ships; what XLA makes of `ragged_dot` is 45 times slower.
+"""How are grouped products computed on NVIDIA's Hopper in bfloat16? By kernels that JAX ships; XLA's `ragged_dot` is 45 times slower.
 
 R rows sorted by group, E groups, D and F widths.
 """
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 ALIGNMENT = 128  # columns of a tile; widths are padded to it
-TILES = {"block_m": 128, "block_n": ALIGNMENT, "block_k": 64, "max_concurrent_steps": 4, "grid_block_n": 4}  # measured on an H200
+TILES: dict[str, Any] = {
+    "block_m": 128,
+    "block_n": ALIGNMENT,
+    "block_k": 64,
+    "max_concurrent_steps": 4,
+    "grid_block_n": 4,
+}  # measured on an H200
 
 
 def is_served(x_RD: jax.Array) -> bool:
-    """Whether these kernels run here on such rows: 16 bits wide, and a multiple of 8."""
+    """Whether these kernels run here on such rows: bfloat16, and a multiple of 8."""
     device = jax.devices()[0]
     hopper = device.platform == "gpu" and device.compute_capability == "9.0"
-    return hopper and x_RD.dtype in (jnp.bfloat16, jnp.float16) and len(x_RD) % 8 == 0
+    return hopper and x_RD.dtype == jnp.bfloat16 and len(x_RD) % 8 == 0
 
 
 def grouped_matmul(x_RD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array, *, transpose: bool = False) -> jax.Array:
@@ -22,14 +30,7 @@ def grouped_matmul(x_RD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array, *, tra
     from jax.experimental.pallas.ops.gpu.ragged_dot_mgpu import ragged_dot  # here, as not every jaxlib has what it needs
 
     width = w_EDF.shape[1 if transpose else 2]
-    y = ragged_dot(
-        _padded(x_RD, 1),
-        _padded(w_EDF, 1, 2),
-        group_sizes=sizes_E,
-        transpose_rhs=transpose,
-        load_group_sizes_to_register=False,
-        **TILES,
-    )
+    y = ragged_dot(_padded(x_RD, 1), _padded(w_EDF, 1, 2), group_sizes=sizes_E, transpose_rhs=transpose, **TILES)
     return y[:, :width]
 
 

@@ -3,13 +3,8 @@
 B batch, T positions, V vocabulary.
 """
 
-from collections.abc import Mapping
-from typing import Any
-
 import jax
 import jax.numpy as jnp
-
-from sparsecod_jax.config import Model
 
 
 def token_losses(logits_BTV: jax.Array, targets_BT: jax.Array) -> jax.Array:
@@ -24,10 +19,3 @@ def token_losses(logits_BTV: jax.Array, targets_BT: jax.Array) -> jax.Array:
 def windows(tokens_BT1: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Inputs and targets, [B, T] each, of windows of T+1 tokens: position t predicts token t+1."""
     return tokens_BT1[:, :-1], tokens_BT1[:, 1:]
-
-
-def auxiliary_loss(cfg: Model, stats: Mapping[str, Any]) -> jax.Array | float:
-    """What a mixture of experts adds to the cross-entropy: the weighted means over blocks of its losses; 0 for a dense model."""
-    if not cfg.n_experts:
-        return 0.0
-    return cfg.load_balance_weight * stats["router/load_balance_loss"].mean() + cfg.router_z_weight * stats["router/z_loss"].mean()

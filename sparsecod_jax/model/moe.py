@@ -28,18 +28,18 @@ class MixtureOfExperts(nn.Module):
         """The output, [B, T, D], and the router's statistics."""
         cfg, dtype = self.cfg, self.cfg.compute_dtype
         D, E, F = cfg.d_model, cfg.n_experts, cfg.d_ff
+        in_axes, out_axes = ("experts", "expert_embed", "hidden"), ("experts", "hidden", "expert_embed")
         router_DE = weight(self, "router", (D, E), ("embed", "router"), cfg.init_std)
-        inward, outward = ("experts", "expert_embed", "hidden"), ("experts", "hidden", "expert_embed")
-        gate_EDF = weight(self, "gate", (E, D, F), inward, cfg.init_std).astype(dtype)
-        up_EDF = weight(self, "up", (E, D, F), inward, cfg.init_std).astype(dtype)
-        down_EFD = weight(self, "down", (E, F, D), outward, cfg.init_std).astype(dtype)
+        gate_EDF = weight(self, "gate", (E, D, F), in_axes, cfg.init_std).astype(dtype)
+        up_EDF = weight(self, "up", (E, D, F), in_axes, cfg.init_std).astype(dtype)
+        down_EFD = weight(self, "down", (E, F, D), out_axes, cfg.init_std).astype(dtype)
 
         wide_BTD = at_least_float32(x_BTD)
         logits_BTE = jnp.einsum("btd,de->bte", wide_BTD, router_DE.astype(wide_BTD.dtype), precision="highest")
         routing = route(logits_BTE, cfg.top_k, normalize=cfg.normalize_gates)
-        tokens, slots = ("batch", "length", "width"), ("batch", "length", None)
-        run = sharding.shard_map(_exchange_and_run, (tokens, slots, slots, inward, inward, outward), (tokens, ()))
-        y_BTD, dropped = run(x_BTD, routing.experts_BTS, routing.gates_BTS, gate_EDF, up_EDF, down_EFD)
+        token_axes, slot_axes = ("batch", "length", "width"), ("batch", "length", None)
+        mapped = sharding.shard_map(_exchange_and_run, (token_axes, slot_axes, slot_axes, in_axes, in_axes, out_axes), (token_axes, ()))
+        y_BTD, dropped = mapped(x_BTD, routing.experts_BTS, routing.gates_BTS, gate_EDF, up_EDF, down_EFD)
         if cfg.shared_expert:
             shared_BTD = SwiGLU(cfg, cfg.d_shared, name="shared")(x_BTD)
             y_BTD = (shared_BTD + cfg.top_k * y_BTD) / (cfg.top_k + 1)
@@ -50,31 +50,34 @@ def _exchange_and_run(x_BTD, experts_BTS, gates_BTS, gate_EDF, up_EDF, down_EFD)
     """One device's tokens through the experts of all devices; also the slots of all devices less the rows that were multiplied.
 
     The devices that share out the experts gather each other's tokens, run their own experts on them, and add up. A device must have
-    room for all gathered rows, as all may be its own, so tokens go in as many chunks as there are devices: the room stays that of one.
+    room for all gathered rows, as all may be its own, so tokens go in as many chunks as there are devices, or fewer where these don't
+    divide the tokens: the room stays that of one.
     """
-    gate_EDF = sharding.gather(gate_EDF, "expert_embed", 1)
-    up_EDF = sharding.gather(up_EDF, "expert_embed", 1)
-    down_EFD = sharding.gather(down_EFD, "expert_embed", 2)
+    # Wide outside the loop over chunks, so that the gradients of the chunks are added wide.
+    gate_EDF = at_least_float32(sharding.gather(gate_EDF, "expert_embed", 1))
+    up_EDF = at_least_float32(sharding.gather(up_EDF, "expert_embed", 1))
+    down_EFD = at_least_float32(sharding.gather(down_EFD, "expert_embed", 2))
     first_expert = sharding.position("experts") * len(gate_EDF)
 
-    def run(x_ND, experts_NS, gates_NS):
+    def chunk(x_ND, experts_NS, gates_NS):
         x_ND, experts_NS, gates_NS = (sharding.gather(part, "experts", 0) for part in (x_ND, experts_NS, gates_NS))
-        y_ND, rows = run_experts(x_ND, experts_NS - first_expert, gates_NS, gate_EDF, up_EDF, down_EFD)
+        weights = (w.astype(x_ND.dtype) for w in (gate_EDF, up_EDF, down_EFD))
+        y_ND, rows = run_experts(x_ND, experts_NS - first_expert, gates_NS, *weights)
         return sharding.total(sharding.scatter_sum(y_ND, "experts", 0), "hidden"), rows
 
     tokens = [z.reshape(-1, z.shape[-1]) for z in (x_BTD, experts_BTS, gates_BTS)]
     chunks = math.gcd(sharding.ways("experts"), len(tokens[0]))
     if chunks == 1:
-        y_ND, rows = run(*tokens)
+        y_ND, rows = chunk(*tokens)
     else:
         parts = [z.reshape(chunks, -1, z.shape[-1]) for z in tokens]
-        _, (y_ND, rows) = jax.lax.scan(lambda _, part: (None, jax.checkpoint(run)(*part)), None, parts)
+        _, (y_ND, rows) = jax.lax.scan(lambda _, part: (None, jax.checkpoint(chunk)(*part)), None, parts)
     dropped = sharding.ways("batch") * experts_BTS.size - sharding.total(rows.sum(), "batch")
     return y_ND.reshape(x_BTD.shape), dropped
 
 
 def run_experts(x_ND, experts_NS, gates_NS, gate_EDF, up_EDF, down_EFD) -> tuple[jax.Array, jax.Array]:
-    """The gated sum over those slots whose expert is one of these, 0 <= expert < E, and the number of slots that were given a row.
+    """The gated sum over those slots whose expert is one of these, 0 <= expert < E, and the number of rows multiplied for it.
 
     The experts of a token differ from one another.
     """
@@ -82,22 +85,47 @@ def run_experts(x_ND, experts_NS, gates_NS, gate_EDF, up_EDF, down_EFD) -> tuple
     E = len(gate_EDF)
     expert_of_slot = jnp.where((experts_NS >= 0) & (experts_NS < E), experts_NS, E).reshape(-1)
     sizes_E = jax.nn.one_hot(expert_of_slot, E, dtype=jnp.int32).sum(axis=0)
-    slot_of_row = jnp.argsort(expert_of_slot)[: N * min(S, E)]
-    slot_of_row = jnp.where(jnp.arange(len(slot_of_row)) < sizes_E.sum(), slot_of_row, N * S)
-    row_of_slot = jnp.full(N * S, len(slot_of_row)).at[slot_of_row].set(jnp.arange(len(slot_of_row)), mode="drop")
+    order = jnp.argsort(expert_of_slot)
+    slot_of_row_R, row_of_slot_NS = order[: N * min(S, E)], jnp.argsort(order).reshape(N, S)
 
-    x_RD = _take(jnp.repeat(x_ND, S, axis=0), slot_of_row, row_of_slot)
+    x_RD = _rows_of_tokens(x_ND, slot_of_row_R, row_of_slot_NS)
     hidden_RF = nn.silu(grouped_matmul(x_RD, gate_EDF, sizes_E)) * grouped_matmul(x_RD, up_EDF, sizes_E)
     y_RD = grouped_matmul(hidden_RF, down_EFD, sizes_E)
-    y_NSD = _take(y_RD, row_of_slot, slot_of_row).reshape(N, S, -1)
+    y_NSD = _slots_of_rows(y_RD, slot_of_row_R, row_of_slot_NS)
     y_ND = jnp.sum(at_least_float32(y_NSD) * gates_NS[:, :, None], axis=1)
-    return y_ND.astype(x_ND.dtype), (row_of_slot < len(slot_of_row)).sum()
+    return y_ND.astype(x_ND.dtype), jnp.minimum(sizes_E.sum(), len(x_RD))
+
+
+# Tokens to rows and rows to slots are each other's transposes: stated here, as adding at an index is slow where reading at one is not.
 
 
 @jax.custom_vjp
-def _take(z, index, inverse):
-    """z[index], zeros where the index is beyond the end. The gradient is taken by the inverse index, as adding at an index is slow."""
-    return z.at[index].get(mode="fill", fill_value=0)
+def _rows_of_tokens(x_ND, slot_of_row_R, row_of_slot_NS):
+    """The token of each row, [R, D]."""
+    return x_ND[slot_of_row_R // row_of_slot_NS.shape[1]]
 
 
-_take.defvjp(lambda z, index, inverse: (_take(z, index, inverse), (index, inverse)), lambda saved, g: (_take(g, *saved[::-1]), None, None))
+@jax.custom_vjp
+def _slots_of_rows(y_RD, slot_of_row_R, row_of_slot_NS):
+    """The row of each slot, [N, S, D], zeros for a slot without a row."""
+    return y_RD.at[row_of_slot_NS].get(mode="fill", fill_value=0)
+
+
+def _rows_of_tokens_forward(x_ND, slot_of_row_R, row_of_slot_NS):
+    return _rows_of_tokens(x_ND, slot_of_row_R, row_of_slot_NS), (slot_of_row_R, row_of_slot_NS)
+
+
+def _rows_of_tokens_backward(places, grad_RD):
+    return at_least_float32(_slots_of_rows(grad_RD, *places)).sum(axis=1).astype(grad_RD.dtype), None, None
+
+
+def _slots_of_rows_forward(y_RD, slot_of_row_R, row_of_slot_NS):
+    return _slots_of_rows(y_RD, slot_of_row_R, row_of_slot_NS), slot_of_row_R
+
+
+def _slots_of_rows_backward(slot_of_row_R, grad_NSD):
+    return grad_NSD.reshape(-1, grad_NSD.shape[-1])[slot_of_row_R], None, None
+
+
+_rows_of_tokens.defvjp(_rows_of_tokens_forward, _rows_of_tokens_backward)
+_slots_of_rows.defvjp(_slots_of_rows_forward, _slots_of_rows_backward)

@@ -3,12 +3,14 @@
 B batch, T positions, E experts, S slots (the top_k experts of a token).
 """
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from sparsecod_jax import sharding
+from sparsecod_jax.config import Model
 
 
 class Routing(NamedTuple):
@@ -16,19 +18,20 @@ class Routing(NamedTuple):
 
     experts_BTS: jax.Array  # int32
     gates_BTS: jax.Array  # weights of the experts' outputs
-    stats: dict[str, jax.Array]  # of these the losses can be differentiated
+    stats: dict[str, jax.Array]  # scalars, and counts [E]; gradients flow through the two losses
 
 
 def route(logits_BTE: jax.Array, top_k: int, *, normalize: bool) -> Routing:
     """Sends each token to the `top_k` experts of highest softmax probability; the gates are these, or, normalised, these over their sum."""
     probabilities_BTE = jax.nn.softmax(logits_BTE)
     # Mapped, as the compiler does not divide a top_k and would gather the probabilities of all devices.
-    tokens = ("batch", "length", None)
-    choose = sharding.shard_map(lambda local_BTE: tuple(jax.lax.top_k(local_BTE, top_k)), [tokens], [tokens, tokens])
-    gates_BTS, experts_BTS = choose(probabilities_BTE)
+    axes = ("batch", "length", None)
+    (experts_BTS,) = sharding.shard_map(lambda local_BTE: (jax.lax.top_k(local_BTE, top_k)[1],), [axes], [axes])(probabilities_BTE)
+    chosen_BTSE = jax.nn.one_hot(experts_BTS, logits_BTE.shape[-1], dtype=jnp.bool_)
+    gates_BTS = jnp.where(chosen_BTSE, probabilities_BTE[:, :, None, :], 0).sum(axis=-1)
     if normalize:
         gates_BTS = gates_BTS / gates_BTS.sum(axis=-1, keepdims=True)
-    counts_E = jax.nn.one_hot(experts_BTS, logits_BTE.shape[-1], dtype=jnp.int32).sum(axis=(0, 1, 2))
+    counts_E = chosen_BTSE.sum(axis=(0, 1, 2), dtype=jnp.int32)
     kept_BTS = jax.lax.stop_gradient(gates_BTS)
     stats = {
         "router/load_balance_loss": load_balance_loss(probabilities_BTE, counts_E),
@@ -52,3 +55,10 @@ def load_balance_loss(probabilities_BTE: jax.Array, counts_E: jax.Array) -> jax.
 def z_loss(logits_BTE: jax.Array) -> jax.Array:
     """Mean over tokens of logsumexp(logits)^2 (arXiv 2202.08906, eq. 5)."""
     return jnp.square(jax.nn.logsumexp(logits_BTE, axis=-1)).mean()
+
+
+def auxiliary_loss(cfg: Model, stats: Mapping[str, Any]) -> jax.Array | float:
+    """What a mixture of experts adds to the cross-entropy: the weighted means over blocks of its losses; 0 for a dense model."""
+    if not cfg.n_experts:
+        return 0.0
+    return cfg.load_balance_weight * stats["router/load_balance_loss"].mean() + cfg.router_z_weight * stats["router/z_loss"].mean()

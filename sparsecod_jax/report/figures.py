@@ -10,6 +10,7 @@ MAX_POINTS = 1000  # a curve: more can't be seen
 
 ROUTER = {
     "load_balance_loss": ("Load-balance loss", "loss, before its weight", "1 when choices and probabilities are uniform; higher is worse."),
+    "z_loss": ("Router z-loss", "loss, before its weight", "Large logits make the choice hard and the gradient small."),
     "max_load": ("Largest load", "largest load / mean load", "1 when every expert gets as many tokens as any other."),
     "load_entropy": ("Load entropy", "entropy / its maximum", "1 when tokens spread evenly, 0 when all go to one expert."),
     "dead_experts": ("Dead experts", "share of experts", "Experts without a token in that step."),
@@ -73,12 +74,8 @@ def held_out(runs: list[RunData]) -> Figure:
 
 
 def variance_against_step(runs: list[RunData]) -> Figure:
-    curves = []
-    for run in runs:
-        depth = run.config["model"]["n_layers"]
-        for layer in sorted({0, depth // 2, depth - 1}):
-            curves.append(_curve(run, "variance/residual", f"{run.name}, block {layer + 1} of {depth}", layer=layer))
     reading = "Growth towards the last block is what pushes deep Pre-LN blocks towards the identity."
+    curves = _curves_of_three_blocks(runs, "variance/residual")
     return Figure("Residual variance against step", reading, "step", "variance of the residual stream", curves, log_y=True)
 
 
@@ -105,7 +102,10 @@ def routers(runs: list[RunData]) -> list[Figure]:
     mixtures = [run for run in runs if run.config["model"]["n_experts"]]
     if not mixtures:
         return []
-    return [
+    reading = "Growth means that the router collapses onto few experts."
+    curves = _curves_of_three_blocks(mixtures, "router/max_load")
+    against_step = Figure("Largest load against step", reading, "step", "largest load / mean load", curves)
+    return [against_step] + [
         _profile(mixtures, f"router/{name}", f"{title} against layer", y_label, f"{reading} Dashed: first step.")
         for name, (title, y_label, reading) in ROUTER.items()
     ]
@@ -119,6 +119,16 @@ def _profile(runs, name: str, title: str, y_label: str, reading: str, *, log_y: 
             for line, dashed in ((run.lines[0], True), (run.lines[-1], False)):
                 curves.append(Series(f"{run.name}, step {line['step']}", run.name, layers, line[name], dashed))
     return Figure(title, reading, "block", y_label, curves, log_y=log_y)
+
+
+def _curves_of_three_blocks(runs: list[RunData], name: str) -> list[Series]:
+    """The first, the middle and the last block of each run."""
+    curves = []
+    for run in runs:
+        depth = run.config["model"]["n_layers"]
+        for layer in sorted({0, depth // 2, depth - 1}):
+            curves.append(_curve(run, name, f"{run.name}, block {layer + 1} of {depth}", layer=layer))
+    return curves
 
 
 def _curve(run: RunData, name: str, label: str, *, layer: int | None = None) -> Series:

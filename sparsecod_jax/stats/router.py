@@ -12,8 +12,8 @@ def summarise(stats: dict[str, jax.Array]) -> dict[str, jax.Array]:
     """The statistics of a step, with the tokens that each expert got, `router/counts` [L, E], reduced to `load` [L]; no-op when dense."""
     if "router/counts" not in stats:
         return stats
-    stats = dict(stats)
-    return stats | load(stats.pop("router/counts"))
+    rest = {name: value for name, value in stats.items() if name != "router/counts"}
+    return rest | load(stats["router/counts"])
 
 
 def load(counts_LE: jax.Array) -> dict[str, jax.Array]:

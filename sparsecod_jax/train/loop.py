@@ -16,6 +16,7 @@ from sparsecod_jax.data import pipeline
 from sparsecod_jax.data.store import Manifest, Windows, read_manifest
 from sparsecod_jax.errors import ConfigError, Diverged, Fenced, Preempted
 from sparsecod_jax.evaluate.perplexity import evaluator
+from sparsecod_jax.identity import identity_fields
 from sparsecod_jax.rundir import Attempt, RunDir, check_identity, claim, read_json, write_json
 from sparsecod_jax.sharding import check_fit, make_mesh
 from sparsecod_jax.train import manifest as run_manifest
@@ -39,7 +40,7 @@ def train(experiment: config.Experiment, workdir: str, *, profile: bool = False)
     """
     run, directory = RunDir(epath.Path(workdir)), epath.Path(experiment.data.path)
     data = read_manifest(directory, prepare_command(experiment))
-    fields = config.identity_fields(experiment, data.fingerprint)
+    fields = identity_fields(experiment, data.fingerprint)
     check_identity(run, fields)
     if run.final.exists():
         note(f"{run.path} is already finished")
@@ -164,8 +165,8 @@ class _Run:
         if restored is None:
             note(f"initialising {counts.parameters(self.experiment.model).total:,} parameters")
             return self.program.init(), {"step": 0, "next_example": 0, "seconds": 0.0}
-        saved = config.identity_fields(config.from_dict(restored.record["config"]), restored.record["data_fingerprint"])
-        if saved != config.identity_fields(self.experiment, self.data.fingerprint):
+        saved = identity_fields(config.from_dict(restored.record["config"]), restored.record["data_fingerprint"])
+        if saved != identity_fields(self.experiment, self.data.fingerprint):
             raise ConfigError(f"checkpoint {restored.step} of {self.run.path} belongs to another run: choose another --workdir")
         note(f"restored step {restored.step}")
         return restored.items["state"], restored.record

@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 
 from sparsecod_jax import __version__, config, counts
+from sparsecod_jax.identity import identity
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "ml-collections", "tensorboardX", "tokenizers")
 
@@ -28,7 +29,7 @@ def describe(experiment: config.Experiment, mesh: jax.sharding.Mesh, identity_fi
         "flops_per_token": counts.flops_per_token(experiment.model, experiment.data.seq_len),
         "flops_convention": counts.FLOPS_CONVENTION,
         "residual_dtype": experiment.model.residual_dtype,
-        "identity": config.identity(identity_fields),
+        "identity": identity(identity_fields),
         "identity_fields": identity_fields,
     }
 

@@ -20,7 +20,8 @@ from jax.sharding import PartitionSpec as P
 from sparsecod_jax.config import Experiment
 from sparsecod_jax.digest import array_digest
 from sparsecod_jax.model import Transformer
-from sparsecod_jax.model.loss import auxiliary_loss, token_losses, windows
+from sparsecod_jax.model.loss import token_losses, windows
+from sparsecod_jax.model.router import auxiliary_loss
 from sparsecod_jax.sharding import batch_sharding, tree_shardings
 from sparsecod_jax.stats.router import summarise
 from sparsecod_jax.stats.taps import layer_norms
@@ -131,6 +132,7 @@ def loss_and_gradients(experiment: Experiment, params, batch: Batch, *, with_mom
     auxiliary losses and statistics are averaged over them, counts are added.
     """
     model = Transformer(experiment.model, experiment.execution, with_moments)
+    accumulation = experiment.execution.accumulation
     valid = batch.tokens[:, 1:].size if batch.weights is None else batch.weights.sum()
 
     def loss_fn(params, part: Batch):
@@ -142,7 +144,6 @@ def loss_and_gradients(experiment: Experiment, params, batch: Batch, *, with_mom
         return loss + auxiliary_loss(experiment.model, stats) / accumulation, (loss, stats)
 
     gradient = jax.grad(loss_fn, has_aux=True)
-    accumulation = experiment.execution.accumulation
     if accumulation == 1:
         grads, (loss, stats) = gradient(params, batch)
         return loss, grads, stats

@@ -9,6 +9,7 @@ import tiny
 
 from sparsecod_jax import config
 from sparsecod_jax.digest import names
+from sparsecod_jax.identity import identity, identity_fields
 from sparsecod_jax.train.optimizer import decay_mask, group_of, learning_rate, make_optimizer
 
 GOLDEN = {1: 8e-8, 2500: 2e-4, 4999: 3.9992e-4, 5000: 4e-4, 12037: 2.2e-4, 19073: 4e-5, 19074: 4e-5, 30000: 4e-5}
@@ -84,4 +85,4 @@ def test_updates_equal_adamw_of_torch():
 def test_a_changed_optimizer_is_a_changed_identity():
     experiment = tiny.experiment()
     other = dataclasses.replace(experiment, optimizer=dataclasses.replace(experiment.optimizer, weight_decay=0.2))
-    assert config.identity(config.identity_fields(experiment, "f")) != config.identity(config.identity_fields(other, "f"))
+    assert identity(identity_fields(experiment, "f")) != identity(identity_fields(other, "f"))

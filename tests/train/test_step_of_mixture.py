@@ -12,7 +12,8 @@ import tiny
 
 from sparsecod_jax import config
 from sparsecod_jax.model import Transformer
-from sparsecod_jax.model.loss import auxiliary_loss, token_losses, windows
+from sparsecod_jax.model.loss import token_losses, windows
+from sparsecod_jax.model.router import auxiliary_loss
 from sparsecod_jax.sharding import make_mesh
 from sparsecod_jax.train.step import Batch, build, loss_and_gradients
 
