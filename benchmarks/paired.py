@@ -1,9 +1,12 @@
 """How is a speed ratio measured on a noisy machine? The two sides take turns, and the median of the ratios counts."""
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from unittest import mock
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from sparsecod_jax import config
@@ -54,6 +57,17 @@ def program(exp: config.Experiment) -> Program:
     return build(exp, make_mesh(exp.mesh, jax.devices()[:1]))
 
 
+@contextlib.contextmanager
+def without_statistics() -> Iterator[None]:
+    """Steps compiled here measure nothing in their blocks."""
+    with (
+        mock.patch("sparsecod_jax.model.block.block_stats", return_value={}),
+        mock.patch("sparsecod_jax.model.transformer.variance", return_value=jnp.float32(0)),
+        mock.patch("sparsecod_jax.train.step.layer_norms", return_value=jnp.float32(0)),
+    ):
+        yield
+
+
 class Stepper:
     """A compiled step with its state; each call is one step, its metrics fetched."""
 
@@ -62,8 +76,8 @@ class Stepper:
         tokens = built.abstract_batch.tokens
         ids = np.random.default_rng(0).integers(0, self.experiment.model.vocab_size, tokens.shape).astype(np.int32)
         self.batch = Batch(jax.device_put(ids, tokens.sharding))
-        self._compiled, self.state = built.lower(with_moments=False).compile(), built.init()
+        self.compiled, self.state = built.lower(with_moments=False).compile(), built.init()
 
     def __call__(self):
-        self.state, metrics = self._compiled(self.state, self.batch)
+        self.state, metrics = self.compiled(self.state, self.batch)
         return jax.device_get(metrics)

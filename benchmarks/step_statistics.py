@@ -4,11 +4,9 @@ Command:  python benchmarks/step_statistics.py
 """
 
 import tempfile
-from unittest import mock
 
-import jax.numpy as jnp
 from etils import epath
-from paired import Stepper, compare, experiment, program
+from paired import Stepper, compare, experiment, program, without_statistics
 
 from sparsecod_jax.rundir import RunDir
 from sparsecod_jax.train.writers import Writers, plain
@@ -18,11 +16,7 @@ def measure(rounds: int, **sizes) -> None:
     """Pairs a step that measures, fetches and writes with one from which all statistics were taken out."""
     built = program(experiment(**sizes))
     measuring = Stepper(built)
-    with (
-        mock.patch("sparsecod_jax.model.block.block_stats", return_value={}),
-        mock.patch("sparsecod_jax.model.transformer.variance", return_value=jnp.float32(0)),
-        mock.patch("sparsecod_jax.train.step.layer_norms", return_value=jnp.float32(0)),
-    ):
+    with without_statistics():
         bare = Stepper(built)
     with tempfile.TemporaryDirectory() as folder:
         writers, step = Writers(RunDir(epath.Path(folder)), 0), 0
