@@ -18,13 +18,12 @@ quickstart: $(VENV)/demo
 	$(BIN)/sparsecod report --workdir=$(QUICKSTART)
 
 test: $(VENV)/dev
-	$(BIN)/python -m pytest -n 2
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 2
 
 test-slow: $(VENV)/dev
-	$(BIN)/python -m pytest -m slow -s
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m slow -s
 
-test-gpu: $(VENV)/dev
-	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --editable '.[gpu]'
+test-gpu: $(VENV)/dev $(VENV)/gpu
 	JAX_PLATFORMS=cuda $(BIN)/python -m pytest -m gpu
 
 lint: $(VENV)/dev
@@ -42,15 +41,14 @@ bench: $(VENV)/dev
 	$(BIN)/python benchmarks/compile.py
 	$(BIN)/python benchmarks/moe.py
 
-gpu-bench: $(VENV)/dev
-	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --editable '.[gpu]'
+gpu-bench: $(VENV)/dev $(VENV)/gpu
 	$(BIN)/python benchmarks/gpu.py
 
 check-python:
 	@test -f $(CONSTRAINTS) || { echo "$$($(PYTHON) --version) is not supported: use Python 3.11, 3.12 or 3.13, for example make PYTHON=python3.12"; exit 1; }
 
 # One marker file per set of extras; dev holds demo.
-$(VENV)/demo $(VENV)/dev: pyproject.toml constraints/*.txt | check-python
+$(VENV)/demo $(VENV)/dev $(VENV)/gpu: pyproject.toml constraints/*.txt | check-python
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --editable '.[$(notdir $@)]'
 	touch $@

@@ -10,31 +10,34 @@ import sys
 import time
 
 import jax
-from paired import Stepper, without_statistics
+from paired import Stepper, program, without_statistics
 
 from sparsecod_jax import config_file, counts
 from sparsecod_jax.config import Experiment
-from sparsecod_jax.sharding import make_mesh
-from sparsecod_jax.train.step import build
 
 TOKENS, STEPS = 32768, 5
 BEST = ("execution.attention=cudnn", "execution.remat=dots")
+FULL_REMAT = ("execution.attention=cudnn", "execution.remat=full")
 CASES = {
     "dense_1b, T=4096": ("dense_1b", 4096, BEST),
-    "dense_1b, T=4096, full remat": ("dense_1b", 4096, ("execution.attention=cudnn", "execution.remat=full")),
+    "dense_1b, T=4096, full remat": ("dense_1b", 4096, FULL_REMAT),
     "dense_1b, T=4096, attention by XLA": ("dense_1b", 4096, ("execution.attention=xla", "execution.remat=full")),
     "dense_1b, T=1024": ("dense_1b", 1024, BEST),
     "dense_400m, T=4096": ("dense_400m", 4096, BEST),
     "moe_400m_2b, T=4096": ("moe_400m_2b", 4096, BEST),
-    "moe_400m_2b, T=4096, full remat": ("moe_400m_2b", 4096, ("execution.attention=cudnn", "execution.remat=full")),
+    "moe_400m_2b, T=4096, full remat": ("moe_400m_2b", 4096, FULL_REMAT),
 }
 WITHOUT_STATISTICS = ("dense_1b, T=4096", "moe_400m_2b, T=4096")
 HEADER = "case | tokens/s | step ms | MFU | MFU, whole attention | GiB | compile s"
 
 
 def main(names: list[str]) -> None:
-    device = jax.devices()[0]
-    print(f"{device.device_kind}, jax {jax.__version__}, bfloat16, {TOKENS:,} tokens a step; {counts.FLOPS_CONVENTION}\n")
+    unknown = sorted(set(names) - set(CASES))
+    if unknown:
+        raise SystemExit(f"there are no cases {unknown}: choose from {list(CASES)}")
+    if jax.default_backend() != "gpu":
+        raise SystemExit(f"this is a {jax.default_backend()}: run it where jax finds an NVIDIA GPU (extra gpu)")
+    print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, bfloat16, {TOKENS:,} tokens a step; {counts.FLOPS_CONVENTION}\n")
     print(f"| {HEADER} |\n|{'---|' * (HEADER.count('|') + 1)}")
     for name in names or CASES:
         print(_row(name, contextlib.nullcontext()), flush=True)
@@ -46,7 +49,7 @@ def _row(name: str, context: contextlib.AbstractContextManager, suffix: str = ""
     experiment = _experiment(*CASES[name])
     with context:
         began = time.perf_counter()
-        step = Stepper(build(experiment, make_mesh(experiment.mesh, jax.devices()[:1])))
+        step = Stepper(program(experiment))
     compiling = time.perf_counter() - began
     step()
     began = time.perf_counter()

@@ -59,7 +59,7 @@ def program(exp: config.Experiment) -> Program:
 
 @contextlib.contextmanager
 def without_statistics() -> Iterator[None]:
-    """Steps compiled here measure nothing in their blocks."""
+    """Steps compiled here measure nothing in their blocks but the router's health, which hangs on its losses."""
     with (
         mock.patch("sparsecod_jax.model.block.block_stats", return_value={}),
         mock.patch("sparsecod_jax.model.transformer.variance", return_value=jnp.float32(0)),
