@@ -8,7 +8,7 @@ import tempfile
 from etils import epath
 from paired import Stepper, compare, experiment, program, without_statistics
 
-from sparsecod_jax.rundir import RunDir
+from sparsecod_jax.rundir import Attempt, RunDir
 from sparsecod_jax.train.writers import Writers, plain
 
 
@@ -19,7 +19,7 @@ def measure(rounds: int, **sizes) -> None:
     with without_statistics():
         bare = Stepper(built)
     with tempfile.TemporaryDirectory() as folder:
-        writers, step = Writers(RunDir(epath.Path(folder)), 0), 0
+        writers, step = Writers(Attempt(RunDir(epath.Path(folder)), 1), 0), 0
 
         def measured_and_written():
             nonlocal step

@@ -1,7 +1,8 @@
 """What lies on disk, under which name, and who may write it?
 
 A run directory belongs to its newest attempt. On a local file system a second live process is turned away by a lock that dies with its
-holder; everywhere, an attempt that finds a newer one stops before its next commit.
+holder; everywhere, an attempt that finds a newer one stops before its next commit. Object stores have no such lock: there the process that
+starts last goes on.
 """
 
 import contextlib
@@ -15,7 +16,9 @@ from typing import Any, Literal
 
 from etils import epath
 
+from sparsecod_jax import files
 from sparsecod_jax.errors import ConfigError, Fenced
+from sparsecod_jax.files import read_json, write_json
 
 Status = Literal["pending", "running", "preempted", "finished", "diverged", "failed"]
 
@@ -27,7 +30,7 @@ class RunDir:
     path: epath.Path  # absolute
 
     def __post_init__(self):
-        object.__setattr__(self, "path", epath.Path(self.path).resolve())
+        object.__setattr__(self, "path", files.absolute(self.path))
 
     config = property(lambda self: self.path / "config.json")  # the resolved experiment
     manifest = property(lambda self: self.path / "manifest.json")  # versions, commit, mesh, devices, counts, identity
@@ -54,25 +57,6 @@ class RunDir:
             except json.JSONDecodeError:
                 break
         return lines
-
-
-def write_json(path: epath.Path, value: Any) -> None:
-    """Writes a JSON file whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value, indent=1))
-    partial.replace(path)
-
-
-def read_json(path: epath.Path) -> Any:
-    """Reads a JSON file that this package wrote.
-
-    Raises:
-      ConfigError: it is damaged.
-    """
-    try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path} is not JSON ({error}): restore it from a copy, or start in another --workdir") from error
 
 
 def find_runs(path: epath.Path) -> list[RunDir]:
@@ -127,17 +111,25 @@ def claim(run: RunDir) -> Iterator[Attempt]:
     """
     run.path.mkdir(parents=True, exist_ok=True)
     with _locked(run.path):
-        run.attempts.mkdir(exist_ok=True)
-        number = _newest_attempt(run) + 1
-        with open(run.attempts / f"{number:04d}.json", "x") as file:
-            file.write(json.dumps({"host": os.uname().nodename, "pid": os.getpid(), "time": time.time()}))
-        yield Attempt(run, number)
+        yield Attempt(run, _enter(run))
+
+
+def _enter(run: RunDir) -> int:
+    """The number of a new attempt. When another process takes it at the same moment, the next one: the later start goes on, as ever."""
+    run.attempts.mkdir(parents=True, exist_ok=True)
+    record = json.dumps({"host": os.uname().nodename, "pid": os.getpid(), "time": time.time()})
+    number = _newest_attempt(run)
+    while True:
+        number += 1
+        with contextlib.suppress(FileExistsError):
+            files.create(run.attempts / f"{number:04d}.json", record.encode())
+            return number
 
 
 @contextlib.contextmanager
 def _locked(path: epath.Path) -> Iterator[None]:
     """Holds a lock on a local directory; object stores have none, there `check_still_owner` alone decides."""
-    if not os.path.isdir(path):
+    if files.is_remote(path):
         yield
         return
     descriptor = os.open(path, os.O_RDONLY)
@@ -152,4 +144,4 @@ def _locked(path: epath.Path) -> Iterator[None]:
 
 
 def _newest_attempt(run: RunDir) -> int:
-    return max((int(file.stem) for file in run.attempts.glob("*.json")), default=0) if run.attempts.exists() else 0
+    return max((int(file.stem) for file in run.attempts.iterdir() if file.suffix == ".json"), default=0) if run.attempts.exists() else 0

@@ -1,9 +1,7 @@
 """Who owns a run directory, and what its files look like after a crash."""
 
-import json
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
@@ -11,8 +9,9 @@ from etils import epath
 
 from sparsecod_jax import config
 from sparsecod_jax.errors import ConfigError, Fenced
+from sparsecod_jax.files import read_json, write_json
 from sparsecod_jax.identity import identity_fields
-from sparsecod_jax.rundir import RunDir, check_identity, claim, find_runs, read_json, write_json
+from sparsecod_jax.rundir import RunDir, check_identity, claim, find_runs
 
 HOLD = """
 import sys, time
@@ -91,46 +90,6 @@ def test_the_lock_is_freed_and_errors_pass_through_unchanged(run):
         raise BlockingIOError("write to stdout would block")
     with claim(run) as attempt:
         assert attempt.number == 2
-
-
-def test_readers_never_see_half_a_file(run):
-    run.path.mkdir()
-    values = [{"value": [number] * 20000} for number in (0, 1)]
-    write_json(run.status, values[0])
-    stop = threading.Event()
-
-    def keep_writing():
-        while not stop.is_set():
-            for value in values:
-                write_json(run.status, value)
-
-    writer = threading.Thread(target=keep_writing)
-    writer.start()
-    try:
-        seen = [json.loads(run.status.read_text()) for _ in range(100)]
-    finally:
-        stop.set()
-        writer.join()
-    assert all(value in values for value in seen)
-
-
-def test_a_failed_or_interrupted_write_leaves_the_old_file(run):
-    run.path.mkdir()
-    write_json(run.final, {"loss": 1.5})
-    with pytest.raises(TypeError, match="not JSON serializable"):
-        write_json(run.final, {"loss": object()})
-    (run.path / "final.json.partial").write_text('{"loss": 2.')
-    assert read_json(run.final) == {"loss": 1.5}
-    write_json(run.final, {"loss": 2.5})
-    assert read_json(run.final) == {"loss": 2.5}
-    assert [path.name for path in run.path.iterdir()] == ["final.json"]
-
-
-def test_a_damaged_file_is_named(run):
-    run.path.mkdir()
-    run.config.write_text('{"seed": ')
-    with pytest.raises(ConfigError, match=r"run/config\.json is not JSON .*: restore it from a copy, or start in another --workdir"):
-        read_json(run.config)
 
 
 def test_status(run):

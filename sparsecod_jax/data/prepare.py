@@ -9,6 +9,7 @@ import concurrent.futures
 import dataclasses
 import gzip
 import hashlib
+import io
 import itertools
 import json
 import multiprocessing
@@ -18,6 +19,7 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
+from sparsecod_jax import files
 from sparsecod_jax.data import dedup, raw, sources, tokenizer
 from sparsecod_jax.data.store import MANIFEST, Manifest, Shard, Split, entropy, read_manifest
 from sparsecod_jax.errors import ConfigError
@@ -50,14 +52,14 @@ def prepare(request: Request, out: str) -> Manifest:
     Raises:
       ConfigError: the source or tokenizer is not usable, or `out` holds the data of another request.
     """
-    directory = epath.Path(out)
+    directory = files.absolute(out)
     command = f"sparsecod data --source={request.source} --out={out}"
     if (directory / MANIFEST).exists():
         _check_same(directory, read_manifest(directory, command).request, request)
     else:
-        from_ids = raw.is_token_folder(epath.Path(request.source))
+        from_ids = raw.is_token_folder(files.absolute(request.source))
         manifest = (raw.index if from_ids else _from_text)(request, directory)
-        _write(directory / MANIFEST, manifest.to_json().encode())
+        files.write(directory / MANIFEST, manifest.to_json().encode())
     if (directory / "work").exists():
         (directory / "work").rmtree()
     return read_manifest(directory, command)
@@ -75,7 +77,7 @@ def _from_text(request: Request, directory: epath.Path) -> Manifest:
     first = next(documents, None)
     if first is None:
         raise ConfigError(f"{request.source} holds no document with text: choose another --source")
-    chosen = None if request.tokenizer in ("bpe", "bytes") else tokenizer.load(epath.Path(request.tokenizer), request.eos_id)
+    chosen = None if request.tokenizer in ("bpe", "bytes") else tokenizer.load(files.absolute(request.tokenizer), request.eos_id)
     work = _begin(request, directory)
     batches = _select(request, itertools.chain([first], documents), work)
     chosen = chosen or _make_tokenizer(request, directory, batches)
@@ -96,13 +98,14 @@ def _from_text(request: Request, directory: epath.Path) -> Manifest:
 
 def _begin(request: Request, directory: epath.Path) -> epath.Path:
     """The folder for unfinished work; refuses shards and work that another request left behind."""
-    work, shards = directory / "work", [file for split in SPLITS for file in directory.glob(f"{split}-*.npy")]
+    work = directory / "work"
+    shards = [file for split in SPLITS for file in directory.glob(f"{split}-*.npy")] if directory.exists() else []
     if (work / "request.json").exists():
         _check_same(directory, json.loads((work / "request.json").read_text()), request)
     elif shards:
         raise ConfigError(f"{directory} holds shards such as {shards[0].name} without their manifest: delete it or choose another --out")
     work.mkdir(parents=True, exist_ok=True)
-    _write(work / "request.json", json.dumps(dataclasses.asdict(request)).encode())
+    files.write(work / "request.json", json.dumps(dataclasses.asdict(request)).encode())
     return work
 
 
@@ -119,19 +122,19 @@ def _select(request: Request, documents: Iterable[str], work: epath.Path) -> lis
             if record.exists():
                 if json.loads(record.read_text())["digest"] != digest:
                     raise changed
-                seen.add(_load(hashes))
+                seen.add(_array(hashes.read_bytes()))
             else:
                 kept = _new_documents(texts, pool.map(dedup.fingerprint, texts, chunksize=16), seen)
                 splits = [_split_of(text, request) for text, _ in kept]
                 for split in SPLITS:
                     lines = "\n".join(json.dumps(text) for (text, _), its_split in zip(kept, splits, strict=True) if its_split == split)
-                    _write(work / f"{name}.{split}.gz", gzip.compress(lines.encode(), compresslevel=1))
+                    files.write(work / f"{name}.{split}.gz", gzip.compress(lines.encode(), compresslevel=1))
                 _save(hashes, np.concatenate([fingerprint for _, fingerprint in kept] or [np.zeros(0, np.uint64)]))
-                _write(record, json.dumps({"digest": digest, "dropped": len(texts) - len(kept)}).encode())
+                files.write(record, json.dumps({"digest": digest, "dropped": len(texts) - len(kept)}).encode())
             bar.update(len(texts))
     if finished.exists() and json.loads(finished.read_text()) != names:
         raise changed
-    _write(finished, json.dumps(names).encode())
+    files.write(finished, json.dumps(names).encode())
     return names
 
 
@@ -182,8 +185,10 @@ def _tokenize(split: str, encoder: tokenizer.Tokenizer, dtype: str, directory: e
         if texts and not file.exists():
             _save(file, np.concatenate(encoder.encode(texts)).astype(dtype))
         if texts:
-            shards.append(_shard(file))
-            frequencies += np.bincount(_load(file), minlength=encoder.vocab_size)
+            content = file.read_bytes()
+            tokens = _array(content)
+            shards.append(Shard(file.name, len(content) - tokens.nbytes, tokens.size, hashlib.sha256(content).hexdigest()))
+            frequencies += np.bincount(tokens, minlength=encoder.vocab_size)
         documents += len(texts)
         text_bytes += sum(len(text.encode()) for text in texts)
     if not documents:
@@ -191,26 +196,11 @@ def _tokenize(split: str, encoder: tokenizer.Tokenizer, dtype: str, directory: e
     return Split(documents, int(frequencies.sum()), text_bytes, entropy(frequencies), tuple(shards))
 
 
-def _shard(file: epath.Path) -> Shard:
-    content = file.read_bytes()
-    tokens = _load(file)
-    return Shard(file.name, len(content) - tokens.nbytes, tokens.size, hashlib.sha256(content).hexdigest())
-
-
-def _write(path: epath.Path, content: bytes) -> None:
-    """Writes a file whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    partial.replace(path)
-
-
 def _save(path: epath.Path, array: np.ndarray) -> None:
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        np.save(file, array)
-    partial.replace(path)
+    content = io.BytesIO()
+    np.save(content, array)
+    files.write(path, content.getvalue())
 
 
-def _load(path: epath.Path) -> np.ndarray:
-    with path.open("rb") as file:
-        return np.load(file, allow_pickle=False)
+def _array(content: bytes) -> np.ndarray:
+    return np.load(io.BytesIO(content), allow_pickle=False)

@@ -7,12 +7,14 @@ drawn from the split seed, is held out. Near-duplicates are not looked for here:
 
 import dataclasses
 import hashlib
+from collections.abc import Iterator
 
 import numpy as np
 from etils import epath
 
+from sparsecod_jax import files
 from sparsecod_jax.data import tokenizer
-from sparsecod_jax.data.store import Manifest, Shard, Split, entropy
+from sparsecod_jax.data.store import Manifest, Shard, Split, entropy, read_ids
 from sparsecod_jax.errors import ConfigError
 
 NUMPY_MAGIC = b"\x93NUMPY"
@@ -33,17 +35,16 @@ def index(request, directory: epath.Path) -> Manifest:
     """
     if request.tokenizer in ("bpe", "bytes"):
         raise ConfigError(f"{request.source} holds token ids: name the tokenizer.json that made them with --tokenizer")
-    encoder = tokenizer.load(epath.Path(request.tokenizer), request.eos_id)
-    files = sorted(epath.Path(request.source).resolve().glob("part-*.npy"))
-    parts = [_open(file, encoder) for file in files]
-    chosen = int(np.random.default_rng(request.split_seed).integers(len(parts)))
+    encoder = tokenizer.load(files.absolute(request.tokenizer), request.eos_id)
+    parts = {part: _size(part, encoder) for part in sorted(files.absolute(request.source).glob("part-*.npy"))}
+    chosen = list(parts)[np.random.default_rng(request.split_seed).integers(len(parts))]
     start, stop = _held_out(parts, chosen, encoder.eos_id, request)
     train, validation = [], []
-    for number, (file, ids) in enumerate(zip(files, parts, strict=True)):
-        cuts = [(0, start, train), (start, stop, validation), (stop, ids.size, train)] if number == chosen else [(0, ids.size, train)]
+    for part, size in parts.items():
+        cuts = [(0, start, train), (start, stop, validation), (stop, size, train)] if part == chosen else [(0, size, train)]
         for first, last, split in cuts:
             if last > first:
-                split.append((file, ids, first, last))
+                split.append((part, first, last))
     directory.mkdir(parents=True, exist_ok=True)
     encoder.save(directory)
     return Manifest(
@@ -58,38 +59,45 @@ def index(request, directory: epath.Path) -> Manifest:
     )
 
 
-def _open(file: epath.Path, encoder: tokenizer.Tokenizer) -> np.ndarray:
-    with file.open("rb") as opened:
-        if opened.read(len(NUMPY_MAGIC)) == NUMPY_MAGIC:
-            raise ConfigError(f"{file} has a numpy header, raw ids were expected: write it with ndarray.tofile")
-    if file.stat().length % BYTES_PER_ID or not file.stat().length:
-        raise ConfigError(f"{file} is empty or cut off in the middle of an id: copy it again")
-    ids = np.memmap(file, "<u2", "r")
-    if ids.max() >= encoder.vocab_size:
-        raise ConfigError(f"{file} holds id {ids.max()} but the tokenizer ends at {encoder.vocab_size - 1}: name the right --tokenizer")
-    return ids
+def _size(part: epath.Path, encoder: tokenizer.Tokenizer) -> int:
+    """The number of ids in a part, after a look at all of them."""
+    with part.open("rb") as file:
+        if file.read(len(NUMPY_MAGIC)) == NUMPY_MAGIC:
+            raise ConfigError(f"{part} has a numpy header, raw ids were expected: write it with ndarray.tofile")
+    length = part.stat().length
+    if length % BYTES_PER_ID or not length:
+        raise ConfigError(f"{part} is empty or cut off in the middle of an id: copy it again")
+    for _, chunk in _chunks(part, 0, length // BYTES_PER_ID):
+        if (highest := chunk.max()) >= encoder.vocab_size:
+            raise ConfigError(f"{part} holds id {highest} but the tokenizer ends at {encoder.vocab_size - 1}: name the right --tokenizer")
+    return length // BYTES_PER_ID
 
 
-def _held_out(parts: list[np.ndarray], chosen: int, eos_id: int, request) -> tuple[int, int]:
+def _chunks(part: epath.Path, first: int, last: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Ids first..last-1 of a part, each chunk with its place in the part."""
+    for start in range(first, last, CHUNK):
+        yield start, read_ids(part, start * BYTES_PER_ID, min(CHUNK, last - start), "uint16")
+
+
+def _held_out(parts: dict[epath.Path, int], chosen: epath.Path, eos_id: int, request) -> tuple[int, int]:
     """Token range of whole documents in the chosen part, about the asked share of all tokens."""
-    ends = np.flatnonzero(parts[chosen] == eos_id) + 1
-    size = request.validation_fraction * sum(part.size for part in parts)
+    ends = np.concatenate([first + np.flatnonzero(chunk == eos_id) + 1 for first, chunk in _chunks(chosen, 0, parts[chosen])])
+    size = request.validation_fraction * sum(parts.values())
     if ends.size < 2:
         raise ConfigError(f"a part of {request.source} has fewer than two documents ending in id {eos_id}: check --eos_id")
-    latest = max(parts[chosen].size - size, 0)
+    latest = max(parts[chosen] - size, 0)
     first = int(np.searchsorted(ends, np.random.default_rng([request.split_seed, 1]).uniform(0, latest)))
     first = min(first, ends.size - 2)
     last = min(max(int(np.searchsorted(ends, ends[first] + size)), first + 1), ends.size - 1)
     return int(ends[first]), int(ends[last])
 
 
-def _split(ranges: list[tuple], eos_id: int) -> Split:
+def _split(ranges: list[tuple[epath.Path, int, int]], eos_id: int) -> Split:
     shards, frequencies = [], np.zeros(2**16, np.int64)
-    for file, ids, first, last in ranges:
+    for part, first, last in ranges:
         digest = hashlib.sha256()
-        for start in range(first, last, CHUNK):
-            chunk = ids[start : min(start + CHUNK, last)]
+        for _, chunk in _chunks(part, first, last):
             digest.update(chunk.tobytes())
             frequencies += np.bincount(chunk, minlength=2**16)
-        shards.append(Shard(str(file), first * BYTES_PER_ID, last - first, digest.hexdigest()))
+        shards.append(Shard(str(part), first * BYTES_PER_ID, last - first, digest.hexdigest()))
     return Split(int(frequencies[eos_id]), int(frequencies.sum()), 0, entropy(frequencies), tuple(shards))

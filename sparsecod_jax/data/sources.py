@@ -15,6 +15,7 @@ from typing import IO
 
 from etils import epath
 
+from sparsecod_jax import files
 from sparsecod_jax.errors import ConfigError
 
 TEXT_SUFFIXES = (".txt", ".md", ".rst", ".py")
@@ -36,7 +37,7 @@ def documents(source: str) -> Iterator[str]:
     elif source.startswith("hf:"):
         texts = _hugging_face(source.removeprefix("hf:"))
     else:
-        texts = _folder(epath.Path(source))
+        texts = _folder(files.absolute(source))
     return (text for text in texts if text and text.strip())  # a null counts as empty
 
 

@@ -1,20 +1,26 @@
 """How do tokens lie on disk?
 
 A data directory holds `manifest.json` and token shards, .npy arrays of uint16 or uint32. A shard is a run of tokens in a file, so that
-raw token files made elsewhere can be named where they are.
+raw token files made elsewhere can be named where they are. Local files are mapped; of objects in a store only what is asked for is read,
+so that each host loads its own windows.
 """
 
+import bisect
+import concurrent.futures
 import dataclasses
 import functools
 import hashlib
 import json
+import os
 
 import numpy as np
 from etils import epath
 
+from sparsecod_jax import files
 from sparsecod_jax.errors import ConfigError
 
 MANIFEST = "manifest.json"
+REQUESTS = 32  # at a time, to a store that answers after tens of milliseconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +102,7 @@ def read_manifest(directory: epath.Path, command: str) -> Manifest:
     Raises:
       ConfigError: the directory is absent, damaged or incomplete.
     """
+    directory = files.absolute(directory)
     path = directory / MANIFEST
     if not path.exists():
         raise ConfigError(f"there is no data in {directory}: run `{command}`")
@@ -109,11 +116,38 @@ def read_manifest(directory: epath.Path, command: str) -> Manifest:
         raise ConfigError(f"{path} can't be read ({error}): delete {directory} and run `{command}`") from error
     if not intact:
         raise ConfigError(f"{path} was changed after it was made: delete {directory} and run `{command}`")
-    for shard in (*manifest.train.shards, *manifest.validation.shards):
-        file, end = directory / shard.file, shard.offset + shard.tokens * np.dtype(manifest.dtype).itemsize
-        if not file.exists() or file.stat().length < end:
-            raise ConfigError(f"{file} is missing or shorter than the manifest says: delete {directory} and run `{command}`")
+    shards = (*manifest.train.shards, *manifest.validation.shards)
+    places = [_place(directory, shard) for shard in shards]
+    with concurrent.futures.ThreadPoolExecutor(REQUESTS) as pool:
+        for place, shard, length in zip(places, shards, pool.map(_length, places), strict=True):
+            if length < shard.offset + shard.tokens * np.dtype(manifest.dtype).itemsize:
+                raise ConfigError(f"{place} is missing or shorter than the manifest says: delete {directory} and run `{command}`")
     return manifest
+
+
+def _place(directory: epath.Path, shard: Shard) -> epath.Path:
+    return epath.Path(shard.file) if files.is_remote(shard.file) else directory / shard.file
+
+
+def _length(file: epath.Path) -> int:
+    try:
+        return file.stat().length
+    except FileNotFoundError:
+        return 0
+
+
+def read_ids(file: epath.PathLike, offset: int, count: int, dtype: str) -> np.ndarray:
+    """`count` little-endian ids of `file`, from `offset` bytes after its start."""
+    little_endian = np.dtype(dtype).newbyteorder("<")
+    place = slice(offset, offset + count * little_endian.itemsize)
+    if files.is_remote(file):
+        return np.frombuffer(files.read_range(file, place.start, place.stop), little_endian)
+    return _map(os.fspath(file))[place].view(little_endian)
+
+
+@functools.lru_cache(maxsize=4096)
+def _map(file: str) -> np.ndarray:
+    return np.memmap(file, dtype=np.uint8, mode="r")
 
 
 class Windows:
@@ -123,13 +157,14 @@ class Windows:
     """
 
     def __init__(self, directory: epath.Path, manifest: Manifest, split: Split, seq_len: int):
-        self._directory, self._dtype, self._shards = str(directory), manifest.dtype, split.shards
-        self._starts = np.cumsum([0, *(shard.tokens for shard in split.shards)])
+        self._places = [os.fspath(_place(directory, shard)) for shard in split.shards]
+        self._dtype, self._shards = manifest.dtype, split.shards
+        self._starts = np.cumsum([0, *(shard.tokens for shard in split.shards)]).tolist()
         self.seq_len = seq_len
 
     @property
     def total_tokens(self) -> int:
-        return int(self._starts[-1])
+        return self._starts[-1]
 
     def __len__(self) -> int:
         return (self.total_tokens - 1) // self.seq_len
@@ -140,20 +175,11 @@ class Windows:
 
     def tokens(self, start: int, stop: int) -> np.ndarray:
         """Tokens start..stop-1 of the stream (fewer at its end), int32."""
-        first = int(np.searchsorted(self._starts, start, "right")) - 1
-        pieces = []
-        for number in range(first, len(self._shards)):
+        pieces, width = [], np.dtype(self._dtype).itemsize
+        for number in range(bisect.bisect(self._starts, start) - 1, len(self._shards)):
             if self._starts[number] >= stop:
                 break
-            local = slice(max(start - self._starts[number], 0), stop - self._starts[number])
-            pieces.append(self._open(number)[local])
+            first, shard = max(start - self._starts[number], 0), self._shards[number]
+            last = min(stop - self._starts[number], shard.tokens)
+            pieces.append(read_ids(self._places[number], shard.offset + first * width, last - first, self._dtype))
         return np.concatenate(pieces).astype(np.int32)
-
-    def _open(self, number: int) -> np.ndarray:
-        shard = self._shards[number]
-        return _map(str(epath.Path(self._directory) / shard.file), shard.offset, shard.tokens, self._dtype)
-
-
-@functools.lru_cache(maxsize=4096)
-def _map(file: str, offset: int, tokens: int, dtype: str) -> np.ndarray:
-    return np.memmap(file, dtype=np.dtype(dtype).newbyteorder("<"), mode="r", offset=offset, shape=(tokens,))

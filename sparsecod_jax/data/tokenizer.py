@@ -12,6 +12,7 @@ from etils import epath
 from tokenizers import Tokenizer as HFTokenizer
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from sparsecod_jax import files
 from sparsecod_jax.errors import ConfigError
 
 END_OF_DOCUMENT = "<|endoftext|>"
@@ -78,9 +79,7 @@ class FileTokenizer:
         file, content = directory / "tokenizer.json", self.inner.to_str()
         if file.exists() and file.read_text("utf-8") != content:
             raise ConfigError(f"{file} is another tokenizer than the one asked for: delete {directory} and run again")
-        partial = file.with_name(file.name + ".partial")
-        partial.write_text(content, "utf-8")
-        partial.replace(file)
+        files.write(file, content.encode())
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> FileTokenizer:

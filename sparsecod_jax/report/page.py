@@ -7,10 +7,11 @@ import plotly.io
 import plotly.offline
 from etils import epath
 
-from sparsecod_jax import config, counts
+from sparsecod_jax import config, counts, files
+from sparsecod_jax.files import read_json
 from sparsecod_jax.report import figures
 from sparsecod_jax.report.figures import Figure, RunData
-from sparsecod_jax.rundir import RunDir, find_runs, read_json
+from sparsecod_jax.rundir import RunDir, find_runs
 
 COLOURS = ("#1b6ca8", "#d1495b", "#2e8b57", "#8e5ea2", "#c98b1b", "#3c3c3c", "#00a3a3", "#a0522d")
 
@@ -30,10 +31,10 @@ def write_report(workdir: str) -> epath.Path:
     Raises:
       ConfigError: there is no run.
     """
-    root = epath.Path(workdir).resolve()
+    root = files.absolute(workdir)
     runs = [load_run(run) for run in find_runs(root)]
     path = RunDir(root).report
-    path.write_text(render(root.name, runs))
+    files.write(path, render(root.name, runs).encode())
     return path
 
 

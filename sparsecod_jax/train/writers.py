@@ -1,11 +1,11 @@
 """Who hears what was measured? metrics.jsonl every step, TensorBoard and the console every few.
 
 metrics.jsonl is the truth: one object a step, unique by step, also after a resume. A number that is not finite is null there, and named
-under "nonfinite".
+under "nonfinite". In an object store, which can't append, both files appear whole at each checkpoint.
 """
 
 import concurrent.futures
-import datetime
+import contextlib
 import json
 import os
 from typing import Any
@@ -13,12 +13,8 @@ from typing import Any
 import numpy as np
 import tensorboardX
 
-from sparsecod_jax.rundir import RunDir
-
-
-def note(text: str) -> None:
-    """Says what is about to happen, so that a log tells where a job hangs."""
-    print(f"[{datetime.datetime.now():%H:%M:%S}] {text}", flush=True)
+from sparsecod_jax import files
+from sparsecod_jax.rundir import Attempt, RunDir
 
 
 def plain(metrics: dict[str, Any]) -> dict[str, Any]:
@@ -37,15 +33,15 @@ def _without_nonfinite(value):
 
 
 class Writers:
-    """Writes one run's metrics; continues after `restored_step`, dropping what a crash left beyond it."""
+    """Writes the metrics of an attempt; continues after `restored_step`, dropping what a crash left beyond it."""
 
-    def __init__(self, run: RunDir, restored_step: int):
-        lines = [line for line in run.read_metrics() if line["step"] <= restored_step]
-        partial = run.metrics.with_name(run.metrics.name + ".partial")
-        partial.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        partial.replace(run.metrics)
-        self._jsonl = run.metrics.open("a")
-        self._tensorboard = tensorboardX.SummaryWriter(os.fspath(run.tensorboard), purge_step=restored_step + 1)
+    def __init__(self, attempt: Attempt, restored_step: int):
+        lines = [line for line in attempt.run.read_metrics() if line["step"] <= restored_step]
+        self._attempt, self._mirror = attempt, files.Mirror(attempt.run.path)
+        local = RunDir(self._mirror.path)
+        files.write(local.metrics, "".join(json.dumps(line) + "\n" for line in lines).encode())
+        self._jsonl = local.metrics.open("a")
+        self._tensorboard = tensorboardX.SummaryWriter(os.fspath(local.tensorboard), purge_step=restored_step + 1)
         self._thread = concurrent.futures.ThreadPoolExecutor(max_workers=1)
         self._pending: concurrent.futures.Future | None = None
 
@@ -73,12 +69,25 @@ class Writers:
             self._pending.result()
 
     def sync(self) -> None:
-        """Returns when all lines are on disk: before a checkpoint names them."""
+        """Returns when all lines are on disk: before a checkpoint names them.
+
+        Raises:
+          Fenced: a newer attempt writes these files now.
+        """
         self._jsonl.flush()
         os.fsync(self._jsonl.fileno())
+        self._raise_pending()
+        self._tensorboard.flush()
+        self._upload()
+
+    def _upload(self) -> None:
+        self._attempt.check_still_owner()
+        self._mirror.upload()
 
     def close(self) -> None:
-        self._thread.shutdown()
-        self._tensorboard.close()
-        self._jsonl.close()
+        with contextlib.closing(self._mirror):
+            self._thread.shutdown()
+            self._tensorboard.close()
+            self._jsonl.close()
+            self._upload()
         self._raise_pending()

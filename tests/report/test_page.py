@@ -12,9 +12,10 @@ import tiny
 from etils import epath
 
 from sparsecod_jax import config
+from sparsecod_jax.files import read_json, write_json
 from sparsecod_jax.report import figures
 from sparsecod_jax.report.page import write_report
-from sparsecod_jax.rundir import RunDir, read_json, write_json
+from sparsecod_jax.rundir import Attempt, RunDir
 from sparsecod_jax.train.writers import Writers, plain
 
 HOSTILE = "<script>alert(1)<b>&"
@@ -43,7 +44,7 @@ def _run(path, status, *, lines=(), final=None, layers=3, **model):
     if status:
         run.set_status(status)
     if lines:
-        writers = Writers(run, 0)
+        writers = Writers(Attempt(run, 1), 0)
         for line in lines:
             writers.write(line, tensorboard=False)
         writers.close()
