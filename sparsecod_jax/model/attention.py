@@ -4,14 +4,19 @@ B batch, T query positions, S key positions, D width, H query heads, J key/value
 Query head h reads key/value head h // G.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from sparsecod_jax.config import AttentionKernel, Model
 from sparsecod_jax.model.layers import weight
+from sparsecod_jax.model.splash import splash_attention
 from sparsecod_jax.sharding import constrain
 from sparsecod_jax.stats.taps import at_least_float32
+
+CUDNN_HEAD_SIZES = 8  # cuDNN takes multiples of this
 
 
 def rope_angles(length: int, head_dim: int, theta: float) -> jax.Array:
@@ -27,12 +32,18 @@ def rotate(x_BTHK: jax.Array, angles: jax.Array) -> jax.Array:
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x_BTHK.dtype)
 
 
-def attend(q_BTHK, k_BSJK, v_BSJK, segments_BT, implementation: AttentionKernel) -> jax.Array:
-    """Causal softmax attention, within segments where given, by the named implementation; [B, T, H, K]."""
+def attend(q_BTHK, k_BSJK, v_BSJK, segments_BT, kernel: AttentionKernel) -> jax.Array:
+    """Causal softmax attention, within segments where given, by the named kernel; [B, T, H, K]."""
+    if kernel == "splash":
+        return splash_attention(q_BTHK, k_BSJK, v_BSJK, segments_BT)
     mask = None if segments_BT is None else (segments_BT[:, :, None] == segments_BT[:, None, :])[:, None]
-    if implementation == "reference":
+    if kernel == "reference":
         return reference_attention(q_BTHK, k_BSJK, v_BSJK, mask)
-    return jax.nn.dot_product_attention(q_BTHK, k_BSJK, v_BSJK, mask=mask, is_causal=True, implementation=implementation)
+    K = q_BTHK.shape[-1]
+    padding = -K % CUDNN_HEAD_SIZES if kernel == "cudnn" else 0
+    q, k, v = (jnp.pad(z, ((0, 0), (0, 0), (0, 0), (0, padding))) for z in (q_BTHK, k_BSJK, v_BSJK))
+    implementation: Any = kernel  # jax refuses what is neither xla nor cudnn
+    return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=True, scale=K**-0.5, implementation=implementation)[..., :K]
 
 
 def reference_attention(q_BTHK, k_BSJK, v_BSJK, mask=None) -> jax.Array:
@@ -52,7 +63,7 @@ class Attention(nn.Module):
     """Multi-head (J = H), grouped-query or multi-query (J = 1) attention, without biases."""
 
     cfg: Model
-    implementation: AttentionKernel
+    kernel: AttentionKernel
 
     @nn.compact
     def __call__(self, x_BTD, angles, segments_BT):
@@ -67,7 +78,7 @@ class Attention(nn.Module):
         q_BTHK = rotate(projection("query", H, "heads"), angles)
         k_BTJK = rotate(projection("key", J, "kv_heads"), angles)
         v_BTJK = projection("value", J, "kv_heads")
-        mixed_BTHK = attend(q_BTHK, k_BTJK, v_BTJK, segments_BT, self.implementation)
+        mixed_BTHK = attend(q_BTHK, k_BTJK, v_BTJK, segments_BT, self.kernel)
         mixed_BTHK = constrain(mixed_BTHK, "batch", "length", "heads", None)
         out_HKD = weight(self, "out", (H, K, D), ("heads", "head_size", "embed"), cfg.init_std)
         return jnp.einsum("bthk,hkd->btd", mixed_BTHK, out_HKD.astype(cfg.compute_dtype))

@@ -26,7 +26,7 @@ class Transformer(nn.Module):
     """A Pre-LN decoder whose blocks are stored stacked, [L, ...], and applied by one scan."""
 
     cfg: Model
-    execution: Execution = Execution()
+    execution: Execution = Execution(attention="xla")
     with_moments: bool = False
 
     def setup(self):

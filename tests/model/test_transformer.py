@@ -100,15 +100,15 @@ def _loss(cfg, execution, params):
 def test_remat_changes_nothing(remat):
     params = tiny.init(tiny.MODEL)
     grad = jax.value_and_grad(_loss, argnums=2, has_aux=True)
-    without = jax.jit(lambda p: grad(tiny.MODEL, Execution(remat="none"), p))(params)
-    rematerialised = jax.jit(lambda p: grad(tiny.MODEL, Execution(remat=remat), p))(params)
+    without = jax.jit(lambda p: grad(tiny.MODEL, Execution(remat="none", attention="xla"), p))(params)
+    rematerialised = jax.jit(lambda p: grad(tiny.MODEL, Execution(remat=remat, attention="xla"), p))(params)
     tiny.assert_relative(rematerialised, without, 1e-5)
-    text = str(jax.make_jaxpr(lambda p: _loss(tiny.MODEL, Execution(remat=remat), p))(params))
+    text = str(jax.make_jaxpr(lambda p: _loss(tiny.MODEL, Execution(remat=remat, attention="xla"), p))(params))
     assert "remat" in text
 
 
 def test_scan_equals_unrolled_and_jit_equals_no_jit():
-    cfg, execution = dataclasses.replace(tiny.MODEL, n_layers=2), Execution(remat="none")
+    cfg, execution = dataclasses.replace(tiny.MODEL, n_layers=2), Execution(remat="none", attention="xla")
     params = tiny.init(cfg)
     block = Block(cfg, "xla", False)
 
