@@ -8,6 +8,7 @@ stops, because starting afresh would overwrite what may still be saved by hand.
 import dataclasses
 import hashlib
 import json
+from functools import partial
 from typing import Any
 
 import jax
@@ -15,8 +16,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+from sparsecod_jax import files
 from sparsecod_jax.digest import digests, names
 from sparsecod_jax.errors import ConfigError, SparsecodError
+from sparsecod_jax.processes import first_decides, say, together
 from sparsecod_jax.rundir import RunDir
 
 
@@ -38,9 +41,14 @@ class Checkpointer:
             max_to_keep=keep,
             keep_period=keep_every or None,
             enable_async_checkpointing=True,
-            cleanup_tmp_directories=True,
+            # In a store an unfinished step has its final name. Saving it again clears it; before that, it may be the last save of an
+            # overtaken attempt, still under way.
+            cleanup_tmp_directories=not files.is_remote(run.checkpoints),
         )
         self._manager = ocp.CheckpointManager(run.checkpoints, options=options)
+        # The manager would have the processes wait for each other after reading: for ever, if one of them can't read.
+        alone = ocp.options.MultiprocessingOptions(primary_host=None, active_processes={jax.process_index()})
+        self._reader = ocp.Checkpointer(ocp.CompositeCheckpointHandler(), multiprocessing_options=alone)
         self._unconfirmed: int | None = None  # the step that is being written
 
     def save(self, step: int, items: dict[str, Any], record: dict[str, Any]) -> None:
@@ -78,10 +86,11 @@ class Checkpointer:
             reason = _brief(error)
             print(f"trouble with checkpoint {step}: {reason}", flush=True)
         # Orbax drops some failed steps without raising, so that the absence of the step is the only sure sign.
-        if not (self._run.checkpoints / str(step)).exists():
+        if step not in self.steps():
             raise SparsecodError(f"saving step {step} failed ({reason}): make room in {self._run.checkpoints} and run again")
 
     def close(self) -> None:
+        self._reader.close()
         self._manager.close()
 
     def restore_latest(self, abstract: dict[str, Any]) -> Restored | None:
@@ -90,39 +99,42 @@ class Checkpointer:
         Raises:
           ConfigError: checkpoints exist but none can be used, or the newest belongs to another model.
         """
-        steps = self.steps()
+        steps = first_decides(self.steps)
         for step in steps:
             try:
                 restored = self._restore(step, abstract)
             except ConfigError:
                 raise
             except Exception as error:  # damage shows as almost any type
-                print(f"checkpoint {step} can't be used ({_brief(error)}): trying the next older one", flush=True)
+                say(f"checkpoint {step} can't be used ({_brief(error)}): trying the next older one")
                 continue
-            self._quarantine(newer_than=step)
+            first_decides(partial(self._quarantine, newer_than=step))
+            self._manager.reload()
             return restored
         if steps:
             raise ConfigError(f"no checkpoint in {self._run.checkpoints} can be used: put back a copy of one, or choose another --workdir")
         return None
 
     def _restore(self, step: int, abstract: dict[str, Any]) -> Restored:
-        record = _unseal(self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"])
+        record = _unseal(first_decides(lambda: self._read(step, record=ocp.args.JsonRestore())["record"]))
         _check_arrays(step, record["arrays"], _describe(abstract))
         targets = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
-        restored = self._manager.restore(step, args=ocp.args.Composite(**targets))
+        restored = together(lambda: self._read(step, **targets))
         items = {name: restored[name] for name in abstract}
         wrong = [name for name, digest in digests(items).items() if digest != record["digests"][name]]
         if wrong or record["step"] != step:
             raise ValueError(f"its bits differ from those saved in {wrong[:3] or 'the record'}")
         return Restored(step, items, record)
 
+    def _read(self, step: int, **items) -> ocp.args.Composite:
+        """This process's part of a step."""
+        return self._reader.restore(self._run.checkpoints / str(step), args=ocp.args.Composite(**items))
+
     def _quarantine(self, newer_than: int) -> None:
         for step in self.steps():
             if step > newer_than:
-                self._run.quarantine.mkdir(exist_ok=True)
-                (self._run.checkpoints / str(step)).rename(_free_name(self._run.quarantine / str(step)))
+                files.move(self._run.checkpoints / str(step), _free_name(self._run.quarantine / str(step)))
                 print(f"checkpoint {step} was moved to {self._run.quarantine}", flush=True)
-        self._manager.reload()
 
 
 def _describe(items) -> dict[str, list]:

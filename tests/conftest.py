@@ -1,9 +1,11 @@
-"""Eight CPU devices, no silent rank promotion, and a corpus that every test may read."""
+"""Eight CPU devices, no silent rank promotion, nothing left in the home directory, and a corpus that every test may read."""
 
 import os
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"  # the tests mostly compile
+os.environ["XDG_CACHE_HOME"] = (CACHES := tempfile.TemporaryDirectory()).name  # compiled programs of the command line
 
 import jax
 import pytest

@@ -1,16 +1,21 @@
-"""In which order is it read?
+"""In which order is it read, and by which process?
 
-One global stream, whatever the number of hosts: shuffle by seed and epoch, repeat, then step s is rows s*B ... (s+1)*B - 1 and each
-host takes its contiguous slice. The position in the stream is one number, so nothing else needs to be saved.
+One global stream, whatever the number of processes: shuffle by seed and epoch, repeat, then step s is rows s*B ... (s+1)*B - 1, of which
+each process reads those that its devices hold. The position in the stream is one number, so nothing else needs to be saved.
 """
 
-import sys
 from collections.abc import Iterator
+from typing import Any
 
 import grain
+import jax
 import numpy as np
 
 from sparsecod_jax.data.store import Windows
+
+ENDLESS = 2**62  # half of what Grain can count to, as it rounds
+# Batches read at a time, and kept ready: an object store answers a thread only some fifty times a second.
+READING = grain.ReadOptions(num_threads=16, prefetch_buffer_size=16)
 
 
 def example_stream(windows: Windows, seed: int) -> grain.MapDataset:
@@ -18,20 +23,37 @@ def example_stream(windows: Windows, seed: int) -> grain.MapDataset:
     return grain.MapDataset.source(windows).seed(seed).shuffle().repeat()
 
 
-def batches(windows: Windows, seed: int, batch: int, first_example: int, host: int = 0, hosts: int = 1) -> Iterator[np.ndarray]:
-    """This host's rows of each global batch from `first_example` on, [batch / hosts, T + 1] int32."""
-    stream, rows = example_stream(windows, seed), batch // hosts
+def local_rows(sharding: jax.sharding.Sharding, batch: int) -> np.ndarray:
+    """The rows of a batch laid out by `sharding` that the devices of this process hold: each once, in order."""
+    held = sharding.devices_indices_map((batch,))
+    return np.unique(np.concatenate([np.arange(batch)[held[device][0]] for device in sharding.addressable_devices]))
+
+
+def to_devices(local: Any, rows: np.ndarray, sharding: jax.sharding.Sharding, batch: int) -> Any:
+    """A tree of global arrays [batch, ...] from this process's `rows` of them."""
+
+    def assemble(values: np.ndarray) -> jax.Array:
+        def part(index):
+            return values[np.searchsorted(rows, np.arange(batch)[index[0]])]
+
+        return jax.make_array_from_callback((batch, *values.shape[1:]), sharding, part)
+
+    return jax.tree.map(assemble, local)
+
+
+def batches(windows: Windows, seed: int, batch: int, first_example: int, rows: np.ndarray) -> Iterator[np.ndarray]:
+    """These rows of each global batch from `first_example` on, [len(rows), T + 1] int32."""
+    stream, here = example_stream(windows, seed), len(rows)
 
     def example(k: int) -> np.ndarray:
-        step, row = divmod(k, rows)
-        return np.asarray(stream[first_example + step * batch + host * rows + row])
+        step, place = divmod(k, here)
+        return np.asarray(stream[first_example + step * batch + int(rows[place])])
 
-    reading = grain.ReadOptions(num_threads=2, prefetch_buffer_size=2 * rows)
-    return iter(grain.MapDataset.range(sys.maxsize).map(example).batch(rows).to_iter_dataset(reading))
+    return iter(grain.MapDataset.range(ENDLESS).map(example).batch(here).to_iter_dataset(READING))
 
 
-def evaluation_batches(windows: Windows, rows: int, max_tokens: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The split in order, once: tokens [rows, T + 1] int32 and the weight of each prediction [rows, T] float32.
+def evaluation_batches(windows: Windows, batch: int, rows: np.ndarray, max_tokens: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The split in order, once, of each batch these R rows: tokens [R, T + 1] int32 and the weight of each prediction [R, T] float32.
 
     Every prediction of the split counts once: the last window and the last batch are padded, with weight 0. A `max_tokens` above 0
     takes that many predictions, rounded up to whole windows, from windows spread evenly over the split.
@@ -40,14 +62,14 @@ def evaluation_batches(windows: Windows, rows: int, max_tokens: int) -> Iterator
     total = windows.total_tokens - 1
     windows_in_all = -(-total // length)
     count = -(-min(total, max_tokens or total) // length)
-    for first in range(0, count, rows):
-        tokens = np.zeros((rows, length + 1), np.int32)
-        weights = np.zeros((rows, length), np.float32)
-        for row, place in enumerate(range(first, min(first + rows, count))):
-            index = place * windows_in_all // count
+    for first in range(0, count, batch):
+        tokens = np.zeros((len(rows), length + 1), np.int32)
+        weights = np.zeros((len(rows), length), np.float32)
+        for place, number in enumerate(first + rows[first + rows < count]):
+            index = int(number) * windows_in_all // count
             window = windows.tokens(index * length, (index + 1) * length + 1)
-            tokens[row, : len(window)] = window
-            weights[row, : len(window) - 1] = 1
+            tokens[place, : len(window)] = window
+            weights[place, : len(window) - 1] = 1
         yield tokens, weights
 
 

@@ -9,11 +9,11 @@ from etils import epath
 from jax.sharding import Mesh
 
 from sparsecod_jax.config import Experiment
-from sparsecod_jax.data.pipeline import evaluation_batches, segments
+from sparsecod_jax.data.pipeline import evaluation_batches, local_rows, segments, to_devices
 from sparsecod_jax.data.store import Manifest, Windows
 from sparsecod_jax.model import Transformer
-from sparsecod_jax.model.loss import token_losses, windows
-from sparsecod_jax.sharding import batch_sharding
+from sparsecod_jax.model.loss import cross_entropy, windows
+from sparsecod_jax.sharding import batch_sharding, ways
 
 
 def evaluator(experiment: Experiment, mesh: Mesh, directory: epath.Path, manifest: Manifest) -> Callable[[object], dict[str, float]]:
@@ -26,19 +26,22 @@ def evaluator(experiment: Experiment, mesh: Mesh, directory: epath.Path, manifes
     model = Transformer(experiment.model, experiment.execution)
     held_out = Windows(directory, manifest, manifest.validation, cfg.seq_len)
     sharding = batch_sharding(mesh)
+    with jax.set_mesh(mesh):
+        batch = math.ceil(cfg.batch_size / ways("batch")) * ways("batch")
+    rows = local_rows(sharding, batch)
 
     @jax.jit
     def summed(params, tokens_BT1, weights_BT, segments_BT):
         inputs_BT, targets_BT = windows(tokens_BT1)
-        logits_BTV, _ = model.apply({"params": params}, inputs_BT, segments_BT)
-        return (token_losses(logits_BTV, targets_BT) * weights_BT).sum(), weights_BT.sum()
+        h_BTD, _ = model.apply({"params": params}, inputs_BT, segments_BT, method="hidden")
+        return cross_entropy(h_BTD, params["head"], targets_BT, weights_BT), weights_BT.sum()
 
     def evaluate(params) -> dict[str, float]:
         sums = []
-        for tokens, weights in evaluation_batches(held_out, cfg.batch_size, cfg.max_tokens):
+        for tokens, weights in evaluation_batches(held_out, batch, rows, cfg.max_tokens):
             masks = segments(tokens[:, :-1], manifest.eos_id) if experiment.model.document_masking else None
             with jax.set_mesh(mesh):
-                sums.append(summed(params, *jax.device_put((tokens, weights, masks), sharding)))
+                sums.append(summed(params, *to_devices((tokens, weights, masks), rows, sharding, batch)))
         loss, count = np.asarray(jax.device_get(sums), np.float64).sum(axis=0).tolist()
         return summary(loss / count, int(count), manifest)
 

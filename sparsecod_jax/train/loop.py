@@ -1,6 +1,7 @@
 """How does a run go, from its config to its final numbers?"""
 
 import contextlib
+import json
 import os
 import time
 from collections.abc import Iterator
@@ -10,26 +11,29 @@ import jax
 import numpy as np
 from etils import epath
 
-from sparsecod_jax import config, counts
+from sparsecod_jax import config, counts, placement
 from sparsecod_jax.checkpoint import Checkpointer
 from sparsecod_jax.data import pipeline
 from sparsecod_jax.data.store import Manifest, Windows, read_manifest
 from sparsecod_jax.errors import ConfigError, Diverged, Fenced, Preempted
 from sparsecod_jax.evaluate.perplexity import evaluator
+from sparsecod_jax.files import read_json, write_json
 from sparsecod_jax.identity import identity_fields
-from sparsecod_jax.rundir import Attempt, RunDir, check_identity, claim, read_json, write_json
-from sparsecod_jax.sharding import check_fit, make_mesh
+from sparsecod_jax.processes import first_decides, is_first, note, say, together
+from sparsecod_jax.rundir import Attempt, RunDir, check_identity, claim
 from sparsecod_jax.train import manifest as run_manifest
 from sparsecod_jax.train.preemption import PreemptionGuard
 from sparsecod_jax.train.progress import Progress
-from sparsecod_jax.train.step import Batch, Program, TrainState, build
-from sparsecod_jax.train.writers import Writers, note, plain
+from sparsecod_jax.train.step import Batch, Program, TrainState, build_on
+from sparsecod_jax.train.writers import Writers, plain
 
 PROFILED_STEPS = range(3, 6)  # of an attempt
 
 
 def train(experiment: config.Experiment, workdir: str, *, profile: bool = False) -> dict[str, Any]:
     """Trains `experiment` in `workdir`, goes on where an earlier attempt stopped, or finds it finished; returns final.json.
+
+    Every process of a run calls this with the same arguments.
 
     Raises:
       ConfigError: the config does not fit the devices or the data, or `workdir` holds another run; nothing was written. Or no
@@ -39,21 +43,19 @@ def train(experiment: config.Experiment, workdir: str, *, profile: bool = False)
       Diverged: too many updates were not finite.
     """
     run, directory = RunDir(epath.Path(workdir)), epath.Path(experiment.data.path)
-    data = read_manifest(directory, prepare_command(experiment))
+    data = together(lambda: read_manifest(directory, prepare_command(experiment)))
+    _check_same_everywhere(experiment, data)
     fields = identity_fields(experiment, data.fingerprint)
-    check_identity(run, fields)
-    if run.final.exists():
-        note(f"{run.path} is already finished")
-        run.set_status("finished")  # a crash may have come between the two files
-        return read_json(run.final)
-    mesh = make_mesh(experiment.mesh)
-    check_fit(experiment, mesh)
+    if final := first_decides(lambda: _finished(run, fields)):
+        return final
+    program = build_on(experiment, jax.devices())
     _check_platform(experiment)
     _check_data(experiment, data)
-    program = build(experiment, mesh)
-    with claim(run) as attempt:
-        write_json(run.config, config.to_dict(experiment))
-        write_json(run.manifest, run_manifest.describe(experiment, mesh, fields))
+    with contextlib.ExitStack() as claimed:
+        attempt = Attempt(run, first_decides(lambda: claimed.enter_context(claim(run)).number))
+        first_decides(lambda: write_json(run.config, config.to_dict(experiment)))
+        first_decides(lambda: write_json(run.manifest, run_manifest.describe(program.experiment, program.mesh, fields)))
+        note(placement.describe(program.experiment, experiment))
         with _recorded_status(run):
             return _Run(experiment, program, run, attempt, directory, data).go(profile=profile)
 
@@ -65,11 +67,30 @@ def prepare_command(experiment: config.Experiment) -> str:
     return f"sparsecod data --source={cfg.source} --tokenizer={cfg.tokenizer}{size} --out={cfg.path}"
 
 
+def _finished(run: RunDir, fields: dict[str, Any]) -> dict[str, Any] | None:
+    """The final numbers, if this run has them already."""
+    check_identity(run, fields)
+    if not run.final.exists():
+        return None
+    note(f"{run.path} is already finished")
+    run.set_status("finished")  # a crash may have come between the two files
+    return read_json(run.final)
+
+
+def _check_same_everywhere(experiment: config.Experiment, data: Manifest) -> None:
+    asked = json.dumps([config.to_dict(experiment), data.fingerprint])
+    first = first_decides(lambda: asked)
+
+    def check():
+        if asked != first:
+            raise ConfigError(f"process {jax.process_index()} was given another config or other data than process 0: start all alike")
+
+    together(check)
+
+
 def _check_platform(experiment: config.Experiment) -> None:
     if "float64" in (experiment.model.compute_dtype, experiment.model.residual_dtype) and not jax.config.read("jax_enable_x64"):
         raise ConfigError("float64 is computed as float32 unless JAX is told otherwise: set the environment variable JAX_ENABLE_X64=1")
-    if experiment.execution.attention == "cudnn" and jax.default_backend() != "gpu":
-        raise ConfigError(f"execution.attention=cudnn needs an NVIDIA GPU, this is a {jax.default_backend()}: set execution.attention=xla")
 
 
 def _check_data(experiment: config.Experiment, data: Manifest) -> None:
@@ -88,6 +109,9 @@ def _check_data(experiment: config.Experiment, data: Manifest) -> None:
 @contextlib.contextmanager
 def _recorded_status(run: RunDir) -> Iterator[None]:
     """Keeps status.json true, however the run ends."""
+    if not is_first():
+        yield
+        return
     run.set_status("running")
     try:
         yield
@@ -112,9 +136,10 @@ class _Run:
         self.experiment, self.program, self.run, self.attempt = experiment, program, run, attempt
         self.data = data
         self.train_windows = Windows(directory, data, data.train, experiment.data.seq_len)
-        self.evaluate = evaluator(experiment, program.mesh, directory, data)
+        self.evaluate = evaluator(program.experiment, program.mesh, directory, data)
         self.checkpointer = Checkpointer(run, experiment.checkpoint.keep, experiment.checkpoint.keep_every)
         self._compiled: dict[bool, Any] = {}
+        self.compile_seconds = 0.0  # of this attempt
 
     def go(self, *, profile: bool) -> dict[str, Any]:
         experiment = self.experiment
@@ -124,7 +149,8 @@ class _Run:
             profiler = open_until_the_end.enter_context(contextlib.ExitStack())
             state, record = self._restore_or_init()
             start = record["step"]
-            self.writers = open_until_the_end.enter_context(contextlib.closing(Writers(self.run, start)))
+            if is_first():
+                self.writers = open_until_the_end.enter_context(contextlib.closing(Writers(self.attempt, start)))
             self.progress = Progress(experiment, start, record["seconds"])
             batches = self._batches(record["next_example"])
             late: tuple[int, dict] | None = None  # the metrics of the step dispatched last, not yet read
@@ -173,16 +199,18 @@ class _Run:
 
     def _batches(self, first_example: int) -> Iterator[Batch]:
         cfg, sharding = self.experiment, self.program.abstract_batch.tokens.sharding
-        host, hosts = jax.process_index(), jax.process_count()
-        for tokens in pipeline.batches(self.train_windows, cfg.data.seed, cfg.global_batch, first_example, host, hosts):
+        rows = pipeline.local_rows(sharding, cfg.global_batch)
+        for tokens in pipeline.batches(self.train_windows, cfg.data.seed, cfg.global_batch, first_example, rows):
             segments = pipeline.segments(tokens[:, :-1], self.data.eos_id) if cfg.model.document_masking else None
-            yield jax.tree.map(lambda local: jax.make_array_from_process_local_data(sharding, local), Batch(tokens, segments))
+            yield pipeline.to_devices(Batch(tokens, segments), rows, sharding, cfg.global_batch)
 
     def _compile(self, *, with_moments: bool) -> None:
         note(f"compiling the train step{' with moments' if with_moments else ''}")
         began = time.perf_counter()
         self._compiled[with_moments] = self.program.lower(with_moments=with_moments).compile()
-        note(f"compiled in {time.perf_counter() - began:.1f} s")
+        seconds = time.perf_counter() - began
+        self.compile_seconds += seconds
+        note(f"compiled in {seconds:.1f} s")
         self.progress.resume()
 
     @staticmethod
@@ -208,16 +236,17 @@ class _Run:
             values |= {f"evaluation/{name}": value for name, value in self._evaluate(step, evaluated).items()}
         line = plain(values | metrics)
         logged = self._due(step, self.experiment.log.every) or evaluated is not None or step == self.experiment.steps
-        self.writers.write(line, tensorboard=logged)
+        if is_first():
+            self.writers.write(line, tensorboard=logged)
         if logged:
-            print(self.progress.line(line), flush=True)
+            say(self.progress.line(line))
         skipped, budget = line["skipped_updates"], self.experiment.execution.max_skipped_updates
         if skipped > budget:
             raise Diverged(f"{skipped} updates up to step {step} were not finite, {budget} are allowed: lower optimizer.peak_lr")
 
     def _save(self, step: int, state: TrainState) -> None:
-        self.attempt.check_still_owner()
-        self.writers.sync()
+        first_decides(self.attempt.check_still_owner)
+        first_decides(lambda: self.writers.sync())  # only the first has writers
         record = {
             "config": config.to_dict(self.experiment),
             "next_example": step * self.experiment.global_batch,
@@ -229,7 +258,7 @@ class _Run:
     def _evaluate(self, step: int, state: TrainState) -> dict[str, float]:
         note("evaluating on the validation split")
         result = self.evaluate(state.params)
-        print(f"step {step} | " + " | ".join(f"held-out {name} {value:,.4f}" for name, value in result.items()), flush=True)
+        say(f"step {step} | " + " | ".join(f"held-out {name} {value:,.4f}" for name, value in result.items()))
         self.progress.resume()
         return result
 
@@ -246,11 +275,12 @@ class _Run:
             "tokens": tokens,
             "seconds": seconds,
             "tokens_per_second": tokens / seconds,
+            "compile_seconds": self.compile_seconds,
             "flops": tokens * counts.flops_per_token(experiment.model, experiment.data.seq_len),
             "mfu": self.progress.mfu(tokens / seconds),
             "flops_convention": counts.FLOPS_CONVENTION,
         }
-        self.attempt.check_still_owner()
-        write_json(self.run.final, final)
+        first_decides(self.attempt.check_still_owner)
+        first_decides(lambda: write_json(self.run.final, final))
         note(f"held-out loss {held_out['loss']:.4f} nats; a guess by token frequency alone would have {final['unigram_entropy']:.4f}")
         return final

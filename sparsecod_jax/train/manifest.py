@@ -25,6 +25,7 @@ def describe(experiment: config.Experiment, mesh: jax.sharding.Mesh, identity_fi
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
         "devices": {"kind": jax.devices()[0].device_kind, "count": jax.device_count(), "processes": jax.process_count()},
         "mesh": dict(mesh.shape),
+        "execution": dataclasses.asdict(experiment.execution),
         "parameters": dataclasses.asdict(counts.parameters(experiment.model)),
         "flops_per_token": counts.flops_per_token(experiment.model, experiment.data.seq_len),
         "flops_convention": counts.FLOPS_CONVENTION,

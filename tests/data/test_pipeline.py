@@ -1,13 +1,16 @@
-"""One global stream, whatever the number of hosts or the place where it is begun; and an evaluation that counts all once."""
+"""One global stream, whatever the number of processes or the place where it is begun; and an evaluation that counts all once."""
 
 import hashlib
 import itertools
 
+import jax
 import numpy as np
 import pytest
 from etils import epath
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
-from sparsecod_jax.data.pipeline import batches, evaluation_batches, example_stream, segments
+from sparsecod_jax.data.pipeline import batches, evaluation_batches, example_stream, local_rows, segments, to_devices
 from sparsecod_jax.data.store import Manifest, Shard, Split, Windows
 
 LENGTH, WINDOWS, BATCH = 4, 22, 8  # an epoch ends within a batch
@@ -26,9 +29,10 @@ def windows(tmp_path):
     return windows_of(tmp_path, WINDOWS * LENGTH + 1)
 
 
-def take(count: int, *args, **options) -> np.ndarray:
-    """The first batches, [count, rows, T + 1]."""
-    return np.stack(list(itertools.islice(batches(*args, **options), count)))
+def take(count: int, windows, seed: int, batch: int, first_example: int, rows=None) -> np.ndarray:
+    """The first batches, [count, rows, T + 1]; all rows unless some are named."""
+    rows = np.arange(batch) if rows is None else np.array(rows)
+    return np.stack(list(itertools.islice(batches(windows, seed, batch, first_example, rows), count)))
 
 
 def epochs(windows: Windows, seed: int, count: int) -> list[list[int]]:
@@ -58,12 +62,25 @@ def test_step_s_is_rows_sB_to_sB_plus_B(windows):
     np.testing.assert_array_equal(taken, taken[:, :, :1] + np.arange(LENGTH + 1))
 
 
-@pytest.mark.parametrize("hosts", [1, 2, 4])
-def test_hosts_side_by_side_are_the_global_batch(windows, hosts):
+@pytest.mark.parametrize("shares", [[range(8)], [range(4), range(4, 8)], [(0, 3), (1, 2, 6), (4, 5, 7)], [(7,), range(7)]])
+def test_the_rows_of_all_processes_are_the_global_batch(windows, shares):
     whole = take(7, windows, 5, BATCH, 2 * BATCH)
-    slices = [take(7, windows, 5, BATCH, 2 * BATCH, host=host, hosts=hosts) for host in range(hosts)]
-    assert slices[0].shape == (7, BATCH // hosts, LENGTH + 1)
-    np.testing.assert_array_equal(np.concatenate(slices, axis=1), whole)
+    for rows in shares:
+        np.testing.assert_array_equal(take(7, windows, 5, BATCH, 2 * BATCH, rows), whole[:, list(rows)])
+
+
+@pytest.mark.parametrize("spec", [P("x"), P("y"), P(("x", "y")), P(("y", "x")), P()])
+def test_rows_reach_the_devices_that_hold_them(spec):
+    """Also where devices lie in another order than their rows, or hold the same ones."""
+    mesh = jax.sharding.Mesh(np.array(jax.devices())[[5, 0, 7, 2, 4, 1, 6, 3]].reshape(2, 4), ("x", "y"))
+    sharding, whole = NamedSharding(mesh, spec), np.arange(8 * 3).reshape(8, 3)
+    rows = local_rows(sharding, 8)
+    assert rows.tolist() == list(range(8)), "one process holds them all, each once"
+    placed = to_devices({"tokens": whole, "none": None}, rows, sharding, 8)
+    assert placed["none"] is None
+    assert placed["tokens"].sharding == sharding
+    for shard in placed["tokens"].addressable_shards:
+        np.testing.assert_array_equal(shard.data, whole[shard.index])
 
 
 def test_beginning_later_is_skipping(windows):
@@ -88,7 +105,7 @@ def test_batch_larger_than_an_epoch(windows):
 @pytest.mark.parametrize("rows", [1, 3])
 def test_evaluation_counts_every_prediction_once(tmp_path, tokens, rows):
     inputs, targets, batches_seen = [], [], 0
-    for tokens_BT1, weights_BT in evaluation_batches(windows_of(tmp_path, tokens), rows, 0):
+    for tokens_BT1, weights_BT in evaluation_batches(windows_of(tmp_path, tokens), rows, np.arange(rows), 0):
         assert (tokens_BT1.shape, tokens_BT1.dtype) == ((rows, LENGTH + 1), np.int32)
         assert (weights_BT.shape, weights_BT.dtype) == ((rows, LENGTH), np.float32)
         assert set(np.unique(weights_BT)) <= {0, 1}
@@ -102,15 +119,27 @@ def test_evaluation_counts_every_prediction_once(tmp_path, tokens, rows):
 
 @pytest.mark.parametrize(("max_tokens", "counted"), [(1, 4), (4, 4), (5, 8), (12, 12), (25, 26), (26, 26), (1000, 26)])
 def test_evaluation_takes_max_tokens_in_whole_windows(tmp_path, max_tokens, counted):
-    weights = [weights.sum() for _, weights in evaluation_batches(windows_of(tmp_path, 27), 2, max_tokens)]
+    weights = [weights.sum() for _, weights in evaluation_batches(windows_of(tmp_path, 27), 2, np.arange(2), max_tokens)]
     assert sum(weights) == counted
 
 
 def test_a_part_of_the_evaluation_is_spread_over_the_split(tmp_path):
     windows = windows_of(tmp_path, 8 * LENGTH + 1)
-    (tokens, _), *rest = evaluation_batches(windows, 4, 4 * LENGTH)
+    (tokens, _), *rest = evaluation_batches(windows, 4, np.arange(4), 4 * LENGTH)
     assert not rest
     np.testing.assert_array_equal(tokens, [windows[index] for index in (0, 2, 4, 6)])
+
+
+@pytest.mark.parametrize("max_tokens", [0, 18])
+def test_processes_evaluate_their_rows_of_the_same_batches(tmp_path, max_tokens):
+    windows = windows_of(tmp_path, 27)
+    whole = list(evaluation_batches(windows, 4, np.arange(4), max_tokens))
+    for rows in ([0, 1], [3], [1, 2]):
+        parts = list(evaluation_batches(windows, 4, np.array(rows), max_tokens))
+        assert len(parts) == len(whole), "also a process whose rows of the last batch are padding takes part"
+        for part, batch in zip(parts, whole, strict=True):
+            for values, expected in zip(part, batch, strict=True):
+                np.testing.assert_array_equal(values, expected[rows])
 
 
 def test_segments_number_the_documents_of_each_window():

@@ -60,7 +60,7 @@ def test_equals_numpy_over_all_predictions(tokens, params, held_out, losses):
     assert abs(found["loss"] - uniform) > 0.1
 
 
-@pytest.mark.parametrize(("batch_size", "devices"), [(3, 1), (16, 8)])
+@pytest.mark.parametrize(("batch_size", "devices"), [(3, 1), (3, 8), (16, 8)])
 def test_does_not_depend_on_batch_or_devices(tokens, params, losses, batch_size, devices):
     found = _evaluate(tokens, params, batch_size=batch_size, devices=devices)
     assert found["evaluation_tokens"] == len(losses)

@@ -1,23 +1,44 @@
 """The command line in real processes."""
 
+import concurrent.futures
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import tiny
+from etils import epath
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def start(experiment, workdir, *, devices=1) -> subprocess.Popen:
-    """`sparsecod train` of `experiment` in a process of its own."""
-    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
-    command = [sys.executable, "-m", "sparsecod_jax", "train", "--config=configs/smoke.py", f"--workdir={workdir}", *tiny.flags(experiment)]
-    environment = os.environ | {"XLA_FLAGS": flags, "PYTHONUNBUFFERED": "1"}
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def start(experiment, workdir, *, devices=1, flags=(), environment=None, program=("-m", "sparsecod_jax")) -> subprocess.Popen:
+    """`sparsecod train` of `experiment` in a process of its own, on that many CPU devices."""
+    command = [sys.executable, *program, "train", "--config=configs/smoke.py", f"--workdir={workdir}", *tiny.flags(experiment), *flags]
+    xla_flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
+    surroundings = os.environ | {"XLA_FLAGS": xla_flags, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"} | (environment or {})
+    return subprocess.Popen(command, cwd=ROOT, env=surroundings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def start_several(experiments, workdir, count: int, *, programs=None, **options) -> list[subprocess.Popen]:
+    """`sparsecod train` in `count` processes that work together, of one experiment, or of one each."""
+    flags = [f"--coordinator=127.0.0.1:{free_port()}", f"--process_count={count}"]
+    experiments = experiments if isinstance(experiments, list) else [experiments] * count
+    programs = programs or [("-m", "sparsecod_jax")] * count
+    return [
+        start(experiment, workdir, flags=[*flags, f"--process_index={index}"], program=program, **options)
+        for index, (experiment, program) in enumerate(zip(experiments, programs, strict=True))
+    ]
+
+
+def free_port() -> int:
+    """A port of this machine that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def finish(process: subprocess.Popen, code: int = 0) -> str:
@@ -27,11 +48,22 @@ def finish(process: subprocess.Popen, code: int = 0) -> str:
     return output
 
 
-def signal_at_line(process: subprocess.Popen, metrics: Path, lines: int, number: signal.Signals) -> None:
-    """Signals the process once `metrics` has that many lines."""
+def finish_all(processes: list[subprocess.Popen], code: int = 0) -> list[str]:
+    """`finish` for processes that work together."""
+    with concurrent.futures.ThreadPoolExecutor(len(processes)) as pool:  # so that none waits for room in its pipe
+        return list(pool.map(lambda process: finish(process, code), processes))
+
+
+def wait_for_line(process: subprocess.Popen, metrics: Path | epath.Path, lines: int) -> None:
+    """Returns once `metrics` has that many lines."""
     deadline = time.time() + 240
     while not metrics.exists() or metrics.read_text().count("\n") < lines:
         assert process.poll() is None, f"ended too early:\n{process.stdout.read() if process.stdout else ''}"
         assert time.time() < deadline, "no progress"
         time.sleep(0.005)
+
+
+def signal_at_line(process: subprocess.Popen, metrics: Path | epath.Path, lines: int, number: signal.Signals) -> None:
+    """Signals the process once `metrics` has that many lines."""
+    wait_for_line(process, metrics, lines)
     process.send_signal(number)

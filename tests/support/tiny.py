@@ -25,7 +25,7 @@ def experiment(**sections: Any) -> config.Experiment:
         optimizer=config.Optimizer(peak_lr=3e-3),
         schedule=config.Schedule(warmup_steps=2),
         mesh=config.Mesh(),
-        execution=config.Execution(),
+        execution=config.Execution(accumulation=1, attention="xla"),
         evaluation=config.Evaluation(every=0, seq_len=32, batch_size=8),
         checkpoint=config.Checkpoint(every=2, keep=3),
         log=config.Log(every=2, moments_every=0),

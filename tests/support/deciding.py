@@ -1,0 +1,63 @@
+"""What two processes decide together, as a program of two: python deciding.py COORDINATOR INDEX.
+
+Prints one JSON object, then process 1 fails by itself while process 0 waits for it.
+"""
+
+import json
+import sys
+
+from sparsecod_jax.errors import Fenced, SparsecodError
+from sparsecod_jax.processes import connected, first_decides, is_first, note, say, together
+
+
+def outcome(function):
+    """What a call returned, or the class and message of what it raised."""
+    try:
+        return function()
+    except SparsecodError as error:
+        return [type(error).__name__, str(error)]
+
+
+def fail(error: Exception, *, unless: bool = False):
+    if not unless:
+        raise error
+    return "fine"
+
+
+def rows(sizes) -> list[int]:
+    import jax
+    import numpy as np
+
+    from sparsecod_jax.data.pipeline import local_rows
+    from sparsecod_jax.sharding import MESH_AXES, batch_sharding
+
+    mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(sizes), MESH_AXES)
+    return local_rows(batch_sharding(mesh), 8).tolist()
+
+
+def decide(index: int) -> dict:
+    return {
+        "first": is_first(),
+        "decided": first_decides(lambda: {"who": index, "text": "ü" * 3000}),
+        "nothing": first_decides(lambda: None),
+        "fenced": outcome(lambda: first_decides(lambda: fail(Fenced(f"said by {index}")))),
+        "surprised": outcome(lambda: first_decides(lambda: fail(OSError(f"disk {index} is full")))),
+        "own": outcome(lambda: together(lambda: f"of {index}")),
+        "one failed": outcome(lambda: together(lambda: fail(Fenced(f"said by {index}"), unless=index == 0))),
+        "both failed": outcome(lambda: together(lambda: fail(Fenced(f"said by {index}")))),
+        "data 4": rows((4, 1, 1, 1)),
+        "expert 2, tensor 2": rows((1, 1, 2, 2)),
+        "tensor 4": rows((1, 1, 1, 4)),
+    }
+
+
+if __name__ == "__main__":
+    me = int(sys.argv[2])
+    with connected(sys.argv[1], 2, me):
+        say("said once")
+        note("noted once")
+        print(json.dumps(decide(me)), flush=True)
+        if me == 1:
+            raise OSError("process 1 alone")
+        first_decides(lambda: None)
+        first_decides(lambda: None)
