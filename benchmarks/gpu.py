@@ -12,7 +12,7 @@ import time
 import jax
 from paired import Stepper, program, without_statistics
 
-from sparsecod_jax import config_file, counts
+from sparsecod_jax import config_file, counts, devices
 from sparsecod_jax.config import Experiment
 
 TOKENS, STEPS = 32768, 5
@@ -63,18 +63,18 @@ def _row(name: str, context: contextlib.AbstractContextManager, suffix: str = ""
 
 
 def _experiment(name: str, seq_len: int, overrides: tuple[str, ...]) -> Experiment:
-    sizes = (f"data.seq_len={seq_len}", f"global_batch={TOKENS // seq_len}", "mesh.fsdp=1", "evaluation.batch_size=8")
+    sizes = (f"data.seq_len={seq_len}", f"global_batch={TOKENS // seq_len}", "evaluation.batch_size=8")
     return config_file.load(f"configs/{name}.py:paper", [f"--config.{setting}" for setting in (*sizes, *overrides)])
 
 
 def _utilisations(experiment: Experiment, tokens_per_second: float) -> str:
     """MFU by the package's convention, and with attention counted as if it were not causal."""
-    peak = counts.peak_flops(jax.devices()[0].device_kind)
-    if peak is None:
+    device = devices.find(jax.devices()[0].device_kind)
+    if device is None:
         return "n/a | n/a"
     causal = counts.flops_per_token(experiment.model, experiment.data.seq_len)
     attention = causal - counts.flops_per_token(experiment.model, 0)
-    return " | ".join(f"{tokens_per_second * flops / peak:.1%}" for flops in (causal, causal + attention))
+    return " | ".join(f"{tokens_per_second * flops / device.peak_flops:.1%}" for flops in (causal, causal + attention))
 
 
 if __name__ == "__main__":

@@ -10,8 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sparsecod_jax import config
-from sparsecod_jax.sharding import make_mesh
-from sparsecod_jax.train.step import Batch, Program, build
+from sparsecod_jax.train.step import Batch, Program, build_on
 
 
 def compare(first: Callable[[], object], second: Callable[[], object], rounds: int, clock=time.perf_counter) -> str:
@@ -54,7 +53,7 @@ def experiment(*, d_model: int = 256, n_layers: int = 8, seq_len: int = 256, row
 
 def program(exp: config.Experiment) -> Program:
     """Its program on one device."""
-    return build(exp, make_mesh(exp.mesh, jax.devices()[:1]))
+    return build_on(exp, jax.devices()[:1])
 
 
 @contextlib.contextmanager

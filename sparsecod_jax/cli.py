@@ -46,7 +46,20 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--config", required=True, help="CONFIG.py[:SCALE]; override fields with --config.model.n_layers=8 and the like")
     train.add_argument("--workdir", required=True, help="run directory")
     train.add_argument("--profile", action="store_true", help="record a profiler trace of a few steps under WORKDIR/profile")
+    train.add_argument("--coordinator", help="HOST:PORT where process 0 of several listens; found out under Slurm, on GKE and TPU VMs")
+    train.add_argument("--process_count", type=int, help="how many processes train; 1, given alone: just this, whatever is found out")
+    train.add_argument("--process_index", type=int, help="which of them this one is, from 0")
     train.set_defaults(run=_train)
+
+    plan = verbs.add_parser("plan", help="compile a run for a pod that is not here: does it fit, what does it send", allow_abbrev=False)
+    plan.add_argument("--config", required=True, help="CONFIG.py[:SCALE]; override fields as for train")
+    plan.add_argument(
+        "--topology", required=True, action="append", help="v5p:4x4x4, v5e:4x4, v5p:4x4x4*2, h100:8x8 or the like; may be repeated"
+    )
+    plan.add_argument("--mfu", type=float, default=0.4, help="assumed model FLOPs utilisation, for times (default %(default)s)")
+    plan.add_argument("--every_remat", action="store_true", help="also compile every remat policy and say which fit")
+    plan.add_argument("--out", help="JSON file to write, a list with one plan a topology")
+    plan.set_defaults(run=_plan)
 
     report = verbs.add_parser("report", help="draw a run, or a folder of runs, as one page", allow_abbrev=False)
     report.add_argument("--workdir", required=True, help="run directory or folder of run directories")
@@ -66,9 +79,23 @@ def _train(args, overrides) -> None:
     from sparsecod_jax.config_file import load
 
     experiment = load(args.config, overrides)  # refuses mistakes before jax is imported
-    from sparsecod_jax.train.loop import train
+    from sparsecod_jax import processes
 
-    print(json.dumps(train(experiment, args.workdir, profile=args.profile)))
+    with processes.connected(args.coordinator, args.process_count, args.process_index):
+        from sparsecod_jax.train.compilation import keep_programs
+        from sparsecod_jax.train.loop import train
+
+        keep_programs()
+        processes.say(json.dumps(train(experiment, args.workdir, profile=args.profile)))
+
+
+def _plan(args, overrides) -> None:
+    from sparsecod_jax.config_file import load
+
+    experiment = load(args.config, overrides)
+    from sparsecod_jax.plan import plan_all
+
+    plan_all(experiment, args.topology, args.mfu, args.out, every_remat=args.every_remat)
 
 
 def _report(args, overrides) -> None:

@@ -14,7 +14,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from sparsecod_jax.errors import ConfigError
 
 Dtype = Literal["float32", "bfloat16", "float64"]
-AttentionKernel = Literal["xla", "cudnn", "reference"]
+Remat = Literal["none", "dots", "full"]  # what is computed again in the backward pass: nothing, all but matrix products, all
+AttentionKernel = Literal["auto", "xla", "splash", "cudnn", "reference"]
 
 
 def _set(instance, **values) -> None:
@@ -153,31 +154,29 @@ class Schedule:
 
 @dataclasses.dataclass(frozen=True)
 class Mesh:
-    """Devices along each axis; at most one axis may be -1, the devices that remain."""
+    """Devices along each axis; an axis of 0 is chosen by `placement`, from the devices and the model."""
 
-    data: int = 1
-    fsdp: int = -1
-    expert: int = 1  # devices that share out the experts of a mixture
-    tensor: int = 1
+    data: int = 0
+    fsdp: int = 0
+    expert: int = 0  # devices that share out the experts of a mixture
+    tensor: int = 0
 
     def __post_init__(self):
-        sizes = dataclasses.asdict(self)
-        for name, size in sizes.items():
-            _require(size == -1 or size > 0, f"mesh.{name} is {size}: use a positive number, or -1 for the devices that remain")
-        _require(list(sizes.values()).count(-1) <= 1, "more than one mesh axis is -1: give the others a number")
+        for name, size in dataclasses.asdict(self).items():
+            _require(size >= 0, f"mesh.{name} is {size}: use a positive number, or 0 to have it chosen")
 
 
 @dataclasses.dataclass(frozen=True)
 class Execution:
-    """How the same mathematics is carried out; none of it is part of a run's identity."""
+    """How the same mathematics is carried out; none of it is part of a run's identity. `placement` chooses what is 0 or auto."""
 
-    accumulation: int = 1  # microbatches a step
-    remat: Literal["none", "full", "dots"] = "full"
-    attention: AttentionKernel = "xla"
+    accumulation: int = 0  # microbatches a step
+    remat: Remat = "full"
+    attention: AttentionKernel = "auto"
     max_skipped_updates: int = 10  # non-finite updates tolerated over the whole run
 
     def __post_init__(self):
-        _require_positive("execution.", self, "accumulation")
+        _require(self.accumulation >= 0, "execution.accumulation is negative: use a positive number, or 0 to have it chosen")
         _require(self.max_skipped_updates >= 0, "execution.max_skipped_updates is negative: use 0 or more")
 
 
@@ -242,7 +241,7 @@ class Experiment:
         _require(0 <= self.seed < 2**32, f"seed={self.seed} is not an unsigned 32-bit number: choose 0 to 4294967295")
         accumulation = self.execution.accumulation
         _require(
-            self.global_batch % accumulation == 0,
+            not accumulation or self.global_batch % accumulation == 0,
             f"global_batch={self.global_batch} is not a multiple of execution.accumulation={accumulation}: change one of them",
         )
         _require(

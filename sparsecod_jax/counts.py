@@ -1,24 +1,10 @@
 """How big is it? Parameters and FLOPs from a config alone."""
 
 import dataclasses
-import re
 
 from sparsecod_jax.config import Model
 
 FLOPS_CONVENTION = "6*(activated - input embedding) + 6*L*T*n_heads*head_dim per token: forward and backward, causal half, no remat"
-
-# Dense bf16 peak a device in FLOP/s, by a part of jax's device kind; never the figure with structured sparsity.
-PEAK_FLOPS = {
-    "H100": 989e12,
-    "H200": 989e12,
-    "A100": 312e12,
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5p": 459e12,
-    "TPU v5": 459e12,
-    "TPU v6": 918e12,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,9 +32,3 @@ def flops_per_token(model: Model, seq_len: int) -> float:
     """Training FLOPs a token, by FLOPS_CONVENTION."""
     attention = 6 * model.n_layers * seq_len * model.n_heads * model.head_dim
     return 6.0 * (parameters(model).activated - model.vocab_size * model.d_model) + attention
-
-
-def peak_flops(device_kind: str) -> float | None:
-    """Peak dense bf16 FLOP/s of one device, None when the kind is unknown: an MFU is then not stated."""
-    found = (peak for name, peak in PEAK_FLOPS.items() if re.search(rf"{name}(?!\d)", device_kind, re.IGNORECASE))  # an A1000 is no A100
-    return next(found, None)

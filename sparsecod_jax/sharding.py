@@ -9,17 +9,18 @@ from collections.abc import Callable, Sequence
 
 import jax
 from flax import linen as nn
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from sparsecod_jax import config
-from sparsecod_jax.errors import ConfigError
 
 MESH_AXES = ("data", "fsdp", "expert", "tensor")
 
 RULES: dict[str, str | tuple[str, ...] | None] = {
     # Activations
     "batch": ("data", "fsdp", "expert"),
+    "replicas": "data",  # devices that hold the same parameters, beside those of a tensor-parallel team
     "length": None,
     "width": None,
     # Parameters and activations
@@ -40,46 +41,21 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
 }
 
 
-def make_mesh(mesh: config.Mesh, devices: Sequence | None = None) -> jax.sharding.Mesh:
-    """The device mesh that `mesh` asks for.
+def count_slices(devices: Sequence) -> int:
+    """How many groups of devices have a fast network among themselves."""
+    return len({getattr(device, "slice_index", 0) for device in devices})
 
-    Raises:
-      ConfigError: the product of the axes is not the number of devices.
-    """
+
+def make_mesh(sizes: config.Mesh, devices: Sequence | None = None) -> jax.sharding.Mesh:
+    """The mesh of those sizes, all given; neighbours on an axis are close together, and slices lie along the data axis."""
     devices = jax.devices() if devices is None else devices
-    sizes = [getattr(mesh, axis) for axis in MESH_AXES]
-    known = math.prod(size for size in sizes if size != -1)
-    sizes = [len(devices) // known if size == -1 else size for size in sizes]
-    if math.prod(sizes) != len(devices):
-        asked = ", ".join(f"mesh.{axis}={getattr(mesh, axis)}" for axis in MESH_AXES)
-        raise ConfigError(f"{asked} does not multiply to the {len(devices)} devices here: change the axes, or set one to -1")
-    return jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices)
-
-
-def check_fit(experiment: config.Experiment, mesh: jax.sharding.Mesh) -> None:
-    """Refuses a model or batch that this mesh can't divide.
-
-    Raises:
-      ConfigError: names the size and the axis.
-    """
-    model, shape = experiment.model, dict(mesh.shape)
-    if shape["expert"] > 1 and not model.n_experts:
-        raise ConfigError(f"mesh.expert={shape['expert']} but the model has no experts: set mesh.expert=1, or model.n_experts")
-    rows = experiment.global_batch // experiment.execution.accumulation
-    checks = [
-        ("global_batch / execution.accumulation", rows, ("data", "fsdp", "expert")),
-        ("evaluation.batch_size", experiment.evaluation.batch_size, ("data", "fsdp", "expert")),
-        ("model.n_heads", model.n_heads, ("tensor",)),
-        ("model.d_ff", model.d_ff, ("tensor",)),
-        ("model.d_shared", model.d_shared, ("tensor",)),
-        ("model.n_experts", model.n_experts, ("expert",)),
-        ("model.vocab_size", model.vocab_size, ("tensor",)),
-        ("model.d_model", model.d_model, ("fsdp", "expert", "tensor")),
-    ]
-    for name, size, axes in checks:
-        ways = math.prod(shape[axis] for axis in axes)
-        if size % ways:
-            raise ConfigError(f"{name}={size} is not a multiple of {ways} (mesh.{' x mesh.'.join(axes)}): change one of them")
+    slices = count_slices(devices)
+    within = (sizes.data // slices, sizes.fsdp, sizes.expert, sizes.tensor)
+    if slices == 1:
+        arranged = mesh_utils.create_device_mesh(within, devices, allow_split_physical_axes=True)
+    else:
+        arranged = mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1, 1), devices, allow_split_physical_axes=True)
+    return jax.sharding.Mesh(arranged, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
 def spec(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh, axes: Sequence[str | None], shape: Sequence[int]) -> P:
@@ -110,7 +86,7 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
 def shard_map(function: Callable, in_axes: Sequence[Sequence[str | None]], out_axes: Sequence[Sequence[str | None]]) -> Callable:
     """`function` on each device's part of its arguments, which are laid out by the table; outside a mesh, on the whole.
 
-    Inside, `ways`, `position`, `gather`, `scatter_sum` and `total` reach the other parts.
+    Inside, `ways`, `position`, `gather`, `scatter_sum`, `total` and `largest` reach the other parts.
 
     Args:
       in_axes: logical axes of each argument.
@@ -130,7 +106,7 @@ def shard_map(function: Callable, in_axes: Sequence[Sequence[str | None]], out_a
             layout |= zip(axes, entries, strict=True)
         whole = [axis for axis, entry in layout.items() if axis not in (None, "batch") and _split(axis) and entry is None]
         if whole:
-            raise ValueError(f"the axes {whole} do not divide over the mesh {dict(mesh.shape)}: check_fit refuses such a model")
+            raise ValueError(f"the axes {whole} do not divide over the mesh {dict(mesh.shape)}: `placement` refuses such a model")
         out_specs = tuple(P(*(layout[axis] for axis in axes)) for axes in out_axes)
         # check_vma is off because kernels and custom gradients don't say how their results vary over the mesh.
         return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)(*args)
@@ -168,6 +144,11 @@ def scatter_sum(x: jax.Array, axis: str, dim: int) -> jax.Array:
 def total(x: jax.Array, axis: str) -> jax.Array:
     """The sum over the devices of a logical axis."""
     return jax.lax.psum(x, _split(axis)) if _split(axis) else x
+
+
+def largest(x: jax.Array, axis: str) -> jax.Array:
+    """The largest over the devices of a logical axis."""
+    return jax.lax.pmax(x, _split(axis)) if _split(axis) else x
 
 
 def tree_shardings(mesh: jax.sharding.Mesh, boxed) -> object:

@@ -23,9 +23,10 @@ def _nested(flat):
 POSITIVE = (
     *(f"model.{name}" for name in ("d_model", "n_layers", "n_heads", "d_ff", "vocab_size", "rope_theta", "norm_eps")),
     *(f"optimizer.{name}" for name in ("peak_lr", "eps", "clip_norm")),
-    *("data.seq_len", "execution.accumulation", "evaluation.seq_len", "evaluation.batch_size"),
+    *("data.seq_len", "evaluation.seq_len", "evaluation.batch_size"),
     *("checkpoint.every", "checkpoint.keep", "log.every", "steps", "global_batch"),
 )
+AXES = ("data", "fsdp", "expert", "tensor")
 MIXTURE = {"model.n_experts": 8, "model.top_k": 2}
 FLOATS = ("rope_theta", "norm_eps", "peak_lr", "eps", "clip_norm")
 REFUSALS = [
@@ -58,11 +59,10 @@ REFUSALS = [
     ({"optimizer.decayed": ["matrices", "gains"]}, r"^optimizer\.decayed names \['gains'\]: choose from \['embedding', 'head', 'matrices'"),
     ({"schedule.warmup_steps": -1}, r"^schedule\.warmup_steps=-1 is negative: use"),
     ({"schedule.final_fraction": 1.5}, r"^schedule\.final_fraction=1\.5 is not in \[0, 1\]: change it"),
-    ({"mesh.expert": 0}, r"^mesh\.expert is 0: use a positive number, or -1"),
-    ({"mesh.tensor": 0}, r"^mesh\.tensor is 0: use a positive number, or -1"),
-    ({"mesh.data": -2}, r"^mesh\.data is -2: use a positive number, or -1"),
-    ({"mesh.expert": -1}, r"^more than one mesh axis is -1: give"),
-    ({"mesh.data": -1}, r"^more than one mesh axis is -1: give"),
+    *(({f"mesh.{axis}": -1}, rf"^mesh\.{axis} is -1: use a positive number, or 0 to have it chosen$") for axis in AXES),
+    ({"execution.accumulation": -1}, r"^execution\.accumulation is negative: use a positive number, or 0 to have it chosen$"),
+    ({"execution.attention": "flash"}, r"^execution\.attention='flash' is not known: choose from \['auto', 'xla', 'splash', 'cudnn', "),
+    ({"execution.attention": "cudnn", "model.compute_dtype": "float32"}, r"^execution\.attention=cudnn computes in 16 bits: set "),
     ({"execution.max_skipped_updates": -1}, r"^execution\.max_skipped_updates is negative: use"),
     ({"evaluation.every": -1}, r"^evaluation\.every or .* is negative: use"),
     ({"evaluation.max_tokens": -1}, r"^evaluation\.every or evaluation\.max_tokens is negative: use"),

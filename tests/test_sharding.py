@@ -1,7 +1,6 @@
-"""Which mesh is made, what it refuses, and where each array lives on it."""
+"""Which mesh is made, and where each array lives on it."""
 
 import dataclasses
-import re
 
 import jax
 import jax.numpy as jnp
@@ -13,84 +12,45 @@ from jax.sharding import PartitionSpec as P
 
 from sparsecod_jax import config, sharding
 from sparsecod_jax.digest import names
-from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.model import Transformer
-from sparsecod_jax.sharding import MESH_AXES, batch_sharding, check_fit, constrain, make_mesh, spec, tree_shardings
+from sparsecod_jax.sharding import MESH_AXES, batch_sharding, constrain, count_slices, make_mesh, spec, tree_shardings
 
 
 def _mesh(*sizes):
     return make_mesh(config.Mesh(*sizes), jax.devices()[: np.prod(sizes)])
 
 
-def _mixture(**change):
-    return dataclasses.replace(tiny.MIXTURE, **change)
-
-
-@pytest.mark.parametrize(
-    ("asked", "sizes"),
-    [
-        ((1, -1, 1, 1), (1, 8, 1, 1)),
-        ((-1, 1, 1, 1), (8, 1, 1, 1)),
-        ((2, -1, 1, 2), (2, 2, 1, 2)),
-        ((1, 2, 1, -1), (1, 2, 1, 4)),
-        ((1, 2, -1, 1), (1, 2, 4, 1)),
-        ((8, -1, 1, 1), (8, 1, 1, 1)),
-        ((1, 2, 2, 2), (1, 2, 2, 2)),
-    ],
-)
-def test_minus_one_takes_the_devices_that_remain(asked, sizes):
-    mesh = make_mesh(config.Mesh(*asked))
+@pytest.mark.parametrize("sizes", [(1, 8, 1, 1), (8, 1, 1, 1), (2, 2, 1, 2), (1, 2, 1, 4), (1, 2, 4, 1), (1, 2, 2, 2)])
+def test_a_mesh_has_all_axes_and_all_devices(sizes):
+    mesh = make_mesh(config.Mesh(*sizes))
     assert dict(mesh.shape) == dict(zip(MESH_AXES, sizes, strict=True))
     assert mesh.devices.reshape(-1).tolist() == jax.devices()
 
 
 def test_the_given_devices_are_used():
-    mesh = make_mesh(config.Mesh(1, -1, 1, 1), jax.devices()[2:5])
+    mesh = make_mesh(config.Mesh(1, 3, 1, 1), jax.devices()[2:5])
     assert mesh.devices.reshape(-1).tolist() == jax.devices()[2:5]
 
 
-@pytest.mark.parametrize("asked", [(3, 1, 1, 1), (3, -1, 1, 1), (16, -1, 1, 1), (1, 1, 1, 1), (2, 2, 2, 2)])
-def test_a_product_that_is_not_the_number_of_devices_is_refused(asked):
-    wanted = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(MESH_AXES, asked, strict=True))
-    with pytest.raises(ConfigError, match=rf"^{re.escape(wanted)} does not multiply to the 8 devices here: "):
-        make_mesh(config.Mesh(*asked))
+def test_slices_lie_along_the_data_axis():
+    """Whatever order the devices come in: only the outer half of the data axis crosses from one slice to the other."""
+    devices = [_InSlice(device, place % 2) for place, device in enumerate(jax.devices())]
+    assert (count_slices(devices), count_slices(jax.devices())) == (2, 1)
+    for sizes in ((2, 4, 1, 1), (4, 1, 1, 2), (8, 1, 1, 1), (2, 2, 2, 1)):
+        arranged = make_mesh(config.Mesh(*sizes), devices).devices
+        assert arranged.shape == sizes
+        assert [{device.slice_index for device in half.flat} for half in np.split(arranged, 2)] == [{0}, {1}]
+        assert {device.id for device in arranged.flat} == {device.id for device in devices}
 
 
-@pytest.mark.parametrize(
-    ("sections", "sizes", "sentence"),
-    [
-        (
-            {"global_batch": 12},
-            (2, 4, 1, 1),
-            r"^global_batch / execution\.accumulation=12 is not a multiple of 8 \(mesh\.data x mesh\.fsdp x mesh\.expert\): ",
-        ),
-        ({"model": tiny.MIXTURE, "global_batch": 12}, (2, 2, 2, 1), r"^global_batch / execution\.accumulation=12 is not a multiple of 8 "),
-        ({"execution": {"accumulation": 4}}, (2, 2, 1, 2), r"^global_batch / execution\.accumulation=2 is not a multiple of 4 "),
-        ({"evaluation": {"batch_size": 6}}, (1, 4, 1, 2), r"^evaluation\.batch_size=6 is not a multiple of 4 "),
-        ({"model": tiny.MIXTURE, "evaluation": {"batch_size": 6}}, (1, 2, 2, 2), r"^evaluation\.batch_size=6 is not a multiple of 4 "),
-        ({"model": {"n_heads": 6, "head_dim": 4}}, (1, 2, 1, 4), r"^model\.n_heads=6 is not a multiple of 4 \(mesh\.tensor\): "),
-        ({"model": {"d_ff": 50}}, (1, 2, 1, 4), r"^model\.d_ff=50 is not a multiple of 4 \(mesh\.tensor\): "),
-        ({"model": {"vocab_size": 303}}, (1, 4, 1, 2), r"^model\.vocab_size=303 is not a multiple of 2 \(mesh\.tensor\): "),
-        (
-            {"model": {"d_model": 36}},
-            (1, 4, 1, 2),
-            r"^model\.d_model=36 is not a multiple of 8 \(mesh\.fsdp x mesh\.expert x mesh\.tensor\): ",
-        ),
-        ({"model": _mixture(d_model=36)}, (1, 2, 4, 1), r"^model\.d_model=36 is not a multiple of 8 "),
-        ({"model": _mixture(n_experts=6)}, (1, 2, 4, 1), r"^model\.n_experts=6 is not a multiple of 4 \(mesh\.expert\): "),
-        ({"model": _mixture(d_shared=22)}, (1, 1, 2, 4), r"^model\.d_shared=22 is not a multiple of 4 \(mesh\.tensor\): "),
-        ({}, (1, 4, 2, 1), r"^mesh\.expert=2 but the model has no experts: set mesh\.expert=1, or model\.n_experts$"),
-    ],
-)
-def test_sizes_that_the_mesh_can_not_divide_are_refused(sections, sizes, sentence):
-    experiment = tiny.experiment(**sections)
-    with pytest.raises(ConfigError, match=sentence):
-        check_fit(experiment, _mesh(*sizes))
-    check_fit(experiment, _mesh(1, 1, 1, 1))
+class _InSlice:
+    """A CPU device that says in which slice it is."""
 
+    def __init__(self, device, slice_index):
+        self._device, self.slice_index = device, slice_index
 
-def test_key_and_value_heads_need_not_divide():
-    check_fit(tiny.experiment(model={"n_kv_heads": 1}), _mesh(1, 2, 1, 4))
+    def __getattr__(self, name):
+        return getattr(self._device, name)
 
 
 def test_an_axis_that_does_not_divide_is_replicated():
@@ -197,7 +157,7 @@ def test_outside_a_mesh_every_axis_has_one_part():
     x = jnp.arange(6.0).reshape(2, 3)
     for axis in ALL:
         assert (sharding.ways(axis), sharding.position(axis)) == (1, 0)
-        assert sharding.gather(x, axis, 1) is sharding.scatter_sum(x, axis, 0) is sharding.total(x, axis) is x
+        assert sharding.gather(x, axis, 1) is sharding.scatter_sum(x, axis, 0) is sharding.total(x, axis) is sharding.largest(x, axis) is x
     (same,) = sharding.shard_map(lambda x: (x,), [("batch", "width")], [("batch", "width")])(x)
     assert same is x
 
@@ -268,6 +228,20 @@ def test_total_sums_over_the_devices_of_an_axis(sizes):
 
     np.testing.assert_array_equal(_on(sizes, columns, [("batch", "hidden")], ("hidden",), x_BF), x_BF.sum(axis=0))
     np.testing.assert_array_equal(_on(sizes, rows, [("batch", "hidden")], ("batch",), x_BF), x_BF.sum(axis=1))
+
+
+@pytest.mark.parametrize("sizes", SPREAD)
+def test_largest_is_that_of_all_devices_of_an_axis(sizes):
+    x_BF = np.random.default_rng(0).permutation(32).reshape(8, 4)
+
+    def columns(x_BF):
+        return (sharding.largest(x_BF.max(axis=0), "batch"),)
+
+    def rows(x_BF):
+        return (sharding.largest(x_BF.max(axis=1), "hidden"),)
+
+    np.testing.assert_array_equal(_on(sizes, columns, [("batch", "hidden")], ("hidden",), x_BF), x_BF.max(axis=0))
+    np.testing.assert_array_equal(_on(sizes, rows, [("batch", "hidden")], ("batch",), x_BF), x_BF.max(axis=1))
 
 
 @pytest.mark.parametrize(("rows", "here"), [(8, 2), (6, 6)])

@@ -5,7 +5,7 @@ import time
 
 import jax
 
-from sparsecod_jax import counts
+from sparsecod_jax import counts, devices
 from sparsecod_jax.config import Experiment
 
 
@@ -18,12 +18,12 @@ class Progress:
         self._last = time.perf_counter()
         self._said = (step, seconds)  # step and seconds at the last console line
         self._flops = counts.flops_per_token(experiment.model, experiment.data.seq_len)
-        self._peak = counts.peak_flops(jax.devices()[0].device_kind)
+        self._device = devices.find(jax.devices()[0].device_kind)
 
     @property
     def convention(self) -> str:
         """What an MFU means here."""
-        return f"MFU counts {counts.FLOPS_CONVENTION}" if self._peak else "MFU n/a: the peak of this device is not known"
+        return f"MFU counts {counts.FLOPS_CONVENTION}" if self._device else "MFU n/a: the peak of this device is not known"
 
     def resume(self) -> None:
         """Leaves out the time since the last step: something else was done."""
@@ -38,7 +38,7 @@ class Progress:
 
     def mfu(self, tokens_per_second: float) -> float | None:
         """Share of the devices' peak, None where that is not known."""
-        return tokens_per_second * self._flops / (self._peak * jax.device_count()) if self._peak else None
+        return tokens_per_second * self._flops / (self._device.peak_flops * jax.device_count()) if self._device else None
 
     def line(self, metrics: dict) -> str:
         """One console line; its speed is the mean since the line before."""

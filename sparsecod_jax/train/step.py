@@ -6,6 +6,7 @@ B rows of the global batch, M microbatches, T positions, L blocks.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -20,9 +21,10 @@ from jax.sharding import PartitionSpec as P
 from sparsecod_jax.config import Experiment
 from sparsecod_jax.digest import array_digest
 from sparsecod_jax.model import Transformer
-from sparsecod_jax.model.loss import token_losses, windows
+from sparsecod_jax.model.loss import cross_entropy, windows
 from sparsecod_jax.model.router import auxiliary_loss
-from sparsecod_jax.sharding import batch_sharding, tree_shardings
+from sparsecod_jax.placement import choose_mesh, place
+from sparsecod_jax.sharding import batch_sharding, make_mesh, tree_shardings
 from sparsecod_jax.stats.router import summarise
 from sparsecod_jax.stats.taps import layer_norms
 from sparsecod_jax.train.optimizer import learning_rate, make_optimizer
@@ -72,7 +74,12 @@ class Program:
 
 
 def build(experiment: Experiment, mesh: jax.sharding.Mesh) -> Program:
-    """The program of `experiment` on `mesh`; nothing is computed or allocated yet."""
+    """The program of `experiment` on `mesh`, what it leaves open chosen; nothing is computed or allocated yet.
+
+    Raises:
+      ConfigError: mesh and experiment do not fit.
+    """
+    experiment = place(experiment, mesh)
     boxed = jax.eval_shape(partial(_initial_state, experiment))
     abstract_state = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -83,6 +90,11 @@ def build(experiment: Experiment, mesh: jax.sharding.Mesh) -> Program:
     integers = partial(jax.ShapeDtypeStruct, dtype=jnp.int32, sharding=batch_sharding(mesh))
     segments = integers((rows, length)) if experiment.model.document_masking else None
     return Program(experiment, mesh, abstract_state, Batch(integers((rows, length + 1)), segments))
+
+
+def build_on(experiment: Experiment, devices: Sequence[Any], slices: int = 0) -> Program:
+    """`build` on the mesh that suits these devices, in as many slices (0: as the devices say); raises what `choose_mesh` does."""
+    return build(experiment, make_mesh(choose_mesh(experiment, devices, slices), devices))
 
 
 def _initial_state(experiment: Experiment) -> TrainState:
@@ -137,10 +149,9 @@ def loss_and_gradients(experiment: Experiment, params, batch: Batch, *, with_mom
 
     def loss_fn(params, part: Batch):
         inputs_BT, targets_BT = windows(part.tokens)
-        logits_BTV, stats = model.apply({"params": params}, inputs_BT, part.segments)
-        losses_BT = token_losses(logits_BTV, targets_BT)
-        losses_BT = losses_BT if part.weights is None else losses_BT * part.weights
-        loss = losses_BT.sum() / valid
+        h_BTD, stats = model.apply({"params": params}, inputs_BT, part.segments, method="hidden")
+        weights_BT = jnp.ones(targets_BT.shape) if part.weights is None else part.weights
+        loss = cross_entropy(h_BTD, params["head"], targets_BT, weights_BT) / valid
         return loss + auxiliary_loss(experiment.model, stats) / accumulation, (loss, stats)
 
     gradient = jax.grad(loss_fn, has_aux=True)

@@ -1,0 +1,136 @@
+"""How are model and batch divided over these devices? What a config leaves open is chosen here; what can't work is refused."""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from sparsecod_jax import config, devices
+from sparsecod_jax.errors import ConfigError
+from sparsecod_jax.sharding import MESH_AXES, count_slices
+
+FSDP_WAYS = 32  # from 64 on the compiler for TPU gathers by all-reduce, which sends twice as much (docs/log.md)
+STREAM_SHARE = 1 / 8  # of a device's memory, for the residual stream that a microbatch leaves between blocks
+CUDNN_LARGEST_HEAD = 128
+
+
+def choose_mesh(experiment: config.Experiment, on: Sequence[Any], slices: int = 0) -> config.Mesh:
+    """The sizes of all axes for the devices `on`: those that the config gives, and for the others what divides model and batch.
+
+    Preferred are tensor 1, then expert 1, as FSDP communicates what computing hides best, then the largest fsdp up to FSDP_WAYS. Between
+    slices, which have a slow network between them, runs only the data axis.
+
+    Args:
+      slices: how many; 0 takes it from the devices.
+
+    Raises:
+      ConfigError: no mesh of these devices divides model and batch; names a size and an axis.
+    """
+    slices = slices or count_slices(on)
+    candidates = sorted(_candidates(experiment.mesh, len(on), slices), key=_preference)
+    if not candidates:
+        asked = ", ".join(f"mesh.{axis}={size}" for axis, size in dataclasses.asdict(experiment.mesh).items() if size)
+        among = f"{len(on)} devices here" if slices == 1 else f"{len(on)} devices here with data across {slices} slices"
+        raise ConfigError(f"{asked} does not multiply to the {among}: change the axes, or set one to 0 to have it chosen")
+    fitting = (mesh for mesh in candidates if _misfit(experiment, dataclasses.asdict(mesh)) is None)
+    chosen = next(fitting, None)
+    if chosen is None:
+        misfit = _misfit(experiment, dataclasses.asdict(candidates[0]))
+        others = f", as no other mesh of the {len(on)} devices fits either" if len(candidates) > 1 else ""
+        raise ConfigError(f"{misfit}: change one of them{others}")
+    return chosen
+
+
+def _candidates(asked: config.Mesh, count: int, slices: int) -> Iterator[config.Mesh]:
+    """Every mesh of `count` devices with the sizes that are asked for."""
+    divisors = [size for size in range(1, count + 1) if count % size == 0]
+    axes = ([getattr(asked, axis)] if getattr(asked, axis) else divisors for axis in MESH_AXES)
+    for sizes in itertools.product(*axes):
+        if math.prod(sizes) == count and sizes[0] % slices == 0:
+            yield config.Mesh(*sizes)
+
+
+def _preference(mesh: config.Mesh) -> tuple:
+    return mesh.tensor, mesh.expert, mesh.fsdp > FSDP_WAYS, mesh.data
+
+
+def place(experiment: config.Experiment, mesh: jax.sharding.Mesh) -> config.Experiment:
+    """The experiment with everything chosen that depends on the devices: mesh sizes, microbatches, attention kernel.
+
+    Raises:
+      ConfigError: the mesh does not divide model or batch, or its devices lack the kernel that the config names.
+    """
+    sizes = {axis: int(size) for axis, size in mesh.shape.items()}
+    misfit = _misfit(experiment, sizes)
+    if misfit:
+        raise ConfigError(f"{misfit}: change one of them")
+    device = mesh.devices.flat[0]
+    execution = dataclasses.replace(
+        experiment.execution,
+        accumulation=experiment.execution.accumulation or _accumulation(experiment, sizes, device.device_kind),
+        attention=_attention(experiment, device),
+    )
+    return dataclasses.replace(experiment, mesh=config.Mesh(**sizes), execution=execution)
+
+
+def _misfit(experiment: config.Experiment, sizes: dict[str, int]) -> str | None:
+    """The first thing that a mesh of those sizes can't divide."""
+    model = experiment.model
+    if sizes["expert"] > 1 and not model.n_experts:
+        return f"mesh.expert={sizes['expert']} but model.n_experts=0"
+    rows = experiment.global_batch // (experiment.execution.accumulation or 1)
+    for name, size, axes in (
+        ("global_batch / execution.accumulation", rows, ("data", "fsdp", "expert")),
+        ("model.n_heads", model.n_heads, ("tensor",)),
+        ("model.d_ff", model.d_ff, ("tensor",)),
+        ("model.d_shared", model.d_shared, ("tensor",)),
+        ("model.n_experts", model.n_experts, ("expert",)),
+        ("model.vocab_size", model.vocab_size, ("tensor",)),
+        ("model.d_model", model.d_model, ("fsdp", "expert", "tensor")),
+    ):
+        ways = math.prod(sizes[axis] for axis in axes)
+        if size % ways:
+            return f"{name}={size} is not a multiple of {ways} (mesh.{' x mesh.'.join(axes)})"
+    return None
+
+
+def _accumulation(experiment: config.Experiment, sizes: dict[str, int], device_kind: str) -> int:
+    """The fewest microbatches whose residual stream, kept once a block for the backward pass, takes at most STREAM_SHARE of a device."""
+    device = devices.find(device_kind)
+    if device is None:
+        return 1
+    model = experiment.model
+    rows = experiment.global_batch // (sizes["data"] * sizes["fsdp"] * sizes["expert"])
+    row_bytes = model.n_layers * experiment.data.seq_len * model.d_model * np.dtype(model.residual_dtype).itemsize
+    fits = (count for count in range(1, rows + 1) if rows % count == 0 and rows // count * row_bytes <= STREAM_SHARE * device.memory)
+    return next(fits, rows)
+
+
+def _attention(experiment: config.Experiment, device) -> config.AttentionKernel:
+    """The kernel that is asked for, or the platform's own where it serves the model's head size and dtype."""
+    asked, model = experiment.execution.attention, experiment.model
+    own = "splash" if device.platform == "tpu" else "cudnn" if device.device_kind.startswith("NVIDIA") else None
+    if asked in ("splash", "cudnn") and asked != own:
+        needed = {"splash": "a TPU", "cudnn": "an NVIDIA GPU"}[asked]
+        raise ConfigError(f"execution.attention={asked} needs {needed}, this is a {device.platform}: set execution.attention=auto")
+    if asked != "auto":
+        return asked
+    served = model.compute_dtype == "bfloat16" and (own != "cudnn" or model.head_dim <= CUDNN_LARGEST_HEAD)
+    return own if own and served else "xla"
+
+
+def describe(experiment: config.Experiment, asked: config.Experiment) -> str:
+    """One line for people: what was chosen for `asked`, and why."""
+    mesh, execution = experiment.mesh, experiment.execution
+    axes = " x ".join(f"{axis} {getattr(mesh, axis)}" for axis in MESH_AXES if getattr(mesh, axis) > 1) or "one device"
+    first_choice = {"data": 1, "fsdp": min(math.prod(dataclasses.asdict(mesh).values()), FSDP_WAYS), "expert": 1, "tensor": 1}
+    reason = "as asked" if asked.mesh == mesh else _misfit(asked, first_choice) or f"FSDP within a slice, at most {FSDP_WAYS} ways"
+    rows = experiment.global_batch // (execution.accumulation * mesh.data * mesh.fsdp * mesh.expert)
+    return (
+        f"mesh {axes} ({reason}); {execution.accumulation} microbatches of {rows} rows a device;"
+        f" remat {execution.remat}; attention by {execution.attention}"
+    )

@@ -1,0 +1,214 @@
+"""Will it fit and compile on that pod? The real train step, compiled ahead of time for a named topology, from a CPU."""
+
+import dataclasses
+import re
+import time
+from collections.abc import Iterator
+from typing import Any, get_args
+
+import jax
+from etils import epath
+
+from sparsecod_jax import config, counts, devices, hlo, placement, topologies
+from sparsecod_jax.config import Experiment
+from sparsecod_jax.errors import ConfigError
+from sparsecod_jax.files import write_json
+from sparsecod_jax.topologies import Topology
+from sparsecod_jax.train.step import Program, build_on
+
+GIB = devices.GIB
+OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes of one device."""
+
+    arguments: int  # state and batch
+    temporaries: int  # None of it is left after a step
+    limit: float
+
+    @property
+    def peak(self) -> int:
+        return self.arguments + self.temporaries
+
+    @property
+    def fits(self) -> bool:
+        return self.peak <= self.limit
+
+
+def plan_all(experiment: Experiment, names: list[str], mfu: float, out: str | None, *, every_remat: bool = False) -> None:
+    """Prints a plan for each topology, and writes all to the JSON file `out`.
+
+    Args:
+      every_remat: also compiles every remat policy, so that the one that recomputes least can be chosen among those that fit.
+
+    Raises:
+      ConfigError: as `plan` does.
+    """
+    if not 0 < mfu <= 1:
+        raise ConfigError(f"--mfu={mfu} is not a share of the peak: use a number above 0 and up to 1, such as 0.4")
+    jax.config.update("jax_platforms", "cpu")  # the chips that are compiled for are not here
+    found = []
+    for name in names:
+        found.append(plan(experiment, name, mfu))
+        if every_remat:
+            found[-1]["remat"] = every_remat_policy(experiment, topologies.find(name))
+        print(report(found[-1]), flush=True)
+        if out:
+            write_json(epath.Path(out), found)
+
+
+def plan(experiment: Experiment, name: str, mfu: float) -> dict[str, Any]:
+    """What `experiment` needs on the topology `name`, as plain JSON values.
+
+    Args:
+      mfu: assumed model FLOPs utilisation, for step time and chip-hours.
+
+    Raises:
+      ConfigError: there is no such topology, or no mesh of it divides model and batch.
+    """
+    topology = topologies.find(name)
+    program = build_on(experiment, topology.devices, topology.slices)
+    found = {
+        "topology": name,
+        "devices": len(topology.devices),
+        "slices": topology.slices,
+        "device_kind": topology.devices[0].device_kind,
+        "placement": placement.describe(program.experiment, experiment),
+        "mesh": dataclasses.asdict(program.experiment.mesh),
+        "execution": dataclasses.asdict(program.experiment.execution),
+        **budget(experiment, topology, mfu),
+        **compiled(program, topology),
+    }
+    if not found["fits"]:
+        found["change"] = smallest_change(program.experiment, topology)
+    return found
+
+
+def budget(experiment: Experiment, topology: Topology, mfu: float) -> dict[str, Any]:
+    """What follows from sizes alone."""
+    device = devices.find(topology.devices[0].device_kind)
+    assert device, "every topology that can be named is in the table of devices"
+    flops = counts.flops_per_token(experiment.model, experiment.data.seq_len) * experiment.tokens_per_step
+    seconds = flops / (len(topology.devices) * device.peak_flops * mfu)
+    return {
+        "parameters": dataclasses.asdict(counts.parameters(experiment.model)),
+        "tokens": experiment.steps * experiment.tokens_per_step,
+        "flops_per_step": flops,
+        "flops_convention": counts.FLOPS_CONVENTION,
+        "assumed_mfu": mfu,
+        "step_seconds": seconds,
+        "chip_hours": seconds * experiment.steps * len(topology.devices) / 3600,
+    }
+
+
+def compiled(program: Program, topology: Topology) -> dict[str, Any]:
+    """Memory, collectives and compile time of the programs that a run alternates between; out of memory is a finding."""
+    leaves = jax.tree.leaves(program.abstract_state)
+    state = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+    found: dict[str, Any] = {"checkpoint_bytes": state, "fits": True, "compile_seconds": 0.0}
+    moments = [False, True] if program.experiment.log.moments_every else [False]
+    for with_moments in moments:
+        began = time.perf_counter()
+        memory, text, reason = _compile(program, topology, with_moments)
+        found["compile_seconds"] += time.perf_counter() - began
+        if memory and memory.peak > found.get("memory", {}).get("peak", 0):
+            found["memory"] = {**dataclasses.asdict(memory), "peak": memory.peak}
+        if text and not with_moments:
+            found["collectives"] = {kind: dataclasses.asdict(traffic) for kind, traffic in hlo.collectives(text).items()}
+        if reason:
+            return found | {"fits": False, "reason": reason}
+    return found
+
+
+def _compile(program: Program, topology: Topology, with_moments: bool) -> tuple[Memory | None, str, str]:
+    """Memory, the compiled text, and why it does not fit."""
+    limit = devices.find(topology.devices[0].device_kind).memory  # pyright: ignore[reportOptionalMemberAccess]
+    try:
+        executable = program.lower(with_moments=with_moments).compile()
+    except jax.errors.JaxRuntimeError as error:
+        if OUT_OF_MEMORY not in str(error):
+            raise
+        return None, "", re.sub(r"\s+", " ", str(error).splitlines()[0])
+    analysis = executable.memory_analysis()
+    assert analysis, "every compiler named in `topologies` analyses memory"
+    memory = Memory(analysis.argument_size_in_bytes, analysis.temp_size_in_bytes, limit)
+    reason = "" if memory.fits else f"arguments and temporaries take {memory.peak / GIB:.1f} of {limit / GIB:.1f} GiB"
+    return memory, executable.as_text() or "", reason
+
+
+def smallest_change(experiment: Experiment, topology: Topology) -> str:
+    """The first of `_changes` that fits, as overrides of the config; or that none does."""
+    for changes in _changes(experiment):
+        sections = {"execution": {}, "mesh": {}}
+        for name, value in changes.items():
+            section, field = name.split(".")
+            sections[section][field] = value
+        changed = dataclasses.replace(
+            experiment, **{name: dataclasses.replace(getattr(experiment, name), **fields) for name, fields in sections.items()}
+        )
+        try:
+            program = build_on(changed, topology.devices, topology.slices)
+        except ConfigError:
+            continue
+        if compiled(program, topology)["fits"]:
+            return " ".join(f"--config.{name}={value}" for name, value in changes.items())
+    return "none of microbatch, remat and fsdp makes it fit: take a larger slice"
+
+
+def every_remat_policy(experiment: Experiment, topology: Topology) -> dict[str, dict[str, Any]]:
+    """Memory, or why it does not fit, by remat policy."""
+    found = {}
+    for policy in get_args(config.Remat):
+        execution = dataclasses.replace(experiment.execution, remat=policy)
+        program = build_on(dataclasses.replace(experiment, execution=execution), topology.devices, topology.slices)
+        found[policy] = {name: value for name, value in compiled(program, topology).items() if name in ("fits", "memory", "reason")}
+    return found
+
+
+def _changes(experiment: Experiment) -> Iterator[dict[str, Any]]:
+    """Smaller microbatches first, which cost least, then full remat, then data-parallel replicas turned into shards, each with one row."""
+    mesh, execution = experiment.mesh, experiment.execution
+    rows = experiment.global_batch // (mesh.data * mesh.fsdp * mesh.expert)
+    smaller = [count for count in range(execution.accumulation + 1, rows + 1) if rows % count == 0]
+    for accumulation in smaller:
+        yield {"execution.accumulation": accumulation}
+    remat = {} if execution.remat == "full" else {"execution.remat": "full"}
+    if remat:
+        for accumulation in [execution.accumulation, *smaller]:
+            yield {"execution.accumulation": accumulation, **remat}
+    for data in range(mesh.data - 1, 0, -1):
+        if mesh.data % data == 0:
+            wider = {"mesh.data": data, "mesh.fsdp": mesh.fsdp * mesh.data // data}
+            yield {**wider, **remat, "execution.accumulation": rows}
+
+
+def report(found: dict[str, Any]) -> str:
+    """A plan as a few lines for people."""
+    sent = [f"{kind} {each['count']} x, {each['bytes'] / 1e9:.2f} GB" for kind, each in sorted(found.get("collectives", {}).items())]
+    parameters = found["parameters"]
+    return "\n".join(
+        [
+            f"{found['topology']}: {found['devices']} x {found['device_kind']}",
+            f"  {found['placement']}",
+            f"  {_verdict(found)}",
+            *([] if found["fits"] else [f"  smallest change: {found['change']}"]),
+            f"  {parameters['total']:,} parameters, {parameters['activated']:,} activated;"
+            f" checkpoint {found['checkpoint_bytes'] / 1e9:.1f} GB",
+            f"  collectives of a step on a chip: {'; '.join(sent) or 'none'}",
+            f"  {found['flops_per_step']:.3g} FLOPs a step ({found['flops_convention']})",
+            f"  at MFU {found['assumed_mfu']:.0%}: {found['step_seconds']:.2f} s a step,"
+            f" {found['chip_hours']:,.0f} chip-hours for {found['tokens']:,} tokens",
+            f"  compiled in {found['compile_seconds']:.0f} s",
+            *(f"  remat {policy}: {_verdict(each)}" for policy, each in found.get("remat", {}).items()),
+        ]
+    )
+
+
+def _verdict(found: dict[str, Any]) -> str:
+    if not found["fits"]:
+        return f"does not fit: {found['reason']}"
+    memory = found["memory"]
+    peak, limit, arguments, temporaries = (memory[name] / GIB for name in ("peak", "limit", "arguments", "temporaries"))
+    return f"fits: peak {peak:.2f} of {limit:.2f} GiB a chip (arguments {arguments:.2f}, temporaries {temporaries:.2f})"

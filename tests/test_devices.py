@@ -1,0 +1,32 @@
+"""What is known of a device, by the name that jax gives it."""
+
+import pytest
+
+from sparsecod_jax import devices
+from sparsecod_jax.devices import GIB
+
+
+@pytest.mark.parametrize(
+    ("kind", "peak", "gibibytes"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12, 79),
+        ("NVIDIA H200", 989e12, 139),
+        ("NVIDIA GH200 480GB", 989e12, 94),
+        ("NVIDIA A100-SXM4-80GB", 312e12, 39),  # at least
+        ("nvidia a100-pcie-40gb", 312e12, 39),
+        ("TPU v4", 275e12, 30.75),
+        ("TPU v5 lite", 197e12, 15.75),
+        ("TPU v5e", 197e12, 15.75),
+        ("TPU v5", 459e12, 95.74),
+        ("TPU v5p", 459e12, 95.74),
+        ("TPU v6 lite", 918e12, 31.25),
+        ("TPU v6e", 918e12, 31.25),
+    ],
+)
+def test_devices_that_are_known(kind, peak, gibibytes):
+    assert devices.find(kind) == devices.Device(peak, gibibytes * GIB)
+
+
+@pytest.mark.parametrize("kind", ["NVIDIA RTX A1000", "NVIDIA GeForce RTX 4090", "TPU v3", "TPU v7x", "cpu", ""])
+def test_of_others_nothing_is_said(kind):
+    assert devices.find(kind) is None

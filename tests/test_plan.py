@@ -1,0 +1,157 @@
+"""What a run needs on devices that are not here: on the eight CPU devices as if they were rented, and compiled for TPUs and GPUs."""
+
+import dataclasses
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import jax
+import pytest
+import tiny
+
+from sparsecod_jax import config, counts, devices, plan, topologies
+from sparsecod_jax.cli import main
+from sparsecod_jax.config_file import load
+from sparsecod_jax.topologies import Topology
+from sparsecod_jax.train.loop import train
+from sparsecod_jax.train.step import Program
+
+ROOT = Path(__file__).resolve().parents[1]
+GENEROUS = 64 * 2**30
+
+
+@pytest.fixture
+def rent(monkeypatch):
+    """Lets the CPU devices here be known, by their memory, and be planned for as "here"."""
+
+    def known(memory, count=8, slices=1):
+        monkeypatch.setattr(devices, "DEVICES", {"cpu": devices.Device(1e12, memory)})
+        monkeypatch.setattr(topologies, "find", lambda name: Topology(jax.devices()[:count], slices))
+
+    return known
+
+
+def test_a_plan_of_a_tiny_run(rent):
+    rent(GENEROUS)
+    experiment = tiny.experiment(execution={"accumulation": 0, "attention": "auto"})
+    found = plan.plan(experiment, "here", 0.25)
+    assert json.loads(json.dumps(found)) == found
+    assert (found["topology"], found["devices"], found["slices"], found["device_kind"]) == ("here", 8, 1, "cpu")
+    assert found["mesh"] == {"data": 1, "fsdp": 8, "expert": 1, "tensor": 1}
+    assert (found["execution"]["accumulation"], found["execution"]["attention"]) == (1, "xla")
+    assert found["placement"].startswith("mesh fsdp 8 (FSDP within a slice, at most 32 ways); 1 microbatches of 1 rows a device; ")
+    sizes = counts.parameters(experiment.model)
+    assert found["parameters"] == dataclasses.asdict(sizes)
+    assert found["checkpoint_bytes"] == 3 * 4 * sizes.total + 3 * 4  # weights, two moments; step, skipped, Adam's count
+    assert found["tokens"] == 6 * 8 * 32
+    flops = counts.flops_per_token(experiment.model, 32) * 8 * 32
+    assert (found["flops_per_step"], found["assumed_mfu"]) == (flops, 0.25)
+    assert found["step_seconds"] == pytest.approx(flops / (8 * 1e12 * 0.25))
+    assert found["chip_hours"] == pytest.approx(6 * flops / (1e12 * 0.25) / 3600)
+    assert found["fits"]
+    assert "change" not in found
+    memory = found["memory"]
+    assert found["checkpoint_bytes"] / 8 < memory["arguments"] < found["checkpoint_bytes"] / 4
+    assert memory["peak"] == memory["arguments"] + memory["temporaries"]
+    assert memory["limit"] == GENEROUS
+    assert {"all-gather", "all-reduce"} <= set(found["collectives"])
+    with_moments = plan.plan(dataclasses.replace(experiment, log=config.Log(moments_every=2)), "here", 0.25)
+    assert with_moments["memory"]["temporaries"] > memory["temporaries"]  # the costlier of the two programs counts
+    assert with_moments["collectives"] == found["collectives"]  # those of an ordinary step
+
+
+def _too_large(rent, experiment, memory, count=1):
+    """The plan of an experiment for CPU devices on which it does not fit; what it proposes has been applied and fits."""
+    rent(memory, count)
+    found = plan.plan(experiment, "here", 0.4)
+    assert not found["fits"]
+    assert re.fullmatch(r"arguments and temporaries take \d\.\d of \d\.\d GiB", found["reason"])
+    assert f"does not fit: {found['reason']}\n  smallest change: {found['change']}\n" in plan.report(found)
+    changed = load(str(ROOT / "configs/smoke.py"), [*tiny.flags(experiment), *found["change"].split()])
+    assert plan.plan(changed, "here", 0.4)["fits"]
+    return found["change"]
+
+
+def _needs(rent, experiment, count=1):
+    rent(GENEROUS, count)
+    return plan.plan(experiment, "here", 0.4)["memory"]
+
+
+def test_what_does_not_fit_is_a_finding_and_smaller_microbatches_the_first_change(rent):
+    experiment = tiny.experiment(model={"n_layers": 12}, data={"seq_len": 128})
+    memory = _needs(rent, experiment)
+    assert _too_large(rent, experiment, 0.9 * memory["temporaries"] + memory["arguments"]) == "--config.execution.accumulation=2"
+
+
+def test_full_remat_is_the_next_change(rent):
+    experiment = tiny.experiment(model={"n_layers": 12}, data={"seq_len": 128}, global_batch=1, execution={"remat": "none"})
+    memory = _needs(rent, experiment)
+    change = "--config.execution.accumulation=1 --config.execution.remat=full"
+    assert _too_large(rent, experiment, 0.5 * memory["temporaries"] + memory["arguments"]) == change
+
+
+def test_replicas_that_become_shards_are_the_last_change(rent):
+    experiment = tiny.experiment(model={"d_model": 64}, mesh={"data": 8})
+    memory = _needs(rent, experiment, 8)
+    change = "--config.mesh.data=4 --config.mesh.fsdp=2 --config.execution.accumulation=1"
+    assert _too_large(rent, experiment, 0.8 * memory["arguments"] + memory["temporaries"], 8) == change
+
+
+def test_where_nothing_helps_a_larger_slice_is_proposed(rent):
+    rent(1000, count=1)
+    found = plan.plan(tiny.experiment(global_batch=1), "here", 0.4)
+    assert not found["fits"]
+    assert found["change"] == "none of microbatch, remat and fsdp makes it fit: take a larger slice"
+
+
+def test_plan_and_train_lower_to_the_same_text(rent, tokens, tmp_path, monkeypatch):
+    rent(GENEROUS)
+    lower, texts = Program.lower, []
+
+    def recorded(program, *, with_moments):
+        lowered = lower(program, with_moments=with_moments)
+        texts.append((with_moments, lowered.as_text()))
+        return lowered
+
+    monkeypatch.setattr(Program, "lower", recorded)
+    chosen = {"accumulation": 0, "attention": "auto"}
+    sections = {"data": {"path": str(tokens)}, "execution": chosen, "evaluation": {"max_tokens": 256}, "log": {"moments_every": 2}}
+    experiment = tiny.experiment(**sections)
+    train(experiment, str(tmp_path / "run"))
+    trained = dict(texts)
+    texts.clear()
+    plan.plan(experiment, "here", 0.4)
+    assert set(trained) == {False, True}
+    assert dict(texts) == trained
+
+
+def _refused(capsys, *words):
+    """What the command line says when it refuses to plan."""
+    with pytest.raises(SystemExit) as ended:
+        main(["plan", f"--config={ROOT}/configs/smoke.py", *words])
+    said = capsys.readouterr()
+    assert (ended.value.code, said.out, said.err.count("\n")) == (78, "", 1)
+    return said.err.removeprefix("sparsecod plan: ").strip()
+
+
+def test_mistakes_are_refused_in_one_sentence(capsys, tmp_path, monkeypatch):
+    out = f"--out={tmp_path}/plans.json"
+    assert _refused(capsys, "--topology=v5p:4", out).startswith("--topology=v5p:4 is not known: write it like v4:2x2x2, ")
+    for mfu in ("0", "1.5", "-0.4", "nan"):
+        sentence = f"--mfu={float(mfu)} is not a share of the peak: use a number above 0 and up to 1, such as 0.4"
+        assert _refused(capsys, "--topology=v5e:2x2", f"--mfu={mfu}", out) == sentence
+    installed = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda wanted: None if wanted == "libtpu" else installed(wanted))
+    assert _refused(capsys, "--topology=v5e:2x2", out) == "compiling for a TPU needs its compiler: pip install 'sparsecod-jax[tpu]'"
+    assert not list(tmp_path.iterdir())
+
+
+def test_plans_are_printed_and_written(rent, capsys, tmp_path):
+    rent(GENEROUS, count=1)
+    flags = tiny.flags(tiny.experiment(model={"n_layers": 1}))
+    main(["plan", f"--config={ROOT}/configs/smoke.py", "--topology=here", "--topology=there", f"--out={tmp_path}/plans.json", *flags])
+    printed = capsys.readouterr().out
+    assert re.findall(r"^(\w+): 1 x cpu$", printed, re.MULTILINE) == ["here", "there"]
+    assert printed.count("fits: peak 0.00 of 64.00 GiB a chip") == 2
+    assert [found["topology"] for found in json.loads((tmp_path / "plans.json").read_text())] == ["here", "there"]
