@@ -7,12 +7,11 @@ from collections.abc import Iterator
 from typing import Any, get_args
 
 import jax
-from etils import epath
 
 from sparsecod_jax import config, counts, devices, hlo, placement, topologies
 from sparsecod_jax.config import Experiment
 from sparsecod_jax.errors import ConfigError
-from sparsecod_jax.files import write_json
+from sparsecod_jax.files import absolute, write_json
 from sparsecod_jax.topologies import Topology
 from sparsecod_jax.train.step import Program, build_on
 
@@ -49,14 +48,17 @@ def plan_all(experiment: Experiment, names: list[str], mfu: float, out: str | No
     if not 0 < mfu <= 1:
         raise ConfigError(f"--mfu={mfu} is not a share of the peak: use a number above 0 and up to 1, such as 0.4")
     jax.config.update("jax_platforms", "cpu")  # the chips that are compiled for are not here
+    target = absolute(out) if out else None
+    if target:
+        target.parent.mkdir(parents=True, exist_ok=True)  # now, as compiling takes minutes
     found = []
     for name in names:
         found.append(plan(experiment, name, mfu))
         if every_remat:
             found[-1]["remat"] = every_remat_policy(experiment, topologies.find(name))
         print(report(found[-1]), flush=True)
-        if out:
-            write_json(epath.Path(out), found)
+        if target:
+            write_json(target, found)
 
 
 def plan(experiment: Experiment, name: str, mfu: float) -> dict[str, Any]:

@@ -9,15 +9,18 @@ from pathlib import Path
 import jax
 import pytest
 import tiny
+from compilers import needs_gpu_compiler, needs_tpu_compiler
 
 from sparsecod_jax import config, counts, devices, plan, topologies
 from sparsecod_jax.cli import main
 from sparsecod_jax.config_file import load
+from sparsecod_jax.model import attention, block, layers, loss, transformer
 from sparsecod_jax.topologies import Topology
 from sparsecod_jax.train.loop import train
 from sparsecod_jax.train.step import Program
 
 ROOT = Path(__file__).resolve().parents[1]
+MIB = 2**20
 GENEROUS = 64 * 2**30
 
 
@@ -155,3 +158,83 @@ def test_plans_are_printed_and_written(rent, capsys, tmp_path):
     assert re.findall(r"^(\w+): 1 x cpu$", printed, re.MULTILINE) == ["here", "there"]
     assert printed.count("fits: peak 0.00 of 64.00 GiB a chip") == 2
     assert [found["topology"] for found in json.loads((tmp_path / "plans.json").read_text())] == ["here", "there"]
+
+
+def _paper(name, *overrides):
+    """A published config, made small, its costly statistics left out; the vocabulary stays, as most memory goes by it."""
+    flags = ["model.d_model=512", "model.n_heads=4", "model.n_layers=2", "log.moments_every=0", *overrides]
+    return load(f"{ROOT}/configs/{name}.py:paper", [f"--config.{flag}" for flag in flags])
+
+
+def _dense():
+    return _paper("dense_1b", "model.d_ff=2048")
+
+
+def _mixture():
+    sizes = {"model.d_ff": 512, "model.d_shared": 512, "model.n_experts": 4, "model.top_k": 2, "data.seq_len": 256, "global_batch": 64}
+    return _paper("moe_400m_2b", *(f"{name}={size}" for name, size in sizes.items()))
+
+
+def _check(found, shards, temporaries, kinds):
+    """State and batch are spread over the shards; temporaries stay below so many bytes; nothing else is sent than is meant to be."""
+    assert found["fits"]
+    assert found["memory"]["arguments"] < 1.02 * found["checkpoint_bytes"] / shards
+    assert found["memory"]["temporaries"] < temporaries
+    assert set(found["collectives"]) == kinds
+
+
+@needs_tpu_compiler
+def test_a_dense_model_on_16_tpus():
+    """Parameters are gathered and gradients scattered; some of it piece by piece, beside the products, by permutes."""
+    found = plan.plan(_dense(), "v5e:4x4", 0.4)
+    assert found["mesh"] == {"data": 1, "fsdp": 16, "expert": 1, "tensor": 1}
+    assert found["execution"]["attention"] == "splash"
+    _check(found, 16, 1000 * MIB, {"all-gather", "all-reduce", "collective-permute"})
+
+
+@needs_tpu_compiler
+def test_a_mixture_on_two_slices():
+    """Within a slice parameters are gathered and gradients scattered; between slices goes each gradient, once."""
+    found = plan.plan(_mixture(), "v5p:2x2x1*2", 0.4)
+    assert found["mesh"] == {"data": 2, "fsdp": 4, "expert": 1, "tensor": 1}
+    _check(found, 4, 850 * MIB, {"all-gather", "all-reduce", "reduce-scatter", "send"})
+    gradients = 4 * found["parameters"]["total"] / 4  # bytes of float32, spread over fsdp
+    assert found["collectives"]["send"]["bytes"] < 1.05 * gradients
+
+
+ON_GPUS = {"all-gather", "all-reduce", "reduce-scatter"}
+
+
+@needs_gpu_compiler
+def test_a_dense_model_on_the_gpus_of_a_host():
+    found = plan.plan(_dense(), "h100:8", 0.4)
+    assert found["mesh"] == {"data": 1, "fsdp": 8, "expert": 1, "tensor": 1}
+    assert found["execution"]["attention"] == "cudnn"
+    _check(found, 8, 1450 * MIB, ON_GPUS)
+
+
+@needs_gpu_compiler
+def test_a_lost_constraint_is_seen(monkeypatch):
+    for module in (attention, block, layers, transformer):
+        monkeypatch.setattr(module, "constrain", lambda x, *axes: x)
+    found = plan.plan(_dense(), "h100:8", 0.4)
+    with pytest.raises(AssertionError, match="all-to-all"):
+        _check(found, 8, 1450 * MIB, ON_GPUS)
+
+
+@needs_gpu_compiler
+def test_logits_of_all_positions_are_seen(monkeypatch):
+    monkeypatch.setattr(loss, "LOGITS", 2**40)
+    found = plan.plan(_dense(), "h100:8", 0.4)
+    with pytest.raises(AssertionError, match="temporaries"):
+        _check(found, 8, 1450 * MIB, ON_GPUS)
+
+
+@needs_tpu_compiler
+def test_memory_that_a_compiler_runs_out_of_is_a_finding():
+    sizes = {"model.d_model": 128, "model.n_heads": 1, "model.d_ff": 256, "model.n_layers": 32, "model.vocab_size": 1024}
+    flags = [*(f"{name}={size}" for name, size in sizes.items()), "data.seq_len=4096", "global_batch=1024", "execution.accumulation=1"]
+    found = plan.plan(_paper("dense_1b", *flags), "v5e:2x2", 0.4)
+    assert not found["fits"]
+    assert re.fullmatch(r"RESOURCE_EXHAUSTED: [^\n]*\(2\d\.\d+G\) exceeds available HBM \(15\.75G\)\.", found["reason"])
+    assert found["change"] == "--config.execution.accumulation=2"

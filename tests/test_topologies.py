@@ -5,17 +5,14 @@ import re
 
 import numpy as np
 import pytest
+from compilers import needs_gpu_compiler, needs_tpu_compiler
 
 from sparsecod_jax import config, devices, topologies
 from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.sharding import count_slices, make_mesh
 
-needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="the extra tpu is not installed")
-needs_cuda = pytest.mark.skipif(importlib.util.find_spec("jax_cuda13_plugin") is None, reason="the extra gpu is not installed")
 
-
-@needs_libtpu
-@pytest.mark.aot
+@needs_tpu_compiler
 @pytest.mark.parametrize(
     ("name", "count", "slices", "kind", "gibibytes"),
     [
@@ -36,15 +33,13 @@ def test_tpus(name, count, slices, kind, gibibytes):
     assert known.memory == gibibytes * devices.GIB
 
 
-@needs_libtpu
-@pytest.mark.aot
+@needs_tpu_compiler
 def test_two_slices_are_the_halves_of_the_data_axis():
     arranged = make_mesh(config.Mesh(4, 4, 1, 1), topologies.find("v5p:2x2x2*2").devices).devices
     assert [{device.slice_index for device in half.flat} for half in np.split(arranged, 2)] == [{0}, {1}]
 
 
-@needs_cuda
-@pytest.mark.aot
+@needs_gpu_compiler
 @pytest.mark.parametrize(("name", "count", "hosts"), [("h100:1", 1, 1), ("h100:8", 8, 1), ("h100:4x8", 32, 4)])
 def test_gpus(name, count, hosts):
     found = topologies.find(name)
@@ -67,8 +62,7 @@ def test_other_names_are_refused(name):
     )
 
 
-@needs_libtpu
-@pytest.mark.aot
+@needs_tpu_compiler
 @pytest.mark.parametrize("name", ["v5e:3x3", "v5e:1x1", "v4:1x1x1"])
 def test_slices_that_are_not_built_are_refused(name):
     with pytest.raises(ConfigError) as refused:

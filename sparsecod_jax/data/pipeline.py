@@ -4,6 +4,7 @@ One global stream, whatever the number of processes: shuffle by seed and epoch, 
 each process reads those that its devices hold. The position in the stream is one number, so nothing else needs to be saved.
 """
 
+import concurrent.futures
 from collections.abc import Iterator
 from typing import Any
 
@@ -62,15 +63,19 @@ def evaluation_batches(windows: Windows, batch: int, rows: np.ndarray, max_token
     total = windows.total_tokens - 1
     windows_in_all = -(-total // length)
     count = -(-min(total, max_tokens or total) // length)
-    for first in range(0, count, batch):
-        tokens = np.zeros((len(rows), length + 1), np.int32)
-        weights = np.zeros((len(rows), length), np.float32)
-        for place, number in enumerate(first + rows[first + rows < count]):
-            index = int(number) * windows_in_all // count
-            window = windows.tokens(index * length, (index + 1) * length + 1)
-            tokens[place, : len(window)] = window
-            weights[place, : len(window) - 1] = 1
-        yield tokens, weights
+
+    def window(number: int) -> np.ndarray:
+        index = int(number) * windows_in_all // count
+        return windows.tokens(index * length, (index + 1) * length + 1)
+
+    with concurrent.futures.ThreadPoolExecutor(READING.num_threads) as pool:
+        for first in range(0, count, batch):
+            tokens = np.zeros((len(rows), length + 1), np.int32)
+            weights = np.zeros((len(rows), length), np.float32)
+            for place, held_out in enumerate(pool.map(window, first + rows[first + rows < count])):
+                tokens[place, : len(held_out)] = held_out
+                weights[place, : len(held_out) - 1] = 1
+            yield tokens, weights
 
 
 def segments(tokens_BT: np.ndarray, eos_id: int) -> np.ndarray:

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from sparsecod_jax import config, counts, placement
+from sparsecod_jax import config, counts, files, placement
 from sparsecod_jax.checkpoint import Checkpointer
 from sparsecod_jax.data import pipeline
 from sparsecod_jax.data.store import Manifest, Windows, read_manifest
@@ -42,15 +42,15 @@ def train(experiment: config.Experiment, workdir: str, *, profile: bool = False)
       Preempted: SIGTERM came; a checkpoint was committed.
       Diverged: too many updates were not finite.
     """
-    run, directory = RunDir(epath.Path(workdir)), epath.Path(experiment.data.path)
+    run, directory = RunDir(files.absolute(workdir)), files.absolute(experiment.data.path)
     data = together(lambda: read_manifest(directory, prepare_command(experiment)))
     _check_same_everywhere(experiment, data)
     fields = identity_fields(experiment, data.fingerprint)
     if final := first_decides(lambda: _finished(run, fields)):
         return final
-    program = build_on(experiment, jax.devices())
     _check_platform(experiment)
     _check_data(experiment, data)
+    program = build_on(experiment, jax.devices())
     with contextlib.ExitStack() as claimed:
         attempt = Attempt(run, first_decides(lambda: claimed.enter_context(claim(run)).number))
         first_decides(lambda: write_json(run.config, config.to_dict(experiment)))
@@ -158,7 +158,7 @@ class _Run:
             note(f"training steps {start + 1} to {experiment.steps}; {self.progress.convention}")
             for step in range(start + 1, experiment.steps + 1):
                 if profile and step == start + PROFILED_STEPS.start:
-                    profiler.enter_context(jax.profiler.trace(os.fspath(self.run.profile)))
+                    self._profile(profiler)
                 if step == start + PROFILED_STEPS.stop:
                     profiler.close()
                 with_moments = self._due(step, experiment.log.moments_every)
@@ -213,6 +213,12 @@ class _Run:
         note(f"compiled in {seconds:.1f} s")
         self.progress.resume()
 
+    def _profile(self, open_while_it_lasts: contextlib.ExitStack) -> None:
+        mirror = files.Mirror(self.run.profile)
+        open_while_it_lasts.callback(mirror.close)
+        open_while_it_lasts.callback(mirror.upload)
+        open_while_it_lasts.enter_context(jax.profiler.trace(os.fspath(mirror.path)))
+
     @staticmethod
     def _due(step: int, every: int) -> bool:
         return every > 0 and step % every == 0
@@ -245,8 +251,7 @@ class _Run:
             raise Diverged(f"{skipped} updates up to step {step} were not finite, {budget} are allowed: lower optimizer.peak_lr")
 
     def _save(self, step: int, state: TrainState) -> None:
-        first_decides(self.attempt.check_still_owner)
-        first_decides(lambda: self.writers.sync())  # only the first has writers
+        first_decides(lambda: self.writers.sync())  # only the first has writers; raises Fenced
         record = {
             "config": config.to_dict(self.experiment),
             "next_example": step * self.experiment.global_batch,

@@ -225,7 +225,7 @@ def test_too_many_updates_that_are_not_finite_end_the_run(tokens, tmp_path):
     [
         ({"data": {"path": "nowhere"}}, r"run `sparsecod data --source=sotu --tokenizer=bpe --vocab_size=304 --out=nowhere`"),
         ({"mesh": config.Mesh(3, 1, 1, 1)}, r"does not multiply to the 8 devices"),
-        ({"global_batch": 12}, r"global_batch / execution.accumulation=12 is not a multiple of 8"),
+        ({"global_batch": 12, "mesh": config.Mesh(1, 8, 1, 1)}, r"global_batch / execution.accumulation=12 is not a multiple of 8"),
         ({"model": {"vocab_size": 296}}, r"smaller than the tokenizer's 300"),
         ({"data": {"seq_len": 10**6}}, r"data.seq_len=1000000 is longer than"),
         ({"execution": {"attention": "cudnn"}, "model": {"compute_dtype": "bfloat16"}}, r"needs an NVIDIA GPU, this is a cpu"),

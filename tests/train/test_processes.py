@@ -22,7 +22,8 @@ SAME = ("step", "tokens", "first_example", "batch_digest")
 
 def _experiment(tokens, **sections):
     sections["data"] = {"path": str(tokens), **sections.get("data", {})}
-    return tiny.experiment(**{"steps": STEPS, "global_batch": BATCH, "mesh": config.Mesh(1, DEVICES, 1, 1), **sections})
+    sections = {"mesh": config.Mesh(1, DEVICES, 1, 1), "evaluation": {"max_tokens": 1000}, **sections}
+    return tiny.experiment(**{"steps": STEPS, "global_batch": BATCH, **sections})
 
 
 def _lines(workdir):
@@ -139,8 +140,12 @@ def test_sigterm_to_one_stops_all_and_a_second_job_is_turned_away(tokens, tmp_pa
     experiment = _experiment(tokens, steps=10**5, mesh=config.Mesh(1, 1, 2, 1), **endless)
     pair = process.start_several(experiment, tmp_path / "pair", 2)
     process.wait_for_line(pair[0], tmp_path / "pair" / "metrics.jsonl", 4)
+    for member in pair:
+        member.send_signal(signal.SIGSTOP)  # leaves the processor to the second job, and the directory to the first
     for output in process.finish_all(process.start_several(experiment, tmp_path / "pair", 2), code=76):
         assert "another process is at work in" in output
+    for member in pair:
+        member.send_signal(signal.SIGCONT)
     pair[1].send_signal(signal.SIGTERM)
     outputs = process.finish_all(pair, code=75)
     lines = _lines(tmp_path / "pair")
