@@ -6,6 +6,7 @@ import math
 import random
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import numpy as np
@@ -31,7 +32,7 @@ def _devices(count, slices=1, kind="cpu", platform="cpu"):
     return [SimpleNamespace(slice_index=i * slices // count, device_kind=kind, platform=platform, id=i) for i in range(count)]
 
 
-def _mesh(devices, *sizes):
+def _mesh(devices, *sizes) -> Any:
     """A mesh for `place`, which reads its shape and its first device."""
     return SimpleNamespace(shape=dict(zip(MESH_AXES, sizes, strict=True)), devices=np.array(devices, object).reshape(sizes))
 

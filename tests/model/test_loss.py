@@ -1,6 +1,7 @@
 """The head and its cross-entropy, chunk by chunk on many devices, against the plain formula on all logits."""
 
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ on_each_mesh = pytest.mark.parametrize("sizes", MESHES.values(), ids=MESHES)
 in_chunks = pytest.mark.parametrize("logits", [2**27, 2 * 6 * 40, 1], ids=["one chunk", "chunks", "the smallest chunks"])
 
 
-def _inputs(dtype=np.float64, batch=B):
+def _inputs(dtype: Any = np.float64, batch=B):
     """Normed stream, head, targets and weights, of which some are zero; the logits are some tens."""
     rng = np.random.default_rng(0)
     h_BTD, head_DV = 3 * rng.normal(size=(batch, T, D)).astype(dtype), 3 * rng.normal(size=(D, V)).astype(dtype)

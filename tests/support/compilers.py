@@ -6,12 +6,8 @@ import pytest
 
 
 def _needs(package: str, extra: str):
-    def marked(test):
-        return pytest.mark.aot(
-            pytest.mark.skipif(importlib.util.find_spec(package) is None, reason=f"the extra {extra} is not installed")(test)
-        )
-
-    return marked
+    skipped = pytest.mark.skipif(importlib.util.find_spec(package) is None, reason=f"the extra {extra} is not installed")
+    return lambda test: pytest.mark.aot(skipped(test))
 
 
 needs_tpu_compiler = _needs("libtpu", "tpu")
