@@ -1,8 +1,8 @@
 """What is an experiment?
 
 Frozen dataclasses, built from a config file (`config_file`) or from a run's config.json. They check everything that a config alone
-decides; what depends on devices or data is checked by `train` before anything is written. A zero marked "derived" is replaced by the
-value that the comment names, so a finished `Experiment` holds only final numbers.
+decides; what depends on devices or data is checked by `train` before anything is written. A zero marked "derived" is replaced at once by
+the value that the comment names; what `placement` chooses stays open until the devices are known.
 """
 
 import dataclasses

@@ -33,7 +33,10 @@ class Traffic:
 
 
 def collectives(text: str) -> dict[str, Traffic]:
-    """Traffic by kind of collective, from the text of a compiled program (`compiled.as_text()`) for any platform."""
+    """Traffic by kind of collective, from the text of a compiled program (`compiled.as_text()`) for any platform.
+
+    Every branch of a condition counts, and a loop counts once if its text does not tell how often it runs.
+    """
     computations, entry = _computations(text)
     runs = _runs(computations, entry)
     found: dict[str, Traffic] = {}

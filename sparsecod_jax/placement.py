@@ -127,10 +127,17 @@ def describe(experiment: config.Experiment, asked: config.Experiment) -> str:
     """One line for people: what was chosen for `asked`, and why."""
     mesh, execution = experiment.mesh, experiment.execution
     axes = " x ".join(f"{axis} {getattr(mesh, axis)}" for axis in MESH_AXES if getattr(mesh, axis) > 1) or "one device"
-    first_choice = {"data": 1, "fsdp": min(math.prod(dataclasses.asdict(mesh).values()), FSDP_WAYS), "expert": 1, "tensor": 1}
-    reason = "as asked" if asked.mesh == mesh else _misfit(asked, first_choice) or f"FSDP within a slice, at most {FSDP_WAYS} ways"
     rows = experiment.global_batch // (execution.accumulation * mesh.data * mesh.fsdp * mesh.expert)
     return (
-        f"mesh {axes} ({reason}); {execution.accumulation} microbatches of {rows} rows a device;"
+        f"mesh {axes} ({_reason(experiment, asked)}); microbatches {execution.accumulation} of {rows} rows a device;"
         f" remat {execution.remat}; attention by {execution.attention}"
     )
+
+
+def _reason(experiment: config.Experiment, asked: config.Experiment) -> str:
+    given = [f"mesh.{axis}={size}" for axis, size in dataclasses.asdict(asked.mesh).items() if size]
+    if given:
+        return f"as {', '.join(given)} asks"
+    count = math.prod(dataclasses.asdict(experiment.mesh).values())
+    first_choice = {"data": 1, "fsdp": min(count, FSDP_WAYS), "expert": 1, "tensor": 1}
+    return _misfit(asked, first_choice) or f"FSDP within a slice, at most {FSDP_WAYS} ways"

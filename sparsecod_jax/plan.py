@@ -24,7 +24,7 @@ class Memory:
     """Bytes of one device."""
 
     arguments: int  # state and batch
-    temporaries: int  # None of it is left after a step
+    temporaries: int  # what a step holds beside them at most
     limit: float
 
     @property
@@ -51,11 +51,12 @@ def plan_all(experiment: Experiment, names: list[str], mfu: float, out: str | No
     target = absolute(out) if out else None
     if target:
         target.parent.mkdir(parents=True, exist_ok=True)  # now, as compiling takes minutes
+    wanted = {name: topologies.find(name) for name in names}
     found = []
-    for name in names:
+    for name, topology in wanted.items():
         found.append(plan(experiment, name, mfu))
         if every_remat:
-            found[-1]["remat"] = every_remat_policy(experiment, topologies.find(name))
+            found[-1]["remat"] = every_remat_policy(experiment, topology)
         print(report(found[-1]), flush=True)
         if target:
             write_json(target, found)

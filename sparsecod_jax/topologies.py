@@ -49,20 +49,20 @@ def find(name: str) -> Topology:
       ConfigError: there is no such topology, or its compiler is not installed.
     """
     size = r"[1-9]\d*"
-    known = re.fullmatch(rf"(v4|v5e|v5p|v6e):({size}(?:x{size})+)(?:\*({size}))?|h100:(?:({size})x)?({size})", name)
-    if not known:
-        raise ConfigError(f"--topology={name} is not known: write it like {NAMES}")
-    kind, shape, slices, hosts, gpus = known.groups()
-    return _tpu(name, kind, shape, int(slices or 1)) if kind else _gpu(int(hosts or 1), int(gpus))
+    if tpu := re.fullmatch(rf"((v4|v5p):{size}x{size}x{size}|(v5e|v6e):{size}x{size})(?:\*({size}))?", name):
+        return _tpu(name=tpu[1], kind=tpu[2] or tpu[3], slices=int(tpu[4] or 1))
+    if gpu := re.fullmatch(rf"h100:(?:({size})x)?({size})", name):
+        return _gpu(int(gpu[1] or 1), int(gpu[2]))
+    raise ConfigError(f"--topology={name} is not known: write it like {NAMES}")
 
 
-def _tpu(name: str, kind: str, shape: str, slices: int) -> Topology:
+def _tpu(name: str, kind: str, slices: int) -> Topology:
     if importlib.util.find_spec("libtpu") is None:
         raise ConfigError("compiling for a TPU needs its compiler: pip install 'sparsecod-jax[tpu]'")
     os.environ.update(NO_TPU_HERE)
     options = TPU_OPTIONS[kind] | ({"num_slices": slices} if slices > 1 else {})
     try:
-        devices = topologies.get_topology_desc(f"{kind}:{shape}", "tpu", **options).devices
+        devices = topologies.get_topology_desc(name, "tpu", **options).devices
     except jax.errors.JaxRuntimeError as error:
         if "INVALID_ARGUMENT" not in str(error):
             raise

@@ -320,9 +320,12 @@ def test_more_than_32_ways_of_fsdp_are_only_asked_for():
 def test_what_was_chosen_is_told_with_its_reason():
     assert _described(_paper("dense_400m"), 6) == (
         "mesh fsdp 2 x tensor 3 (global_batch / execution.accumulation=256 is not a multiple of 6 (mesh.data x mesh.fsdp x mesh.expert));"
-        " 8 microbatches of 16 rows a device; remat full; attention by splash"
+        " microbatches 8 of 16 rows a device; remat full; attention by splash"
     )
     assert _described(_paper("dense_1b"), 1).startswith("mesh one device (FSDP within a slice, at most 32 ways); ")
     assert _described(_paper("recipe_1b_32l"), 64).startswith("mesh data 2 x fsdp 32 (FSDP within a slice, at most 32 ways); ")
     asked = _paper("dense_1b", "mesh.data=4", "mesh.fsdp=2", "mesh.expert=1", "mesh.tensor=2")
-    assert _described(asked, 16).startswith("mesh data 4 x fsdp 2 x tensor 2 (as asked); ")
+    assert _described(asked, 16).startswith(
+        "mesh data 4 x fsdp 2 x tensor 2 (as mesh.data=4, mesh.fsdp=2, mesh.expert=1, mesh.tensor=2 asks); "
+    )
+    assert _described(_paper("dense_1b", "mesh.fsdp=4"), 8).startswith("mesh data 2 x fsdp 4 (as mesh.fsdp=4 asks); ")

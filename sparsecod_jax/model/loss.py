@@ -1,6 +1,6 @@
 """How wrong are the predictions? The head and its cross-entropy, a few positions at a time, so that logits never exist for the whole batch.
 
-B batch, T positions, C positions of a chunk, D width, V vocabulary; inside `shard_map` B and V are this device's part.
+B batch, T positions, N chunks, C positions of a chunk, D width, V vocabulary; inside `shard_map` B and V are this device's part.
 """
 
 import jax
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from sparsecod_jax import sharding
 from sparsecod_jax.stats.taps import at_least_float32
 
-LOGITS = 2**27  # that a device holds at once: 512 MiB as float32
+LOGITS = 2**27  # of a chunk on a device: 512 MiB as float32, beside the same for their gradient
 _ROWS, _HEAD = ("batch", "length"), ("embed", "vocab")
 
 
@@ -92,12 +92,11 @@ def _weighted(logits_BCV, one_BCV, normalizer_BC, weights_BC):
 
 
 def _chunks(head_DV, *parts):
-    """Each [B, T, ...] as [N, B, C, ...]: the fewest halvings of T after which a chunk's logits are at most LOGITS."""
+    """Each [B, T, ...] as [N, B, C, ...], for the smallest N that divides T and leaves a chunk with at most LOGITS logits, or N = T."""
     B, T = parts[0].shape[:2]
-    chunk = T
-    while B * chunk * head_DV.shape[1] > LOGITS and chunk % 2 == 0:
-        chunk //= 2
-    return tuple(z.reshape(B, T // chunk, chunk, *z.shape[2:]).swapaxes(0, 1) for z in parts)
+    divisors = (count for count in range(1, T + 1) if T % count == 0)
+    chunks = next((count for count in divisors if B * (T // count) * head_DV.shape[1] <= LOGITS), T)
+    return tuple(z.reshape(B, chunks, T // chunks, *z.shape[2:]).swapaxes(0, 1) for z in parts)
 
 
 def _whole(z_NBC):
