@@ -48,7 +48,7 @@ def test_gpus(name, count, hosts):
     assert make_mesh(config.Mesh(hosts, count // hosts, 1, 1), found.devices).devices.shape == (hosts, count // hosts, 1, 1)
 
 
-OF_TPU = ["v5p", "v5p:4", "v7x:4x4", "v5p:4x4x4*", "v5p:4x4x4*0", "v5e:0x4", "v5p:4x-4x4"]
+OF_TPU = ["v5p", "v5p:4", "v5p:4x4", "v6e:2x2x2", "v7x:4x4", "v5p:4x4x4*", "v5p:4x4x4*0", "v5e:0x4", "v5p:4x-4x4"]
 OF_GPU = ["h100", "h100:0", "h100:8x8x8", "h100:8*2", "h200:8"]
 
 

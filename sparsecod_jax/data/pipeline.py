@@ -15,8 +15,7 @@ import numpy as np
 from sparsecod_jax.data.store import Windows
 
 ENDLESS = 2**62  # half of what Grain can count to, as it rounds
-# Batches read at a time, and kept ready: an object store answers a thread only some fifty times a second.
-READING = grain.ReadOptions(num_threads=16, prefetch_buffer_size=16)
+READERS = 16  # threads, and batches kept ready: an object store answers a thread only some fifty times a second
 
 
 def example_stream(windows: Windows, seed: int) -> grain.MapDataset:
@@ -50,7 +49,7 @@ def batches(windows: Windows, seed: int, batch: int, first_example: int, rows: n
         step, place = divmod(k, here)
         return np.asarray(stream[first_example + step * batch + int(rows[place])])
 
-    return iter(grain.MapDataset.range(ENDLESS).map(example).batch(here).to_iter_dataset(READING))
+    return iter(grain.MapDataset.range(ENDLESS).map(example).batch(here).to_iter_dataset(grain.ReadOptions(READERS, READERS)))
 
 
 def evaluation_batches(windows: Windows, batch: int, rows: np.ndarray, max_tokens: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -68,7 +67,7 @@ def evaluation_batches(windows: Windows, batch: int, rows: np.ndarray, max_token
         index = int(number) * windows_in_all // count
         return windows.tokens(index * length, (index + 1) * length + 1)
 
-    with concurrent.futures.ThreadPoolExecutor(READING.num_threads) as pool:
+    with concurrent.futures.ThreadPoolExecutor(READERS) as pool:
         for first in range(0, count, batch):
             tokens = np.zeros((len(rows), length + 1), np.int32)
             weights = np.zeros((len(rows), length), np.float32)

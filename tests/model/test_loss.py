@@ -56,6 +56,13 @@ def test_equals_the_plain_formula(sizes, logits, monkeypatch):
         tiny.assert_relative(_both(cross_entropy, inputs, sizes), expected, 1e-12)
 
 
+@pytest.mark.parametrize(("most", "chunk"), [(8 * 12 * 40, 12), (8 * 5 * 40, 4), (8 * 40, 1), (1, 1)])
+def test_a_chunk_is_the_largest_divisor_that_stays_below_the_limit(most, chunk, monkeypatch):
+    monkeypatch.setattr(loss, "LOGITS", most)
+    text = str(jax.make_jaxpr(cross_entropy)(*_inputs(np.float32)))
+    assert set(re.findall(r"f32\[8,(\d+),40\]", text)) == {str(chunk)}
+
+
 def test_a_gradient_is_scaled_by_what_comes_after():
     with jax.enable_x64():
         inputs = _inputs()
