@@ -21,6 +21,11 @@ on_each_mesh = pytest.mark.parametrize("sizes", MESHES.values(), ids=MESHES)
 in_chunks = pytest.mark.parametrize("logits", [2**27, 2 * 6 * 40, 1], ids=["one chunk", "chunks", "the smallest chunks"])
 
 
+@pytest.fixture(autouse=True)
+def _nothing_traced_with_another_limit():
+    jax.clear_caches()
+
+
 def _inputs(dtype: Any = np.float64, batch=B):
     """Normed stream, head, targets and weights, of which some are zero; the logits are some tens."""
     rng = np.random.default_rng(0)
