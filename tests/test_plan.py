@@ -43,7 +43,7 @@ def test_a_plan_of_a_tiny_run(rent):
     assert (found["topology"], found["devices"], found["slices"], found["device_kind"]) == ("here", 8, 1, "cpu")
     assert found["mesh"] == {"data": 1, "fsdp": 8, "expert": 1, "tensor": 1}
     assert (found["execution"]["accumulation"], found["execution"]["attention"]) == (1, "xla")
-    assert found["placement"].startswith("mesh fsdp 8 (FSDP within a slice, at most 32 ways); 1 microbatches of 1 rows a device; ")
+    assert found["placement"].startswith("mesh fsdp 8 (FSDP within a slice, at most 32 ways); microbatches 1 of 1 rows a device; ")
     sizes = counts.parameters(experiment.model)
     assert found["parameters"] == dataclasses.asdict(sizes)
     assert found["checkpoint_bytes"] == 3 * 4 * sizes.total + 3 * 4  # weights, two moments; step, skipped, Adam's count
