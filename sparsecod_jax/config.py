@@ -1,8 +1,7 @@
 """What is an experiment?
 
-Frozen dataclasses, built from a config file (`config_file`) or from a run's config.json. They check everything that a config alone
-decides; what depends on devices or data is checked by `train` before anything is written. A zero marked "derived" is replaced at once by
-the value that the comment names; what `placement` chooses stays open until the devices are known.
+Frozen dataclasses, built from a config file (`config_file`) or from a run's config.json. They check all that a config alone decides. A zero
+marked "derived" is replaced at once by the value that the comment names; what `placement` chooses stays open until devices are known.
 """
 
 import dataclasses

@@ -4,6 +4,7 @@ import dataclasses
 import re
 
 GIB = 2**30
+GPU_SHARE = 0.75  # of its memory, which is what JAX takes unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -11,14 +12,14 @@ class Device:
     """One device as jax counts them."""
 
     peak_flops: float  # dense bf16 FLOP/s, never the figure with structured sparsity
-    memory: float  # bytes that a program may use
+    memory: float  # bytes that a program may use as jax starts
 
 
 DEVICES = {
-    "GH200 480GB": Device(989e12, 94 * GIB),  # the figure is the memory of its CPU
-    "H100": Device(989e12, 79 * GIB),
-    "H200": Device(989e12, 139 * GIB),
-    "A100": Device(312e12, 39 * GIB),  # the smaller of two kinds of one name
+    "GH200 480GB": Device(989e12, GPU_SHARE * 94 * GIB),  # the figure is the memory of its CPU
+    "H100": Device(989e12, GPU_SHARE * 79 * GIB),
+    "H200": Device(989e12, GPU_SHARE * 139 * GIB),
+    "A100": Device(312e12, GPU_SHARE * 39 * GIB),  # the smaller of two kinds of one name
     "TPU v4": Device(275e12, 30.75 * GIB),
     "TPU v5 lite": Device(197e12, 15.75 * GIB),
     "TPU v5e": Device(197e12, 15.75 * GIB),

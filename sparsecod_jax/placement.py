@@ -34,8 +34,10 @@ def choose_mesh(experiment: config.Experiment, on: Sequence[Any], slices: int = 
     candidates = sorted(_candidates(experiment.mesh, len(on), slices), key=_preference)
     if not candidates:
         asked = ", ".join(f"mesh.{axis}={size}" for axis, size in dataclasses.asdict(experiment.mesh).items() if size)
-        among = f"{len(on)} devices here" if slices == 1 else f"{len(on)} devices here with data across {slices} slices"
-        raise ConfigError(f"{asked} does not multiply to the {among}: change the axes, or set one to 0 to have it chosen")
+        across = f" with mesh.data a multiple of the {slices} slices" if slices > 1 else ""
+        raise ConfigError(
+            f"{asked} does not multiply to the {len(on)} devices here{across}: change the axes, or set one to 0 to have it chosen"
+        )
     fitting = (mesh for mesh in candidates if _misfit(experiment, dataclasses.asdict(mesh)) is None)
     chosen = next(fitting, None)
     if chosen is None:
@@ -99,11 +101,13 @@ def _misfit(experiment: config.Experiment, sizes: dict[str, int]) -> str | None:
 
 
 def _accumulation(experiment: config.Experiment, sizes: dict[str, int], device_kind: str) -> int:
-    """The fewest microbatches whose residual stream, kept once a block for the backward pass, takes at most STREAM_SHARE of a device."""
-    device = devices.find(device_kind)
-    if device is None:
+    """The fewest microbatches whose residual stream, kept once a block for the backward pass, takes at most STREAM_SHARE of a device.
+
+    A mixture's load-balance loss is one over each microbatch, so there the devices may not choose their number.
+    """
+    device, model = devices.find(device_kind), experiment.model
+    if device is None or model.n_experts:
         return 1
-    model = experiment.model
     rows = experiment.global_batch // (sizes["data"] * sizes["fsdp"] * sizes["expert"])
     row_bytes = model.n_layers * experiment.data.seq_len * model.d_model * np.dtype(model.residual_dtype).itemsize
     fits = (count for count in range(1, rows + 1) if rows % count == 0 and rows // count * row_bytes <= STREAM_SHARE * device.memory)
@@ -139,5 +143,7 @@ def _reason(experiment: config.Experiment, asked: config.Experiment) -> str:
     if given:
         return f"as {', '.join(given)} asks"
     count = math.prod(dataclasses.asdict(experiment.mesh).values())
-    first_choice = {"data": 1, "fsdp": min(count, FSDP_WAYS), "expert": 1, "tensor": 1}
-    return _misfit(asked, first_choice) or f"FSDP within a slice, at most {FSDP_WAYS} ways"
+    fsdp = math.gcd(count, FSDP_WAYS)
+    return (
+        _misfit(asked, {"data": count // fsdp, "fsdp": fsdp, "expert": 1, "tensor": 1}) or f"FSDP within a slice, at most {FSDP_WAYS} ways"
+    )

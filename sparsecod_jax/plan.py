@@ -17,23 +17,9 @@ from sparsecod_jax.train.step import Program, build_on
 
 GIB = devices.GIB
 OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
-
-
-@dataclasses.dataclass(frozen=True)
-class Memory:
-    """Bytes of one device."""
-
-    arguments: int  # state and batch
-    temporaries: int  # what a step holds beside them at most
-    limit: float
-
-    @property
-    def peak(self) -> int:
-        return self.arguments + self.temporaries
-
-    @property
-    def fits(self) -> bool:
-        return self.peak <= self.limit
+GROUPED_MATMUL = (
+    "without a GPU the experts' products are compiled as ragged_dot, not as the kernels that train uses: more memory than needed"
+)
 
 
 def plan_all(experiment: Experiment, names: list[str], mfu: float, out: str | None, *, every_remat: bool = False) -> None:
@@ -48,13 +34,15 @@ def plan_all(experiment: Experiment, names: list[str], mfu: float, out: str | No
     if not 0 < mfu <= 1:
         raise ConfigError(f"--mfu={mfu} is not a share of the peak: use a number above 0 and up to 1, such as 0.4")
     jax.config.update("jax_platforms", "cpu")  # the chips that are compiled for are not here
+    wanted = [topologies.find(name) for name in names]
+    for topology in wanted:
+        placement.choose_mesh(experiment, topology.devices, topology.slices)
     target = absolute(out) if out else None
     if target:
         target.parent.mkdir(parents=True, exist_ok=True)  # now, as compiling takes minutes
-    wanted = {name: topologies.find(name) for name in names}
     found = []
-    for name, topology in wanted.items():
-        found.append(plan(experiment, name, mfu))
+    for topology in wanted:
+        found.append(plan(experiment, topology, mfu))
         if every_remat:
             found[-1]["remat"] = every_remat_policy(experiment, topology)
         print(report(found[-1]), flush=True)
@@ -62,39 +50,37 @@ def plan_all(experiment: Experiment, names: list[str], mfu: float, out: str | No
             write_json(target, found)
 
 
-def plan(experiment: Experiment, name: str, mfu: float) -> dict[str, Any]:
-    """What `experiment` needs on the topology `name`, as plain JSON values.
+def plan(experiment: Experiment, topology: Topology, mfu: float) -> dict[str, Any]:
+    """What `experiment` needs on `topology`, as plain JSON values.
 
     Args:
       mfu: assumed model FLOPs utilisation, for step time and chip-hours.
 
     Raises:
-      ConfigError: there is no such topology, or no mesh of it divides model and batch.
+      ConfigError: no mesh of these devices divides model and batch.
     """
-    topology = topologies.find(name)
     program = build_on(experiment, topology.devices, topology.slices)
     found = {
-        "topology": name,
+        "topology": topology.name,
         "devices": len(topology.devices),
         "slices": topology.slices,
         "device_kind": topology.devices[0].device_kind,
         "placement": placement.describe(program.experiment, experiment),
         "mesh": dataclasses.asdict(program.experiment.mesh),
         "execution": dataclasses.asdict(program.experiment.execution),
+        "caveats": [GROUPED_MATMUL] if experiment.model.n_experts and topology.name.startswith("h100") else [],
         **budget(experiment, topology, mfu),
         **compiled(program, topology),
     }
     if not found["fits"]:
-        found["change"] = smallest_change(program.experiment, topology)
+        found["change"] = smallest_change(experiment, topology)
     return found
 
 
 def budget(experiment: Experiment, topology: Topology, mfu: float) -> dict[str, Any]:
     """What follows from sizes alone."""
-    device = devices.find(topology.devices[0].device_kind)
-    assert device, "every topology that can be named is in the table of devices"
     flops = counts.flops_per_token(experiment.model, experiment.data.seq_len) * experiment.tokens_per_step
-    seconds = flops / (len(topology.devices) * device.peak_flops * mfu)
+    seconds = flops / (len(topology.devices) * topology.device.peak_flops * mfu)
     return {
         "parameters": dataclasses.asdict(counts.parameters(experiment.model)),
         "tokens": experiment.steps * experiment.tokens_per_step,
@@ -111,53 +97,50 @@ def compiled(program: Program, topology: Topology) -> dict[str, Any]:
     leaves = jax.tree.leaves(program.abstract_state)
     state = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
     found: dict[str, Any] = {"checkpoint_bytes": state, "fits": True, "compile_seconds": 0.0}
-    moments = [False, True] if program.experiment.log.moments_every else [False]
-    for with_moments in moments:
+    for with_moments in [False, True] if program.experiment.log.moments_every else [False]:
         began = time.perf_counter()
-        memory, text, reason = _compile(program, topology, with_moments)
+        found |= _compiled_once(program, topology, found.get("memory"), with_moments)
         found["compile_seconds"] += time.perf_counter() - began
-        if memory and memory.peak > found.get("memory", {}).get("peak", 0):
-            found["memory"] = {**dataclasses.asdict(memory), "peak": memory.peak}
-        if text and not with_moments:
-            found["collectives"] = {kind: dataclasses.asdict(traffic) for kind, traffic in hlo.collectives(text).items()}
-        if reason:
-            return found | {"fits": False, "reason": reason}
+        if not found["fits"]:
+            break
     return found
 
 
-def _compile(program: Program, topology: Topology, with_moments: bool) -> tuple[Memory | None, str, str]:
-    """Memory, the compiled text, and why it does not fit."""
-    limit = devices.find(topology.devices[0].device_kind).memory  # pyright: ignore[reportOptionalMemberAccess]
+def _compiled_once(program: Program, topology: Topology, before: dict[str, Any] | None, with_moments: bool) -> dict[str, Any]:
+    """What one program adds to the findings; `before` is the memory of the other."""
     try:
         executable = program.lower(with_moments=with_moments).compile()
     except jax.errors.JaxRuntimeError as error:
         if OUT_OF_MEMORY not in str(error):
             raise
-        return None, "", re.sub(r"\s+", " ", str(error).splitlines()[0])
+        return {"fits": False, "reason": re.sub(r"\s+", " ", str(error).splitlines()[0])}
     analysis = executable.memory_analysis()
     assert analysis, "every compiler named in `topologies` analyses memory"
-    memory = Memory(analysis.argument_size_in_bytes, analysis.temp_size_in_bytes, limit)
-    reason = "" if memory.fits else f"arguments and temporaries take {memory.peak / GIB:.1f} of {limit / GIB:.1f} GiB"
-    return memory, executable.as_text() or "", reason
+    memory = {"arguments": analysis.argument_size_in_bytes, "temporaries": analysis.temp_size_in_bytes, "limit": topology.device.memory}
+    memory["peak"] = memory["arguments"] + memory["temporaries"]
+    found: dict[str, Any] = {"memory": memory if before is None or memory["peak"] > before["peak"] else before}
+    if not with_moments:
+        found["collectives"] = {kind: dataclasses.asdict(sent) for kind, sent in hlo.collectives(executable.as_text() or "").items()}
+    if memory["peak"] > memory["limit"]:
+        peak, limit = memory["peak"] / GIB, memory["limit"] / GIB
+        found |= {"fits": False, "reason": f"arguments and temporaries take {peak:.1f} of {limit:.1f} GiB"}
+    return found
 
 
 def smallest_change(experiment: Experiment, topology: Topology) -> str:
-    """The first of `_changes` that fits, as overrides of the config; or that none does."""
-    for changes in _changes(experiment):
-        sections = {"execution": {}, "mesh": {}}
+    """The first change that fits, as overrides of the config; or that none does."""
+    for changes in _changes(build_on(experiment, topology.devices, topology.slices).experiment):
+        values = config.to_dict(experiment)
         for name, value in changes.items():
             section, field = name.split(".")
-            sections[section][field] = value
-        changed = dataclasses.replace(
-            experiment, **{name: dataclasses.replace(getattr(experiment, name), **fields) for name, fields in sections.items()}
-        )
+            values[section][field] = value
         try:
-            program = build_on(changed, topology.devices, topology.slices)
+            program = build_on(config.from_dict(values), topology.devices, topology.slices)
         except ConfigError:
             continue
         if compiled(program, topology)["fits"]:
             return " ".join(f"--config.{name}={value}" for name, value in changes.items())
-    return "none of microbatch, remat and fsdp makes it fit: take a larger slice"
+    return "none of microbatches, remat and fsdp makes it fit: take a larger slice"
 
 
 def every_remat_policy(experiment: Experiment, topology: Topology) -> dict[str, dict[str, Any]]:
@@ -204,6 +187,7 @@ def report(found: dict[str, Any]) -> str:
             f"  at MFU {found['assumed_mfu']:.0%}: {found['step_seconds']:.2f} s a step,"
             f" {found['chip_hours']:,.0f} chip-hours for {found['tokens']:,} tokens",
             f"  compiled in {found['compile_seconds']:.0f} s",
+            *(f"  note: {caveat}" for caveat in found["caveats"]),
             *(f"  remat {policy}: {_verdict(each)}" for policy, each in found.get("remat", {}).items()),
         ]
     )

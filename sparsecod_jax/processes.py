@@ -23,6 +23,7 @@ from sparsecod_jax.errors import ConfigError, SparsecodError
 T = TypeVar("T")
 
 INITIALIZATION_TIMEOUT = 1800  # seconds; the hosts of a large slice may start many minutes apart, 300 have ended such runs
+SHUTDOWN_TIMEOUT = 60  # seconds that a process which leaves waits for the others; they may be waiting for it
 HEARTBEAT_TIMEOUT = 100  # seconds of silence until a process counts as dead and ends the others; less has ended slow hosts
 
 # What a launcher tells each of several processes, even where JAX can't tell from it which one it is: how many they are, or which.
@@ -73,6 +74,7 @@ def _connect(coordinator: str | None, count: int | None, index: int | None) -> N
             cluster_detection_method="deactivate" if all(given) else None,
             initialization_timeout=INITIALIZATION_TIMEOUT,
             heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
+            shutdown_timeout_seconds=SHUTDOWN_TIMEOUT,
         )
     except ValueError as error:
         if not str(error).startswith("coordinator_address should be defined"):  # JAX's way to say that it found nothing

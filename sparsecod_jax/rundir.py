@@ -96,10 +96,12 @@ class Attempt:
         self.run, self.number = run, number
 
     def check_still_owner(self) -> None:
-        """Raises Fenced when a newer attempt has taken the directory over."""
+        """Raises Fenced when a newer attempt has taken the directory over, ConfigError when this process sees another directory."""
         newest = _newest_attempt(self.run)
         if newest > self.number:
             raise Fenced(f"attempt {newest} took over {self.run.path}: this attempt ({self.number}) stops before writing more")
+        if newest < self.number:
+            raise ConfigError(f"attempt {self.number} is not in {self.run.path} as seen here: give a --workdir that all processes share")
 
 
 @contextlib.contextmanager

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import jax
 from jax.experimental import topologies
 
+from sparsecod_jax import devices
+from sparsecod_jax.devices import Device
 from sparsecod_jax.errors import ConfigError
 
 NAMES = "v4:2x2x2, v5p:4x4x4, v5e:4x4, v6e:8x8, h100:8 (GPUs of a host), h100:8x8 (hosts x GPUs), v5p:4x4x4*2 (two slices)"
@@ -38,8 +40,10 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 class Topology(NamedTuple):
     """Devices to compile for."""
 
+    name: str
     devices: list[Any]
     slices: int  # groups with a fast network among themselves: TPU slices, GPU hosts
+    device: Device  # what each of them can do
 
 
 def find(name: str) -> Topology:
@@ -50,28 +54,32 @@ def find(name: str) -> Topology:
     """
     size = r"[1-9]\d*"
     if tpu := re.fullmatch(rf"((v4|v5p):{size}x{size}x{size}|(v5e|v6e):{size}x{size})(?:\*({size}))?", name):
-        return _tpu(name=tpu[1], kind=tpu[2] or tpu[3], slices=int(tpu[4] or 1))
+        return _topology(name, _tpu(tpu[1], tpu[2] or tpu[3], int(tpu[4] or 1)), int(tpu[4] or 1))
     if gpu := re.fullmatch(rf"h100:(?:({size})x)?({size})", name):
-        return _gpu(int(gpu[1] or 1), int(gpu[2]))
+        return _topology(name, _gpu(int(gpu[1] or 1), int(gpu[2])), int(gpu[1] or 1))
     raise ConfigError(f"--topology={name} is not known: write it like {NAMES}")
 
 
-def _tpu(name: str, kind: str, slices: int) -> Topology:
+def _topology(name: str, found: list[Any], slices: int) -> Topology:
+    device = devices.find(found[0].device_kind)
+    assert device, f"{found[0].device_kind} is missing in the table of devices"
+    return Topology(name, found, slices, device)
+
+
+def _tpu(name: str, kind: str, slices: int) -> list[Any]:
     if importlib.util.find_spec("libtpu") is None:
         raise ConfigError("compiling for a TPU needs its compiler: pip install 'sparsecod-jax[tpu]'")
     os.environ.update(NO_TPU_HERE)
     options = TPU_OPTIONS[kind] | ({"num_slices": slices} if slices > 1 else {})
     try:
-        devices = topologies.get_topology_desc(name, "tpu", **options).devices
+        return list(topologies.get_topology_desc(name, "tpu", **options).devices)
     except jax.errors.JaxRuntimeError as error:
         if "INVALID_ARGUMENT" not in str(error):
             raise
         raise ConfigError(f"--topology={name} is no slice that exists ({str(error).splitlines()[0]}): write it like {NAMES}") from error
-    return Topology(list(devices), slices)
 
 
-def _gpu(hosts: int, gpus: int) -> Topology:
+def _gpu(hosts: int, gpus: int) -> list[Any]:
     if importlib.util.find_spec("jax_cuda13_plugin") is None:
         raise ConfigError("compiling for an H100 needs its compiler: pip install 'sparsecod-jax[gpu]'")
-    devices = topologies.get_topology_desc("", "cuda", target_config=H100, topology=f"1x{hosts}x{gpus}").devices
-    return Topology(list(devices), hosts)
+    return list(topologies.get_topology_desc("", "cuda", target_config=H100, topology=f"1x{hosts}x{gpus}").devices)

@@ -176,7 +176,7 @@ def test_what_is_asked_for_is_kept(asked, sizes):
 def test_a_product_that_is_not_the_number_of_devices_is_refused(asked, told):
     with pytest.raises(ConfigError) as refused:
         choose_mesh(tiny.experiment(mesh=asked), _devices(8))
-    assert str(refused.value) == f"{told} does not multiply to the 8 devices here: change the axes, or set one to 0 to have it chosen"
+    assert str(refused.value) == f"{told} does not multiply to the 8 devices here: change an axis, or set it to 0 to have it chosen"
 
 
 def test_only_data_runs_between_slices():
@@ -188,7 +188,8 @@ def test_only_data_runs_between_slices():
     with pytest.raises(ConfigError) as refused:
         choose_mesh(_paper("dense_1b", "mesh.data=3"), _devices(48, slices=2))
     assert str(refused.value) == (
-        "mesh.data=3 does not multiply to the 48 devices here with data across 2 slices: change the axes, or set one to 0 to have it chosen"
+        "mesh.data=3 does not multiply to the 48 devices here with mesh.data a multiple of the 2 slices:"
+        " change an axis, or set it to 0 to have it chosen"
     )
 
 
@@ -260,6 +261,7 @@ def test_microbatches_are_the_fewest_whose_stream_takes_an_eighth_of_the_memory(
     assert _microbatches("TPU v5", 1, 2, 1, 4) == 2  # tensor-parallel partners hold the same stream
     assert _microbatches("TPU v5", 1, 4, 1, 1) == 1
     assert _microbatches("TPU v5 lite", 1, 8, 1, 1, execution=config.Execution(accumulation=8)) == 8
+    assert place(_paper("moe_1b_7b"), _mesh(_devices(8, kind="TPU v5 lite", platform="tpu"), 1, 8, 1, 1)).execution.accumulation == 1
     longer = config.Data(seq_len=32 * 1024)
     assert _microbatches("TPU v5 lite", 1, 8, 1, 1, data=longer) == 32  # not even one row is that small
 
@@ -324,6 +326,9 @@ def test_what_was_chosen_is_told_with_its_reason():
     )
     assert _described(_paper("dense_1b"), 1).startswith("mesh one device (FSDP within a slice, at most 32 ways); ")
     assert _described(_paper("recipe_1b_32l"), 64).startswith("mesh data 2 x fsdp 32 (FSDP within a slice, at most 32 ways); ")
+    assert _described(_paper("dense_1b"), 512).startswith(
+        "mesh data 8 x fsdp 32 x tensor 2 (global_batch / execution.accumulation=256 is not a multiple of 512 "
+    )
     asked = _paper("dense_1b", "mesh.data=4", "mesh.fsdp=2", "mesh.expert=1", "mesh.tensor=2")
     assert _described(asked, 16).startswith(
         "mesh data 4 x fsdp 2 x tensor 2 (as mesh.data=4, mesh.fsdp=2, mesh.expert=1, mesh.tensor=2 asks); "

@@ -29,8 +29,9 @@ def rent(monkeypatch):
     """Lets the CPU devices here be known, by their memory, and be planned for as "here"."""
 
     def known(memory, count=8, slices=1):
-        monkeypatch.setattr(devices, "DEVICES", {"cpu": devices.Device(1e12, memory)})
-        monkeypatch.setattr(topologies, "find", lambda name: Topology(jax.devices()[:count], slices))
+        device = devices.Device(1e12, memory)
+        monkeypatch.setattr(devices, "DEVICES", {"cpu": device})
+        monkeypatch.setattr(topologies, "find", lambda name: Topology(name, jax.devices()[:count], slices, device))
 
     return known
 
@@ -38,7 +39,7 @@ def rent(monkeypatch):
 def test_a_plan_of_a_tiny_run(rent):
     rent(GENEROUS)
     experiment = tiny.experiment(execution={"accumulation": 0, "attention": "auto"})
-    found = plan.plan(experiment, "here", 0.25)
+    found = plan.plan(experiment, topologies.find("here"), 0.25)
     assert json.loads(json.dumps(found)) == found
     assert (found["topology"], found["devices"], found["slices"], found["device_kind"]) == ("here", 8, 1, "cpu")
     assert found["mesh"] == {"data": 1, "fsdp": 8, "expert": 1, "tensor": 1}
@@ -59,7 +60,7 @@ def test_a_plan_of_a_tiny_run(rent):
     assert memory["peak"] == memory["arguments"] + memory["temporaries"]
     assert memory["limit"] == GENEROUS
     assert {"all-gather", "all-reduce"} <= set(found["collectives"])
-    with_moments = plan.plan(dataclasses.replace(experiment, log=config.Log(moments_every=2)), "here", 0.25)
+    with_moments = plan.plan(dataclasses.replace(experiment, log=config.Log(moments_every=2)), topologies.find("here"), 0.25)
     assert with_moments["memory"]["temporaries"] > memory["temporaries"]  # the costlier of the two programs counts
     assert with_moments["collectives"] == found["collectives"]  # those of an ordinary step
 
@@ -67,18 +68,18 @@ def test_a_plan_of_a_tiny_run(rent):
 def _too_large(rent, experiment, memory, count=1):
     """The plan of an experiment for CPU devices on which it does not fit; what it proposes has been applied and fits."""
     rent(memory, count)
-    found = plan.plan(experiment, "here", 0.4)
+    found = plan.plan(experiment, topologies.find("here"), 0.4)
     assert not found["fits"]
     assert re.fullmatch(r"arguments and temporaries take \d\.\d of \d\.\d GiB", found["reason"])
     assert f"does not fit: {found['reason']}\n  smallest change: {found['change']}\n" in plan.report(found)
     changed = load(str(ROOT / "configs/smoke.py"), [*tiny.flags(experiment), *found["change"].split()])
-    assert plan.plan(changed, "here", 0.4)["fits"]
+    assert plan.plan(changed, topologies.find("here"), 0.4)["fits"]
     return found["change"]
 
 
 def _needs(rent, experiment, count=1):
     rent(GENEROUS, count)
-    return plan.plan(experiment, "here", 0.4)["memory"]
+    return plan.plan(experiment, topologies.find("here"), 0.4)["memory"]
 
 
 def test_what_does_not_fit_is_a_finding_and_smaller_microbatches_the_first_change(rent):
@@ -103,9 +104,9 @@ def test_replicas_that_become_shards_are_the_last_change(rent):
 
 def test_where_nothing_helps_a_larger_slice_is_proposed(rent):
     rent(1000, count=1)
-    found = plan.plan(tiny.experiment(global_batch=1), "here", 0.4)
+    found = plan.plan(tiny.experiment(global_batch=1), topologies.find("here"), 0.4)
     assert not found["fits"]
-    assert found["change"] == "none of microbatch, remat and fsdp makes it fit: take a larger slice"
+    assert found["change"] == "none of microbatches, remat and fsdp makes it fit: take a larger slice"
 
 
 def test_plan_and_train_lower_to_the_same_text(rent, tokens, tmp_path, monkeypatch):
@@ -124,7 +125,7 @@ def test_plan_and_train_lower_to_the_same_text(rent, tokens, tmp_path, monkeypat
     train(experiment, str(tmp_path / "run"))
     trained = dict(texts)
     texts.clear()
-    plan.plan(experiment, "here", 0.4)
+    plan.plan(experiment, topologies.find("here"), 0.4)
     assert set(trained) == {False, True}
     assert dict(texts) == trained
 
@@ -186,7 +187,7 @@ def _check(found, shards, temporaries, kinds):
 @needs_tpu_compiler
 def test_a_dense_model_on_16_tpus():
     """Parameters are gathered and gradients scattered; some of it piece by piece, beside the products, by permutes."""
-    found = plan.plan(_dense(), "v5e:4x4", 0.4)
+    found = plan.plan(_dense(), topologies.find("v5e:4x4"), 0.4)
     assert found["mesh"] == {"data": 1, "fsdp": 16, "expert": 1, "tensor": 1}
     assert found["execution"]["attention"] == "splash"
     _check(found, 16, 1000 * MIB, {"all-gather", "all-reduce", "collective-permute"})
@@ -195,7 +196,7 @@ def test_a_dense_model_on_16_tpus():
 @needs_tpu_compiler
 def test_a_mixture_on_two_slices():
     """Within a slice parameters are gathered and gradients scattered; between slices goes each gradient, once."""
-    found = plan.plan(_mixture(), "v5p:2x2x1*2", 0.4)
+    found = plan.plan(_mixture(), topologies.find("v5p:2x2x1*2"), 0.4)
     assert found["mesh"] == {"data": 2, "fsdp": 4, "expert": 1, "tensor": 1}
     _check(found, 4, 850 * MIB, {"all-gather", "all-reduce", "reduce-scatter", "send"})
     gradients = 4 * found["parameters"]["total"] / 4  # bytes of float32, spread over fsdp
@@ -207,7 +208,7 @@ ON_GPUS = {"all-gather", "all-reduce", "reduce-scatter"}
 
 @needs_gpu_compiler
 def test_a_dense_model_on_the_gpus_of_a_host():
-    found = plan.plan(_dense(), "h100:8", 0.4)
+    found = plan.plan(_dense(), topologies.find("h100:8"), 0.4)
     assert found["mesh"] == {"data": 1, "fsdp": 8, "expert": 1, "tensor": 1}
     assert found["execution"]["attention"] == "cudnn"
     _check(found, 8, 1450 * MIB, ON_GPUS)
@@ -217,7 +218,7 @@ def test_a_dense_model_on_the_gpus_of_a_host():
 def test_a_lost_constraint_is_seen(monkeypatch):
     for module in (attention, block, layers, transformer):
         monkeypatch.setattr(module, "constrain", lambda x, *axes: x)
-    found = plan.plan(_dense(), "h100:8", 0.4)
+    found = plan.plan(_dense(), topologies.find("h100:8"), 0.4)
     with pytest.raises(AssertionError, match="all-to-all"):
         _check(found, 8, 1450 * MIB, ON_GPUS)
 
@@ -225,7 +226,7 @@ def test_a_lost_constraint_is_seen(monkeypatch):
 @needs_gpu_compiler
 def test_logits_of_all_positions_are_seen(monkeypatch):
     monkeypatch.setattr(loss, "LOGITS", 2**40)
-    found = plan.plan(_dense(), "h100:8", 0.4)
+    found = plan.plan(_dense(), topologies.find("h100:8"), 0.4)
     with pytest.raises(AssertionError, match=rf"^assert \d+ < {1450 * MIB}"):
         _check(found, 8, 1450 * MIB, ON_GPUS)
 
@@ -234,7 +235,7 @@ def test_logits_of_all_positions_are_seen(monkeypatch):
 def test_memory_that_a_compiler_runs_out_of_is_a_finding():
     sizes = {"model.d_model": 128, "model.n_heads": 1, "model.d_ff": 256, "model.n_layers": 32, "model.vocab_size": 1024}
     flags = [*(f"{name}={size}" for name, size in sizes.items()), "data.seq_len=4096", "global_batch=1024", "execution.accumulation=1"]
-    found = plan.plan(_paper("dense_1b", *flags), "v5e:2x2", 0.4)
+    found = plan.plan(_paper("dense_1b", *flags), topologies.find("v5e:2x2"), 0.4)
     assert not found["fits"]
     assert re.fullmatch(r"RESOURCE_EXHAUSTED: [^\n]*\(2\d\.\d+G\) exceeds available HBM \(15\.75G\)\.", found["reason"])
     assert found["change"] == "--config.execution.accumulation=2"

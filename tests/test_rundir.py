@@ -11,12 +11,12 @@ from sparsecod_jax import config
 from sparsecod_jax.errors import ConfigError, Fenced
 from sparsecod_jax.files import read_json, write_json
 from sparsecod_jax.identity import identity_fields
-from sparsecod_jax.rundir import RunDir, check_identity, claim, find_runs
+from sparsecod_jax.rundir import Attempt, RunDir, check_identity, claim, find_runs
 
 HOLD = """
 import sys, time
 from etils import epath
-from sparsecod_jax.rundir import RunDir, claim
+from sparsecod_jax.rundir import Attempt, RunDir, claim
 
 with claim(RunDir(epath.Path(sys.argv[1]))) as attempt:
     print("holding", attempt.number, flush=True)
@@ -82,6 +82,11 @@ def test_the_owner_may_go_on_until_a_newer_attempt_appears(run):
             attempt.check_still_owner()
     with claim(run) as attempt:
         assert attempt.number == 8
+
+
+def test_a_process_that_sees_another_directory_is_told(run, tmp_path):
+    with claim(run) as attempt, pytest.raises(ConfigError, match=r"^attempt 1 is not in .*/local as seen here: give a --workdir that all"):
+        Attempt(RunDir(epath.Path(tmp_path) / "local"), attempt.number).check_still_owner()
 
 
 def test_the_lock_is_freed_and_errors_pass_through_unchanged(run):

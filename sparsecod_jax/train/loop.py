@@ -20,7 +20,7 @@ from sparsecod_jax.evaluate.perplexity import evaluator
 from sparsecod_jax.files import read_json, write_json
 from sparsecod_jax.identity import identity_fields
 from sparsecod_jax.processes import first_decides, is_first, note, say, together
-from sparsecod_jax.rundir import Attempt, RunDir, check_identity, claim
+from sparsecod_jax.rundir import Attempt, RunDir, Status, check_identity, claim
 from sparsecod_jax.train import manifest as run_manifest
 from sparsecod_jax.train.preemption import PreemptionGuard
 from sparsecod_jax.train.progress import Progress
@@ -42,21 +42,23 @@ def train(experiment: config.Experiment, workdir: str, *, profile: bool = False)
       Preempted: SIGTERM came; a checkpoint was committed.
       Diverged: too many updates were not finite.
     """
-    run, directory = RunDir(files.absolute(workdir)), files.absolute(experiment.data.path)
+    run, directory = together(lambda: (RunDir(files.absolute(workdir)), files.absolute(experiment.data.path)))
     data = together(lambda: read_manifest(directory, prepare_command(experiment)))
-    _check_same_everywhere(experiment, data)
+    _check_same_everywhere(run, experiment, data)
     fields = identity_fields(experiment, data.fingerprint)
     if final := first_decides(lambda: _finished(run, fields)):
         return final
-    _check_platform(experiment)
+    together(lambda: _check_platform(experiment))
     _check_data(experiment, data)
     program = build_on(experiment, jax.devices())
     with contextlib.ExitStack() as claimed:
         attempt = Attempt(run, first_decides(lambda: claimed.enter_context(claim(run)).number))
+        together(attempt.check_still_owner)
+        first_decides(lambda: check_identity(run, fields))  # again, as another run may have come first
         first_decides(lambda: write_json(run.config, config.to_dict(experiment)))
         first_decides(lambda: write_json(run.manifest, run_manifest.describe(program.experiment, program.mesh, fields)))
         note(placement.describe(program.experiment, experiment))
-        with _recorded_status(run):
+        with _recorded_status(attempt):
             return _Run(experiment, program, run, attempt, directory, data).go(profile=profile)
 
 
@@ -77,13 +79,13 @@ def _finished(run: RunDir, fields: dict[str, Any]) -> dict[str, Any] | None:
     return read_json(run.final)
 
 
-def _check_same_everywhere(experiment: config.Experiment, data: Manifest) -> None:
-    asked = json.dumps([config.to_dict(experiment), data.fingerprint])
+def _check_same_everywhere(run: RunDir, experiment: config.Experiment, data: Manifest) -> None:
+    asked = json.dumps([os.fspath(run.path), config.to_dict(experiment), data.fingerprint])
     first = first_decides(lambda: asked)
 
     def check():
         if asked != first:
-            raise ConfigError(f"process {jax.process_index()} was given another config or other data than process 0: start all alike")
+            raise ConfigError(f"process {jax.process_index()} was given another --workdir, config or data than process 0: start all alike")
 
     together(check)
 
@@ -107,26 +109,29 @@ def _check_data(experiment: config.Experiment, data: Manifest) -> None:
 
 
 @contextlib.contextmanager
-def _recorded_status(run: RunDir) -> Iterator[None]:
-    """Keeps status.json true, however the run ends."""
-    if not is_first():
-        yield
-        return
-    run.set_status("running")
+def _recorded_status(attempt: Attempt) -> Iterator[None]:
+    """Keeps status.json true, however the run ends, as long as the directory is this attempt's."""
+
+    def record(status: Status, **details) -> None:
+        if is_first():
+            attempt.check_still_owner()
+            attempt.run.set_status(status, **details)
+
+    record("running")
     try:
         yield
     except Fenced:
-        raise  # the directory is no longer ours to write to
+        raise
     except Preempted:
-        run.set_status("preempted")
+        record("preempted")
         raise
     except Diverged as error:
-        run.set_status("diverged", reason=str(error))
+        record("diverged", reason=str(error))
         raise
     except BaseException as error:
-        run.set_status("failed", reason=f"{type(error).__name__}: {error}")
+        record("failed", reason=f"{type(error).__name__}: {error}")
         raise
-    run.set_status("finished")
+    record("finished")
 
 
 class _Run:
@@ -157,7 +162,7 @@ class _Run:
 
             note(f"training steps {start + 1} to {experiment.steps}; {self.progress.convention}")
             for step in range(start + 1, experiment.steps + 1):
-                if profile and step == start + PROFILED_STEPS.start:
+                if profile and is_first() and step == start + PROFILED_STEPS.start:
                     self._profile(profiler)
                 if step == start + PROFILED_STEPS.stop:
                     profiler.close()

@@ -165,7 +165,7 @@ def test_what_one_process_must_refuse_all_refuse(tokens, tmp_path):
     other = [_experiment(tokens), _experiment(tokens, log={"every": 3})]
     jobs = [
         (process.start_several(lost, tmp_path / "lost", 2), f"there is no data in {tmp_path / 'nowhere'}: run `sparsecod data"),
-        (process.start_several(other, tmp_path / "other", 2), "process 1 was given another config or other data than process 0"),
+        (process.start_several(other, tmp_path / "other", 2), "process 1 was given another --workdir, config or data than process 0"),
     ]
     for pair, sentence in jobs:
         for output in process.finish_all(pair, code=78):
