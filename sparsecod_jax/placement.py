@@ -36,7 +36,7 @@ def choose_mesh(experiment: config.Experiment, on: Sequence[Any], slices: int = 
         asked = ", ".join(f"mesh.{axis}={size}" for axis, size in dataclasses.asdict(experiment.mesh).items() if size)
         across = f" with mesh.data a multiple of the {slices} slices" if slices > 1 else ""
         raise ConfigError(
-            f"{asked} does not multiply to the {len(on)} devices here{across}: change the axes, or set one to 0 to have it chosen"
+            f"{asked} does not multiply to the {len(on)} devices here{across}: change an axis, or set it to 0 to have it chosen"
         )
     fitting = (mesh for mesh in candidates if _misfit(experiment, dataclasses.asdict(mesh)) is None)
     chosen = next(fitting, None)
