@@ -23,7 +23,7 @@ from sparsecod_jax.data.prepare import Request, prepare
 from sparsecod_jax.data.store import Windows, read_manifest
 from sparsecod_jax.errors import ConfigError, Fenced, SparsecodError
 from sparsecod_jax.report.page import write_report
-from sparsecod_jax.rundir import Attempt, RunDir, claim
+from sparsecod_jax.rundir import RunDir, claim
 from sparsecod_jax.train.writers import Writers
 
 missing = [package for package in ("gcsfs", "gcp_storage_emulator") if importlib.util.find_spec(package) is None]
@@ -135,12 +135,13 @@ def test_a_newer_attempt_of_another_process_is_seen_and_its_files_are_left_alone
 
 def test_metrics_and_curves_are_whole_after_close_and_older_curves_stay(bucket):
     run = RunDir(bucket)
-    for attempt, steps in ((1, (1, 2, 3)), (2, (3, 4))):
-        writers = Writers(Attempt(run, attempt), steps[0] - 1)
-        for step in steps:
-            writers.write({"step": step, "by": attempt}, tensorboard=True)
-        time.sleep(2 - attempt)  # event files are named by the second
-        writers.close()
+    for steps in ((1, 2, 3), (3, 4)):
+        with claim(run) as attempt:
+            writers = Writers(attempt, steps[0] - 1)
+            for step in steps:
+                writers.write({"step": step, "by": attempt.number}, tensorboard=True)
+            time.sleep(2 - attempt.number)  # event files are named by the second
+            writers.close()
     assert run.read_metrics() == [{"step": step, "by": by} for step, by in ((1, 1), (2, 1), (3, 2), (4, 2))]
     assert [file.stat().length > 100 for file in run.tensorboard.iterdir()] == [True, True]
 

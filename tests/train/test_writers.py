@@ -19,7 +19,7 @@ def run(tmp_path):
 
 
 def _write(run, steps, restored=0, *, attempt="first", tensorboard=False):
-    writers = Writers(Attempt(run, 1), restored)
+    writers = Writers(Attempt(run, 0), restored)
     for step in steps:
         writers.write({"step": step, "loss": 1 / step, "by": attempt}, tensorboard=tensorboard)
     writers.close()
@@ -70,7 +70,7 @@ def test_a_fresh_start_forgets_older_lines(run):
 
 
 def test_a_line_is_readable_while_the_run_goes_on(run):
-    writers = Writers(Attempt(run, 1), 0)
+    writers = Writers(Attempt(run, 0), 0)
     writers.write({"step": 1, "by": "live"}, tensorboard=False)
     assert _steps(run) == [(1, "live")]
     writers.close()
@@ -111,7 +111,7 @@ def test_numbers_that_are_not_finite_are_null_and_named():
 
 
 def test_tensorboard_has_a_curve_for_each_block(run):
-    writers = Writers(Attempt(run, 1), 0)
+    writers = Writers(Attempt(run, 0), 0)
     metrics = {"loss": np.float32(2.5), "variance/residual": np.arange(12) + 0.5, "grad_norm": np.float32(np.nan), "skipped_updates": 0}
     writers.write({"step": 1, **plain(metrics)}, tensorboard=False)
     writers.write({"step": 2, **plain(metrics | {"variance/residual": np.array([1.0, np.inf, 3.0])})}, tensorboard=True)
@@ -140,7 +140,7 @@ BROKEN = {"step": 1, "variance/residual": ["not a number"]}
 
 
 def test_an_error_in_the_tensorboard_thread_is_raised_at_the_next_line(run):
-    writers = Writers(Attempt(run, 1), 0)
+    writers = Writers(Attempt(run, 0), 0)
     writers.write(BROKEN, tensorboard=True)
     with pytest.raises(TypeError):
         writers.write({"step": 2}, tensorboard=True)
@@ -148,7 +148,7 @@ def test_an_error_in_the_tensorboard_thread_is_raised_at_the_next_line(run):
 
 
 def test_an_error_in_the_tensorboard_thread_is_raised_at_the_end(run):
-    writers = Writers(Attempt(run, 1), 0)
+    writers = Writers(Attempt(run, 0), 0)
     writers.write(BROKEN, tensorboard=True)
     with pytest.raises(TypeError):
         writers.close()
