@@ -7,7 +7,7 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("%d%d" % sys.version_info[:2]
 CONSTRAINTS := constraints/py$(VERSION).txt
 QUICKSTART := runs/quickstart
 
-.PHONY: quickstart test test-slow test-gpu lint format bench gpu-bench check-python
+.PHONY: quickstart test test-slow test-aot test-gpu lint format bench gpu-bench check-python
 
 # Two virtual devices make use of both cores better than one.
 quickstart: export XLA_FLAGS = --xla_force_host_platform_device_count=2
@@ -22,6 +22,9 @@ test: $(VENV)/dev
 
 test-slow: $(VENV)/dev
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m slow -s
+
+test-aot: $(VENV)/dev $(VENV)/tpu
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m aot
 
 test-gpu: $(VENV)/dev $(VENV)/gpu
 	JAX_PLATFORMS=cuda $(BIN)/python -m pytest -m gpu
@@ -48,7 +51,7 @@ check-python:
 	@test -f $(CONSTRAINTS) || { echo "$$($(PYTHON) --version) is not supported: use Python 3.11, 3.12 or 3.13, for example make PYTHON=python3.12"; exit 1; }
 
 # One marker file per set of extras; dev holds demo.
-$(VENV)/demo $(VENV)/dev $(VENV)/gpu: pyproject.toml constraints/*.txt | check-python
+$(VENV)/demo $(VENV)/dev $(VENV)/gpu $(VENV)/tpu: pyproject.toml constraints/*.txt | check-python
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --editable '.[$(notdir $@)]'
 	touch $@

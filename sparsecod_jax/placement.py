@@ -13,7 +13,7 @@ from sparsecod_jax import config, devices
 from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.sharding import MESH_AXES, count_slices
 
-FSDP_WAYS = 32  # from 64 on the compiler for TPU gathers by all-reduce, which sends twice as much (docs/log.md)
+FSDP_WAYS = 32  # over a whole slice of 64 or more the compiler for TPU gathers by all-reduce, which sends twice as much (docs/log.md)
 STREAM_SHARE = 1 / 8  # of a device's memory, for the residual stream that a microbatch leaves between blocks
 CUDNN_LARGEST_HEAD = 128
 

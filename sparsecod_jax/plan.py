@@ -44,7 +44,7 @@ def plan_all(experiment: Experiment, names: list[str], mfu: float, out: str | No
     for topology in wanted:
         found.append(plan(experiment, topology, mfu))
         if every_remat:
-            found[-1]["remat"] = every_remat_policy(experiment, topology)
+            found[-1]["remat"] = every_remat_policy(experiment, topology, found[-1])
         print(report(found[-1]), flush=True)
         if target:
             write_json(target, found)
@@ -143,13 +143,17 @@ def smallest_change(experiment: Experiment, topology: Topology) -> str:
     return "none of microbatches, remat and fsdp makes it fit: take a larger slice"
 
 
-def every_remat_policy(experiment: Experiment, topology: Topology) -> dict[str, dict[str, Any]]:
-    """Memory, or why it does not fit, by remat policy."""
+def every_remat_policy(experiment: Experiment, topology: Topology, planned: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Memory, or why it does not fit, by remat policy; `planned` has that of the experiment's own."""
     found = {}
     for policy in get_args(config.Remat):
         execution = dataclasses.replace(experiment.execution, remat=policy)
-        program = build_on(dataclasses.replace(experiment, execution=execution), topology.devices, topology.slices)
-        found[policy] = {name: value for name, value in compiled(program, topology).items() if name in ("fits", "memory", "reason")}
+        if execution == experiment.execution:
+            result = planned
+        else:
+            program = build_on(dataclasses.replace(experiment, execution=execution), topology.devices, topology.slices)
+            result = compiled(program, topology)
+        found[policy] = {name: value for name, value in result.items() if name in ("fits", "memory", "reason")}
     return found
 
 

@@ -105,7 +105,7 @@ def _begin(request: Request, directory: epath.Path) -> epath.Path:
     elif shards:
         raise ConfigError(f"{directory} holds shards such as {shards[0].name} without their manifest: delete it or choose another --out")
     work.mkdir(parents=True, exist_ok=True)
-    files.write(work / "request.json", json.dumps(dataclasses.asdict(request)).encode())
+    files.write_json(work / "request.json", dataclasses.asdict(request))
     return work
 
 
@@ -130,11 +130,11 @@ def _select(request: Request, documents: Iterable[str], work: epath.Path) -> lis
                     lines = "\n".join(json.dumps(text) for (text, _), its_split in zip(kept, splits, strict=True) if its_split == split)
                     files.write(work / f"{name}.{split}.gz", gzip.compress(lines.encode(), compresslevel=1))
                 _save(hashes, np.concatenate([fingerprint for _, fingerprint in kept] or [np.zeros(0, np.uint64)]))
-                files.write(record, json.dumps({"digest": digest, "dropped": len(texts) - len(kept)}).encode())
+                files.write_json(record, {"digest": digest, "dropped": len(texts) - len(kept)})
             bar.update(len(texts))
     if finished.exists() and json.loads(finished.read_text()) != names:
         raise changed
-    files.write(finished, json.dumps(names).encode())
+    files.write_json(finished, names)
     return names
 
 

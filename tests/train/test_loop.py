@@ -1,5 +1,6 @@
 """Whole runs: what is logged, what survives being killed, and who may write."""
 
+import contextlib
 import dataclasses
 import json
 import random
@@ -22,6 +23,7 @@ from sparsecod_jax.errors import ConfigError, Diverged, Fenced
 from sparsecod_jax.evaluate.perplexity import evaluator
 from sparsecod_jax.rundir import RunDir, claim
 from sparsecod_jax.sharding import make_mesh
+from sparsecod_jax.train import loop
 from sparsecod_jax.train.loop import train
 from sparsecod_jax.train.step import build
 
@@ -238,6 +240,34 @@ def test_what_devices_and_data_rule_out_is_refused_before_anything_is_written(to
     with pytest.raises(ConfigError, match=sentence):
         train(tiny.experiment(**sections), str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+
+
+def test_an_overtaken_attempt_that_fails_leaves_the_status_to_the_newer_one(tokens, tmp_path, monkeypatch):
+    def fail(*args):  # before anything else that asks who owns the directory
+        (tmp_path / "attempts" / "0002.json").write_text("{}")
+        (tmp_path / "status.json").write_text('{"status": "running", "by": 2}')
+        raise RuntimeError("after it was overtaken")
+
+    monkeypatch.setattr(loop, "evaluator", fail)
+    with pytest.raises(Fenced, match=r"attempt 2 took over"):
+        train(_experiment(tokens, steps=3), str(tmp_path))
+    assert json.loads((tmp_path / "status.json").read_text()) == {"status": "running", "by": 2}
+
+
+def test_a_run_that_another_one_came_before_is_refused_after_its_claim(tokens, tmp_path, monkeypatch):
+    train(_experiment(tokens, steps=3), str(tmp_path / "other"))
+    written = (tmp_path / "other" / "config.json").read_bytes()
+
+    @contextlib.contextmanager
+    def late(run):
+        shutil.copytree(tmp_path / "other", run.path)
+        with claim(run) as attempt:
+            yield attempt
+
+    monkeypatch.setattr(loop, "claim", late)
+    with pytest.raises(ConfigError, match=r"holds another run \(steps was 3, is 4\)"):
+        train(_experiment(tokens, steps=4), str(tmp_path / "run"))
+    assert (tmp_path / "run" / "config.json").read_bytes() == written
 
 
 def test_document_masking_trains(tokens, tmp_path):
