@@ -33,17 +33,18 @@ class Restored:
 
 
 class Checkpointer:
-    """Saves and restores named pytrees ("items") of one run."""
+    """Saves and restores named pytrees ("items") of one run; a reader changes nothing, so that the run may go on beside it."""
 
-    def __init__(self, run: RunDir, keep: int, keep_every: int = 0):
-        self._run = run
+    def __init__(self, run: RunDir, keep: int, keep_every: int = 0, *, read_only: bool = False):
+        self._run, self._read_only = run, read_only
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             keep_period=keep_every or None,
+            create=not read_only,
             enable_async_checkpointing=True,
             # In a store an unfinished step has its final name. Saving it again clears it; before that, it may be the last save of an
             # overtaken attempt, still under way.
-            cleanup_tmp_directories=not files.is_remote(run.checkpoints),
+            cleanup_tmp_directories=not read_only and not files.is_remote(run.checkpoints),
         )
         self._manager = ocp.CheckpointManager(run.checkpoints, options=options)
         # The manager would have the processes wait for each other after reading: for ever, if one of them can't read.
@@ -96,6 +97,8 @@ class Checkpointer:
     def restore_latest(self, abstract: dict[str, Any]) -> Restored | None:
         """The newest checkpoint that verifies, laid out like `abstract` (shapes, dtypes and shardings); None if there is none at all.
 
+        What `abstract` leaves out of what was saved is not read.
+
         Raises:
           ConfigError: checkpoints exist but none can be used, or the newest belongs to another model.
         """
@@ -108,8 +111,9 @@ class Checkpointer:
             except Exception as error:  # damage shows as almost any type
                 say(f"checkpoint {step} can't be used ({_brief(error)}): trying the next older one")
                 continue
-            first_decides(partial(self._quarantine, newer_than=step))
-            self._manager.reload()
+            if not self._read_only:
+                first_decides(partial(self._quarantine, newer_than=step))
+                self._manager.reload()
             return restored
         if steps:
             raise ConfigError(f"no checkpoint in {self._run.checkpoints} can be used: put back a copy of one, or choose another --workdir")
@@ -118,7 +122,7 @@ class Checkpointer:
     def _restore(self, step: int, abstract: dict[str, Any]) -> Restored:
         record = _unseal(first_decides(lambda: self._read(step, record=ocp.args.JsonRestore())["record"]))
         _check_arrays(step, record["arrays"], _describe(abstract))
-        targets = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
+        targets = {name: _part(tree) for name, tree in abstract.items()}
         restored = together(lambda: self._read(step, **targets))
         items = {name: restored[name] for name in abstract}
         wrong = [name for name, digest in digests(items).items() if digest != record["digests"][name]]
@@ -135,6 +139,11 @@ class Checkpointer:
             if step > newer_than:
                 files.move(self._run.checkpoints / str(step), _free_name(self._run.quarantine / str(step)))
                 print(f"checkpoint {step} was moved to {self._run.quarantine}", flush=True)
+
+
+def _part(tree) -> ocp.args.PyTreeRestore:
+    """Restores those leaves that `tree` has."""
+    return ocp.args.PyTreeRestore(tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree), partial_restore=True)
 
 
 def _describe(items) -> dict[str, list]:

@@ -51,6 +51,17 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--process_index", type=int, help="which of them this one is, from 0")
     train.set_defaults(run=_train)
 
+    analyze = verbs.add_parser("analyze", help="score every layer of a checkpoint", allow_abbrev=False)
+    analyze.add_argument("--workdir", required=True, help="run directory; its newest checkpoint that verifies is scored")
+    analyze.add_argument("--scores", help="profile,usefulness,causal,permutation,jacobian,sparsity,theory (default all)")
+    analyze.add_argument("--tokens", help=".npy file of integers [N, T]: scores exactly these sequences")
+    analyze.add_argument("--sequences", type=int, help="how many to draw from the run's data (default 100)")
+    analyze.add_argument("--seq_len", type=int, help="their length in tokens (default 512)")
+    analyze.add_argument("--split", choices=("validation", "train"), help="where from (default validation)")
+    analyze.add_argument("--seed", type=int, default=0, help="decides which sequences, cuts and probes (default %(default)s)")
+    analyze.add_argument("--out", help="folder to write (default WORKDIR/analysis)")
+    analyze.set_defaults(run=_analyze)
+
     plan = verbs.add_parser("plan", help="compile a run for a pod that is not here: does it fit, what does it send", allow_abbrev=False)
     plan.add_argument("--config", required=True, help="CONFIG.py[:SCALE]; override fields as for train")
     plan.add_argument(
@@ -87,6 +98,15 @@ def _train(args, overrides) -> None:
 
         keep_programs()
         processes.say(json.dumps(train(experiment, args.workdir, profile=args.profile)))
+
+
+def _analyze(args, overrides) -> None:
+    from sparsecod_jax.analysis.scores import analyze
+    from sparsecod_jax.train.compilation import keep_programs
+
+    keep_programs()
+    options = ("scores", "tokens", "sequences", "seq_len", "split", "seed", "out")
+    print(f"scores: {analyze(args.workdir, **{name: getattr(args, name) for name in options})}")
 
 
 def _plan(args, overrides) -> None:

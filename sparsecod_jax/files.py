@@ -5,6 +5,7 @@ written beside it and renamed; it never grows, so what is appended to is kept in
 """
 
 import importlib.util
+import io
 import json
 import os
 import tempfile
@@ -12,6 +13,7 @@ from typing import Any
 
 import fsspec
 import fsspec.config
+import numpy as np
 from etils import epath
 
 from sparsecod_jax.errors import ConfigError
@@ -63,6 +65,14 @@ def create(path: epath.Path, content: bytes) -> None:
     else:
         with open(path, "xb") as file:
             file.write(content)
+
+
+def write_array(path: epath.Path, array: np.ndarray) -> None:
+    """Writes an .npy file whole or not at all, and the folder for it."""
+    content = io.BytesIO()
+    np.save(content, array)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write(path, content.getvalue())
 
 
 def write_json(path: epath.Path, value: Any) -> None:

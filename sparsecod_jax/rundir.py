@@ -24,6 +24,16 @@ Status = Literal["pending", "running", "preempted", "finished", "diverged", "fai
 
 
 @dataclasses.dataclass(frozen=True)
+class AnalysisDir:
+    """The files of one analysis."""
+
+    path: epath.Path
+
+    scores = property(lambda self: self.path / "scores.json")
+    tokens = property(lambda self: self.path / "tokens.npy")  # [N, T] int32, the sequences that were scored
+
+
+@dataclasses.dataclass(frozen=True)
 class RunDir:
     """The files of one run."""
 
@@ -42,6 +52,7 @@ class RunDir:
     checkpoints = property(lambda self: self.path / "checkpoints")
     quarantine = property(lambda self: self.path / "quarantine")  # checkpoints that failed verification
     final = property(lambda self: self.path / "final.json")
+    analysis = property(lambda self: AnalysisDir(self.path / "analysis"))
     report = property(lambda self: self.path / "report.html")
 
     def set_status(self, status: Status, **details) -> None:

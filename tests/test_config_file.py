@@ -13,9 +13,9 @@ import pytest
 
 from sparsecod_jax import config
 from sparsecod_jax.config_file import load
+from sparsecod_jax.data.store import prepare_command
 from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.scales import SCALES
-from sparsecod_jax.train.loop import prepare_command
 
 ROOT = Path(__file__).resolve().parents[1]
 SMOKE = str(ROOT / "configs/smoke.py")

@@ -17,6 +17,7 @@ import numpy as np
 from etils import epath
 
 from sparsecod_jax import files
+from sparsecod_jax.config import Experiment
 from sparsecod_jax.errors import ConfigError
 
 MANIFEST = "manifest.json"
@@ -90,6 +91,13 @@ def _checksum(values: dict) -> str:
 
 def _split(values: dict) -> Split:
     return Split(**{**values, "shards": tuple(Shard(**shard) for shard in values["shards"])})
+
+
+def prepare_command(experiment: Experiment) -> str:
+    """The command that makes the experiment's data directory."""
+    cfg = experiment.data
+    size = f" --vocab_size={experiment.model.vocab_size}" if cfg.tokenizer == "bpe" else ""
+    return f"sparsecod data --source={cfg.source} --tokenizer={cfg.tokenizer}{size} --out={cfg.path}"
 
 
 def read_manifest(directory: epath.Path, command: str) -> Manifest:

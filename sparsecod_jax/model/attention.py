@@ -4,6 +4,7 @@ B batch, T query positions, S key positions, D width, H query heads, J key/value
 Query head h reads key/value head h // G.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,6 +18,8 @@ from sparsecod_jax.sharding import constrain
 from sparsecod_jax.stats.taps import at_least_float32
 
 CUDNN_HEAD_SIZES = 8  # cuDNN takes multiples of this
+
+Kernel = Callable[..., jax.Array]  # from queries, keys, values and segments to the mixed values [B, T, H, K]
 
 
 def rope_angles(length: int, head_dim: int, theta: float) -> jax.Array:
@@ -32,8 +35,10 @@ def rotate(x_BTHK: jax.Array, angles: jax.Array) -> jax.Array:
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x_BTHK.dtype)
 
 
-def attend(q_BTHK, k_BSJK, v_BSJK, segments_BT, kernel: AttentionKernel) -> jax.Array:
-    """Causal softmax attention, within segments where given, by the named kernel; [B, T, H, K]."""
+def attend(q_BTHK, k_BSJK, v_BSJK, segments_BT, kernel: AttentionKernel | Kernel) -> jax.Array:
+    """Causal softmax attention, within segments where given, by the kernel that is named or given; [B, T, H, K]."""
+    if callable(kernel):
+        return kernel(q_BTHK, k_BSJK, v_BSJK, segments_BT)
     if kernel == "splash":
         return splash_attention(q_BTHK, k_BSJK, v_BSJK, segments_BT)
     mask = None if segments_BT is None else (segments_BT[:, :, None] == segments_BT[:, None, :])[:, None]
@@ -63,22 +68,29 @@ class Attention(nn.Module):
     """Multi-head (J = H), grouped-query or multi-query (J = 1) attention, without biases."""
 
     cfg: Model
-    kernel: AttentionKernel
+    kernel: AttentionKernel | Kernel
 
-    @nn.compact
-    def __call__(self, x_BTD, angles, segments_BT):
+    def setup(self):
         cfg = self.cfg
         D, H, J, K = cfg.d_model, cfg.n_heads, cfg.n_kv_heads, cfg.head_dim
+        self.query = weight(self, "query", (D, H, K), ("embed", "heads", "head_size"), cfg.init_std)
+        self.key = weight(self, "key", (D, J, K), ("embed", "kv_heads", "head_size"), cfg.init_std)
+        self.value = weight(self, "value", (D, J, K), ("embed", "kv_heads", "head_size"), cfg.init_std)
+        self.out = weight(self, "out", (H, K, D), ("heads", "head_size", "embed"), cfg.init_std)
 
-        def projection(name, heads, axis):
-            kernel = weight(self, name, (D, heads, K), ("embed", axis, "head_size"), cfg.init_std)
-            y = jnp.einsum("btd,dhk->bthk", x_BTD, kernel.astype(cfg.compute_dtype))
-            return constrain(y, "batch", "length", axis, None)
-
-        q_BTHK = rotate(projection("query", H, "heads"), angles)
-        k_BTJK = rotate(projection("key", J, "kv_heads"), angles)
-        v_BTJK = projection("value", J, "kv_heads")
+    def __call__(self, x_BTD, angles, segments_BT):
+        q_BTHK, k_BTJK, v_BTJK = self.project(x_BTD, angles)
         mixed_BTHK = attend(q_BTHK, k_BTJK, v_BTJK, segments_BT, self.kernel)
         mixed_BTHK = constrain(mixed_BTHK, "batch", "length", "heads", None)
-        out_HKD = weight(self, "out", (H, K, D), ("heads", "head_size", "embed"), cfg.init_std)
-        return jnp.einsum("bthk,hkd->btd", mixed_BTHK, out_HKD.astype(cfg.compute_dtype))
+        return jnp.einsum("bthk,hkd->btd", mixed_BTHK, self.out.astype(self.cfg.compute_dtype))
+
+    def project(self, x_BTD, angles):
+        """Rotated queries and keys, and values: [B, T, H, K], [B, T, J, K], [B, T, J, K]."""
+
+        def projected(kernel_DHK, axis):
+            y_BTHK = jnp.einsum("btd,dhk->bthk", x_BTD, kernel_DHK.astype(self.cfg.compute_dtype))
+            return constrain(y_BTHK, "batch", "length", axis, None)
+
+        q_BTHK = rotate(projected(self.query, "heads"), angles)
+        k_BTJK = rotate(projected(self.key, "kv_heads"), angles)
+        return q_BTHK, k_BTJK, projected(self.value, "kv_heads")

@@ -6,7 +6,7 @@ B batch, T positions, D width.
 from flax import linen as nn
 
 from sparsecod_jax.config import AttentionKernel, Model
-from sparsecod_jax.model.attention import Attention
+from sparsecod_jax.model.attention import Attention, Kernel
 from sparsecod_jax.model.layers import RMSNorm, SwiGLU
 from sparsecod_jax.model.moe import MixtureOfExperts
 from sparsecod_jax.sharding import constrain
@@ -20,24 +20,43 @@ class Block(nn.Module):
     """
 
     cfg: Model
-    attention: AttentionKernel
-    with_moments: bool
+    kernel: AttentionKernel | Kernel
+    with_moments: bool = False
 
-    @nn.compact
-    def __call__(self, x_BTD, norm_scale, angles, segments_BT):
+    def setup(self):
         cfg = self.cfg
-        scale = norm_scale.astype(cfg.compute_dtype)
-        normed_BTD = RMSNorm(cfg, name="attention_norm")(x_BTD) * scale
-        attention_BTD = Attention(cfg, self.attention, name="attention")(normed_BTD, angles, segments_BT)
-        u_BTD = self._add(x_BTD, attention_BTD)
-        ffn_BTD, router_stats = self._ffn(RMSNorm(cfg, name="ffn_norm")(u_BTD) * scale)
-        y_BTD = self._add(u_BTD, ffn_BTD)
+        self.attention_norm = RMSNorm(cfg)
+        self.attention = Attention(cfg, self.kernel)
+        self.ffn_norm = RMSNorm(cfg)
+        self.ffn = MixtureOfExperts(cfg) if cfg.n_experts else SwiGLU(cfg, cfg.d_ff)
+
+    def __call__(self, x_BTD, norm_scale, angles, segments_BT):
+        attention_BTD = self.attention_branch(x_BTD, norm_scale, angles, segments_BT)
+        u_BTD = self.add(x_BTD, attention_BTD)
+        ffn_BTD, router_stats = self.ffn_branch(u_BTD, norm_scale)
+        y_BTD = self.add(u_BTD, ffn_BTD)
         return y_BTD, block_stats(x_BTD, attention_BTD, ffn_BTD, y_BTD, with_moments=self.with_moments) | router_stats
 
-    def _ffn(self, x_BTD):
-        if self.cfg.n_experts:
-            return MixtureOfExperts(self.cfg, name="ffn")(x_BTD)
-        return SwiGLU(self.cfg, self.cfg.d_ff, name="ffn")(x_BTD), {}
+    def attention_branch(self, x_BTD, norm_scale, angles, segments_BT):
+        """What attention adds to the stream."""
+        return self.attention(self._scaled(self.attention_norm(x_BTD), norm_scale), angles, segments_BT)
 
-    def _add(self, stream_BTD, branch_BTD):
+    def ffn_branch(self, u_BTD, norm_scale):
+        """What the FFN adds to the stream, and a router's statistics."""
+        normed_BTD = self._scaled(self.ffn_norm(u_BTD), norm_scale)
+        return self.ffn(normed_BTD) if self.cfg.n_experts else (self.ffn(normed_BTD), {})
+
+    def queries_keys_values(self, x_BTD, norm_scale, angles):
+        """What attention compares and mixes: [B, T, H, K], [B, T, J, K] and [B, T, J, K], rotated."""
+        return self.attention.project(self._scaled(self.attention_norm(x_BTD), norm_scale), angles)
+
+    def activations(self, u_BTD, norm_scale):
+        """The hidden layer of a dense FFN, [B, T, F]."""
+        return self.ffn.activate(self._scaled(self.ffn_norm(u_BTD), norm_scale))
+
+    def add(self, stream_BTD, branch_BTD):
+        """The stream with a branch added, in the stream's own dtype."""
         return constrain(stream_BTD + branch_BTD.astype(self.cfg.residual_dtype), "batch", "length", "width")
+
+    def _scaled(self, normed_BTD, norm_scale):
+        return normed_BTD * norm_scale.astype(self.cfg.compute_dtype)

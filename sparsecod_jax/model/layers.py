@@ -43,12 +43,18 @@ class SwiGLU(nn.Module):
     cfg: Model
     hidden: int
 
-    @nn.compact
-    def __call__(self, x_BTD):
+    def setup(self):
         cfg = self.cfg
         shape, axes = (cfg.d_model, self.hidden), ("embed", "hidden")
-        gate_DF = weight(self, "gate", shape, axes, cfg.init_std).astype(cfg.compute_dtype)
-        up_DF = weight(self, "up", shape, axes, cfg.init_std).astype(cfg.compute_dtype)
-        down_FD = weight(self, "down", shape[::-1], axes[::-1], cfg.init_std).astype(cfg.compute_dtype)
-        hidden_BTF = nn.silu(x_BTD @ gate_DF) * (x_BTD @ up_DF)
-        return constrain(hidden_BTF, "batch", "length", "hidden") @ down_FD
+        self.gate = weight(self, "gate", shape, axes, cfg.init_std)
+        self.up = weight(self, "up", shape, axes, cfg.init_std)
+        self.down = weight(self, "down", shape[::-1], axes[::-1], cfg.init_std)
+
+    def __call__(self, x_BTD):
+        return self.activate(x_BTD) @ self.down.astype(self.cfg.compute_dtype)
+
+    def activate(self, x_BTD):
+        """The hidden layer, [B, T, F]."""
+        dtype = self.cfg.compute_dtype
+        hidden_BTF = nn.silu(x_BTD @ self.gate.astype(dtype)) * (x_BTD @ self.up.astype(dtype))
+        return constrain(hidden_BTF, "batch", "length", "hidden")

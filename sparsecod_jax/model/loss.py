@@ -23,8 +23,13 @@ def cross_entropy(h_BTD: jax.Array, head_DV: jax.Array, targets_BT: jax.Array, w
     Raises:
       ValueError: a gradient is taken of rows that the mesh does not divide.
     """
+    return token_losses(h_BTD, head_DV, targets_BT, weights_BT).sum()
+
+
+def token_losses(h_BTD: jax.Array, head_DV: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array) -> jax.Array:
+    """What `cross_entropy` sums, [B, T]; to be looked at, not differentiated, as it would keep all logits for that."""
     axes = ((*_ROWS, "width"), _HEAD, _ROWS, _ROWS)
-    return sharding.shard_map(_losses, axes, (_ROWS,))(h_BTD, head_DV, targets_BT, weights_BT)[0].sum()
+    return sharding.shard_map(_losses, axes, (_ROWS,))(h_BTD, head_DV, targets_BT, weights_BT)[0]
 
 
 def _forward(h_BTD, head_DV, targets_BT, weights_BT):

@@ -22,6 +22,12 @@ REMAT_POLICIES = {
 }
 
 
+def norm_scales(cfg: Model) -> jax.Array:
+    """What multiplies the norm outputs at each depth, [L]."""
+    depth_L = jnp.arange(1, cfg.n_layers + 1)
+    return jax.lax.rsqrt(depth_L * 1.0) if cfg.layer_norm_scaling else jnp.ones(cfg.n_layers)
+
+
 class Transformer(nn.Module):
     """A Pre-LN decoder whose blocks are stored stacked, [L, ...], and applied by one scan."""
 
@@ -47,15 +53,16 @@ class Transformer(nn.Module):
         self.final_norm = RMSNorm(cfg)
         self.head = weight(self, "head", (cfg.d_model, cfg.vocab_size), ("embed", "vocab"), cfg.init_std)
 
+    def embed(self, tokens_BT):
+        """The stream before the first block, [B, T, D]."""
+        table_VD = constrain(self.embedding.astype(self.cfg.residual_dtype), None, "table_width")
+        return constrain(table_VD[tokens_BT], "batch", "length", "width")
+
     def hidden(self, tokens_BT, segments_BT=None):
         """The stream after the final norm, [B, T, D], and the statistics: [L] a block statistic, scalars for the rest."""
         cfg = self.cfg
-        table_VD = constrain(self.embedding.astype(cfg.residual_dtype), None, "table_width")
-        x_BTD = constrain(table_VD[tokens_BT], "batch", "length", "width")
-        depth_L = jnp.arange(1, cfg.n_layers + 1)
-        norm_scale_L = jax.lax.rsqrt(depth_L * 1.0) if cfg.layer_norm_scaling else jnp.ones(cfg.n_layers)
         angles = rope_angles(tokens_BT.shape[1], cfg.head_dim, cfg.rope_theta)
-        x_BTD, stats = self.blocks(x_BTD, norm_scale_L, angles, segments_BT)
+        x_BTD, stats = self.blocks(self.embed(tokens_BT), norm_scales(cfg), angles, segments_BT)
         h_BTD = self.final_norm(x_BTD)
         return h_BTD, stats | {"variance/final_norm": variance(jax.lax.stop_gradient(h_BTD))}
 

@@ -43,6 +43,17 @@ class Figure:
 
 
 @dataclasses.dataclass(frozen=True)
+class Heatmap:
+    """A matrix drawn as colours, `values[row][column]`; rows and columns count from 1."""
+
+    title: str
+    reading: str
+    x_label: str
+    y_label: str
+    values: Sequence[Sequence[float | None]]
+
+
+@dataclasses.dataclass(frozen=True)
 class RunData:
     """What the figures need of one run."""
 
@@ -51,6 +62,7 @@ class RunData:
     config: dict[str, Any]
     lines: list[dict[str, Any]]  # metrics.jsonl
     final: dict[str, Any] | None
+    scores: dict[str, Any] | None = None  # analysis/scores.json
 
 
 def overview(runs: list[RunData]) -> list[Figure]:

@@ -9,8 +9,8 @@ from etils import epath
 
 from sparsecod_jax import config, counts, files
 from sparsecod_jax.files import read_json
-from sparsecod_jax.report import figures
-from sparsecod_jax.report.figures import Figure, RunData
+from sparsecod_jax.report import depth, figures
+from sparsecod_jax.report.figures import Figure, Heatmap, RunData
 from sparsecod_jax.rundir import RunDir, find_runs
 
 COLOURS = ("#1b6ca8", "#d1495b", "#2e8b57", "#8e5ea2", "#c98b1b", "#3c3c3c", "#00a3a3", "#a0522d")
@@ -46,12 +46,16 @@ def load_run(run: RunDir) -> RunData:
         config=config.to_dict(config.from_dict(read_json(run.config))),
         lines=run.read_metrics(),
         final=read_json(run.final) if run.final.exists() else None,
+        scores=read_json(run.analysis.scores) if run.analysis.scores.exists() else None,
     )
 
 
 def render(title: str, runs: list[RunData]) -> str:
     """The page as HTML text; every string from a run directory is escaped."""
-    sections = "".join(_section(number, figure) for number, figure in enumerate(figures.overview(runs)))
+    training = figures.overview(runs)
+    contribution = depth.figures(runs)
+    drawn = [_section(number, figure) for number, figure in enumerate([*training, *contribution])]
+    sections = "".join(drawn[: len(training)]) + _scores(runs) + "".join(drawn[len(training) :])
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{html.escape(title)}</title><style>{STYLE}</style><script>{plotly.offline.get_plotlyjs()}</script></head>
@@ -106,14 +110,28 @@ def _row(run: RunData) -> str:
     return f"<tr><td>{html.escape(run.name)}</td><td{mark}>{html.escape(run.status)}</td>{numbers}</tr>"
 
 
+def _scores(runs: list[RunData]) -> str:
+    """The headline numbers of the runs that were analysed; nothing when none was."""
+    scored = [run for run in runs if run.scores]
+    if not scored:
+        return ""
+    header = "".join(f'<th title="{html.escape(meaning)}">{html.escape(name)}</th>' for name, (_, _, meaning) in depth.HEADLINES.items())
+    rows = "".join(
+        f"<tr><td>{html.escape(run.name)}</td>{''.join(f'<td>{html.escape(cell)}</td>' for cell in depth.headlines(run))}</tr>"
+        for run in scored
+    )
+    meanings = "; ".join(f"{name}: {meaning}" for name, (_, _, meaning) in depth.HEADLINES.items())
+    return f"""<h1>What each layer contributes</h1><p class="reading">{html.escape(meanings)}.</p>
+<table><tr><th>run</th>{header}</tr>{rows}</table>"""
+
+
 def _number(value: float | None, style: str) -> str:
     return "–" if value is None else format(value, style)
 
 
-def _section(number: int, figure: Figure) -> str:
-    drawn = plotly.io.to_html(
-        _draw(figure), full_html=False, include_plotlyjs=False, div_id=f"figure-{number}", config={"displaylogo": False}
-    )
+def _section(number: int, figure: Figure | Heatmap) -> str:
+    picture = _draw(figure) if isinstance(figure, Figure) else _draw_matrix(figure)
+    drawn = plotly.io.to_html(picture, full_html=False, include_plotlyjs=False, div_id=f"figure-{number}", config={"displaylogo": False})
     return f'<section><h2>{html.escape(figure.title)}</h2><p class="reading">{html.escape(figure.reading)}</p>{drawn}</section>'
 
 
@@ -140,4 +158,18 @@ def _draw(figure: Figure) -> go.Figure:
     }
     layout = {"template": "simple_white", "height": 420, "margin": {"t": 60, "r": 10}, "hovermode": "x unified", "updatemenus": [menu]}
     drawn.update_layout(xaxis={"title": figure.x_label}, yaxis=scale, **layout)
+    return drawn
+
+
+def _draw_matrix(heatmap: Heatmap) -> go.Figure:
+    """Read from the top left, as a matrix is; squares where it is square."""
+    rows, columns = (list(range(1, size + 1)) for size in (len(heatmap.values), len(heatmap.values[0])))
+    drawn = go.Figure(go.Heatmap(z=heatmap.values, x=columns, y=rows, colorscale="Blues", zmin=0))
+    square = {"scaleanchor": "x", "constrain": "domain"} if len(rows) == len(columns) else {}
+    layout = {"template": "simple_white", "height": 420, "margin": {"t": 20, "r": 10}}
+    drawn.update_layout(
+        xaxis={"title": heatmap.x_label, "constrain": "domain"},
+        yaxis={"title": heatmap.y_label, "autorange": "reversed", **square},
+        **layout,
+    )
     return drawn

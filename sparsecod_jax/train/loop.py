@@ -14,7 +14,7 @@ from etils import epath
 from sparsecod_jax import config, counts, files, placement
 from sparsecod_jax.checkpoint import Checkpointer
 from sparsecod_jax.data import pipeline
-from sparsecod_jax.data.store import Manifest, Windows, read_manifest
+from sparsecod_jax.data.store import Manifest, Windows, prepare_command, read_manifest
 from sparsecod_jax.errors import ConfigError, Diverged, Fenced, Preempted
 from sparsecod_jax.evaluate.perplexity import evaluator
 from sparsecod_jax.files import read_json, write_json
@@ -60,13 +60,6 @@ def train(experiment: config.Experiment, workdir: str, *, profile: bool = False)
         note(placement.describe(program.experiment, experiment))
         with _recorded_status(attempt):
             return _Run(experiment, program, run, attempt, directory, data).go(profile=profile)
-
-
-def prepare_command(experiment: config.Experiment) -> str:
-    """The command that makes the experiment's data directory."""
-    cfg = experiment.data
-    size = f" --vocab_size={experiment.model.vocab_size}" if cfg.tokenizer == "bpe" else ""
-    return f"sparsecod data --source={cfg.source} --tokenizer={cfg.tokenizer}{size} --out={cfg.path}"
 
 
 def _finished(run: RunDir, fields: dict[str, Any]) -> dict[str, Any] | None:

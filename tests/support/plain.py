@@ -5,23 +5,66 @@ import numpy as np
 
 def forward(params, tokens_BT, model):
     """Logits [B, T, V] and the per-block statistics, lists of L floats, for float64 copies of `params`."""
-    take = _Tree(params)
-    x = take("embedding")[tokens_BT]
+    x = embed(params, tokens_BT)
     stats: dict[str, list[float]] = {}
     for layer in range(model.n_layers):
-        scale = 1 / np.sqrt(layer + 1) if model.layer_norm_scaling else 1.0
-        block = _Tree(params["blocks"], layer)
-        a = _attention(_norm(x, block("attention_norm", "gain"), model) * scale, block, model)
-        u = x + a
-        normed = _norm(u, block("ffn_norm", "gain"), model) * scale
-        m, router_stats = _mixture(normed, block, model) if model.n_experts else (_ffn(normed, block, "ffn"), {})
-        y = u + m
+        a = attention_branch(params, layer, x, model)
+        m, router_stats = ffn_branch(params, layer, x + a, model)
+        y = x + a + m
         for name, value in (_measure(x, a, m, y) | router_stats).items():
             stats.setdefault(name, []).append(value)
         x = y
-    h = _norm(x, take("final_norm", "gain"), model)
-    stats["variance/final_norm"] = [_variance(h)]
-    return h @ take("head"), stats
+    stats["variance/final_norm"] = [_variance(_norm(x, _Tree(params)("final_norm", "gain"), model))]
+    return decode(params, x, model), stats
+
+
+def embed(params, tokens_BT):
+    """The stream before the first block."""
+    return _Tree(params)("embedding")[tokens_BT]
+
+
+def attention_branch(params, layer, x, model, position=None):
+    """What attention adds in block `layer`, at depth `position` (its own when None)."""
+    block = _Tree(params["blocks"], layer)
+    return _attention(_norm(x, block("attention_norm", "gain"), model) * _scale(layer, position, model), block, model)
+
+
+def ffn_branch(params, layer, u, model, position=None):
+    """What the FFN adds, and the router's statistics."""
+    block = _Tree(params["blocks"], layer)
+    normed = _norm(u, block("ffn_norm", "gain"), model) * _scale(layer, position, model)
+    return _mixture(normed, block, model) if model.n_experts else (_ffn(normed, block, "ffn"), {})
+
+
+def block(params, layer, x, model, position=None):
+    """The output of a block."""
+    u = x + attention_branch(params, layer, x, model, position)
+    return u + ffn_branch(params, layer, u, model, position)[0]
+
+
+def states(params, tokens_BT, model):
+    """The stream before the first block and after every block."""
+    found = [embed(params, tokens_BT)]
+    for layer in range(model.n_layers):
+        found.append(block(params, layer, found[-1], model))
+    return found
+
+
+def decode(params, x, model):
+    """Logits from the last block's output."""
+    return _norm(x, _Tree(params)("final_norm", "gain"), model) @ _Tree(params)("head")
+
+
+def losses(params, x, tokens_BT, model):
+    """Mean cross-entropy of each row's T - 1 predictions."""
+    logits = decode(params, x, model)[:, :-1]
+    normalizer = np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1)) + logits.max(-1)
+    return (normalizer - np.take_along_axis(logits, tokens_BT[:, 1:, None], -1)[..., 0]).mean(-1)
+
+
+def _scale(layer, position, model):
+    depth = layer if position is None else position
+    return 1 / np.sqrt(depth + 1) if model.layer_norm_scaling else 1.0
 
 
 class _Tree:

@@ -1,0 +1,113 @@
+"""What does the network compute when blocks are skipped, swapped or replaced?
+
+Blocks are data: every function here is compiled once per shape, whatever block it is asked about, and goes on from any depth with a loop
+whose start is an argument, so that what lies before an intervention is not computed again.
+
+B rows, T positions, D width, V vocabulary, L blocks; states are the stream before the first block and after every block, [L + 1, ...].
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from sparsecod_jax.model import Transformer
+from sparsecod_jax.model.attention import Kernel, rope_angles
+from sparsecod_jax.model.block import Block
+from sparsecod_jax.model.layers import RMSNorm
+from sparsecod_jax.model.loss import token_losses
+from sparsecod_jax.model.transformer import norm_scales
+from sparsecod_jax.sharding import constrain
+
+
+class Layer:
+    """Block `number` of a network at depth `position`, with attention by `kernel`, without the expert `silent`; numbers may be traced."""
+
+    def __init__(self, net: Transformer, params: Any, number, position, kernel: Kernel | None = None, silent=None):
+        self._block = Block(net.cfg, kernel or net.execution.attention)
+        self._params = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, number, keepdims=False), params["blocks"])
+        if silent is not None:
+            ffn = self._params["ffn"]
+            self._params |= {"ffn": ffn | {"down": ffn["down"].at[silent].set(0)}}
+        self._scale = norm_scales(net.cfg)[position]
+
+    def output(self, x_BTD, segments_BT):
+        """The block."""
+        return self._call("__call__", x_BTD, self._scale, self._angles(x_BTD), segments_BT)[0]
+
+    def with_attention(self, x_BTD, segments_BT):
+        """The stream with the attention branch added."""
+        branch_BTD = self._call("attention_branch", x_BTD, self._scale, self._angles(x_BTD), segments_BT)
+        return self._call("add", x_BTD, branch_BTD)
+
+    def with_ffn(self, u_BTD):
+        """The stream with the FFN branch added."""
+        return self._call("add", u_BTD, self._call("ffn_branch", u_BTD, self._scale)[0])
+
+    def queries_keys_values(self, x_BTD):
+        """As attention sees them."""
+        return self._call("queries_keys_values", x_BTD, self._scale, self._angles(x_BTD))
+
+    def activations(self, u_BTD):
+        """The hidden layer of a dense FFN."""
+        return self._call("activations", u_BTD, self._scale)
+
+    def routing(self, u_BTD) -> dict[str, jax.Array]:
+        """The statistics of a router."""
+        return self._call("ffn_branch", u_BTD, self._scale)[1]
+
+    def _angles(self, x_BTD):
+        return rope_angles(x_BTD.shape[1], self._block.cfg.head_dim, self._block.cfg.rope_theta)
+
+    def _call(self, method: str, *args) -> Any:
+        return self._block.apply({"params": self._params}, *args, method=method)
+
+
+@partial(jax.jit, static_argnums=0)
+def states(net: Transformer, params, tokens_BT, segments_BT) -> jax.Array:
+    """The stream before the first block and after every block, [L + 1, B, T, D]."""
+
+    def step(x_BTD, number):
+        y_BTD = Layer(net, params, number, number).output(x_BTD, segments_BT)
+        return y_BTD, y_BTD
+
+    x_BTD: Any = net.apply({"params": params}, tokens_BT, method="embed")
+    _, outputs_LBTD = jax.lax.scan(step, x_BTD, jnp.arange(net.cfg.n_layers))
+    return constrain(jnp.concatenate([x_BTD[None], outputs_LBTD]), None, "batch", "length", "width")
+
+
+def run(net: Transformer, params, x_BTD, first, order_L, segments_BT) -> jax.Array:
+    """The last block's output, from the input of depth `first`; `order_L` says which block lies at each depth."""
+
+    def step(position, x_BTD):
+        return Layer(net, params, order_L[position], position).output(x_BTD, segments_BT)
+
+    return jax.lax.fori_loop(first, net.cfg.n_layers, step, x_BTD)
+
+
+def losses(net: Transformer, params, x_BTD, tokens_BT) -> jax.Array:
+    """Mean cross-entropy in nats of each row's T - 1 predictions, [B], for the last block's output."""
+    h_BTD: Any = RMSNorm(net.cfg).apply({"params": params["final_norm"]}, x_BTD)
+    targets_BT = jnp.roll(tokens_BT, -1, axis=1)
+    weights_BT = jnp.ones(tokens_BT.shape, h_BTD.dtype).at[:, -1].set(0)
+    return token_losses(h_BTD, params["head"], targets_BT, weights_BT).sum(axis=1) / (tokens_BT.shape[1] - 1)
+
+
+@partial(jax.jit, static_argnums=0)
+def tail_losses(net: Transformer, params, x_BTD, first, rows) -> jax.Array:
+    """The losses [B] when depth `first` gets `x_BTD`; first = L gives those of a last block's output."""
+    order_L = jnp.arange(net.cfg.n_layers)
+    return losses(net, params, run(net, params, x_BTD, first, order_L, rows.segments), rows.tokens)
+
+
+@partial(jax.jit, static_argnums=0)
+def with_attention(net: Transformer, params, x_BTD, number, segments_BT) -> jax.Array:
+    """The stream after a block whose FFN is skipped."""
+    return Layer(net, params, number, number).with_attention(x_BTD, segments_BT)
+
+
+@partial(jax.jit, static_argnums=0)
+def with_ffn(net: Transformer, params, x_BTD, number) -> jax.Array:
+    """The stream after a block whose attention is skipped."""
+    return Layer(net, params, number, number).with_ffn(x_BTD)

@@ -1,0 +1,95 @@
+"""What does the stream look like at each depth? Variance, moments, the size and direction of updates, and what could be predicted there.
+
+Sources: block influence, ShortGPT (arXiv 2403.03853); logit lens, and relative sizes of updates, Csordas et al. (arXiv 2505.13898).
+
+N sequences, B rows, T positions, D width, V vocabulary, L blocks.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sparsecod_jax.analysis import network
+from sparsecod_jax.analysis.subject import Subject, per_sequence
+from sparsecod_jax.model.layers import RMSNorm
+from sparsecod_jax.stats.moments import moments
+from sparsecod_jax.stats.taps import branch_norm, update_cosine, variance
+
+TOP = 5  # predictions whose overlap is counted
+LENS_POSITIONS = 16  # decoded at once
+
+
+def profile(subject: Subject, tokens_NT: np.ndarray) -> dict[str, list[float]]:
+    """Means over sequences of statistics of each, one value a block.
+
+    `variance/...` and `moments/...` are as in metrics.jsonl. `block_influence` is 1 - cos(input, output), `relative_update/block` the norm
+    of the update over that of the input, likewise `attention` and `ffn`, means over tokens. `lens_divergence` is KL(prediction decoded
+    after the block || final prediction) in nats, `lens_overlap` the share of the final TOP predictions among the TOP decoded there.
+    """
+    net, params, layers = subject.net, subject.params, subject.cfg.n_layers
+    names: list[str] = []
+
+    def measure(rows, states_LBTD):
+        found = []
+        for number in range(layers):
+            x_BTD, y_BTD = states_LBTD[number], states_LBTD[number + 1]
+            found.append(_measured(net, params, x_BTD, y_BTD, number, rows.segments) | _lens(net, params, y_BTD, states_LBTD[-1]))
+        names[:] = sorted(found[0])
+        return np.array([[each[name] for name in names] for each in jax.device_get(found)])
+
+    means_LS = per_sequence(subject, tokens_NT, measure).mean(axis=-1)
+    return {name: means_LS[:, place].tolist() for place, name in enumerate(names)}
+
+
+@partial(jax.jit, static_argnums=0)
+def _measured(net, params, x_BTD, y_BTD, number, segments_BT):
+    """Statistics of a block's input and output, [B] each."""
+    u_BTD = network.Layer(net, params, number, number).with_attention(x_BTD, segments_BT)
+    attention_BTD, ffn_BTD, update_BTD = u_BTD - x_BTD, y_BTD - u_BTD, y_BTD - x_BTD
+    return {
+        "variance/residual": _rows(variance, y_BTD),
+        "variance/attention": _rows(variance, attention_BTD),
+        "variance/ffn": _rows(variance, ffn_BTD),
+        "norm/residual": _rows(branch_norm, y_BTD),
+        "cosine/update": _rows(update_cosine, x_BTD, y_BTD),
+        "block_influence": _rows(_influence, x_BTD, y_BTD),
+        "relative_update/block": _rows(_relative_norm, update_BTD, x_BTD),
+        "relative_update/attention": _rows(_relative_norm, attention_BTD, x_BTD),
+        "relative_update/ffn": _rows(_relative_norm, ffn_BTD, u_BTD),
+        **{f"moments/{name}": value for name, value in _rows(moments, y_BTD).items()},
+    }
+
+
+def _rows(statistic, *arrays) -> Any:
+    """A statistic of a batch, of each row."""
+    return jax.vmap(lambda *rows: statistic(*(row[None] for row in rows)))(*arrays)
+
+
+def _influence(x_BTD, y_BTD):
+    lengths_BT = jnp.linalg.norm(x_BTD, axis=-1) * jnp.linalg.norm(y_BTD, axis=-1)
+    return 1 - jnp.mean(jnp.sum(x_BTD * y_BTD, axis=-1) / lengths_BT)
+
+
+def _relative_norm(update_BTD, x_BTD):
+    return jnp.mean(jnp.linalg.norm(update_BTD, axis=-1) / jnp.linalg.norm(x_BTD, axis=-1))
+
+
+@partial(jax.jit, static_argnums=0)
+def _lens(net, params, x_BTD, last_BTD):
+    """What the head would predict from the stream at one depth, against what it predicts from the last, [B] each."""
+
+    def decoded(x_BD):
+        h_BTD: Any = RMSNorm(net.cfg).apply({"params": params["final_norm"]}, x_BD[:, None])
+        return jax.nn.log_softmax(net.apply({"params": params}, h_BTD, method="logits")[:, 0])
+
+    def position(pair):
+        here_BV, final_BV = map(decoded, pair)
+        best_BK, final_best_BK = jax.lax.top_k(here_BV, TOP)[1], jax.lax.top_k(final_BV, TOP)[1]
+        overlap_B = (best_BK[:, :, None] == final_best_BK[:, None, :]).sum(axis=(1, 2)) / TOP
+        return jnp.sum(jnp.exp(here_BV) * (here_BV - final_BV), axis=-1), overlap_B
+
+    divergence_TB, overlap_TB = jax.lax.map(position, (x_BTD.swapaxes(0, 1), last_BTD.swapaxes(0, 1)), batch_size=LENS_POSITIONS)
+    return {"lens_divergence": divergence_TB.mean(axis=0), "lens_overlap": overlap_TB.mean(axis=0)}

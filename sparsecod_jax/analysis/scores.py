@@ -1,0 +1,192 @@
+"""Which scores has a model, and where are they written? The verb `analyze`."""
+
+import hashlib
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from sparsecod_jax import counts, files, theory
+from sparsecod_jax.analysis import network, sparsity
+from sparsecod_jax.analysis.causal import causal
+from sparsecod_jax.analysis.jacobian import jacobian
+from sparsecod_jax.analysis.permutation import permutation
+from sparsecod_jax.analysis.profile import profile
+from sparsecod_jax.analysis.subject import Subject, draw, load, per_sequence
+from sparsecod_jax.analysis.usefulness import usefulness
+from sparsecod_jax.errors import ConfigError
+from sparsecod_jax.files import read_json, write_json
+from sparsecod_jax.processes import note
+from sparsecod_jax.rundir import AnalysisDir, RunDir
+
+SEQUENCES, SEQ_LEN, SPLIT, SEED = 100, 512, "validation", 0  # unless asked for otherwise
+# The first so many sequences, at most: what a score costs grows with their number times, from the top, L, L^2 / 2, L^3 / 3, D L, L E.
+AT_MOST = {"usefulness": 100, "causal": 32, "permutation": 16, "jacobian": 4, "profile": 32, "sparsity": 8, "theory": 4}
+
+
+def analyze(
+    workdir: str,
+    *,
+    scores: str | None = None,
+    tokens: str | None = None,
+    sequences: int | None = None,
+    seq_len: int | None = None,
+    split: str | None = None,
+    seed: int = SEED,
+    out: str | None = None,
+) -> epath.Path:
+    """Scores the newest checkpoint of a run and returns the path of scores.json, which is rewritten after each score.
+
+    Scores that are there already, of the same checkpoint and sequences, are kept. The sequences are saved as tokens.npy beside it.
+
+    Args:
+      scores: names separated by commas; None is all.
+      tokens: an .npy file of integers [N, T], to be scored in place of `sequences` windows of `seq_len` tokens of a `split`.
+      seed: of the drawing of sequences, cuts and probes.
+      out: folder to write; None is `analysis` in the run directory.
+
+    Raises:
+      ConfigError: the run, the sequences or a name can't be used, or `out` holds the scores of something else; nothing was written.
+    """
+    run = RunDir(files.absolute(workdir))
+    target = AnalysisDir(files.absolute(out)) if out else run.analysis
+    wanted = _names(scores)
+    if not run.config.exists():
+        raise ConfigError(f"{run.path} holds no run: give a --workdir that `sparsecod train` wrote")
+    tokens_NT, data = _sequences(run, tokens, sequences, seq_len, split, seed)
+    subject = load(run, tokens_NT)
+    found = _begun(target, {"data": data | _describe_tokens(tokens_NT), "model": _describe_model(subject)})
+    files.write_array(target.tokens, tokens_NT)
+    with jax.set_mesh(subject.mesh), jax.default_matmul_precision("highest"):
+        if "baseline_loss" not in found:
+            found["baseline_loss"] = _baseline_loss(subject)
+        for name in wanted:
+            if name in found["sequences"]:
+                note(f"{name} is there already")
+                continue
+            used_NT = tokens_NT[: AT_MOST[name]]
+            note(f"{name}, on {len(used_NT)} sequences")
+            found |= SCORES[name](subject, used_NT, seed)
+            found["sequences"][name] = len(used_NT)
+            write_json(target.scores, _plain(found))
+    return target.scores
+
+
+def _names(scores: str | None) -> list[str]:
+    names = list(SCORES) if scores is None else scores.split(",")
+    unknown = [name for name in names if name not in SCORES]
+    if unknown:
+        raise ConfigError(f"--scores names {unknown}: choose from {','.join(SCORES)}")
+    return names
+
+
+def _sequences(run: RunDir, tokens, sequences, seq_len, split, seed: int) -> tuple[np.ndarray, dict[str, Any]]:
+    """The sequences, [N, T] int32, and where they come from."""
+    if tokens is None:
+        source = {"split": split or SPLIT, "seed": seed}
+        return draw(run, source["split"], sequences or SEQUENCES, seq_len or SEQ_LEN, seed), source
+    given = [name for name, value in (("--sequences", sequences), ("--seq_len", seq_len), ("--split", split)) if value is not None]
+    if given:
+        raise ConfigError(f"--tokens says which sequences are scored, so {' and '.join(given)} can't: leave one out")
+    try:
+        tokens_NT = np.load(tokens, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--tokens={tokens} can't be read ({error}): give an .npy file of integers [N, T]") from error
+    if tokens_NT.ndim != 2 or not np.issubdtype(tokens_NT.dtype, np.integer) or min(tokens_NT.shape) < 2:
+        raise ConfigError(f"--tokens={tokens} is {tokens_NT.dtype} {list(tokens_NT.shape)}: give integers [N, T], both at least 2")
+    return tokens_NT.astype(np.int32), {"seed": seed}
+
+
+def _describe_tokens(tokens_NT: np.ndarray) -> dict[str, Any]:
+    return {
+        "sequences": tokens_NT.shape[0],
+        "seq_len": tokens_NT.shape[1],
+        "digest": hashlib.sha256(tokens_NT.astype("<i4").tobytes()).hexdigest()[:16],
+    }
+
+
+def _describe_model(subject: Subject) -> dict[str, Any]:
+    cfg = subject.cfg
+    return {
+        "step": subject.step,
+        "n_layers": cfg.n_layers,
+        "d_model": cfg.d_model,
+        "parameters": counts.parameters(cfg).total,
+        "compute_dtype": cfg.compute_dtype,
+    }
+
+
+def _begun(target: AnalysisDir, subject: dict[str, Any]) -> dict[str, Any]:
+    """What has been found so far about this subject."""
+    if not target.scores.exists():
+        return {**subject, "sequences": {}}
+    found = read_json(target.scores)
+    for section, values in subject.items():
+        other = [name for name in values if found[section].get(name) != values[name]]
+        if other:
+            raise ConfigError(f"{target.scores} holds scores of another {section} ({', '.join(other)} differ): move it away or give --out")
+    return found
+
+
+def _baseline_loss(subject: Subject) -> float:
+    def measure(rows, states_LBTD):
+        return network.tail_losses(subject.net, subject.params, states_LBTD[-1], subject.cfg.n_layers, rows)
+
+    return float(per_sequence(subject, subject.tokens_NT, measure).mean())
+
+
+def _profile(subject: Subject, tokens_NT: np.ndarray, seed: int) -> dict[str, Any]:
+    found = profile(subject, tokens_NT)
+    variance = {name.removeprefix("variance/"): found.pop(name) for name in list(found) if name.startswith("variance/")}
+    return {"variance": variance, "block_influence": found.pop("block_influence"), "profile": found}
+
+
+def _sparsity(subject: Subject, tokens_NT: np.ndarray, seed: int) -> dict[str, Any]:
+    found = {
+        "weights": sparsity.weights(subject.params),
+        "attention": sparsity.attention(subject, tokens_NT),
+        "activations": sparsity.activations(subject, tokens_NT),
+    }
+    if subject.cfg.n_experts:
+        found["experts"] = sparsity.experts(subject, tokens_NT)
+    return {"sparsity": found}
+
+
+def _theory(subject: Subject, tokens_NT: np.ndarray, seed: int) -> dict[str, Any]:
+    """Predicted beside measured variance: from the sizes of the weights alone, and with measured attention and gates put in."""
+    sizes = theory.measured_sizes(subject.params)
+    density_L = np.mean(sparsity.attention(subject, tokens_NT)["heads"]["density"], axis=1)
+    gates_L = np.array(sparsity.gate_squares(subject, tokens_NT)) if subject.cfg.n_experts else None
+    measured_L = np.array(profile(subject, tokens_NT)["variance/residual"])
+    predicted_L = theory.residual_variance(subject.cfg, sizes, tokens_NT, density_L, gates_L)
+    return {
+        "theory": {
+            "measured": measured_L.tolist(),
+            "predicted": predicted_L.tolist(),
+            "relative_error": (predicted_L / measured_L - 1).tolist(),
+            "predicted_from_weights": theory.residual_variance(subject.cfg, sizes, tokens_NT).tolist(),
+        }
+    }
+
+
+SCORES: dict[str, Callable[[Subject, np.ndarray, int], dict[str, Any]]] = {
+    "profile": _profile,
+    "usefulness": lambda subject, tokens_NT, seed: {"usefulness": usefulness(subject, tokens_NT)},
+    "causal": lambda subject, tokens_NT, seed: {"causal": causal(subject, tokens_NT, seed)},
+    "permutation": lambda subject, tokens_NT, seed: {"permutation": permutation(subject, tokens_NT)},
+    "jacobian": lambda subject, tokens_NT, seed: {"jacobian": jacobian(subject, tokens_NT, seed)},
+    "sparsity": _sparsity,
+    "theory": _theory,
+}
+
+
+def _plain(value: Any) -> Any:
+    """JSON values; a number that is not finite becomes null."""
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,27 @@
+"""A dense model and a mixture, trained a little."""
+
+import pytest
+import tiny
+
+from sparsecod_jax.analysis.subject import load
+from sparsecod_jax.rundir import RunDir
+from sparsecod_jax.train.loop import train
+
+MODELS = {"dense": tiny.MODEL, "mixture": tiny.MIXTURE}
+
+
+@pytest.fixture(scope="session", params=MODELS)
+def run(request, tokens, tmp_path_factory):
+    """The directory of a finished run."""
+    workdir = tmp_path_factory.mktemp("runs") / request.param
+    train(tiny.experiment(steps=20, model=MODELS[request.param], data={"path": str(tokens)}, checkpoint={"every": 20}), str(workdir))
+    return RunDir(workdir)
+
+
+@pytest.fixture(scope="session")
+def trained(run):
+    """Its model and parameters."""
+    import numpy as np
+
+    found = load(run, np.zeros((2, 8), np.int32))
+    return found.cfg, found.params

@@ -1,0 +1,86 @@
+"""Skipped blocks, against numpy."""
+
+import dataclasses
+
+import numpy as np
+import plain
+import subjects
+import tiny
+
+from sparsecod_jax.analysis.causal import causal
+
+
+def _expected(params, cfg, tokens, intervene, measured=slice(None)):
+    """The matrix, block by block; `intervene` gives the stream after block s."""
+    states = plain.states(params, tokens, cfg)
+    matrix = np.zeros((cfg.n_layers, cfg.n_layers))
+    for s in range(cfg.n_layers):
+        x = intervene(states, s)
+        for later in range(s + 1, cfg.n_layers):
+            y = plain.block(params, later, x, cfg)
+            intact = (states[later + 1] - states[later])[:, measured]
+            changed = (y - x)[:, measured] - intact
+            matrix[s, later] = np.linalg.norm(changed, axis=-1).mean() / np.linalg.norm(intact, axis=-1).mean()
+            x = y
+    return matrix
+
+
+def test_equals_numpy(trained):
+    cfg, params = trained
+    tokens = subjects.tokens(cfg, length=20)
+    with subjects.analysed(cfg, tokens, params) as subject:
+        found = causal(subject, tokens, seed=0)
+
+    def without_attention(states, s):
+        return states[s] + plain.ffn_branch(params, s, states[s], cfg)[0]
+
+    def without_ffn(states, s):
+        return states[s] + plain.attention_branch(params, s, states[s], cfg)
+
+    matrix = _expected(params, cfg, tokens, lambda states, s: states[s])
+    np.testing.assert_allclose(found["matrix"], matrix, rtol=1e-8)
+    np.testing.assert_allclose(found["attention"]["matrix"], _expected(params, cfg, tokens, without_attention), rtol=1e-8)
+    np.testing.assert_allclose(found["ffn"]["matrix"], _expected(params, cfg, tokens, without_ffn), rtol=1e-8)
+    above = [matrix[s, later] for s in range(3) for later in range(s + 1, 3)]
+    np.testing.assert_allclose(found["score"], np.mean(above))
+    np.testing.assert_allclose(found["score_all"], np.sum(above) / 9)
+    np.testing.assert_allclose(found["score_rows"], np.mean([matrix[0, 1:].mean(), matrix[1, 2]]))
+    assert found["ci95"][0] < found["score"] < found["ci95"][1]
+
+
+def test_future_tokens_only(trained, monkeypatch):
+    cfg, params = trained
+    tokens = subjects.tokens(cfg, length=24)
+    monkeypatch.setattr("sparsecod_jax.analysis.causal.CUTS", 1)
+    with subjects.analysed(cfg, tokens, params) as subject:
+        found = causal(subject, tokens, seed=3)["future"]
+    (cut,) = found["cuts"]
+    assert 8 <= cut <= 16
+    past = (np.arange(24) > 0) & (np.arange(24) < cut)
+    skipped = _expected(params, cfg, tokens, lambda states, s: np.where(past[:, None], states[s], states[s + 1]), slice(cut, None))
+    np.testing.assert_allclose(found["matrix"], skipped, rtol=1e-8)
+
+
+def test_several_cuts_are_averaged_over_their_tokens(trained):
+    cfg, params = trained
+    tokens = subjects.tokens(cfg, length=24)
+    with subjects.analysed(cfg, tokens, params) as subject:
+        found = causal(subject, tokens, seed=3)["future"]
+    assert len(found["cuts"]) == 4
+    assert 0 < found["score"] < 10
+
+
+def test_a_block_that_adds_nothing_changes_nothing():
+    tokens = subjects.tokens(tiny.MODEL)
+    with subjects.analysed(tiny.MODEL, tokens, subjects.without_output(tiny.init(tiny.MODEL), 1)) as subject:
+        found = causal(subject, tokens, seed=0)
+    np.testing.assert_array_equal(np.array(found["matrix"])[1], 0)  # skipping it
+    assert np.array(found["matrix"])[0, 1] == 0  # and nothing changes what is 0
+    assert found["matrix"][0][2] > 0
+
+
+def test_a_single_block_has_no_score():
+    cfg = dataclasses.replace(tiny.MODEL, n_layers=1)
+    tokens = subjects.tokens(cfg)
+    with subjects.analysed(cfg, tokens) as subject:
+        assert causal(subject, tokens, seed=0)["score"] is None

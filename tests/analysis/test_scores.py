@@ -1,0 +1,166 @@
+"""The verb `analyze`, end to end."""
+
+import contextlib
+import dataclasses
+import json
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import subjects
+import tiny
+
+from sparsecod_jax.analysis import scores
+from sparsecod_jax.analysis.scores import analyze
+from sparsecod_jax.cli import main
+from sparsecod_jax.errors import ConfigError
+
+SMALL: dict[str, Any] = {"sequences": 12, "seq_len": 16}
+
+
+def _read(path):
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    return json.loads(path.read_text(), parse_constant=refuse)
+
+
+def test_all_scores_of_a_run(run, tmp_path):
+    path = analyze(str(run.path), **SMALL, out=str(tmp_path / "analysis"))
+    found = _read(path)
+    layers = found["model"]["n_layers"]
+    for section in (
+        found["variance"]["residual"],
+        found["block_influence"],
+        found["usefulness"]["loss_ratio"],
+        found["theory"]["predicted"],
+    ):
+        assert len(section) == layers
+    for name in ("causal", "permutation"):
+        assert np.shape(found[name]["matrix"]) == (layers, layers)
+        assert found[name]["score"] > 0
+    assert len(found["jacobian"]["distance_from_identity"]) == layers
+    assert found["jacobian"]["method"] == "exact"
+    assert set(found["usefulness"]) >= {"score", "ci95", "in_sample", "as_published"}
+    assert ("experts" in found["sparsity"]) == (json.loads(run.config.read_text())["model"]["n_experts"] > 0)
+    assert found["sequences"] == {
+        "profile": 12,
+        "usefulness": 12,
+        "causal": 12,
+        "permutation": 12,
+        "jacobian": 4,
+        "sparsity": 8,
+        "theory": 4,
+    }
+    tokens = np.load(tmp_path / "analysis" / "tokens.npy")
+    assert (tokens.dtype, tokens.shape) == (np.int32, (12, 16))
+    assert found["data"]["sequences"] == 12
+    assert found["model"]["step"] == 20
+    measured, predicted = np.array(found["theory"]["measured"]), np.array(found["theory"]["predicted"])
+    np.testing.assert_allclose(found["theory"]["relative_error"], predicted / measured - 1)
+    logged = run.read_metrics()[-1]["variance/residual"]
+    np.testing.assert_allclose(found["variance"]["residual"], logged, rtol=0.3)  # other tokens, the state one update later
+
+    again = analyze(str(run.path), tokens=str(tmp_path / "analysis" / "tokens.npy"), scores="causal,profile", out=str(tmp_path / "again"))
+    repeated = _read(again)
+    assert repeated["causal"] == found["causal"]
+    assert repeated["baseline_loss"] == found["baseline_loss"]
+    assert "permutation" not in repeated
+
+
+def test_goes_on_after_the_scores_that_are_there(run, tmp_path, capsys, monkeypatch):
+    out = str(tmp_path / "analysis")
+    analyze(str(run.path), scores="profile", **SMALL, out=out)
+
+    def fails(*_):
+        raise RuntimeError("the machine is gone")
+
+    monkeypatch.setitem(scores.SCORES, "permutation", fails)
+    with pytest.raises(RuntimeError):
+        analyze(str(run.path), scores="profile,causal,permutation", **SMALL, out=out)
+    monkeypatch.undo()
+    before = _read(tmp_path / "analysis" / "scores.json")
+    assert {"variance", "causal"} < set(before)
+    capsys.readouterr()
+    found = _read(analyze(str(run.path), scores="profile,causal,permutation", **SMALL, out=out))
+    assert "profile is there already" in capsys.readouterr().out
+    assert found["causal"] == before["causal"]
+    assert found["permutation"]["score"] > 0
+
+
+def test_scores_of_other_sequences_are_not_mixed(run, tmp_path):
+    out = str(tmp_path / "analysis")
+    analyze(str(run.path), scores="profile", **SMALL, out=out)
+    before = (tmp_path / "analysis" / "tokens.npy").read_bytes()
+    with pytest.raises(ConfigError, match=r"holds scores of another data \(seed, digest differ\): move it away or give --out"):
+        analyze(str(run.path), scores="causal", **SMALL, seed=1, out=out)
+    assert (tmp_path / "analysis" / "tokens.npy").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scores": "profile,usefullness"}, r"--scores names \['usefullness'\]: choose from profile,"),
+        ({"tokens": "nowhere.npy"}, "--tokens=nowhere.npy can't be read"),
+        ({"tokens": "FLOATS"}, r"is float64 \[3, 4\]: give integers"),
+        ({"tokens": "FLAT"}, r"is int64 \[5\]: give integers"),
+        ({"tokens": "PICKLED"}, "can't be read"),
+        ({"tokens": "GOOD", "sequences": 3, "split": "train"}, "so --sequences and --split can't: leave one out"),
+        ({"tokens": "LARGE"}, "reach from 999 to 999"),
+        ({"sequences": 10**6}, "lower --sequences or --seq_len"),
+    ],
+)
+def test_mistakes_are_refused_before_anything_is_written(run, tmp_path, options, message):
+    arrays = {
+        "FLOATS": np.zeros((3, 4)),
+        "FLAT": np.arange(5),
+        "PICKLED": np.array([{}]),
+        "GOOD": np.zeros((3, 4), int),
+        "LARGE": np.full((2, 4), 999),
+    }
+    for name, array in arrays.items():
+        np.save(tmp_path / f"{name}.npy", array, allow_pickle=True)
+    if options.get("tokens") in arrays:
+        options = options | {"tokens": str(tmp_path / f"{options['tokens']}.npy")}
+    with pytest.raises(ConfigError, match=message):
+        analyze(str(run.path), **options, out=str(tmp_path / "analysis"))
+    assert not (tmp_path / "analysis").exists()
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="holds no run: give a --workdir"):
+        analyze(str(tmp_path))
+
+
+def test_the_command_line(run, tmp_path, capsys):
+    out = tmp_path / "analysis"
+    main(["analyze", f"--workdir={run.path}", "--scores=permutation", "--sequences=4", "--seq_len=8", f"--out={out}"])
+    assert f"scores: {out / 'scores.json'}" in capsys.readouterr().out
+
+
+@contextlib.contextmanager
+def _counted_programs():
+    compiled = []
+
+    def listener(event: str, duration_secs: float, **_: str | int) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listener)
+    try:
+        yield compiled
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listener)
+
+
+@pytest.mark.parametrize("name", scores.SCORES)
+def test_the_number_of_programs_does_not_depend_on_depth(name):
+    counts = []
+    for depth in (2, 3, 5):  # the first also compiles what the others share
+        cfg = dataclasses.replace(tiny.MIXTURE, n_layers=depth)
+        tokens = subjects.tokens(cfg, sequences=8)
+        with subjects.analysed(cfg, tokens, dtype="float32") as subject, _counted_programs() as compiled:
+            scores.SCORES[name](subject, tokens, 0)
+        counts.append(len(compiled))
+    assert counts[1] == counts[2] > 0

@@ -1,0 +1,110 @@
+"""Blocks replaced by affine maps, against numpy's least squares; planted blocks."""
+
+import dataclasses
+
+import numpy as np
+import plain
+import pytest
+import subjects
+import tiny
+
+from sparsecod_jax import config
+from sparsecod_jax.analysis.usefulness import fit, usefulness
+from sparsecod_jax.errors import ConfigError
+
+
+def _expected(params, cfg, fitted_on, scored_on, *, transpose=False):
+    """Loss ratios by `np.linalg.lstsq` on the activations themselves."""
+    inputs = plain.states(params, fitted_on, cfg)
+    states = plain.states(params, scored_on, cfg)
+    intact = plain.losses(params, states[-1], scored_on, cfg).mean()
+    ratios = []
+    for layer in range(cfg.n_layers):
+        x, y = (inputs[place].reshape(-1, cfg.d_model) for place in (layer, layer + 1))
+        solution = np.linalg.lstsq(np.concatenate([x, np.ones((len(x), 1))], 1), y, rcond=None)[0]
+        weights, bias = solution[:-1], solution[-1]
+        z = states[layer] @ (weights.T if transpose else weights) + bias
+        for later in range(layer + 1, cfg.n_layers):
+            z = plain.block(params, later, z, cfg)
+        ratios.append(plain.losses(params, z, scored_on, cfg).mean() / intact)
+    return ratios
+
+
+def test_equals_least_squares_by_numpy(trained):
+    cfg, params = trained
+    tokens = subjects.tokens(cfg, sequences=14)
+    with subjects.analysed(cfg, tokens, params) as subject:
+        found = usefulness(subject, tokens)
+    fitted, scored = tokens[:7], tokens[7:]
+    np.testing.assert_allclose(found["loss_ratio"], _expected(params, cfg, fitted, scored), rtol=1e-6)
+    np.testing.assert_allclose(found["in_sample"]["loss_ratio"], _expected(params, cfg, fitted, fitted), rtol=1e-6)
+    np.testing.assert_allclose(found["as_published"]["loss_ratio"], _expected(params, cfg, fitted, fitted, transpose=True), rtol=1e-6)
+    assert found["score"] == pytest.approx(np.log(found["loss_ratio"]).mean())
+    assert found["ci95"][0] < found["score"] < found["ci95"][1]
+    for threshold, share in found["share_above"].items():
+        assert share["share"] == np.mean(np.array(found["loss_ratio"]) > float(threshold))
+        assert share["ci95"][0] <= share["ci95"][1]
+    assert (found["fitted_on"], found["scored_on"]) == (7, 7)
+
+
+def test_in_float32_it_is_as_good(trained):
+    cfg, params = trained
+    tokens = subjects.tokens(cfg, sequences=14)
+    with subjects.analysed(cfg, tokens, params, dtype="float32") as subject:
+        found = usefulness(subject, tokens)
+    np.testing.assert_allclose(found["loss_ratio"], _expected(params, cfg, tokens[:7], tokens[7:]), rtol=1e-4)
+
+
+def test_a_block_that_adds_nothing_has_ratio_one():
+    tokens = subjects.tokens(tiny.MODEL, sequences=10)
+    with subjects.analysed(tiny.MODEL, tokens, subjects.without_output(tiny.init(tiny.MODEL), 1)) as subject:
+        found = usefulness(subject, tokens)
+    assert found["loss_ratio"][1] == 1
+    assert found["loss_ratio"][0] != 1
+
+
+def test_a_planted_affine_block_has_ratio_one_and_its_transpose_has_not():
+    """Ids 0..31 are channels; the block adds 30 times the next id's channel, and the head reads channels: it predicts counting."""
+    ids = 32
+    cfg = config.Model(d_model=34, n_heads=1, head_dim=2, n_layers=1, d_ff=ids, vocab_size=ids, compute_dtype="float32", init_std=0.02)
+    params = tiny.init(cfg)
+    params["embedding"] = np.eye(ids, 34) + np.eye(1, 34, 33)  # the last channel is always 1, and opens every gate
+    params["head"] = np.eye(34, ids)
+
+    def plant(block):
+        block["attention"]["out"][...] = 0
+        block["attention_norm"]["gain"][...] = block["ffn_norm"]["gain"][...] = 1
+        block["ffn"]["gate"][...] = np.eye(34)[33][:, None]
+        block["ffn"]["up"][...] = np.eye(34, ids)
+        block["ffn"]["down"][...] = np.roll(np.eye(ids, 34), 1, axis=1) * (np.arange(34) < ids) * 30
+        block["ffn"]["down"][ids - 1, 0] = 30
+
+    tokens = (np.random.default_rng(0).integers(0, ids, (20, 1)) + np.arange(12)) % ids
+    with subjects.analysed(cfg, tokens, subjects.with_block(params, 0, plant)) as subject:
+        found = usefulness(subject, tokens)
+    np.testing.assert_allclose(found["loss_ratio"], 1, atol=1e-4)
+    assert found["as_published"]["loss_ratio"][0] > 1.1
+
+
+def test_directions_that_no_token_reaches_are_left_alone():
+    """Few different tokens: numpy's solution of least norm is the one."""
+    cfg = dataclasses.replace(tiny.MODEL, n_layers=1)
+    tokens = np.tile(np.arange(5, dtype=np.int32), (20, 1))
+    params = tiny.init(cfg)
+    with subjects.analysed(cfg, tokens, params) as subject:
+        maps = fit(subject, tokens)
+    x, y = (state.reshape(-1, cfg.d_model) for state in plain.states(params, tokens, cfg))
+    inputs = np.concatenate([x, np.ones((len(x), 1))], 1)
+    expected = np.linalg.lstsq(inputs, y - x, rcond=1e-7)[0]
+    np.testing.assert_allclose(maps.update_LDD[0], expected[:-1], atol=1e-6)
+    assert maps.rank_L[0] == np.linalg.matrix_rank(inputs, 1e-7)
+    assert maps.condition_L[0] > 1
+
+
+def test_too_few_tokens_are_refused():
+    tokens = subjects.tokens(tiny.MODEL, sequences=4, length=16)
+    with (
+        subjects.analysed(tiny.MODEL, tokens) as subject,
+        pytest.raises(ConfigError, match=r"2 sequences of 16 tokens can't fit .* raise --seq"),
+    ):
+        usefulness(subject, tokens)
