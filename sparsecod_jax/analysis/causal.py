@@ -76,10 +76,10 @@ def effects(subject: Subject, tokens_NT: np.ndarray, intervene: Callable, measur
     net, params = subject.net, subject.params
 
     def measure(rows, states_LBTD):
-        changes = [
-            _changes(net, params, states_LBTD, intervene(rows, states_LBTD, number), number + 1, measured_T, rows.segments)
-            for number in range(net.cfg.n_layers)
-        ]
+        changes = []
+        for number in subject.blocks("causal"):
+            x_BTD = intervene(rows, states_LBTD, number)
+            changes.append(np.asarray(_changes(net, params, states_LBTD, x_BTD, number + 1, measured_T, rows.segments)))
         return np.array([*changes, _sizes(states_LBTD, measured_T)])
 
     found = per_sequence(subject, tokens_NT, measure)

@@ -80,12 +80,11 @@ def estimate(subject: Subject, tokens_NT: np.ndarray, kernel: Kernel | None = No
 
 def pulled_back(subject: Subject, tokens_NT: np.ndarray, cotangents_PD: np.ndarray, kernel: Kernel | None = None) -> np.ndarray:
     """J'v for each cotangent v and block, [L, P, D] float64; of unit vectors the rows of J."""
-    layers = subject.cfg.n_layers
-    total_LPD = np.zeros((layers, *cotangents_PD.shape))
+    total_LPD = np.zeros((subject.cfg.n_layers, *cotangents_PD.shape))
     for rows in subject.rows(tokens_NT):
         counted_B = np.arange(len(rows.tokens)) < rows.valid
         states_LBTD = network.states(subject.net, subject.params, rows.tokens, rows.segments)
-        for number in range(layers):
+        for number in subject.blocks("jacobian"):
             total_LPD[number] += pull(
                 subject.net, subject.params, states_LBTD[number], number, rows.segments, counted_B, cotangents_PD, kernel
             )

@@ -25,7 +25,7 @@ def permutation(subject: Subject, tokens_NT: np.ndarray) -> dict[str, Any]:
         return {"matrix": [[0.0]], "score": None}  # nothing to swap
 
     def measure(rows, states_LBTD):
-        swapped = [_swapped_losses(net, params, states_LBTD[first], first, rows) for first in range(layers)]
+        swapped = [np.asarray(_swapped_losses(net, params, states_LBTD[first], first, rows)) for first in subject.blocks("permutation")]
         intact = network.tail_losses(net, params, states_LBTD[-1], layers, rows)
         return np.concatenate([np.reshape(swapped, (layers * layers, -1)), intact[None]])
 

@@ -29,16 +29,17 @@ def profile(subject: Subject, tokens_NT: np.ndarray) -> dict[str, list[float]]:
     of the update over that of the input, likewise `attention` and `ffn`, means over tokens. `lens_divergence` is KL(prediction decoded
     after the block || final prediction) in nats, `lens_overlap` the share of the final TOP predictions among the TOP decoded there.
     """
-    net, params, layers = subject.net, subject.params, subject.cfg.n_layers
+    net, params = subject.net, subject.params
     names: list[str] = []
 
     def measure(rows, states_LBTD):
         found = []
-        for number in range(layers):
+        for number in subject.blocks("profile"):
             x_BTD, y_BTD = states_LBTD[number], states_LBTD[number + 1]
-            found.append(_measured(net, params, x_BTD, y_BTD, number, rows.segments) | _lens(net, params, y_BTD, states_LBTD[-1]))
+            measured = _measured(net, params, x_BTD, y_BTD, number, rows.segments) | _lens(net, params, y_BTD, states_LBTD[-1])
+            found.append(jax.device_get(measured))
         names[:] = sorted(found[0])
-        return np.array([[each[name] for name in names] for each in jax.device_get(found)])
+        return np.array([[each[name] for name in names] for each in found])
 
     means_LS = per_sequence(subject, tokens_NT, measure).mean(axis=-1)
     return {name: means_LS[:, place].tolist() for place, name in enumerate(names)}

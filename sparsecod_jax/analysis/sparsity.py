@@ -71,7 +71,9 @@ def attention(subject: Subject, tokens_NT: np.ndarray) -> dict[str, Any]:
     net, params = subject.net, subject.params
 
     def measure(rows, states_LBTD):
-        return np.array([_attention(net, params, states_LBTD[number], number, rows.segments) for number in range(net.cfg.n_layers)])
+        return np.array(
+            [np.asarray(_attention(net, params, states_LBTD[number], number, rows.segments)) for number in subject.blocks("attention")]
+        )
 
     means = per_sequence(subject, tokens_NT, measure).mean(axis=-1)  # block, {measured, uniform}, measure, head
     measured, uniform = ({name: means[:, kind, place].tolist() for place, name in enumerate(ATTENTION)} for kind in (0, 1))
@@ -164,7 +166,7 @@ def experts(subject: Subject, tokens_NT: np.ndarray) -> dict[str, Any]:
 
     def measure(rows, states_LBTD):
         used = [_used(net, params, states_LBTD[number], number, rows.segments)[0] for number in range(layers)]
-        lost = [_without_experts(net, params, states_LBTD[number], number, rows) for number in range(layers)]
+        lost = [np.asarray(_without_experts(net, params, states_LBTD[number], number, rows)) for number in subject.blocks("experts")]
         intact = network.tail_losses(net, params, states_LBTD[-1], layers, rows)
         return np.array([used, np.array(lost) / np.array(intact) - 1])
 

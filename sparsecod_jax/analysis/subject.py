@@ -6,7 +6,7 @@ N sequences, T positions, B rows on the devices at once.
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ import numpy as np
 from etils import epath
 from flax import linen as nn
 from jax.sharding import Mesh
+from tqdm import tqdm
 
 from sparsecod_jax import config, files, placement
 from sparsecod_jax.analysis import network
@@ -53,6 +54,10 @@ class Subject:
     @property
     def cfg(self) -> config.Model:
         return self.net.cfg
+
+    def blocks(self, doing: str) -> Iterable[int]:
+        """The numbers of the blocks, with a progress bar for whoever watches."""
+        return tqdm(range(self.cfg.n_layers), desc=doing, unit="block", leave=False, disable=None)
 
     def rows(self, tokens_NT: np.ndarray) -> Iterator[Rows]:
         """The sequences in order, as many at a time as STATES_BYTES allows; all batches have one shape."""

@@ -87,10 +87,10 @@ def replaced_losses(subject: Subject, tokens_NT: np.ndarray, maps: Maps) -> tupl
     net, params = subject.net, subject.params
 
     def measure(rows, states_LBTD):
-        replaced = [
-            _losses_with_map(net, params, states_LBTD[layer], update_DD, bias_D, layer, rows)
-            for layer, (update_DD, bias_D) in enumerate(zip(maps.update_LDD, maps.bias_LD, strict=True))
-        ]
+        replaced = []
+        for layer in subject.blocks("usefulness"):
+            losses_B = _losses_with_map(net, params, states_LBTD[layer], maps.update_LDD[layer], maps.bias_LD[layer], layer, rows)
+            replaced.append(np.asarray(losses_B))
         return np.array([*replaced, network.tail_losses(net, params, states_LBTD[-1], len(replaced), rows)])
 
     losses = per_sequence(subject, tokens_NT, measure)
