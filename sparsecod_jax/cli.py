@@ -59,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     analyze.add_argument("--seq_len", type=int, help="their length in tokens (default 512)")
     analyze.add_argument("--split", choices=("validation", "train"), help="where from (default validation)")
     analyze.add_argument("--seed", type=int, default=0, help="decides which sequences, cuts and probes (default %(default)s)")
+    analyze.add_argument("--every_sequence", action="store_true", help="have costly scores too take all sequences, not the first few")
     analyze.add_argument("--out", help="folder to write (default WORKDIR/analysis)")
     analyze.set_defaults(run=_analyze)
 
@@ -105,7 +106,7 @@ def _analyze(args, overrides) -> None:
     from sparsecod_jax.train.compilation import keep_programs
 
     keep_programs()
-    options = ("scores", "tokens", "sequences", "seq_len", "split", "seed", "out")
+    options = ("scores", "tokens", "sequences", "seq_len", "split", "seed", "every_sequence", "out")
     print(f"scores: {analyze(args.workdir, **{name: getattr(args, name) for name in options})}")
 
 

@@ -23,8 +23,9 @@ from sparsecod_jax.processes import note
 from sparsecod_jax.rundir import AnalysisDir, RunDir
 
 SEQUENCES, SEQ_LEN, SPLIT, SEED = 100, 512, "validation", 0  # unless asked for otherwise
-# The first so many sequences, at most: what a score costs grows with their number times, from the top, L, L^2 / 2, L^3 / 3, D L, L E.
-AT_MOST = {"usefulness": 100, "causal": 32, "permutation": 16, "jacobian": 4, "profile": 32, "sparsity": 8, "theory": 4}
+# The first so many sequences are enough for a costly score: each block is run some 4 L times for causal, L^2 / 3 for permutation, D for
+# the Jacobian.
+FEWER = {"profile": 32, "causal": 32, "permutation": 16, "jacobian": 4, "sparsity": 8, "theory": 4}
 
 
 def analyze(
@@ -36,6 +37,7 @@ def analyze(
     seq_len: int | None = None,
     split: str | None = None,
     seed: int = SEED,
+    every_sequence: bool = False,
     out: str | None = None,
 ) -> epath.Path:
     """Scores the newest checkpoint of a run and returns the path of scores.json, which is rewritten after each score.
@@ -46,6 +48,7 @@ def analyze(
       scores: names separated by commas; None is all.
       tokens: an .npy file of integers [N, T], to be scored in place of `sequences` windows of `seq_len` tokens of a `split`.
       seed: of the drawing of sequences, cuts and probes.
+      every_sequence: has each score take all sequences, whatever that costs; else costly ones take the first few (`FEWER`).
       out: folder to write; None is `analysis` in the run directory.
 
     Raises:
@@ -67,7 +70,7 @@ def analyze(
             if name in found["sequences"]:
                 note(f"{name} is there already")
                 continue
-            used_NT = tokens_NT[: AT_MOST[name]]
+            used_NT = tokens_NT if every_sequence else tokens_NT[: FEWER.get(name)]
             note(f"{name}, on {len(used_NT)} sequences")
             found |= SCORES[name](subject, used_NT, seed)
             found["sequences"][name] = len(used_NT)
@@ -125,7 +128,7 @@ def _begun(target: AnalysisDir, subject: dict[str, Any]) -> dict[str, Any]:
         return {**subject, "sequences": {}}
     found = read_json(target.scores)
     for section, values in subject.items():
-        other = [name for name in values if found[section].get(name) != values[name]]
+        other = [name for name in values if found.get(section, {}).get(name) != values[name]]
         if other:
             raise ConfigError(f"{target.scores} holds scores of another {section} ({', '.join(other)} differ): move it away or give --out")
     return found

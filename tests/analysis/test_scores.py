@@ -16,6 +16,7 @@ from sparsecod_jax.analysis.scores import analyze
 from sparsecod_jax.cli import main
 from sparsecod_jax.errors import ConfigError
 
+DENSE = pytest.mark.parametrize("run", ["dense"], indirect=True)
 SMALL: dict[str, Any] = {"sequences": 12, "seq_len": 16}
 
 
@@ -62,6 +63,11 @@ def test_all_scores_of_a_run(run, tmp_path):
     logged = run.read_metrics()[-1]["variance/residual"]
     np.testing.assert_allclose(found["variance"]["residual"], logged, rtol=0.3)  # other tokens, the state one update later
 
+    everything = analyze(
+        str(run.path), tokens=str(tmp_path / "analysis" / "tokens.npy"), scores="sparsity", every_sequence=True, out=str(tmp_path)
+    )
+    assert _read(everything)["sequences"] == {"sparsity": 12}
+
     again = analyze(str(run.path), tokens=str(tmp_path / "analysis" / "tokens.npy"), scores="causal,profile", out=str(tmp_path / "again"))
     repeated = _read(again)
     assert repeated["causal"] == found["causal"]
@@ -69,6 +75,7 @@ def test_all_scores_of_a_run(run, tmp_path):
     assert "permutation" not in repeated
 
 
+@DENSE
 def test_goes_on_after_the_scores_that_are_there(run, tmp_path, capsys, monkeypatch):
     out = str(tmp_path / "analysis")
     analyze(str(run.path), scores="profile", **SMALL, out=out)
@@ -89,6 +96,7 @@ def test_goes_on_after_the_scores_that_are_there(run, tmp_path, capsys, monkeypa
     assert found["permutation"]["score"] > 0
 
 
+@DENSE
 def test_scores_of_other_sequences_are_not_mixed(run, tmp_path):
     out = str(tmp_path / "analysis")
     analyze(str(run.path), scores="profile", **SMALL, out=out)
@@ -98,6 +106,7 @@ def test_scores_of_other_sequences_are_not_mixed(run, tmp_path):
     assert (tmp_path / "analysis" / "tokens.npy").read_bytes() == before
 
 
+@DENSE
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -133,6 +142,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
         analyze(str(tmp_path))
 
 
+@DENSE
 def test_the_command_line(run, tmp_path, capsys):
     out = tmp_path / "analysis"
     main(["analyze", f"--workdir={run.path}", "--scores=permutation", "--sequences=4", "--seq_len=8", f"--out={out}"])
@@ -158,7 +168,7 @@ def _counted_programs():
 def test_the_number_of_programs_does_not_depend_on_depth(name):
     counts = []
     for depth in (2, 3, 5):  # the first also compiles what the others share
-        cfg = dataclasses.replace(tiny.MIXTURE, n_layers=depth)
+        cfg = dataclasses.replace(tiny.MODEL, n_layers=depth)
         tokens = subjects.tokens(cfg, sequences=8)
         with subjects.analysed(cfg, tokens, dtype="float32") as subject, _counted_programs() as compiled:
             scores.SCORES[name](subject, tokens, 0)
