@@ -10,6 +10,7 @@ Command:  python benchmarks/analysis.py      (about ten minutes on two cores)
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import Any, cast
 from unittest import mock
 
 import jax
@@ -35,7 +36,7 @@ def main() -> None:
     tokens_NT = np.random.default_rng(0).integers(0, CFG.vocab_size, (SEQUENCES, LENGTH)).astype(np.int32)
     mesh = make_mesh(config.Mesh(1, 1, 1, 1), jax.devices()[:1])
     with jax.set_mesh(mesh):
-        subject = Subject(net, params, mesh, tokens_NT, None, 0)
+        subject = Subject(net, params, mesh, tokens_NT, None, 0, "")
         rows = next(subject.rows(tokens_NT))
         maps = usefulness.fit(subject, tokens_NT)
 
@@ -51,7 +52,7 @@ def main() -> None:
         }
         for name, call in ours.items():
             share = _evaluations(call) / _evaluations(whole[name])
-            print(f"{name}: {share:.3f} of the block evaluations; {compare(call, whole[name], rounds=3)}", flush=True)
+            print(f"{name}: {share:.2f} of the block evaluations; {compare(call, whole[name], rounds=3)}", flush=True)
         _compare_jacobian(subject, rows)
 
 
@@ -75,55 +76,56 @@ def _evaluations(call: Callable[[], object]) -> int:
     return count
 
 
-@partial(jax.jit, static_argnums=0)
-def _states_of(net, params, order_L, gates_L, update_DD, bias_D, rows):
-    """The whole network with its blocks in an order, those with gate 0 skipped, with gate -1 replaced by a map; states and losses."""
+@partial(jax.jit, static_argnums=(0, 7))
+def _run(net, params, order_L, cases_L, update_DD, bias_D, rows, with_states):
+    """The whole network with its blocks in an order: case 0 runs a block, 1 skips it, 2 puts a map in its place. Losses, or all states."""
 
     def step(x_BTD, place):
-        block, gate = place
-        y_BTD = network.Layer(net, params, block, block).output(x_BTD, rows.segments)
-        mapped_BTD = x_BTD + x_BTD @ update_DD + bias_D[None, None]
-        z_BTD = jnp.where(gate == 1, y_BTD, jnp.where(gate == 0, x_BTD, mapped_BTD))
-        return z_BTD, z_BTD
+        block, case = place
+        y_BTD = jax.lax.switch(
+            case,
+            [
+                lambda x: network.Layer(net, params, block, block).output(x, rows.segments),
+                lambda x: x,
+                lambda x: x + x @ update_DD + bias_D[None, None],
+            ],
+            x_BTD,
+        )
+        return y_BTD, y_BTD if with_states else None
 
-    x_BTD = net.apply({"params": params}, rows.tokens, method="embed")
-    last_BTD, states_LBTD = jax.lax.scan(step, x_BTD, (order_L, gates_L))
-    return jnp.concatenate([x_BTD[None], states_LBTD]), network.losses(net, params, last_BTD, rows.tokens)
+    x_BTD: Any = net.apply({"params": params}, rows.tokens, method="embed")
+    last_BTD, states_LBTD = cast(tuple[Any, Any], jax.lax.scan(step, x_BTD, (order_L, cases_L)))
+    return jnp.concatenate([x_BTD[None], states_LBTD]) if with_states else network.losses(net, params, last_BTD, rows.tokens)
 
 
-def _plain(net, params, rows, order=None, gates=None, update=None, bias=None):
-    L, D = CFG.n_layers, CFG.d_model
-    order_L = np.arange(L) if order is None else order
-    gates_L = np.ones(L, int) if gates is None else gates
-    update_DD, bias_D = (np.zeros((D, D), np.float32), np.zeros(D, np.float32)) if update is None else (update, bias)
-    return _states_of(net, params, order_L, gates_L, update_DD, bias_D, rows)
+NO_MAP = np.zeros((CFG.d_model, CFG.d_model), np.float32), np.zeros(CFG.d_model, np.float32)
+IN_ORDER, ALL_RUN = np.arange(CFG.n_layers), np.zeros(CFG.n_layers, int)
 
 
 def _permutation(net, params, rows) -> np.ndarray:
-    losses = [_plain(net, params, rows)[1]]
+    losses = [_run(net, params, IN_ORDER, ALL_RUN, *NO_MAP, rows, False)]
     for i in range(CFG.n_layers):
         for j in range(i + 1, CFG.n_layers):
-            order = np.arange(CFG.n_layers)
+            order = IN_ORDER.copy()
             order[[i, j]] = j, i
-            losses.append(_plain(net, params, rows, order)[1])
+            losses.append(_run(net, params, order, ALL_RUN, *NO_MAP, rows, False))
     return np.array(losses)
 
 
 def _causal(net, params, rows) -> np.ndarray:
-    intact = _plain(net, params, rows)[0]
+    intact = _run(net, params, IN_ORDER, ALL_RUN, *NO_MAP, rows, True)
     found = []
-    for skipped in range(CFG.n_layers):
-        states = _plain(net, params, rows, gates=(np.arange(CFG.n_layers) != skipped).astype(int))[0]
+    for skipped in IN_ORDER:
+        states = _run(net, params, IN_ORDER, (skipped == IN_ORDER).astype(int), *NO_MAP, rows, True)
         found.append(np.asarray(jnp.linalg.norm((states[1:] - states[:-1]) - (intact[1:] - intact[:-1]), axis=-1).sum(axis=-1)))
     return np.array(found)
 
 
 def _usefulness(net, params, rows, maps) -> np.ndarray:
-    losses = [_plain(net, params, rows)[1]]
-    for replaced in range(CFG.n_layers):
-        gates = np.where(np.arange(CFG.n_layers) == replaced, -1, 1)
-        update, bias = (part[replaced].astype(np.float32) for part in (maps.update_LDD, maps.bias_LD))
-        losses.append(_plain(net, params, rows, gates=gates, update=update, bias=bias)[1])
+    losses = [_run(net, params, IN_ORDER, ALL_RUN, *NO_MAP, rows, False)]
+    for replaced in IN_ORDER:
+        fitted = (part[replaced].astype(np.float32) for part in (maps.update_LDD, maps.bias_LD))
+        losses.append(_run(net, params, IN_ORDER, 2 * (replaced == IN_ORDER).astype(int), *fitted, rows, False))
     return np.array(losses)
 
 

@@ -97,7 +97,7 @@ class Checkpointer:
     def restore_latest(self, abstract: dict[str, Any]) -> Restored | None:
         """The newest checkpoint that verifies, laid out like `abstract` (shapes, dtypes and shardings); None if there is none at all.
 
-        What `abstract` leaves out of what was saved is not read.
+        A reader may leave out of `abstract` what it has no use for.
 
         Raises:
           ConfigError: checkpoints exist but none can be used, or the newest belongs to another model.
@@ -122,13 +122,18 @@ class Checkpointer:
     def _restore(self, step: int, abstract: dict[str, Any]) -> Restored:
         record = _unseal(first_decides(lambda: self._read(step, record=ocp.args.JsonRestore())["record"]))
         _check_arrays(step, record["arrays"], _describe(abstract))
-        targets = {name: _part(tree) for name, tree in abstract.items()}
+        targets = {name: self._target(tree) for name, tree in abstract.items()}
         restored = together(lambda: self._read(step, **targets))
         items = {name: restored[name] for name in abstract}
         wrong = [name for name, digest in digests(items).items() if digest != record["digests"][name]]
         if wrong or record["step"] != step:
             raise ValueError(f"its bits differ from those saved in {wrong[:3] or 'the record'}")
         return Restored(step, items, record)
+
+    def _target(self, tree) -> Any:
+        if not self._read_only:
+            return ocp.args.StandardRestore(tree)
+        return ocp.args.PyTreeRestore(tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree), partial_restore=True)
 
     def _read(self, step: int, **items) -> ocp.args.Composite:
         """This process's part of a step."""
@@ -139,11 +144,6 @@ class Checkpointer:
             if step > newer_than:
                 files.move(self._run.checkpoints / str(step), _free_name(self._run.quarantine / str(step)))
                 print(f"checkpoint {step} was moved to {self._run.quarantine}", flush=True)
-
-
-def _part(tree) -> ocp.args.PyTreeRestore:
-    """Restores those leaves that `tree` has."""
-    return ocp.args.PyTreeRestore(tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree), partial_restore=True)
 
 
 def _describe(items) -> dict[str, list]:

@@ -53,13 +53,14 @@ def _parser() -> argparse.ArgumentParser:
 
     analyze = verbs.add_parser("analyze", help="score every layer of a checkpoint", allow_abbrev=False)
     analyze.add_argument("--workdir", required=True, help="run directory; its newest checkpoint that verifies is scored")
-    analyze.add_argument("--scores", help="profile,usefulness,causal,permutation,jacobian,sparsity,theory (default all)")
+    analyze.add_argument("--scores", help="some of profile,usefulness,causal,permutation,jacobian,sparsity,theory (default all)")
     analyze.add_argument("--tokens", help=".npy file of integers [N, T]: scores exactly these sequences")
     analyze.add_argument("--sequences", type=int, help="how many to draw from the run's data (default 100)")
     analyze.add_argument("--seq_len", type=int, help="their length in tokens (default 512)")
     analyze.add_argument("--split", choices=("validation", "train"), help="where from (default validation)")
     analyze.add_argument("--seed", type=int, default=0, help="decides which sequences, cuts and probes (default %(default)s)")
     analyze.add_argument("--every_sequence", action="store_true", help="have costly scores too take all sequences, not the first few")
+    analyze.add_argument("--jacobian", choices=("exact", "estimate"), help="how it is measured (default exact up to width 512)")
     analyze.add_argument("--out", help="folder to write (default WORKDIR/analysis)")
     analyze.set_defaults(run=_analyze)
 
@@ -102,11 +103,13 @@ def _train(args, overrides) -> None:
 
 
 def _analyze(args, overrides) -> None:
+    from sparsecod_jax import processes
     from sparsecod_jax.analysis.scores import analyze
     from sparsecod_jax.train.compilation import keep_programs
 
+    processes.check_alone("analyze is one process, with all the devices of its host: start it once")
     keep_programs()
-    options = ("scores", "tokens", "sequences", "seq_len", "split", "seed", "every_sequence", "out")
+    options = ("scores", "tokens", "sequences", "seq_len", "split", "seed", "every_sequence", "jacobian", "out")
     print(f"scores: {analyze(args.workdir, **{name: getattr(args, name) for name in options})}")
 
 

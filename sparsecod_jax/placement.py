@@ -127,6 +127,12 @@ def _attention(experiment: config.Experiment, device) -> config.AttentionKernel:
     return own if own and served else "xla"
 
 
+def check_platform(model: config.Model) -> None:
+    """Raises ConfigError when JAX would compute the model in less than it asks for."""
+    if "float64" in (model.compute_dtype, model.residual_dtype) and not jax.config.read("jax_enable_x64"):
+        raise ConfigError("float64 is computed as float32 unless JAX is told otherwise: set the environment variable JAX_ENABLE_X64=1")
+
+
 def describe(experiment: config.Experiment, asked: config.Experiment) -> str:
     """One line for people: what was chosen for `asked`, and why."""
     mesh, execution = experiment.mesh, experiment.execution

@@ -79,19 +79,16 @@ def _connect(coordinator: str | None, count: int | None, index: int | None) -> N
     except ValueError as error:
         if not str(error).startswith("coordinator_address should be defined"):  # JAX's way to say that it found nothing
             raise ConfigError(f"JAX can't join the other processes ({_first_line(error)}): {ADVICE}") from error
-        _check_alone()
+        check_alone(f"JAX can't tell which: start it with srun under Slurm, with the extra jax[k8s] on Kubernetes, or {ADVICE}")
     except RuntimeError as error:
         raise SparsecodError(f"joining the other processes failed ({_first_line(error)}): try again, or {ADVICE}") from error
 
 
-def _check_alone() -> None:
-    """Refuses to train as many copies as there are processes."""
+def check_alone(advice: str) -> None:
+    """Refuses to run as many copies as there are processes: raises ConfigError with the advice."""
     signs = [name for name in COUNTS if os.environ.get(name, "1") != "1"] + [name for name in INDICES if name in os.environ]
     if signs:
-        raise ConfigError(
-            f"{signs[0]}={os.environ[signs[0]]} says that this is one of several processes, and JAX can't tell which: start it with srun"
-            f" under Slurm, with the extra jax[k8s] on Kubernetes, or {ADVICE}"
-        )
+        raise ConfigError(f"{signs[0]}={os.environ[signs[0]]} says that this is one of several processes, and {advice}")
 
 
 def is_first() -> bool:

@@ -17,6 +17,7 @@ from sparsecod_jax.config import Model
 COSINES = np.linspace(-1, 1, 41)  # where the covariances of FFN and gates are computed; between them they are interpolated
 NODES = 48  # of the Gauss-Hermite rule
 SAMPLES = 4096  # pairs of tokens, drawn for the gates
+LARGEST_EXPONENT = 50.0  # attention is on one key long before
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,22 +61,28 @@ def residual_variance(
     cfg: Model,
     sizes: Sizes,
     tokens_ST: np.ndarray,
-    density_L: np.ndarray | None = None,
+    segments_ST: np.ndarray | None = None,
+    concentration_L: np.ndarray | None = None,
     gate_squares_L: np.ndarray | None = None,
 ) -> np.ndarray:
     """The predicted `variance/residual` of every block, [L].
 
     Args:
       tokens_ST: sequences, which matter by the repetition of tokens.
-      density_L: 1 / (n sum a^2) of attention, as `analysis.sparsity` measures it; None predicts it from the sizes of queries and keys.
+      segments_ST: attention stays within equal numbers; None lets it see all that came before.
+      concentration_L: mean of n sum a^2 over the n keys that a position sees, 1 for uniform attention, as `analysis.sparsity` measures it;
+        None predicts it from the sizes of queries and keys.
       gate_squares_L: mean over tokens of the sum of squared gates; None predicts it from the router's size.
     """
+    seen_STT = np.tril(np.ones((tokens_ST.shape[1],) * 2, bool))[None]
+    if segments_ST is not None:
+        seen_STT = seen_STT & (segments_ST[:, :, None] == segments_ST[:, None, :])
     covariance_STT = sizes.embedding * (tokens_ST[:, :, None] == tokens_ST[:, None, :])
     predicted = []
     for layer in range(cfg.n_layers):
         scale = 1 / (layer + 1) if cfg.layer_norm_scaling else 1.0
-        density = None if density_L is None else density_L[layer]
-        covariance_STT = covariance_STT + _attention(cfg, sizes, layer, scale, covariance_STT, density)
+        concentration = None if concentration_L is None else concentration_L[layer]
+        covariance_STT = covariance_STT + _attention(cfg, sizes, layer, scale, covariance_STT, seen_STT, concentration)
         squares = None if gate_squares_L is None else gate_squares_L[layer]
         covariance_STT = covariance_STT + _ffn(cfg, sizes, layer, scale, covariance_STT, squares)
         predicted.append(float(np.einsum("stt->st", covariance_STT).mean()))
@@ -88,27 +95,25 @@ def _normed(cfg: Model, covariance_STT: np.ndarray) -> np.ndarray:
     return covariance_STT / (root_ST[:, :, None] * root_ST[:, None, :])
 
 
-def _attention(cfg: Model, sizes: Sizes, layer: int, scale: float, covariance_STT, density: float | None) -> np.ndarray:
+def _attention(cfg: Model, sizes: Sizes, layer: int, scale: float, covariance_STT, seen_STT, concentration: float | None) -> np.ndarray:
     """The covariance of what attention adds."""
     normed_STT = _normed(cfg, covariance_STT)
-    T = normed_STT.shape[1]
-    seen_T = np.arange(1, T + 1)
     size = scale * sizes.attention_gain[layer]  # mean square of a normed channel
-    mixed_STT = normed_STT.cumsum(axis=1).cumsum(axis=2) / (seen_T[:, None] * seen_T[None, :])  # by uniform attention
+    count_ST = seen_STT.sum(axis=-1)
+    uniform_STT = seen_STT / count_ST[:, :, None]
+    mixed_STT = uniform_STT @ normed_STT @ uniform_STT.swapaxes(1, 2)
 
     # The diagonal, where the weights of a position meet themselves, feels how uneven they are.
     own_ST = np.einsum("stt->st", normed_STT)
-    seen_sum_ST = np.einsum("stt->st", mixed_STT) * seen_T**2
-    own_sum_ST = own_ST.cumsum(axis=1)
-    off_diagonal_ST = (seen_sum_ST - own_sum_ST) / np.maximum(seen_T * (seen_T - 1), 1)
-    if density is None:
+    own_sum_ST = np.einsum("stj,sj->st", np.broadcast_to(seen_STT, normed_STT.shape), own_ST)
+    others_ST = (np.einsum("stt->st", mixed_STT) * count_ST**2 - own_sum_ST) / np.maximum(count_ST * (count_ST - 1), 1)
+    if concentration is None:
         logit_variance = (cfg.d_model * size) ** 2 * sizes.query[layer] * sizes.key[layer]
-        unevenness_ST = np.exp(np.minimum(logit_variance * np.maximum(own_ST - off_diagonal_ST, 0), 50))
-        concentration_ST = unevenness_ST / (seen_T - 1 + unevenness_ST)
+        unevenness_ST = np.exp(np.minimum(logit_variance * np.maximum(own_ST - others_ST, 0), LARGEST_EXPONENT))
+        squares_ST = unevenness_ST / (count_ST - 1 + unevenness_ST)
     else:
-        concentration_ST = np.broadcast_to(np.minimum(1 / (density * seen_T), 1), own_ST.shape)
-    diagonal_ST = concentration_ST * own_sum_ST / seen_T + (1 - concentration_ST) * off_diagonal_ST
-    np.einsum("stt->st", mixed_STT)[:] = diagonal_ST
+        squares_ST = np.broadcast_to(np.minimum(concentration / count_ST, 1), own_ST.shape)
+    np.einsum("stt->st", mixed_STT)[:] = squares_ST * own_sum_ST / count_ST + (1 - squares_ST) * others_ST
     values = cfg.d_model * sizes.value[layer] * size
     return values * cfg.n_heads * cfg.head_dim * sizes.out[layer] * mixed_STT
 

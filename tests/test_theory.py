@@ -19,6 +19,7 @@ CASES = {
     "long": ({}, 512),
     "grouped": ({"n_kv_heads": 2}, 128),
     "layer norm scaling": ({"layer_norm_scaling": True}, 128),
+    "documents": ({"document_masking": True}, 128),
     "mixture": ({"n_experts": 16, "top_k": 4, "d_ff": 352}, 128),
     "short mixture": ({"n_experts": 16, "top_k": 4, "d_ff": 352}, 32),
     "mixture with normalised gates and a shared expert": (
@@ -33,13 +34,14 @@ def test_predicts_drawn_models(change, length):
     cfg = dataclasses.replace(BASE, **change)
     model = Transformer(cfg)
     init = jax.jit(model.init)
-    measure = jax.jit(lambda params, tokens: model.apply({"params": params}, tokens, method="hidden")[1]["variance/residual"])
+    measure = jax.jit(lambda params, *rows: model.apply({"params": params}, *rows, method="hidden")[1]["variance/residual"])
     measured, predicted = [], []
     for seed in range(SEEDS):
         params = nn.unbox(init(jax.random.key(seed), jnp.zeros((1, 8), jnp.int32)))["params"]
         tokens = np.random.default_rng(seed).zipf(1.3, (2, length)) % cfg.vocab_size  # tokens repeat, as in text
-        measured.append(measure(params, tokens))
-        predicted.append(theory.residual_variance(cfg, theory.measured_sizes(params), tokens))
+        segments = np.arange(length)[None] // 16 + 0 * tokens if cfg.document_masking else None
+        measured.append(measure(params, tokens, segments))
+        predicted.append(theory.residual_variance(cfg, theory.measured_sizes(params), tokens, segments))
     np.testing.assert_allclose(np.mean(predicted, 0), np.mean(measured, 0), rtol=0.15)
 
 
@@ -77,8 +79,8 @@ def test_measured_attention_and_gates_are_put_in():
     params = nn.unbox(Transformer(cfg).init(jax.random.key(0), jnp.zeros((1, 8), jnp.int32)))["params"]
     sizes, tokens = theory.measured_sizes(params), np.random.default_rng(0).integers(0, cfg.vocab_size, (1, 64))
     own = theory.residual_variance(cfg, sizes, tokens)
-    uniform = theory.residual_variance(cfg, sizes, tokens, np.ones(2))
-    single = theory.residual_variance(cfg, sizes, tokens, np.full(2, 1e-9))  # all weight on one key
+    uniform = theory.residual_variance(cfg, sizes, tokens, None, np.ones(2))
+    single = theory.residual_variance(cfg, sizes, tokens, None, np.full(2, 1e9))  # all weight on one key
     assert uniform[0] < own[0] < single[0]
-    gated = theory.residual_variance(cfg, sizes, tokens, None, np.full(2, 0.5))
+    gated = theory.residual_variance(cfg, sizes, tokens, None, None, np.full(2, 0.5))
     assert gated[0] > own[0]

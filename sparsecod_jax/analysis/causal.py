@@ -26,7 +26,8 @@ def causal(subject: Subject, tokens_NT: np.ndarray, seed: int) -> dict[str, Any]
 
     matrix[s][l] = mean over tokens of |update of l without s - update of l| / mean over tokens of |update of l|. `score` is the mean over
     all s < l; `score_all` that over the whole matrix, zeros included; `score_rows` that of the means of its rows. `attention` and `ffn`
-    skip only that branch. `future` skips block s for the tokens before a cut, the first one excepted, and measures those after it.
+    skip only that branch. `future` skips block s for the tokens before a cut, the first one excepted, and measures those from the cut on,
+    over CUTS cuts: as Csordas et al. do, with means where they take maxima, so that it compares with `matrix`.
     """
     net, params = subject.net, subject.params
     everywhere_T = np.ones(tokens_NT.shape[1], np.float32)
@@ -53,7 +54,8 @@ def skip(rows: Rows, states_LBTD: jax.Array, number: int) -> jax.Array:
 def _future(subject: Subject, tokens_NT: np.ndarray, seed: int) -> dict[str, Any]:
     length = tokens_NT.shape[1]
     margin = min(MARGIN, length // 3)
-    cuts = np.random.default_rng(seed).choice(np.arange(margin, length - margin + 1), CUTS)
+    places = np.arange(margin, length - margin + 1)
+    cuts = np.random.default_rng(seed).choice(places, min(CUTS, len(places)), replace=False)
     place_T = np.arange(length)
     by_cut = []
     for cut in cuts:

@@ -7,7 +7,7 @@ N sequences, B rows, T positions, D width, L blocks, P probes.
 """
 
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,8 @@ from sparsecod_jax.analysis import network
 from sparsecod_jax.analysis.subject import Subject
 from sparsecod_jax.model.attention import Kernel
 
+Method = Literal["exact", "estimate"]
+
 EXACT_WIDTH = 512  # above it the distance is estimated
 TOGETHER = 8  # cotangents pulled back at once
 PROBES = 16  # drawn at once, until the estimate is good enough
@@ -24,9 +26,15 @@ MOST_PROBES = 512
 STANDARD_ERROR = 0.03  # of the estimate, relative
 
 
-def jacobian(subject: Subject, tokens_NT: np.ndarray, seed: int) -> dict[str, Any]:
-    """|J - I|_F / D for every block, exact up to EXACT_WIDTH and estimated above; `same_position` leaves out what crosses positions."""
-    measure = exact if subject.cfg.d_model <= EXACT_WIDTH else partial(estimate, seed=seed)
+def jacobian(subject: Subject, tokens_NT: np.ndarray, seed: int, method: Method | None = None) -> dict[str, Any]:
+    """|J - I|_F / D for every block; `same_position` leaves out what crosses positions.
+
+    Args:
+      seed: of the probes of an estimate.
+      method: None is exact up to EXACT_WIDTH and an estimate above.
+    """
+    method = method or ("exact" if subject.cfg.d_model <= EXACT_WIDTH else "estimate")
+    measure = exact if method == "exact" else partial(estimate, seed=seed)
     return {**measure(subject, tokens_NT), "same_position": measure(subject, tokens_NT, kernel=own_position)}
 
 
@@ -48,7 +56,7 @@ def _describe(jacobian_DD: np.ndarray) -> dict[str, Any]:
         "off_diagonal": np.linalg.norm(jacobian_DD - np.diag(diagonal_D)) / np.sqrt(width**2 - width),
         "diagonal_mean": diagonal_D.mean(),
         "diagonal_std": diagonal_D.std(ddof=1),
-        "spectral_norm": np.linalg.norm(jacobian_DD, 2),
+        "spectral_norm": np.linalg.norm(jacobian_DD, 2) if np.isfinite(jacobian_DD).all() else np.nan,
     }
 
 
@@ -56,7 +64,7 @@ def estimate(subject: Subject, tokens_NT: np.ndarray, kernel: Kernel | None = No
     """From random probes v, as |J - I|_F^2 is the mean of |J'v - v|^2 over normal v (Hutchinson 1990).
 
     A probe is the same for all batches, so that it sees the average J. More are drawn until the standard error of every block's distance
-    is at most STANDARD_ERROR of it, or MOST_PROBES.
+    is at most STANDARD_ERROR of it, or MOST_PROBES. The error is that of the probes, for these sequences.
     """
     rng, width = np.random.default_rng(seed), subject.cfg.d_model
     squares_LP = np.zeros((subject.cfg.n_layers, 0))

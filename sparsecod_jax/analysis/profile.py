@@ -25,24 +25,31 @@ LENS_POSITIONS = 16  # decoded at once
 def profile(subject: Subject, tokens_NT: np.ndarray) -> dict[str, list[float]]:
     """Means over sequences of statistics of each, one value a block.
 
-    `variance/...` and `moments/...` are as in metrics.jsonl. `block_influence` is 1 - cos(input, output), `relative_update/block` the norm
-    of the update over that of the input, likewise `attention` and `ffn`, means over tokens. `lens_divergence` is KL(prediction decoded
-    after the block || final prediction) in nats, `lens_overlap` the share of the final TOP predictions among the TOP decoded there.
+    `variance/...` are as in metrics.jsonl; `moments/residual/...` are those of each sequence alone, averaged. `block_influence` is 1 -
+    cos(input, output), `relative_update/block` the norm of the update over that of the input, likewise `attention` and `ffn`, means over
+    tokens. `lens_divergence` is KL(prediction decoded after the block || final prediction) in nats, `lens_overlap` the share of the final
+    TOP predictions among the TOP decoded there.
     """
     net, params = subject.net, subject.params
     names: list[str] = []
 
     def measure(rows, states_LBTD):
+        lens = jax.device_get(_lens(net, params, states_LBTD))
         found = []
         for number in subject.blocks("profile"):
-            x_BTD, y_BTD = states_LBTD[number], states_LBTD[number + 1]
-            measured = _measured(net, params, x_BTD, y_BTD, number, rows.segments) | _lens(net, params, y_BTD, states_LBTD[-1])
-            found.append(jax.device_get(measured))
+            pair = states_LBTD[number], states_LBTD[number + 1]
+            measured = jax.device_get(_measured(net, params, *pair, number, rows.segments))
+            found.append(measured | {name: values[number] for name, values in lens.items()})
         names[:] = sorted(found[0])
         return np.array([[each[name] for name in names] for each in found])
 
     means_LS = per_sequence(subject, tokens_NT, measure).mean(axis=-1)
     return {name: means_LS[:, place].tolist() for place, name in enumerate(names)}
+
+
+def residual_variance(subject: Subject, tokens_NT: np.ndarray) -> np.ndarray:
+    """`variance/residual` alone, [L]."""
+    return per_sequence(subject, tokens_NT, lambda _, states_LBTD: jax.vmap(partial(_rows, variance))(states_LBTD[1:])).mean(axis=-1)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -60,7 +67,7 @@ def _measured(net, params, x_BTD, y_BTD, number, segments_BT):
         "relative_update/block": _rows(_relative_norm, update_BTD, x_BTD),
         "relative_update/attention": _rows(_relative_norm, attention_BTD, x_BTD),
         "relative_update/ffn": _rows(_relative_norm, ffn_BTD, u_BTD),
-        **{f"moments/{name}": value for name, value in _rows(moments, y_BTD).items()},
+        **{f"moments/residual/{name}": value for name, value in _rows(moments, y_BTD).items()},
     }
 
 
@@ -79,18 +86,23 @@ def _relative_norm(update_BTD, x_BTD):
 
 
 @partial(jax.jit, static_argnums=0)
-def _lens(net, params, x_BTD, last_BTD):
-    """What the head would predict from the stream at one depth, against what it predicts from the last, [B] each."""
+def _lens(net, params, states_LBTD):
+    """What the head would predict from the stream after each block, against what it predicts from the last, [L, B] each."""
 
     def decoded(x_BD):
         h_BTD: Any = RMSNorm(net.cfg).apply({"params": params["final_norm"]}, x_BD[:, None])
         return jax.nn.log_softmax(net.apply({"params": params}, h_BTD, method="logits")[:, 0])
 
-    def position(pair):
-        here_BV, final_BV = map(decoded, pair)
-        best_BK, final_best_BK = jax.lax.top_k(here_BV, TOP)[1], jax.lax.top_k(final_BV, TOP)[1]
-        overlap_B = (best_BK[:, :, None] == final_best_BK[:, None, :]).sum(axis=(1, 2)) / TOP
-        return jnp.sum(jnp.exp(here_BV) * (here_BV - final_BV), axis=-1), overlap_B
+    def position(x_LBD):
+        final_BV = decoded(x_LBD[-1])
+        final_best_BK = jax.lax.top_k(final_BV, TOP)[1]
 
-    divergence_TB, overlap_TB = jax.lax.map(position, (x_BTD.swapaxes(0, 1), last_BTD.swapaxes(0, 1)), batch_size=LENS_POSITIONS)
-    return {"lens_divergence": divergence_TB.mean(axis=0), "lens_overlap": overlap_TB.mean(axis=0)}
+        def block(x_BD):
+            here_BV = decoded(x_BD)
+            shared_BKK = jax.lax.top_k(here_BV, TOP)[1][:, :, None] == final_best_BK[:, None, :]
+            return jnp.sum(jnp.exp(here_BV) * (here_BV - final_BV), axis=-1), shared_BKK.sum(axis=(1, 2)) / TOP
+
+        return jax.lax.map(block, x_LBD)
+
+    divergence_TLB, overlap_TLB = jax.lax.map(position, jnp.moveaxis(states_LBTD[1:], 2, 0), batch_size=LENS_POSITIONS)
+    return {"lens_divergence": divergence_TLB.mean(axis=0), "lens_overlap": overlap_TLB.mean(axis=0)}

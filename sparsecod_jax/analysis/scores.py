@@ -1,31 +1,39 @@
 """Which scores has a model, and where are they written? The verb `analyze`."""
 
 import hashlib
+import io
 import math
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from etils import epath
 
 from sparsecod_jax import counts, files, theory
-from sparsecod_jax.analysis import network, sparsity
+from sparsecod_jax.analysis import network, profile, sparsity, usefulness
 from sparsecod_jax.analysis.causal import causal
-from sparsecod_jax.analysis.jacobian import jacobian
+from sparsecod_jax.analysis.jacobian import Method
+from sparsecod_jax.analysis.jacobian import jacobian as jacobian_distance
 from sparsecod_jax.analysis.permutation import permutation
-from sparsecod_jax.analysis.profile import profile
 from sparsecod_jax.analysis.subject import Subject, draw, load, per_sequence
-from sparsecod_jax.analysis.usefulness import usefulness
 from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.files import read_json, write_json
 from sparsecod_jax.processes import note
 from sparsecod_jax.rundir import AnalysisDir, RunDir
 
-SEQUENCES, SEQ_LEN, SPLIT, SEED = 100, 512, "validation", 0  # unless asked for otherwise
+SEQUENCES, SEQ_LEN, SPLIT = 100, 512, "validation"  # unless asked for otherwise
 # The first so many sequences are enough for a costly score: each block is run some 4 L times for causal, L^2 / 3 for permutation, D for
 # the Jacobian.
 FEWER = {"profile": 32, "causal": 32, "permutation": 16, "jacobian": 4, "sparsity": 8, "theory": 4}
+
+
+class Options(NamedTuple):
+    """What a score may be told."""
+
+    seed: int  # of cuts and probes
+    jacobian: Method | None  # None goes by the width
 
 
 def analyze(
@@ -36,19 +44,21 @@ def analyze(
     sequences: int | None = None,
     seq_len: int | None = None,
     split: str | None = None,
-    seed: int = SEED,
+    seed: int = 0,
     every_sequence: bool = False,
+    jacobian: Method | None = None,
     out: str | None = None,
 ) -> epath.Path:
     """Scores the newest checkpoint of a run and returns the path of scores.json, which is rewritten after each score.
 
-    Scores that are there already, of the same checkpoint and sequences, are kept. The sequences are saved as tokens.npy beside it.
+    Scores that are there already, of the same weights and sequences, are kept. The sequences are saved as tokens.npy beside it.
 
     Args:
       scores: names separated by commas; None is all.
       tokens: an .npy file of integers [N, T], to be scored in place of `sequences` windows of `seq_len` tokens of a `split`.
       seed: of the drawing of sequences, cuts and probes.
       every_sequence: has each score take all sequences, whatever that costs; else costly ones take the first few (`FEWER`).
+      jacobian: how it is measured; None goes by the width.
       out: folder to write; None is `analysis` in the run directory.
 
     Raises:
@@ -59,20 +69,24 @@ def analyze(
     wanted = _names(scores)
     if not run.config.exists():
         raise ConfigError(f"{run.path} holds no run: give a --workdir that `sparsecod train` wrote")
+    if seed < 0:
+        raise ConfigError(f"--seed={seed} is negative: use 0 or more")
     tokens_NT, data = _sequences(run, tokens, sequences, seq_len, split, seed)
     subject = load(run, tokens_NT)
+    if "usefulness" in wanted:
+        usefulness.check(subject.cfg.d_model, tokens_NT)
     found = _begun(target, {"data": data | _describe_tokens(tokens_NT), "model": _describe_model(subject)})
     files.write_array(target.tokens, tokens_NT)
     with jax.set_mesh(subject.mesh), jax.default_matmul_precision("highest"):
         if "baseline_loss" not in found:
             found["baseline_loss"] = _baseline_loss(subject)
         for name in wanted:
-            if name in found["sequences"]:
+            used_NT = tokens_NT if every_sequence else tokens_NT[: FEWER.get(name)]
+            if found["sequences"].get(name) == len(used_NT):
                 note(f"{name} is there already")
                 continue
-            used_NT = tokens_NT if every_sequence else tokens_NT[: FEWER.get(name)]
             note(f"{name}, on {len(used_NT)} sequences")
-            found |= SCORES[name](subject, used_NT, seed)
+            found |= SCORES[name](subject, used_NT, Options(seed, jacobian))
             found["sequences"][name] = len(used_NT)
             write_json(target.scores, _plain(found))
     return target.scores
@@ -87,34 +101,37 @@ def _names(scores: str | None) -> list[str]:
 
 
 def _sequences(run: RunDir, tokens, sequences, seq_len, split, seed: int) -> tuple[np.ndarray, dict[str, Any]]:
-    """The sequences, [N, T] int32, and where they come from."""
+    """The sequences, integers [N, T], and where they come from."""
+    asked = {"--sequences": sequences, "--seq_len": seq_len, "--split": split}
     if tokens is None:
         source = {"split": split or SPLIT, "seed": seed}
-        return draw(run, source["split"], sequences or SEQUENCES, seq_len or SEQ_LEN, seed), source
-    given = [name for name, value in (("--sequences", sequences), ("--seq_len", seq_len), ("--split", split)) if value is not None]
+        count, length = (default if value is None else value for value, default in ((sequences, SEQUENCES), (seq_len, SEQ_LEN)))
+        if min(count, length) < 2:
+            raise ConfigError(f"{count} sequences of {length} tokens can't be scored: give --sequences and --seq_len of at least 2")
+        return draw(run, source["split"], count, length, seed), source
+    given = [name for name, value in asked.items() if value is not None]
     if given:
         raise ConfigError(f"--tokens says which sequences are scored, so {' and '.join(given)} can't: leave one out")
     try:
-        tokens_NT = np.load(tokens, allow_pickle=False)
-    except (OSError, ValueError) as error:
+        tokens_NT = np.load(io.BytesIO(files.absolute(tokens).read_bytes()), allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
         raise ConfigError(f"--tokens={tokens} can't be read ({error}): give an .npy file of integers [N, T]") from error
-    if tokens_NT.ndim != 2 or not np.issubdtype(tokens_NT.dtype, np.integer) or min(tokens_NT.shape) < 2:
-        raise ConfigError(f"--tokens={tokens} is {tokens_NT.dtype} {list(tokens_NT.shape)}: give integers [N, T], both at least 2")
-    return tokens_NT.astype(np.int32), {"seed": seed}
+    shape = getattr(tokens_NT, "shape", ())
+    if len(shape) != 2 or not np.issubdtype(tokens_NT.dtype, np.integer) or min(shape) < 2:
+        raise ConfigError(f"--tokens={tokens} does not hold integers [N, T], both at least 2: give such an .npy file")
+    return tokens_NT, {"seed": seed}
 
 
 def _describe_tokens(tokens_NT: np.ndarray) -> dict[str, Any]:
-    return {
-        "sequences": tokens_NT.shape[0],
-        "seq_len": tokens_NT.shape[1],
-        "digest": hashlib.sha256(tokens_NT.astype("<i4").tobytes()).hexdigest()[:16],
-    }
+    digest = hashlib.sha256(tokens_NT.astype("<i4").tobytes()).hexdigest()[:16]
+    return {"sequences": tokens_NT.shape[0], "seq_len": tokens_NT.shape[1], "digest": digest}
 
 
 def _describe_model(subject: Subject) -> dict[str, Any]:
     cfg = subject.cfg
     return {
         "step": subject.step,
+        "weights": subject.weights,
         "n_layers": cfg.n_layers,
         "d_model": cfg.d_model,
         "parameters": counts.parameters(cfg).total,
@@ -141,13 +158,13 @@ def _baseline_loss(subject: Subject) -> float:
     return float(per_sequence(subject, subject.tokens_NT, measure).mean())
 
 
-def _profile(subject: Subject, tokens_NT: np.ndarray, seed: int) -> dict[str, Any]:
-    found = profile(subject, tokens_NT)
+def _profile(subject: Subject, tokens_NT: np.ndarray, options: Options) -> dict[str, Any]:
+    found = profile.profile(subject, tokens_NT)
     variance = {name.removeprefix("variance/"): found.pop(name) for name in list(found) if name.startswith("variance/")}
     return {"variance": variance, "block_influence": found.pop("block_influence"), "profile": found}
 
 
-def _sparsity(subject: Subject, tokens_NT: np.ndarray, seed: int) -> dict[str, Any]:
+def _sparsity(subject: Subject, tokens_NT: np.ndarray, options: Options) -> dict[str, Any]:
     found = {
         "weights": sparsity.weights(subject.params),
         "attention": sparsity.attention(subject, tokens_NT),
@@ -158,29 +175,28 @@ def _sparsity(subject: Subject, tokens_NT: np.ndarray, seed: int) -> dict[str, A
     return {"sparsity": found}
 
 
-def _theory(subject: Subject, tokens_NT: np.ndarray, seed: int) -> dict[str, Any]:
+def _theory(subject: Subject, tokens_NT: np.ndarray, options: Options) -> dict[str, Any]:
     """Predicted beside measured variance: from the sizes of the weights alone, and with measured attention and gates put in."""
-    sizes = theory.measured_sizes(subject.params)
-    density_L = np.mean(sparsity.attention(subject, tokens_NT)["heads"]["density"], axis=1)
+    predict = partial(theory.residual_variance, subject.cfg, theory.measured_sizes(subject.params), tokens_NT, subject.documents(tokens_NT))
+    concentration_L = np.mean(sparsity.attention(subject, tokens_NT)["heads"]["concentration"], axis=1)
     gates_L = np.array(sparsity.gate_squares(subject, tokens_NT)) if subject.cfg.n_experts else None
-    measured_L = np.array(profile(subject, tokens_NT)["variance/residual"])
-    predicted_L = theory.residual_variance(subject.cfg, sizes, tokens_NT, density_L, gates_L)
+    measured_L, predicted_L = profile.residual_variance(subject, tokens_NT), predict(concentration_L, gates_L)
     return {
         "theory": {
             "measured": measured_L.tolist(),
             "predicted": predicted_L.tolist(),
             "relative_error": (predicted_L / measured_L - 1).tolist(),
-            "predicted_from_weights": theory.residual_variance(subject.cfg, sizes, tokens_NT).tolist(),
+            "predicted_from_weights": predict().tolist(),
         }
     }
 
 
-SCORES: dict[str, Callable[[Subject, np.ndarray, int], dict[str, Any]]] = {
+SCORES: dict[str, Callable[[Subject, np.ndarray, Options], dict[str, Any]]] = {
     "profile": _profile,
-    "usefulness": lambda subject, tokens_NT, seed: {"usefulness": usefulness(subject, tokens_NT)},
-    "causal": lambda subject, tokens_NT, seed: {"causal": causal(subject, tokens_NT, seed)},
-    "permutation": lambda subject, tokens_NT, seed: {"permutation": permutation(subject, tokens_NT)},
-    "jacobian": lambda subject, tokens_NT, seed: {"jacobian": jacobian(subject, tokens_NT, seed)},
+    "usefulness": lambda subject, tokens_NT, _: {"usefulness": usefulness.usefulness(subject, tokens_NT)},
+    "causal": lambda subject, tokens_NT, options: {"causal": causal(subject, tokens_NT, options.seed)},
+    "permutation": lambda subject, tokens_NT, _: {"permutation": permutation(subject, tokens_NT)},
+    "jacobian": lambda subject, tokens_NT, options: {"jacobian": jacobian_distance(subject, tokens_NT, options.seed, options.jacobian)},
     "sparsity": _sparsity,
     "theory": _theory,
 }

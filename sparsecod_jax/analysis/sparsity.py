@@ -1,6 +1,6 @@
 """How sparse is a model: its weights, its attention, its activations, the use of its experts?
 
-Every measure stands beside its value for something without structure: Gaussian weights, uniform attention. Definitions: docs/design.md.
+Measures of weights and attention stand beside their values for something without structure: Gaussian weights, uniform attention.
 
 N sequences, B rows, T query and S key positions, H heads, F hidden width, E experts, L blocks.
 """
@@ -25,7 +25,7 @@ GAUSSIAN = {
 }
 SMALL_SHARE = 0.1  # of uniform attention's weight
 SMALL_WEIGHT = 1e-3  # the absolute threshold; uniform attention itself falls below it from 1,000 keys on
-ATTENTION = ("density", "entropy", "small_relative", "small_absolute", "sink", "gain")
+ATTENTION = ("density", "concentration", "entropy", "small_relative", "small_absolute", "sink", "gain")
 QUERIES = 16  # positions whose attention exists at once
 SORTED_WEIGHTS = 2**20  # of a matrix, drawn at random, where it has more
 
@@ -64,9 +64,9 @@ def attention(subject: Subject, tokens_NT: np.ndarray) -> dict[str, Any]:
     """Sparsity of each head's attention in each block, {measure: [L][H]}, and the value of uniform attention; means over the positions
     that see more than one key.
 
-    For weights a over the n keys that a position sees: `density` 1 / (n sum a^2); `entropy` over ln n; `small_relative`, the share of keys
-    with a < 0.1 / n; `small_absolute`, with a < 1e-3; `sink`, a of the first position. `gain` is the mean of |sum a v|^2 over the mean of
-    |v|^2: what mixing leaves of the values' energy.
+    For weights a over the n keys that a position sees: `density` 1 / (n sum a^2), and its inverse `concentration`; `entropy` over ln n;
+    `small_relative`, the share of keys with a < 0.1 / n; `small_absolute`, with a < 1e-3; `sink`, a of the first position. `gain` is the
+    mean of |sum a v|^2 over the mean of |v|^2: what mixing leaves of the values' energy.
     """
     net, params = subject.net, subject.params
 
@@ -110,8 +110,10 @@ def _row_measures(a_BHS, seen_BS, v_BSHK):
     seen_B1S, count_B1 = seen_BS[:, None], seen_BS.sum(axis=-1)[:, None]
     mixed_BHK = jnp.einsum("bhs,bshk->bhk", a_BHS, v_BSHK)
     first_BS = seen_BS & (jnp.cumsum(seen_BS, axis=-1) == 1)
+    concentration_BH = count_B1 * jnp.square(a_BHS).sum(axis=-1)
     measures = [
-        1 / (count_B1 * jnp.square(a_BHS).sum(axis=-1)),
+        1 / concentration_BH,
+        concentration_BH,
         jax.scipy.special.entr(a_BHS).sum(axis=-1) / jnp.log(jnp.maximum(count_B1, 2)),
         ((a_BHS < SMALL_SHARE / count_B1[..., None]) & seen_B1S).sum(axis=-1) / count_B1,
         ((a_BHS < SMALL_WEIGHT) & seen_B1S).sum(axis=-1) / count_B1,
@@ -130,9 +132,8 @@ def activations(subject: Subject, tokens_NT: np.ndarray) -> dict[str, Any]:
     net, params = subject.net, subject.params
 
     def measure(rows, states_LBTD):
-        return np.array(
-            [_activations(net, params, *states_LBTD[number : number + 2], number, rows.segments) for number in range(net.cfg.n_layers)]
-        )
+        pairs = ((number, states_LBTD[number], states_LBTD[number + 1]) for number in subject.blocks("activations"))
+        return np.array([np.asarray(_activations(net, params, x_BTD, y_BTD, number, rows.segments)) for number, x_BTD, y_BTD in pairs])
 
     means = per_sequence(subject, tokens_NT, measure).mean(axis=-1)
     measures = ("massive",) if net.cfg.n_experts else ("massive", "near_zero", "hoyer", "participation")
@@ -150,7 +151,7 @@ def _activations(net, params, x_BTD, y_BTD, number, segments_BT):
     h_BTF = layer.activations(layer.with_attention(x_BTD, segments_BT))
     square_BTF, root = jnp.square(h_BTF), jnp.sqrt(h_BTF.shape[-1])
     energy_BT = square_BTF.sum(axis=-1)
-    near_zero_BT = (jnp.abs(h_BTF) < 0.01 * jnp.sqrt(square_BTF.mean(axis=-1, keepdims=True))).mean(axis=-1)
+    near_zero_BT = (jnp.abs(h_BTF) < NEAR_ZERO[0] * jnp.sqrt(square_BTF.mean(axis=-1, keepdims=True))).mean(axis=-1)
     hoyer_BT = (root - jnp.abs(h_BTF).sum(axis=-1) / jnp.sqrt(energy_BT)) / (root - 1)
     participation_BT = jnp.square(energy_BT) / (h_BTF.shape[-1] * jnp.square(square_BTF).sum(axis=-1))
     return jnp.stack([measure_BT.mean(axis=-1) for measure_BT in (massive_BT, near_zero_BT, hoyer_BT, participation_BT)])
@@ -168,10 +169,10 @@ def experts(subject: Subject, tokens_NT: np.ndarray) -> dict[str, Any]:
         used = [_used(net, params, states_LBTD[number], number, rows.segments)[0] for number in range(layers)]
         lost = [np.asarray(_without_experts(net, params, states_LBTD[number], number, rows)) for number in subject.blocks("experts")]
         intact = network.tail_losses(net, params, states_LBTD[-1], layers, rows)
-        return np.array([used, np.array(lost) / np.array(intact) - 1])
+        return np.array([used, lost, np.broadcast_to(intact, np.shape(lost))])
 
-    utilisation, importance = per_sequence(subject, tokens_NT, measure).mean(axis=-1)
-    return {"utilisation": utilisation.tolist(), "importance": importance.tolist()}
+    utilisation, lost, intact = per_sequence(subject, tokens_NT, measure).mean(axis=-1)
+    return {"utilisation": utilisation.tolist(), "importance": (lost / intact - 1).tolist()}
 
 
 def gate_squares(subject: Subject, tokens_NT: np.ndarray) -> list[float]:

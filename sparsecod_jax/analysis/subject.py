@@ -5,6 +5,8 @@ N sequences, T positions, B rows on the devices at once.
 
 import contextlib
 import dataclasses
+import hashlib
+import json
 import math
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -50,10 +52,15 @@ class Subject:
     tokens_NT: np.ndarray  # int32
     eos_id: int | None  # ends a document, where attention stays within documents
     step: int  # of the checkpoint
+    weights: str  # a digest of the parameters
 
     @property
     def cfg(self) -> config.Model:
         return self.net.cfg
+
+    def documents(self, tokens_NT: np.ndarray) -> np.ndarray | None:
+        """A number for each document of a sequence, [N, T]; None where attention does not stay within documents."""
+        return None if self.eos_id is None else segments(tokens_NT, self.eos_id)
 
     def blocks(self, doing: str) -> Iterable[int]:
         """The numbers of the blocks, with a progress bar for whoever watches."""
@@ -68,8 +75,7 @@ class Subject:
         here = local_rows(sharding, batch)
         for first in range(0, count, batch):
             part = tokens_NT[(first + here) % count]
-            masks = None if self.eos_id is None else segments(part, self.eos_id)
-            tokens, masks = to_devices((part, masks), here, sharding, batch)
+            tokens, masks = to_devices((part, self.documents(part)), here, sharding, batch)
             yield Rows(tokens, masks, min(batch, count - first))
 
 
@@ -81,6 +87,7 @@ def load(run: RunDir, tokens_NT: np.ndarray) -> Subject:
     """
     experiment = analysed(config.from_dict(read_json(run.config)))
     model = experiment.model
+    placement.check_platform(model)
     if tokens_NT.min() < 0 or tokens_NT.max() >= model.vocab_size:
         raise ConfigError(f"the tokens reach from {tokens_NT.min()} to {tokens_NT.max()}: use ids from 0 to {model.vocab_size - 1}")
     mesh = make_mesh(placement.choose_mesh(experiment, jax.devices()))
@@ -94,7 +101,9 @@ def load(run: RunDir, tokens_NT: np.ndarray) -> Subject:
     if restored is None:
         raise ConfigError(f"{run.path} has no checkpoint: train it first, with `sparsecod train`")
     eos_id = data_of(run)[1].eos_id if model.document_masking else None
-    return Subject(net, restored.items["state"]["params"], mesh, tokens_NT, eos_id, restored.step)
+    digests = {name: value for name, value in restored.record["digests"].items() if name.startswith("state/params/")}
+    weights = hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()[:16]
+    return Subject(net, restored.items["state"]["params"], mesh, tokens_NT.astype(np.int32), eos_id, restored.step, weights)
 
 
 def per_sequence(subject: Subject, tokens_NT: np.ndarray, measure: Callable[[Rows, jax.Array], Any]) -> np.ndarray:
@@ -108,7 +117,7 @@ def per_sequence(subject: Subject, tokens_NT: np.ndarray, measure: Callable[[Row
 
 def analysed(experiment: config.Experiment) -> config.Experiment:
     """The experiment as it is analysed: at least float32, since scores are small differences, one row a device, the mesh chosen anew."""
-    dtype = "float64" if experiment.model.compute_dtype == "float64" else "float32"
+    dtype = "float64" if "float64" in (experiment.model.compute_dtype, experiment.model.residual_dtype) else "float32"
     model = dataclasses.replace(experiment.model, compute_dtype=dtype, residual_dtype=dtype)
     kernel = "reference" if dtype == "float64" else "xla"
     execution = config.Execution(accumulation=1, remat="none", attention=kernel)

@@ -34,13 +34,8 @@ def usefulness(subject: Subject, tokens_NT: np.ndarray) -> dict[str, Any]:
     """Loss with a block replaced over loss without, for every block; the headline is the mean of its logarithm.
 
     `in_sample` is scored where it was fitted. `as_published` is the transposed map that the released code installs, scored there too.
-
-    Raises:
-      ConfigError: too few tokens to fit a map.
     """
-    half, width = len(tokens_NT) // 2, subject.cfg.d_model
-    if half * tokens_NT.shape[1] <= width + 1:
-        raise ConfigError(f"{half} sequences of {tokens_NT.shape[1]} tokens can't fit a map of {width} + 1 inputs: raise --sequences")
+    half = len(tokens_NT) // 2
     fitted_on, scored_on = tokens_NT[:half], tokens_NT[half:]
     maps = fit(subject, fitted_on)
     transposed = maps._replace(update_LDD=maps.update_LDD.swapaxes(1, 2))
@@ -53,6 +48,13 @@ def usefulness(subject: Subject, tokens_NT: np.ndarray) -> dict[str, Any]:
         "fitted_on": len(fitted_on),
         "scored_on": len(scored_on),
     }
+
+
+def check(d_model: int, tokens_NT: np.ndarray) -> None:
+    """Raises ConfigError when half of the sequences are too few tokens to fit a map."""
+    half, length = len(tokens_NT) // 2, tokens_NT.shape[1]
+    if half * length <= d_model + 1:
+        raise ConfigError(f"{half} sequences of {length} tokens can't fit a map of {d_model} + 1 inputs: raise --sequences")
 
 
 def fit(subject: Subject, tokens_NT: np.ndarray) -> Maps:

@@ -44,13 +44,18 @@ class Figure:
 
 @dataclasses.dataclass(frozen=True)
 class Heatmap:
-    """A matrix drawn as colours, `values[row][column]`; rows and columns count from 1."""
+    """A matrix drawn as colours, `values[row][column]`; rows and columns count from 1.
+
+    `largest` is the magnitude of the strongest colour, one for all runs, so that they compare. A `signed` one has a colour for each sign.
+    """
 
     title: str
     reading: str
     x_label: str
     y_label: str
     values: Sequence[Sequence[float | None]]
+    largest: float
+    signed: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

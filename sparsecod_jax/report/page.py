@@ -164,7 +164,8 @@ def _draw(figure: Figure) -> go.Figure:
 def _draw_matrix(heatmap: Heatmap) -> go.Figure:
     """Read from the top left, as a matrix is; squares where it is square."""
     rows, columns = (list(range(1, size + 1)) for size in (len(heatmap.values), len(heatmap.values[0])))
-    drawn = go.Figure(go.Heatmap(z=heatmap.values, x=columns, y=rows, colorscale="Blues", zmin=0))
+    colours = {"colorscale": "RdBu", "zmin": -heatmap.largest} if heatmap.signed else {"colorscale": "Blues", "zmin": 0}
+    drawn = go.Figure(go.Heatmap(z=heatmap.values, x=columns, y=rows, zmax=heatmap.largest, **colours))
     square = {"scaleanchor": "x", "constrain": "domain"} if len(rows) == len(columns) else {}
     layout = {"template": "simple_white", "height": 420, "margin": {"t": 20, "r": 10}}
     drawn.update_layout(

@@ -48,7 +48,7 @@ def train(experiment: config.Experiment, workdir: str, *, profile: bool = False)
     fields = identity_fields(experiment, data.fingerprint)
     if final := first_decides(lambda: _finished(run, fields)):
         return final
-    together(lambda: _check_platform(experiment))
+    together(lambda: placement.check_platform(experiment.model))
     _check_data(experiment, data)
     program = build_on(experiment, jax.devices())
     with contextlib.ExitStack() as claimed:
@@ -81,11 +81,6 @@ def _check_same_everywhere(run: RunDir, experiment: config.Experiment, data: Man
             raise ConfigError(f"process {jax.process_index()} was given another --workdir, config or data than process 0: start all alike")
 
     together(check)
-
-
-def _check_platform(experiment: config.Experiment) -> None:
-    if "float64" in (experiment.model.compute_dtype, experiment.model.residual_dtype) and not jax.config.read("jax_enable_x64"):
-        raise ConfigError("float64 is computed as float32 unless JAX is told otherwise: set the environment variable JAX_ENABLE_X64=1")
 
 
 def _check_data(experiment: config.Experiment, data: Manifest) -> None:

@@ -1,5 +1,6 @@
 """A dense model and a mixture, trained a little."""
 
+import numpy as np
 import pytest
 import tiny
 
@@ -21,7 +22,5 @@ def run(request, tokens, tmp_path_factory):
 @pytest.fixture(scope="session")
 def trained(run):
     """Its model and parameters."""
-    import numpy as np
-
     found = load(run, np.zeros((2, 8), np.int32))
     return found.cfg, found.params

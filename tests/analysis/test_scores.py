@@ -11,10 +11,12 @@ import pytest
 import subjects
 import tiny
 
+from sparsecod_jax import config
 from sparsecod_jax.analysis import scores
-from sparsecod_jax.analysis.scores import analyze
+from sparsecod_jax.analysis.scores import Options, analyze
 from sparsecod_jax.cli import main
 from sparsecod_jax.errors import ConfigError
+from sparsecod_jax.train.loop import train
 
 DENSE = pytest.mark.parametrize("run", ["dense"], indirect=True)
 SMALL: dict[str, Any] = {"sequences": 12, "seq_len": 16}
@@ -97,6 +99,24 @@ def test_goes_on_after_the_scores_that_are_there(run, tmp_path, capsys, monkeypa
 
 
 @DENSE
+def test_a_score_of_fewer_sequences_is_done_again(run, tmp_path):
+    options = {"scores": "sparsity", **SMALL, "out": str(tmp_path / "analysis")}
+    assert _read(analyze(str(run.path), **options))["sequences"] == {"sparsity": 8}
+    assert _read(analyze(str(run.path), **options, every_sequence=True))["sequences"] == {"sparsity": 12}
+
+
+@DENSE
+def test_scores_of_another_model_are_not_mixed(run, tokens, tmp_path):
+    out = str(tmp_path / "analysis")
+    analyze(str(run.path), scores="profile", **SMALL, out=out)
+    model = config.from_dict(json.loads(run.config.read_text())).model
+    other = tiny.experiment(steps=20, seed=1, model=model, data={"path": str(tokens)}, checkpoint={"every": 20})
+    train(other, str(tmp_path / "other"))
+    with pytest.raises(ConfigError, match=r"holds scores of another model \(weights differ\)"):
+        analyze(str(tmp_path / "other"), scores="profile", **SMALL, out=out)
+
+
+@DENSE
 def test_scores_of_other_sequences_are_not_mixed(run, tmp_path):
     out = str(tmp_path / "analysis")
     analyze(str(run.path), scores="profile", **SMALL, out=out)
@@ -112,11 +132,17 @@ def test_scores_of_other_sequences_are_not_mixed(run, tmp_path):
     [
         ({"scores": "profile,usefullness"}, r"--scores names \['usefullness'\]: choose from profile,"),
         ({"tokens": "nowhere.npy"}, "--tokens=nowhere.npy can't be read"),
-        ({"tokens": "FLOATS"}, r"is float64 \[3, 4\]: give integers"),
-        ({"tokens": "FLAT"}, r"is int64 \[5\]: give integers"),
+        ({"tokens": "FLOATS"}, "does not hold integers"),
+        ({"tokens": "FLAT"}, "does not hold integers"),
+        ({"tokens": "EMPTY"}, "can't be read"),
         ({"tokens": "PICKLED"}, "can't be read"),
         ({"tokens": "GOOD", "sequences": 3, "split": "train"}, "so --sequences and --split can't: leave one out"),
         ({"tokens": "LARGE"}, "reach from 999 to 999"),
+        ({"tokens": "BEYOND"}, "reach from 0 to 4294967301"),
+        ({"sequences": 0}, "can't be scored: give --sequences and --seq_len of at least 2"),
+        ({"seq_len": 1}, "can't be scored: give --sequences and --seq_len of at least 2"),
+        ({"seed": -1}, "--seed=-1 is negative"),
+        ({"sequences": 2, "seq_len": 8}, "can't fit a map"),
         ({"sequences": 10**6}, "lower --sequences or --seq_len"),
     ],
 )
@@ -127,10 +153,12 @@ def test_mistakes_are_refused_before_anything_is_written(run, tmp_path, options,
         "PICKLED": np.array([{}]),
         "GOOD": np.zeros((3, 4), int),
         "LARGE": np.full((2, 4), 999),
+        "BEYOND": np.array([[0, 1], [2, 2**32 + 5]]),
     }
     for name, array in arrays.items():
         np.save(tmp_path / f"{name}.npy", array, allow_pickle=True)
-    if options.get("tokens") in arrays:
+    (tmp_path / "EMPTY.npy").write_bytes(b"")
+    if (tmp_path / f"{options.get('tokens')}.npy").exists():
         options = options | {"tokens": str(tmp_path / f"{options['tokens']}.npy")}
     with pytest.raises(ConfigError, match=message):
         analyze(str(run.path), **options, out=str(tmp_path / "analysis"))
@@ -143,10 +171,18 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
 
 
 @DENSE
-def test_the_command_line(run, tmp_path, capsys):
+def test_the_command_line(run, tmp_path, capsys, monkeypatch):
     out = tmp_path / "analysis"
     main(["analyze", f"--workdir={run.path}", "--scores=permutation", "--sequences=4", "--seq_len=8", f"--out={out}"])
     assert f"scores: {out / 'scores.json'}" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["analyze", "--help"])
+    assert ",".join(scores.SCORES) in capsys.readouterr().out.replace("\n", "")
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    with pytest.raises(SystemExit) as stopped:
+        main(["analyze", f"--workdir={run.path}"])
+    assert stopped.value.code == 78
+    assert "analyze is one process, with all the devices of its host: start it once" in capsys.readouterr().err
 
 
 @contextlib.contextmanager
@@ -171,6 +207,6 @@ def test_the_number_of_programs_does_not_depend_on_depth(name):
         cfg = dataclasses.replace(tiny.MODEL, n_layers=depth)
         tokens = subjects.tokens(cfg, sequences=8)
         with subjects.analysed(cfg, tokens, dtype="float32") as subject, _counted_programs() as compiled:
-            scores.SCORES[name](subject, tokens, 0)
+            scores.SCORES[name](subject, tokens, Options(0, None))
         counts.append(len(compiled))
     assert counts[1] == counts[2] > 0

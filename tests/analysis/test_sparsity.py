@@ -9,6 +9,7 @@ import subjects
 import tiny
 
 from sparsecod_jax.analysis import sparsity
+from sparsecod_jax.analysis.permutation import permutation
 
 
 def test_gaussian_weights_have_the_gaussian_values():
@@ -68,6 +69,7 @@ def _attention(params, cfg, tokens, segments=None):
                     logits = k[b, seen, head // group] @ q[b, t, head] / np.sqrt(cfg.head_dim)
                     a, n = np.exp(logits) / np.exp(logits).sum(), len(seen)
                     mine["density"].append(1 / (n * (a**2).sum()))
+                    mine["concentration"].append(n * (a**2).sum())
                     mine["entropy"].append(-(a * np.log(a)).sum() / np.log(n))
                     mine["small_relative"].append((a < 0.1 / n).mean())
                     mine["small_absolute"].append((a < 1e-3).mean())
@@ -93,7 +95,7 @@ def test_attention_equals_numpy(masked):
     blocks = 1 if masked else cfg.n_layers  # numpy's blocks know no documents, but the first has the same input
     for name, values in _attention(params, cfg, tokens, segments).items():
         np.testing.assert_allclose(found["heads"][name][:blocks], values[:blocks], rtol=1e-6, err_msg=name)
-    for name, value in (("density", 1), ("entropy", 1), ("small_relative", 0), ("small_absolute", 0)):
+    for name, value in (("density", 1), ("concentration", 1), ("entropy", 1), ("small_relative", 0), ("small_absolute", 0)):
         np.testing.assert_allclose(found["uniform"][name], value, atol=1e-12)
 
 
@@ -138,18 +140,28 @@ def test_experts_equal_numpy():
         found = sparsity.experts(subject, tokens)
         squares = sparsity.gate_squares(subject, tokens)
     states = plain.states(params, tokens, cfg)
-    intact = plain.losses(params, states[-1], tokens, cfg)
+    intact = plain.losses(params, states[-1], tokens, cfg).mean()
     for layer in range(cfg.n_layers):
         u = states[layer] + plain.attention_branch(params, layer, states[layer], cfg)
-        stats = plain.ffn_branch(params, layer, u, cfg)[1]
-        assert squares[layer] == pytest.approx(stats["router/gate_square_sum"], rel=1e-6)
-        used = np.array(found["utilisation"][layer])
-        assert used.sum() == pytest.approx(1)
-        assert used.max() * cfg.n_experts == pytest.approx(stats["router/max_load"], rel=1e-6)
-    expert = int(np.argmax(found["utilisation"][1]))
-    silenced = subjects.with_block(params, 1, lambda block: block["ffn"]["down"][expert].fill(0))
-    x = plain.states(silenced, tokens, cfg)[-1]
-    expected = (plain.losses(silenced, x, tokens, cfg) / intact - 1).mean()
-    assert found["importance"][1][expert] == pytest.approx(expected, rel=1e-6)
-    unused = [e for e in range(cfg.n_experts) if found["utilisation"][1][e] == 0]
-    assert all(found["importance"][1][e] == 0 for e in unused)
+        assert squares[layer] == pytest.approx(plain.ffn_branch(params, layer, u, cfg)[1]["router/gate_square_sum"], rel=1e-6)
+        normed = plain._norm(u, np.asarray(params["blocks"]["ffn_norm"]["gain"][layer], np.float64), cfg)
+        chosen = np.argsort(-(normed @ np.asarray(params["blocks"]["ffn"]["router"][layer], np.float64)), -1)[..., : cfg.top_k]
+        used = np.bincount(chosen.ravel(), minlength=cfg.n_experts) / chosen.size
+        np.testing.assert_allclose(found["utilisation"][layer], used)
+    for expert in range(cfg.n_experts):
+        silenced = subjects.with_block(params, 1, lambda block, expert=expert: block["ffn"]["down"][expert].fill(0))
+        without = plain.losses(silenced, plain.states(silenced, tokens, cfg)[-1], tokens, cfg).mean()
+        assert found["importance"][1][expert] == pytest.approx(without / intact - 1, rel=1e-6, abs=1e-12)
+
+
+def test_a_mixture_on_a_mesh_has_the_same_scores():
+    """Two experts a device; three sequences on two devices."""
+    cfg = tiny.MIXTURE
+    tokens, params = subjects.tokens(cfg, sequences=3), tiny.init(cfg)
+    found = []
+    for mesh in ((1, 1, 1, 1), (1, 2, 2, 2)):
+        with subjects.analysed(cfg, tokens, params, mesh=mesh) as subject:
+            found.append((sparsity.experts(subject, tokens), permutation(subject, tokens)["matrix"]))
+    np.testing.assert_allclose(found[0][0]["utilisation"], found[1][0]["utilisation"])
+    np.testing.assert_allclose(found[0][0]["importance"], found[1][0]["importance"], rtol=1e-8, atol=1e-12)
+    np.testing.assert_allclose(found[0][1], found[1][1], rtol=1e-8)

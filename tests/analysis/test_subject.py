@@ -15,6 +15,7 @@ from sparsecod_jax import config
 from sparsecod_jax.analysis import network
 from sparsecod_jax.analysis.subject import analysed, draw, load, per_sequence
 from sparsecod_jax.errors import ConfigError
+from sparsecod_jax.files import read_json, write_json
 from sparsecod_jax.rundir import RunDir
 
 
@@ -27,17 +28,28 @@ def test_loads_what_was_trained_over_all_devices(run):
     subject = load(run, np.zeros((2, 8), np.int32))
     assert _times(run) == before
     assert subject.step == 20
+    assert len(subject.weights) == 16
     assert (subject.cfg.compute_dtype, subject.cfg.residual_dtype) == ("float32", "float32")
     gate = subject.params["blocks"]["ffn"]["gate"]
     assert len(gate.sharding.device_set) == 8
     assert gate.addressable_shards[0].data.size * 8 == gate.size
 
 
+def test_float64_is_not_pretended(run, tmp_path):
+    copy = RunDir(tmp_path / "copy")
+    shutil.copytree(run.path, copy.path)
+    experiment = config.from_dict(read_json(run.config))
+    wide = dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, compute_dtype="float64"))
+    write_json(copy.config, config.to_dict(wide))
+    with pytest.raises(ConfigError, match="JAX_ENABLE_X64=1"):
+        load(copy, np.zeros((2, 8), np.int32))
+
+
 def test_scores_are_computed_in_at_least_float32():
     mixed = tiny.experiment(model={"compute_dtype": "bfloat16", "residual_dtype": "bfloat16"}, execution={"attention": "auto"})
     found = analysed(mixed)
     assert (found.model.compute_dtype, found.model.residual_dtype, found.execution.attention) == ("float32", "float32", "xla")
-    wide = analysed(tiny.experiment(model={"compute_dtype": "float64"}))
+    wide = analysed(tiny.experiment(model={"residual_dtype": "float64"}))
     assert (wide.model.compute_dtype, wide.model.residual_dtype, wide.execution.attention) == ("float64", "float64", "reference")
 
 
@@ -105,7 +117,3 @@ def test_documents_are_kept_apart():
             rows = next(subject.rows(each))
             ends.append(np.asarray(network.states(subject.net, subject.params, rows.tokens, rows.segments)[-1, :, 5:]))
     np.testing.assert_array_equal(*ends)
-
-
-def test_analysis_keeps_the_run_s_own_config(run):
-    assert config.from_dict(config.to_dict(analysed(tiny.experiment()))).model == tiny.experiment().model

@@ -64,22 +64,29 @@ def test_a_block_that_adds_nothing_has_ratio_one():
 
 
 def test_a_planted_affine_block_has_ratio_one_and_its_transpose_has_not():
-    """Ids 0..31 are channels; the block adds 30 times the next id's channel, and the head reads channels: it predicts counting."""
-    ids = 32
-    cfg = config.Model(d_model=34, n_heads=1, head_dim=2, n_layers=1, d_ff=ids, vocab_size=ids, compute_dtype="float32", init_std=0.02)
+    """The FFN rotates: for embeddings of one length its norm is a constant, and a channel that is always 1 makes its gate one.
+
+    Each pair of tokens is a random id and the one nearest to its rotated embedding, of ids that the other half of the sequences lacks.
+    """
+    ids, width, rng = 400, 34, np.random.default_rng(0)
+    cfg = config.Model(d_model=width, n_heads=1, head_dim=2, n_layers=1, d_ff=width - 1, vocab_size=ids, compute_dtype="float32")
+    directions = rng.normal(size=(ids, width - 1))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    rotation = np.linalg.qr(rng.normal(size=(width - 1, width - 1)))[0]
+    nearest = np.argmax(directions @ rotation @ directions.T, axis=1)
     params = tiny.init(cfg)
-    params["embedding"] = np.eye(ids, 34) + np.eye(1, 34, 33)  # the last channel is always 1, and opens every gate
-    params["head"] = np.eye(34, ids)
+    params["embedding"] = np.concatenate([directions, np.ones((ids, 1))], axis=1)
+    params["head"] = np.concatenate([directions.T, np.zeros((1, ids))])
 
     def plant(block):
         block["attention"]["out"][...] = 0
-        block["attention_norm"]["gain"][...] = block["ffn_norm"]["gain"][...] = 1
-        block["ffn"]["gate"][...] = np.eye(34)[33][:, None]
-        block["ffn"]["up"][...] = np.eye(34, ids)
-        block["ffn"]["down"][...] = np.roll(np.eye(ids, 34), 1, axis=1) * (np.arange(34) < ids) * 30
-        block["ffn"]["down"][ids - 1, 0] = 30
+        block["ffn_norm"]["gain"][...] = 1
+        block["ffn"]["gate"][...] = np.eye(width)[-1][:, None]
+        block["ffn"]["up"][...] = np.eye(width, width - 1)
+        block["ffn"]["down"][...] = np.pad(10 * rotation, ((0, 0), (0, 1)))
 
-    tokens = (np.random.default_rng(0).integers(0, ids, (20, 1)) + np.arange(12)) % ids
+    drawn = np.concatenate([rng.integers(0, 200, (20, 6)), rng.integers(200, 400, (20, 6))])
+    tokens = np.stack([drawn, nearest[drawn]], axis=2).reshape(40, 12)
     with subjects.analysed(cfg, tokens, subjects.with_block(params, 0, plant)) as subject:
         found = usefulness(subject, tokens)
     np.testing.assert_allclose(found["loss_ratio"], 1, atol=1e-4)

@@ -12,18 +12,20 @@ SCORES = {
         "score": 0.2077,
         "ci95": [0.19, 0.22],
         "share_above": {"1.10": {"share": 0.5}},
-        "as_published": {"share_above": {"1.10": {"share": 1.0}}},
+        "as_published": {"loss_ratio": [1.6, 1.2], "share_above": {"1.10": {"share": 1.0}}},
     },
-    "causal": {"matrix": [[0.0, 0.4], [0.0, 0.0]], "score": 0.4},
+    "causal": {"matrix": [[0.0, 0.4], [0.0, 0.0]], "score": 0.4, "future": {"matrix": [[0.0, 0.1], [0.0, 0.0]]}},
     "permutation": {"matrix": [[0.0, 0.3], [0.3, 0.0]], "score": 0.3},
-    "jacobian": {"distance_from_identity": [0.02, 0.005]},
+    "jacobian": {"distance_from_identity": [0.02, 0.005], "same_position": {"distance_from_identity": [0.01, 0.004]}},
     "block_influence": [0.2, 0.1],
-    "profile": {"relative_update/block": [2.0, 0.5], "lens_divergence": [0.7, 0.0]},
+    "profile": {"relative_update/block": [2.0, 0.5], "lens_divergence": [0.7, 0.0], "lens_overlap": [0.5, 1.0]},
     "sparsity": {
-        "attention": {"heads": {"density": [[0.5, 0.7], [0.2, 0.4]]}},
+        "attention": {"probe_length": 64, "heads": {"density": [[0.5, 0.7], [0.2, 0.4]]}},
+        "activations": {"massive": [3.0, 4.0]},
+        "experts": {"utilisation": [[0.25, 0.75], [0.5, 0.5]], "importance": [[-0.1, 0.3], [0.0, 0.2]]},
         "weights": {"kinds": {"ffn/down": {"rms": [0.1, 0.11], "near_zero_0.1": [0.08, 0.09]}}},
     },
-    "theory": {"predicted": [1.0, 2.0], "measured": [1.1, 3.0]},
+    "theory": {"predicted": [1.0, 2.0], "measured": [1.1, 4.0], "relative_error": [-0.1, -0.5]},
 }
 
 
@@ -34,16 +36,20 @@ def _run(name="deep", scores=None):
 
 def test_every_score_has_its_figure():
     drawn = {figure.title: figure for figure in depth.figures([_run(scores=SCORES)])}
-    assert len(drawn) == 9 + 2
+    assert len(drawn) == len(depth.PROFILES) + 1 + len(depth.MATRICES)
     usefulness = drawn["Usefulness"]
     assert isinstance(usefulness, Figure)
     assert (usefulness.series[0].x, usefulness.series[0].y) == ([1, 2], [1.5, 1.01])
     density = drawn["Attention density"]
     assert isinstance(density, Figure)
+    assert density.series[0].label == "deep, 64 tokens"
     assert density.series[0].y == pytest.approx([0.6, 0.3])  # the mean over heads
     causal = drawn["Causal effect: deep"]
     assert isinstance(causal, Heatmap)
     assert causal.values == [[0.0, 0.4], [0.0, 0.0]]
+    experts = drawn["Importance of experts: deep"]
+    assert isinstance(experts, Heatmap)
+    assert (experts.signed, experts.largest) == (True, 0.3)
     theory = drawn["Predicted and measured variance"]
     assert isinstance(theory, Figure)
     assert [(series.label, series.dashed) for series in theory.series] == [("deep, predicted", True), ("deep, measured", False)]
@@ -72,7 +78,32 @@ def test_headlines():
         "permutation": "0.3",
         "Jacobian, last block": "0.005",
         "predicted variance, last block": "2",
+        "measured": "4",
+        "error": "-0.5",
     }
+
+
+def test_colours_compare_between_runs():
+    pale = {"permutation": {"matrix": [[0.0, 1e-6], [1e-6, 0.0]], "score": 1e-6}}
+    drawn = depth.figures([_run("pale", pale), _run("dark", {"permutation": SCORES["permutation"]})])
+    assert [figure.largest for figure in drawn if isinstance(figure, Heatmap)] == [0.3, 0.3]
+
+
+def test_what_is_not_finite_is_left_out():
+    broken = {
+        "block_influence": [0.1, None],
+        "usefulness": {"score": None, "ci95": [None, None]},
+        "permutation": {"matrix": [[0.0, None], [None, 0.0]], "score": None},
+        "sparsity": {"attention": {"probe_length": 8, "heads": {"density": [[0.5, None], [0.2, 0.4]]}}},
+    }
+    drawn = {figure.title: figure for figure in depth.figures([_run(scores=broken)])}
+    influence, density = drawn["Block influence"], drawn["Attention density"]
+    assert isinstance(influence, Figure)
+    assert influence.series[0].y == [0.1, None]
+    assert isinstance(density, Figure)
+    assert density.series[0].y[0] is None
+    assert depth.headlines(_run(scores=broken))[:2] == ["–", "–"]
+    assert "<html" in render("study", [_run(scores=broken)])
 
 
 @pytest.mark.parametrize("name", ["deep", "<script>alert(1)</script>"])

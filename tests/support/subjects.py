@@ -27,7 +27,7 @@ def analysed(
     built = make_mesh(config.Mesh(*mesh), jax.devices()[: int(np.prod(mesh))])
     with jax.enable_x64(dtype == "float64"), jax.set_mesh(built):
         params = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf), dtype), params)
-        yield Subject(net, params, built, np.asarray(tokens_NT, np.int32), eos_id, 0)
+        yield Subject(net, params, built, np.asarray(tokens_NT, np.int32), eos_id, 0, "")
 
 
 def tokens(model: config.Model, sequences: int = 5, length: int = 12, seed: int = 0) -> np.ndarray:
