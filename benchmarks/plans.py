@@ -146,7 +146,7 @@ def _compiled(found: list[dict[str, Any]]) -> str:
         by_machine.setdefault(f"{each['machine']} with jax {each['jax']}", []).append(each["compile_seconds"])
     parts = "; ".join(f"{len(times)} on {machine} in {sum(times) / 60:.0f}" for machine, times in by_machine.items())
     total = sum(each["compile_seconds"] for each in found) / 60
-    return f"Compiling the {len(found)} programs took {total:.0f} minutes, often several at once, those tried for a change not counted: {parts}."
+    return f"Compiling the {len(found)} programs took {total:.0f} minutes, without those tried in search of a change: {parts}."
 
 
 def _row(found: dict[str, Any]) -> str:
