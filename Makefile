@@ -47,6 +47,7 @@ bench: $(VENV)/dev
 gpu-bench: $(VENV)/dev $(VENV)/gpu
 	$(BIN)/python benchmarks/gpu.py
 
+plans: export JAX_PLATFORMS ?= cpu
 plans: $(VENV)/dev $(VENV)/gpu $(VENV)/tpu
 	XLA_PYTHON_CLIENT_PREALLOCATE=false $(BIN)/python benchmarks/plans.py
 

@@ -4,7 +4,7 @@ Each case is compiled for the smallest slice of each kind that holds it, for 64 
 already is not compiled again, so the script may be stopped at any time; delete what code or compiler have overtaken. The second program
 of a run, with the costly statistics, is left out here; `sparsecod plan` compiles both. Mixtures on H100 need a Hopper GPU to be compiled.
 
-Command:  make plans, or python benchmarks/plans.py [--cases CASE ...] [--kinds KIND ...]      (extras tpu and gpu; hours on two cores)
+Command:  make plans, or with a Hopper make plans JAX_PLATFORMS=cuda      (three hours on two cores; some of it: --cases CASE --kinds KIND)
 """
 
 import argparse
@@ -89,15 +89,15 @@ def _smallest(name: str, experiment: Experiment, kind: str) -> str:
 
 
 def _planned(name: str, experiment: Experiment, topology: str) -> dict[str, Any]:
-    plans = _read()
     key = f"{name} on {topology}"
-    if key not in plans:
+    if key not in _read():
         print(f"[{time.strftime('%H:%M:%S')}] {key}", flush=True)
-        plans[key] = plan(experiment, topologies.find(topology), MFU) | {"case": name, "machine": _machine(), "jax": jax.__version__}
+        found = plan(experiment, topologies.find(topology), MFU) | {"case": name, "machine": _machine(), "jax": jax.__version__}
+        plans = _read() | {key: found}  # read again, as another process may have written while this one compiled
         files.write_json(DOCS / "plans.json", plans)
         files.write(DOCS / "plans.md", page(plans).encode())
         jax.clear_caches()
-    return plans[key]
+    return _read()[key]
 
 
 def _machine() -> str:
