@@ -8,6 +8,7 @@ Command:  make plans, or with a Hopper make plans JAX_PLATFORMS=cuda      (three
 """
 
 import argparse
+import functools
 import json
 import os
 import time
@@ -57,18 +58,32 @@ AT_512 = ("dense 1B, 16 blocks", "moe 1B/7B")
 
 def main(cases: Iterable[str], kinds: Iterable[str]) -> None:
     for name in cases:
-        experiment = _experiment(name)
         for kind in kinds:
-            if lacks_kernels(experiment, kind):
+            if lacks_kernels(_experiment(name), kind):
                 print(f"{name} on {kind} is left out: there is no Hopper GPU here", flush=True)
                 continue
-            for topology in (_smallest(name, experiment, kind), *_fixed(name, kind)):
-                _planned(name, experiment, topology)
+            while topology := _next(name, kind, _read()):
+                _compile(name, topology)
 
 
-def _fixed(name: str, kind: str) -> list[str]:
-    """The slices for which a case is compiled in any event."""
-    return [f"{kind}:{LADDERS[kind][-1]}", *([f"{kind}:{LARGEST[kind]}"] if name in AT_512 else [])]
+def _next(name: str, kind: str, plans: dict[str, Any]) -> str | None:
+    """What is to be compiled next: up the ladder until one holds the case, leaving out those without room for the state; 64 chips; 512."""
+    state = 12 * counts.parameters(_experiment(name).model).total
+    ladder = [f"{kind}:{shape}" for shape in LADDERS[kind]]
+    for topology in ladder:
+        found = plans.get(f"{name} on {topology}")
+        if not found and state <= _memory(topology):
+            return topology
+        if found and found["fits"]:
+            break
+    largest = [f"{kind}:{LARGEST[kind]}"] if name in AT_512 else []
+    return next((topology for topology in (ladder[-1], *largest) if f"{name} on {topology}" not in plans), None)
+
+
+@functools.cache
+def _memory(topology: str) -> float:
+    found = topologies.find(topology)
+    return len(found.devices) * found.device.memory
 
 
 def _experiment(name: str) -> Experiment:
@@ -77,27 +92,13 @@ def _experiment(name: str) -> Experiment:
     return config_file.load(f"{DOCS.parent}/configs/{config}.py:paper", [f"--config.{setting}" for setting in settings])
 
 
-def _smallest(name: str, experiment: Experiment, kind: str) -> str:
-    """The first rung on which the case fits as planned; those that can't hold even the state are not tried."""
-    state = 12 * counts.parameters(experiment.model).total
-    for shape in LADDERS[kind]:
-        topology = f"{kind}:{shape}"
-        found = topologies.find(topology)
-        if state <= len(found.devices) * found.device.memory and _planned(name, experiment, topology)["fits"]:
-            return topology
-    return topology
-
-
-def _planned(name: str, experiment: Experiment, topology: str) -> dict[str, Any]:
-    key = f"{name} on {topology}"
-    if key not in _read():
-        print(f"[{time.strftime('%H:%M:%S')}] {key}", flush=True)
-        found = plan(experiment, topologies.find(topology), MFU) | {"case": name, "machine": _machine(), "jax": jax.__version__}
-        plans = _read() | {key: found}  # read again, as another process may have written while this one compiled
-        files.write_json(DOCS / "plans.json", plans)
-        files.write(DOCS / "plans.md", page(plans).encode())
-        jax.clear_caches()
-    return _read()[key]
+def _compile(name: str, topology: str) -> None:
+    print(f"[{time.strftime('%H:%M:%S')}] {name} on {topology}", flush=True)
+    found = plan(_experiment(name), topologies.find(topology), MFU) | {"case": name, "machine": _machine(), "jax": jax.__version__}
+    plans = _read() | {f"{name} on {topology}": found}  # read now, as another process may have written while this one compiled
+    files.write_json(DOCS / "plans.json", plans)
+    files.write(DOCS / "plans.md", page(plans).encode())
+    jax.clear_caches()
 
 
 def _machine() -> str:
@@ -134,9 +135,9 @@ takes a Hopper GPU; without one they are left out.
 
 
 def _missing(plans: dict[str, dict[str, Any]]) -> str:
-    kinds = {name: [kind for kind in LADDERS if any(f"{name} on {each}" not in plans for each in _fixed(name, kind))] for name in CASES}
+    kinds = {name: [kind for kind in LADDERS if _next(name, kind, plans)] for name in CASES}
     missing = "; ".join(f"{name} on {', '.join(wanted)}" for name, wanted in kinds.items() if wanted)
-    return f"Not all compiled yet: {missing}." if missing else "The table is complete."
+    return f"Some of it is still to be compiled: {missing}." if missing else "The table is complete."
 
 
 def _compiled(found: list[dict[str, Any]]) -> str:
