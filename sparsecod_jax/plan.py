@@ -115,7 +115,7 @@ def _compiled_once(program: Program, topology: Topology, before: dict[str, Any] 
     except jax.errors.JaxRuntimeError as error:
         if OUT_OF_MEMORY not in str(error):
             raise
-        return {"fits": False, "reason": re.sub(r"\s+", " ", str(error).splitlines()[0])}
+        return {"fits": False, "reason": _reason(str(error))}
     analysis = executable.memory_analysis()
     assert analysis, "every compiler named in `topologies` analyses memory"
     memory = {"arguments": analysis.argument_size_in_bytes, "temporaries": analysis.temp_size_in_bytes, "limit": topology.device.memory}
@@ -127,6 +127,14 @@ def _compiled_once(program: Program, topology: Topology, before: dict[str, Any] 
         peak, limit = memory["peak"] / GIB, memory["limit"] / GIB
         found |= {"fits": False, "reason": f"arguments and temporaries take {peak:.1f} of {limit:.1f} GiB"}
     return found
+
+
+def _reason(error: str) -> str:
+    """The first line; where that is only a title, also for what memory ran out."""
+    title, *details = error.splitlines()
+    if title.endswith(":") and details:
+        title += " " + details[0].partition(" = ")[0]
+    return re.sub(r"\s+", " ", title)
 
 
 def lacks_kernels(experiment: Experiment, topology: str) -> bool:

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import re
 from pathlib import Path
+from unittest.mock import Mock
 
 import jax
 import pytest
@@ -86,6 +87,14 @@ def test_what_does_not_fit_is_a_finding_and_smaller_microbatches_the_first_chang
     experiment = tiny.experiment(model={"n_layers": 12}, data={"seq_len": 128})
     memory = _needs(rent, experiment)
     assert _too_large(rent, experiment, 0.9 * memory["temporaries"] + memory["arguments"]) == "--config.execution.accumulation=2"
+
+
+def test_an_error_that_begins_with_a_title_says_what_ran_out(rent, monkeypatch):
+    error = "RESOURCE_EXHAUSTED: E1001: Vmem:\nRan out of memory for %dot.9 = bf16[8,8]{1,0} custom-call()\nmore"
+    rent(GENEROUS, count=1)
+    monkeypatch.setattr(Program, "lower", Mock(side_effect=jax.errors.JaxRuntimeError(error)))
+    found = plan.plan(tiny.experiment(), topologies.find("here"), 0.4)
+    assert found["reason"] == "RESOURCE_EXHAUSTED: E1001: Vmem: Ran out of memory for %dot.9"
 
 
 def test_full_remat_is_the_next_change(rent):
@@ -263,5 +272,5 @@ def test_memory_that_a_compiler_runs_out_of_is_a_finding():
     flags = [*(f"{name}={size}" for name, size in sizes.items()), "data.seq_len=4096", "global_batch=1024", "execution.accumulation=1"]
     found = plan.plan(_paper("dense_1b", *flags), topologies.find("v5e:2x2"), 0.4)
     assert not found["fits"]
-    assert re.fullmatch(r"RESOURCE_EXHAUSTED: [^\n]*\(2\d\.\d+G\) exceeds available HBM \(15\.75G\)\.", found["reason"])
+    assert re.fullmatch(r"RESOURCE_EXHAUSTED: [^\n]*\(2\d\.\d+G\) exceeds available HBM \(15\.75G\)\.( HLO .*)?", found["reason"])
     assert found["change"] == "--config.execution.accumulation=2"
