@@ -7,7 +7,7 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("%d%d" % sys.version_info[:2]
 CONSTRAINTS := constraints/py$(VERSION).txt
 QUICKSTART := runs/quickstart
 
-.PHONY: quickstart test test-slow test-aot test-gpu lint format bench gpu-bench check-python
+.PHONY: quickstart test test-slow test-aot test-gpu lint format bench gpu-bench plans check-python
 
 # Two virtual devices make use of both cores better than one.
 quickstart: export XLA_FLAGS = --xla_force_host_platform_device_count=2
@@ -49,6 +49,10 @@ bench: $(VENV)/dev
 
 gpu-bench: $(VENV)/dev $(VENV)/gpu
 	$(BIN)/python benchmarks/gpu.py
+
+plans: export JAX_PLATFORMS ?= cpu
+plans: $(VENV)/dev $(VENV)/gpu $(VENV)/tpu
+	XLA_PYTHON_CLIENT_PREALLOCATE=false $(BIN)/python benchmarks/plans.py
 
 check-python:
 	@test -f $(CONSTRAINTS) || { echo "$$($(PYTHON) --version) is not supported: use Python 3.11, 3.12 or 3.13, for example make PYTHON=python3.12"; exit 1; }

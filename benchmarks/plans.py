@@ -2,14 +2,17 @@
 
 Each case is compiled for the smallest slice of each kind that holds it, for 64 chips, and two of them for 512. What is in docs/plans.json
 already is not compiled again, so the script may be stopped at any time; delete what code or compiler have overtaken. The second program
-of a run, with the costly statistics, is left out here; `sparsecod plan` compiles both.
+of a run, with the costly statistics, is left out here; `sparsecod plan` compiles both. Mixtures on H100 need a Hopper GPU to be compiled.
 
-Command:  JAX_PLATFORMS=cpu python benchmarks/plans.py [CASE ...]      (extras tpu and gpu; about two hours on two cores)
+Command:  make plans, or with a Hopper make plans JAX_PLATFORMS=cuda      (three hours on two cores; some of it: --cases CASE --kinds KIND)
 """
 
+import argparse
+import functools
 import json
-import sys
+import os
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -17,7 +20,8 @@ from etils import epath
 
 from sparsecod_jax import config_file, counts, files, topologies
 from sparsecod_jax.config import Experiment
-from sparsecod_jax.plan import GIB, plan
+from sparsecod_jax.model import hopper
+from sparsecod_jax.plan import GIB, lacks_kernels, plan
 
 DOCS = epath.Path(__file__).resolve().parents[1] / "docs"
 MFU = 0.4
@@ -47,21 +51,39 @@ CASES: dict[str, tuple[str, list[str]]] = {
     "recipe, 32 blocks": ("recipe_1b_32l", []),
     "dense 400M": ("dense_400m", []),
     **{f"G={16 // heads}, T=4096": ("dense_1b", [*LONG, f"model.n_kv_heads={heads}"]) for heads in (16, 4, 1)},
-    **{f"T={seq_len}": ("dense_1b", _length(seq_len)) for seq_len in (8192, 256, 512, 1024, 2048, 4096)},
+    **{f"T={seq_len}": ("dense_1b", _length(seq_len)) for seq_len in (8192, 256, 512, 2048)},
 }
 AT_512 = ("dense 1B, 16 blocks", "moe 1B/7B")
 
 
-def main(names: list[str]) -> None:
-    unknown = sorted(set(names) - set(CASES))
-    if unknown:
-        raise SystemExit(f"there are no cases {unknown}: choose from {list(CASES)}")
-    for name in names or CASES:
-        experiment = _experiment(name)
-        for kind, ladder in LADDERS.items():
-            largest = [f"{kind}:{LARGEST[kind]}"] if name in AT_512 else []
-            for topology in (_smallest(name, experiment, kind), f"{kind}:{ladder[-1]}", *largest):
-                _planned(name, experiment, topology)
+def main(cases: Iterable[str], kinds: Iterable[str]) -> None:
+    for name in cases:
+        for kind in kinds:
+            if lacks_kernels(_experiment(name), kind):
+                print(f"{name} on {kind} is left out: there is no Hopper GPU here", flush=True)
+                continue
+            while topology := _next(name, kind, _read()):
+                _compile(name, topology)
+
+
+def _next(name: str, kind: str, plans: dict[str, Any]) -> str | None:
+    """What is to be compiled next: up the ladder until one holds the case, leaving out those without room for the state; 64 chips; 512."""
+    state = 12 * counts.parameters(_experiment(name).model).total
+    ladder = [f"{kind}:{shape}" for shape in LADDERS[kind]]
+    for topology in ladder:
+        found = plans.get(f"{name} on {topology}")
+        if not found and state <= _memory(topology):
+            return topology
+        if found and found["fits"]:
+            break
+    largest = [f"{kind}:{LARGEST[kind]}"] if name in AT_512 else []
+    return next((topology for topology in (ladder[-1], *largest) if f"{name} on {topology}" not in plans), None)
+
+
+@functools.cache
+def _memory(topology: str) -> float:
+    found = topologies.find(topology)
+    return len(found.devices) * found.device.memory
 
 
 def _experiment(name: str) -> Experiment:
@@ -70,27 +92,18 @@ def _experiment(name: str) -> Experiment:
     return config_file.load(f"{DOCS.parent}/configs/{config}.py:paper", [f"--config.{setting}" for setting in settings])
 
 
-def _smallest(name: str, experiment: Experiment, kind: str) -> str:
-    """The first rung on which the case fits as planned; those that can't hold even the state are not tried."""
-    state = 12 * counts.parameters(experiment.model).total
-    for shape in LADDERS[kind]:
-        topology = f"{kind}:{shape}"
-        found = topologies.find(topology)
-        if state <= len(found.devices) * found.device.memory and _planned(name, experiment, topology)["fits"]:
-            return topology
-    return topology
+def _compile(name: str, topology: str) -> None:
+    print(f"[{time.strftime('%H:%M:%S')}] {name} on {topology}", flush=True)
+    found = plan(_experiment(name), topologies.find(topology), MFU) | {"case": name, "machine": _machine(), "jax": jax.__version__}
+    plans = _read() | {f"{name} on {topology}": found}  # read now, as another process may have written while this one compiled
+    files.write_json(DOCS / "plans.json", plans)
+    files.write(DOCS / "plans.md", page(plans).encode())
+    jax.clear_caches()
 
 
-def _planned(name: str, experiment: Experiment, topology: str) -> dict[str, Any]:
-    plans = _read()
-    key = f"{name} on {topology}"
-    if key not in plans:
-        print(f"[{time.strftime('%H:%M:%S')}] {key}", flush=True)
-        plans[key] = plan(experiment, topologies.find(topology), MFU) | {"case": name, "jax": jax.__version__}
-        files.write_json(DOCS / "plans.json", plans)
-        files.write(DOCS / "plans.md", page(plans).encode())
-        jax.clear_caches()
-    return plans[key]
+def _machine() -> str:
+    """What compiles here."""
+    return f"{os.cpu_count()} CPU cores" + (f" and an {jax.devices()[0].device_kind}" if hopper.is_here() else "")
 
 
 def _read() -> dict[str, dict[str, Any]]:
@@ -102,20 +115,39 @@ def page(plans: dict[str, dict[str, Any]]) -> str:
     """The plans as a page for people, in the order of the cases."""
     order = list(CASES)
     found = sorted(plans.values(), key=lambda each: (order.index(each["case"]), each["device_kind"], each["devices"]))
-    seconds = sum(each["compile_seconds"] for each in found)
     rows = "\n".join(_row(each) for each in found)
     return f"""# Plans
 
-The real train step of published configurations, compiled ahead of time for slices that were not there by `benchmarks/plans.py`:
-{len({each["case"] for each in found})} of {len(CASES)} configurations so far, {len(found)} programs, {seconds / 60:.0f} minutes of
-compiling on two CPU cores. Microbatches, mesh and attention are those that the package chooses. Step time and chip-hours are
-arithmetic, at an assumed MFU of {MFU:.0%}; nothing here was run. For a mixture on H100 the memory is an upper bound: without a GPU the
-experts' products are compiled as `ragged_dot`, not as the kernels that `train` uses.
+The real train step of {len(CASES)} published configurations, compiled ahead of time by `benchmarks/plans.py` for slices that were not
+there: the smallest of each kind that holds it, 64 chips, and for two of them 512. {_missing(plans)} {_compiled(found)}
+
+Microbatches, mesh and attention are those that the package chooses. Step time and chip-hours are arithmetic, at an assumed MFU of
+{MFU:.0%}; nothing here was run.
+
+What does not fit stands with the smallest change that makes it fit. The lengths 1,024 and 4,096 of the study of context are the programs
+of `dense 1B, 16 blocks` and of `G=1, T=4096`, run for 2,384 steps. Mixtures on H100 are compiled with the kernels that `train` uses, which
+takes a Hopper GPU; without one they are left out.
 
 | {COLUMNS} |
 |{"---|" * (COLUMNS.count("|") + 1)}
 {rows}
 """
+
+
+def _missing(plans: dict[str, dict[str, Any]]) -> str:
+    kinds = {name: [kind for kind in LADDERS if _next(name, kind, plans)] for name in CASES}
+    missing = "; ".join(f"{name} on {', '.join(wanted)}" for name, wanted in kinds.items() if wanted)
+    return f"Some of it is still to be compiled: {missing}." if missing else "The table is complete."
+
+
+def _compiled(found: list[dict[str, Any]]) -> str:
+    """How long compiling took, by machine and compiler."""
+    by_machine: dict[str, list[float]] = {}
+    for each in found:
+        by_machine.setdefault(f"{each['machine']} with jax {each['jax']}", []).append(each["compile_seconds"])
+    parts = "; ".join(f"{len(times)} on {machine} in {sum(times) / 60:.0f}" for machine, times in by_machine.items())
+    total = sum(each["compile_seconds"] for each in found) / 60
+    return f"Compiling the {len(found)} programs took {total:.0f} minutes, without those tried in search of a change: {parts}."
 
 
 def _row(found: dict[str, Any]) -> str:
@@ -137,4 +169,7 @@ def _row(found: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    parser = argparse.ArgumentParser(description="Compiles the published configurations for slices that are not here.")
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=CASES, metavar="CASE")
+    parser.add_argument("--kinds", nargs="+", choices=LADDERS, default=LADDERS, metavar="KIND")
+    main(**vars(parser.parse_args()))

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import time
+from bisect import bisect_left
 from collections.abc import Iterator
 from typing import Any, get_args
 
@@ -12,6 +13,7 @@ from sparsecod_jax import config, counts, devices, hlo, placement, topologies
 from sparsecod_jax.config import Experiment
 from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.files import absolute, write_json
+from sparsecod_jax.model import hopper
 from sparsecod_jax.topologies import Topology
 from sparsecod_jax.train.step import Program, build_on
 
@@ -68,7 +70,7 @@ def plan(experiment: Experiment, topology: Topology, mfu: float) -> dict[str, An
         "placement": placement.describe(program.experiment, experiment),
         "mesh": dataclasses.asdict(program.experiment.mesh),
         "execution": dataclasses.asdict(program.experiment.execution),
-        "caveats": [GROUPED_MATMUL] if experiment.model.n_experts and topology.name.startswith("h100") else [],
+        "caveats": [GROUPED_MATMUL] if lacks_kernels(experiment, topology.name) else [],
         **budget(experiment, topology, mfu),
         **compiled(program, topology),
     }
@@ -113,7 +115,7 @@ def _compiled_once(program: Program, topology: Topology, before: dict[str, Any] 
     except jax.errors.JaxRuntimeError as error:
         if OUT_OF_MEMORY not in str(error):
             raise
-        return {"fits": False, "reason": re.sub(r"\s+", " ", str(error).splitlines()[0])}
+        return {"fits": False, "reason": _reason(str(error))}
     analysis = executable.memory_analysis()
     assert analysis, "every compiler named in `topologies` analyses memory"
     memory = {"arguments": analysis.argument_size_in_bytes, "temporaries": analysis.temp_size_in_bytes, "limit": topology.device.memory}
@@ -127,9 +129,26 @@ def _compiled_once(program: Program, topology: Topology, before: dict[str, Any] 
     return found
 
 
+def _reason(error: str) -> str:
+    """The first line; where that is only a title, also for what memory ran out."""
+    title, *details = error.splitlines()
+    if title.endswith(":") and details:
+        title += " " + details[0].partition(" = ")[0]
+    return re.sub(r"\s+", " ", title)
+
+
+def lacks_kernels(experiment: Experiment, topology: str) -> bool:
+    """Whether `train` would run kernels there that can't be compiled here."""
+    return topology.startswith("h100") and experiment.model.n_experts > 0 and not hopper.is_here()
+
+
 def smallest_change(experiment: Experiment, topology: Topology) -> str:
-    """The first change that fits, as overrides of the config; or that none does."""
-    for changes in _changes(build_on(experiment, topology.devices, topology.slices).experiment):
+    """The first change that fits, as overrides of the config; or that none does.
+
+    Compiling takes minutes, and memory only falls along a group: where its last change does not fit, none of it does.
+    """
+
+    def fits(changes: dict[str, Any]) -> bool:
         values = config.to_dict(experiment)
         for name, value in changes.items():
             section, field = name.split(".")
@@ -137,9 +156,13 @@ def smallest_change(experiment: Experiment, topology: Topology) -> str:
         try:
             program = build_on(config.from_dict(values), topology.devices, topology.slices)
         except ConfigError:
-            continue
-        if compiled(program, topology)["fits"]:
-            return " ".join(f"--config.{name}={value}" for name, value in changes.items())
+            return False
+        return compiled(program, topology)["fits"]
+
+    for group in _changes(build_on(experiment, topology.devices, topology.slices).experiment):
+        if fits(group[-1]):
+            first = group[bisect_left(group, True, hi=len(group) - 1, key=fits)]
+            return " ".join(f"--config.{name}={value}" for name, value in first.items())
     return "none of microbatches, remat and fsdp makes it fit: take a larger slice"
 
 
@@ -157,21 +180,23 @@ def every_remat_policy(experiment: Experiment, topology: Topology, planned: dict
     return found
 
 
-def _changes(experiment: Experiment) -> Iterator[dict[str, Any]]:
-    """Smaller microbatches first, which cost least, then full remat, then data-parallel replicas turned into shards, each with one row."""
+def _changes(experiment: Experiment) -> Iterator[list[dict[str, Any]]]:
+    """Groups of changes, each with less memory towards its end.
+
+    Smaller microbatches first, which cost least, then full remat, then data-parallel replicas turned into shards, each with one row.
+    """
     mesh, execution = experiment.mesh, experiment.execution
     rows = experiment.global_batch // (mesh.data * mesh.fsdp * mesh.expert)
-    smaller = [count for count in range(execution.accumulation + 1, rows + 1) if rows % count == 0]
-    for accumulation in smaller:
-        yield {"execution.accumulation": accumulation}
+    splits = [count for count in range(execution.accumulation, rows + 1) if rows % count == 0]
+    if splits[1:]:
+        yield [{"execution.accumulation": count} for count in splits[1:]]
     remat = {} if execution.remat == "full" else {"execution.remat": "full"}
     if remat:
-        for accumulation in [execution.accumulation, *smaller]:
-            yield {"execution.accumulation": accumulation, **remat}
+        yield [{"execution.accumulation": count, **remat} for count in splits]
     for data in range(mesh.data - 1, 0, -1):
         if mesh.data % data == 0:
             wider = {"mesh.data": data, "mesh.fsdp": mesh.fsdp * mesh.data // data}
-            yield {**wider, **remat, "execution.accumulation": rows}
+            yield [{**wider, **remat, "execution.accumulation": rows}]
 
 
 def report(found: dict[str, Any]) -> str:

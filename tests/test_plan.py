@@ -5,6 +5,7 @@ import importlib.util
 import json
 import re
 from pathlib import Path
+from unittest.mock import Mock
 
 import jax
 import pytest
@@ -14,7 +15,7 @@ from compilers import needs_gpu_compiler, needs_tpu_compiler
 from sparsecod_jax import config, counts, devices, plan, topologies
 from sparsecod_jax.cli import main
 from sparsecod_jax.config_file import load
-from sparsecod_jax.model import attention, block, layers, loss, transformer
+from sparsecod_jax.model import attention, block, hopper, layers, loss, transformer
 from sparsecod_jax.topologies import Topology
 from sparsecod_jax.train.loop import train
 from sparsecod_jax.train.step import Program
@@ -88,6 +89,14 @@ def test_what_does_not_fit_is_a_finding_and_smaller_microbatches_the_first_chang
     assert _too_large(rent, experiment, 0.9 * memory["temporaries"] + memory["arguments"]) == "--config.execution.accumulation=2"
 
 
+def test_an_error_that_begins_with_a_title_says_what_ran_out(rent, monkeypatch):
+    error = "RESOURCE_EXHAUSTED: E1001: Vmem:\nRan out of memory for %dot.9 = bf16[8,8]{1,0} custom-call()\nmore"
+    rent(GENEROUS, count=1)
+    monkeypatch.setattr(Program, "lower", Mock(side_effect=jax.errors.JaxRuntimeError(error)))
+    found = plan.plan(tiny.experiment(), topologies.find("here"), 0.4)
+    assert found["reason"] == "RESOURCE_EXHAUSTED: E1001: Vmem: Ran out of memory for %dot.9"
+
+
 def test_full_remat_is_the_next_change(rent):
     experiment = tiny.experiment(model={"n_layers": 12}, data={"seq_len": 128}, global_batch=1, execution={"remat": "none"})
     memory = _needs(rent, experiment)
@@ -107,6 +116,32 @@ def test_where_nothing_helps_a_larger_slice_is_proposed(rent):
     found = plan.plan(tiny.experiment(global_batch=1), topologies.find("here"), 0.4)
     assert not found["fits"]
     assert found["change"] == "none of microbatches, remat and fsdp makes it fit: take a larger slice"
+
+
+@pytest.mark.parametrize("needed", [2, 4, 8, 16, 32, 64, 128])
+def test_the_smallest_change_is_found_by_few_compilations(rent, monkeypatch, needed):
+    """Among 2, 4, ... 64 microbatches; none is enough where 128 are needed, and full remat then halves the need."""
+    rent(GENEROUS, count=1)
+    tried = []
+
+    def compiled(program, topology):
+        tried.append(program.experiment.execution)
+        return {"fits": tried[-1].accumulation * (2 if tried[-1].remat == "full" else 1) >= needed}
+
+    monkeypatch.setattr(plan, "compiled", compiled)
+    change = plan.smallest_change(tiny.experiment(global_batch=64, execution={"remat": "none"}), topologies.find("here"))
+    assert change == (
+        f"--config.execution.accumulation={needed}" if needed <= 64 else "--config.execution.accumulation=64 --config.execution.remat=full"
+    )
+    assert len(tried) <= (4 if needed <= 64 else 5)
+
+
+def test_a_mixture_for_a_hopper_says_which_kernels_it_lacks(rent, monkeypatch):
+    rent(GENEROUS, count=1)
+    mixture = tiny.experiment(model=dataclasses.asdict(tiny.MIXTURE))
+    for topology, here, caveats in (("h100:1", False, [plan.GROUPED_MATMUL]), ("h100:1", True, []), ("v5e:1x1", False, [])):
+        monkeypatch.setattr(hopper, "is_here", lambda here=here: here)
+        assert plan.plan(mixture, topologies.find(topology), 0.4)["caveats"] == caveats
 
 
 def test_plan_and_train_lower_to_the_same_text(rent, tokens, tmp_path, monkeypatch):
@@ -237,5 +272,5 @@ def test_memory_that_a_compiler_runs_out_of_is_a_finding():
     flags = [*(f"{name}={size}" for name, size in sizes.items()), "data.seq_len=4096", "global_batch=1024", "execution.accumulation=1"]
     found = plan.plan(_paper("dense_1b", *flags), topologies.find("v5e:2x2"), 0.4)
     assert not found["fits"]
-    assert re.fullmatch(r"RESOURCE_EXHAUSTED: [^\n]*\(2\d\.\d+G\) exceeds available HBM \(15\.75G\)\.", found["reason"])
+    assert re.fullmatch(r"RESOURCE_EXHAUSTED: [^\n]*\(2\d\.\d+G\) exceeds available HBM \(15\.75G\)\.( HLO .*)?", found["reason"])
     assert found["change"] == "--config.execution.accumulation=2"

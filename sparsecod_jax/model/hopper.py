@@ -18,11 +18,15 @@ TILES: dict[str, Any] = {
 }  # measured on an H200
 
 
+def is_here() -> bool:
+    """Whether the first device is a Hopper: without one these kernels can't even be compiled, as JAX's code asks it for its cores."""
+    device = jax.devices()[0]
+    return device.platform == "gpu" and device.compute_capability == "9.0"
+
+
 def is_served(x_RD: jax.Array) -> bool:
     """Whether these kernels run here on such rows: bfloat16, and a multiple of 8."""
-    device = jax.devices()[0]
-    hopper = device.platform == "gpu" and device.compute_capability == "9.0"
-    return hopper and x_RD.dtype == jnp.bfloat16 and len(x_RD) % 8 == 0
+    return is_here() and x_RD.dtype == jnp.bfloat16 and len(x_RD) % 8 == 0
 
 
 def grouped_matmul(x_RD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array, *, transpose: bool = False) -> jax.Array:
