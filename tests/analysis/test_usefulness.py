@@ -9,7 +9,7 @@ import subjects
 import tiny
 
 from sparsecod_jax import config
-from sparsecod_jax.analysis.usefulness import fit, usefulness
+from sparsecod_jax.analysis.usefulness import check, fit, usefulness
 from sparsecod_jax.errors import ConfigError
 
 
