@@ -57,10 +57,12 @@ def _parser() -> argparse.ArgumentParser:
     analyze.add_argument("--tokens", help=".npy file of integers [N, T]: scores exactly these sequences")
     analyze.add_argument("--sequences", type=int, help="how many to draw from the run's data (default 100)")
     analyze.add_argument("--seq_len", type=int, help="their length in tokens (default 512)")
-    analyze.add_argument("--split", choices=("validation", "train"), help="where from (default validation)")
+    analyze.add_argument("--split", choices=("validation", "train"), metavar="SPLIT", help="validation (the default) or train")
     analyze.add_argument("--seed", type=int, default=0, help="decides which sequences, cuts and probes (default %(default)s)")
     analyze.add_argument("--every_sequence", action="store_true", help="have costly scores too take all sequences, not the first few")
-    analyze.add_argument("--jacobian", choices=("exact", "estimate"), help="how it is measured (default exact up to width 512)")
+    analyze.add_argument(
+        "--jacobian", choices=("exact", "estimate"), metavar="METHOD", help="exact (the default up to width 512) or estimate"
+    )
     analyze.add_argument("--out", help="folder to write (default WORKDIR/analysis)")
     analyze.set_defaults(run=_analyze)
 
