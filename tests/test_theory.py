@@ -11,19 +11,19 @@ from flax import linen as nn
 from sparsecod_jax import config, theory
 from sparsecod_jax.model import Transformer
 
-BASE = config.Model(d_model=256, n_layers=8, n_heads=8, d_ff=704, vocab_size=2048, compute_dtype="float32")
+BASE = config.Model(d_model=256, n_layers=5, n_heads=8, d_ff=704, vocab_size=2048, compute_dtype="float32")
 SEEDS = 4
 CASES = {
     "multi-head": ({}, 256),
     "short": ({}, 32),
-    "long": ({}, 512),
+    "long": ({}, 384),
     "grouped": ({"n_kv_heads": 2}, 128),
     "layer norm scaling": ({"layer_norm_scaling": True}, 128),
     "documents": ({"document_masking": True}, 128),
-    "mixture": ({"n_experts": 16, "top_k": 4, "d_ff": 352}, 128),
-    "short mixture": ({"n_experts": 16, "top_k": 4, "d_ff": 352}, 32),
+    "mixture": ({"n_experts": 16, "top_k": 4, "d_ff": 192}, 128),
+    "short mixture": ({"n_experts": 16, "top_k": 4, "d_ff": 192}, 32),
     "mixture with normalised gates and a shared expert": (
-        {"n_experts": 16, "top_k": 2, "d_ff": 352, "normalize_gates": True, "shared_expert": True, "d_shared": 352},
+        {"n_experts": 16, "top_k": 2, "d_ff": 192, "normalize_gates": True, "shared_expert": True, "d_shared": 192},
         128,
     ),
 }

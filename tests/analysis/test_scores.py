@@ -177,7 +177,7 @@ def test_the_command_line(run, tmp_path, capsys, monkeypatch):
     assert f"scores: {out / 'scores.json'}" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main(["analyze", "--help"])
-    assert ",".join(scores.SCORES) in capsys.readouterr().out.replace("\n", "")
+    assert ",".join(scores.SCORES) in "".join(capsys.readouterr().out.split())
     monkeypatch.setenv("SLURM_NTASKS", "2")
     with pytest.raises(SystemExit) as stopped:
         main(["analyze", f"--workdir={run.path}"])

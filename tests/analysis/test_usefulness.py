@@ -9,7 +9,7 @@ import subjects
 import tiny
 
 from sparsecod_jax import config
-from sparsecod_jax.analysis.usefulness import fit, usefulness
+from sparsecod_jax.analysis.usefulness import check, fit, usefulness
 from sparsecod_jax.errors import ConfigError
 
 
@@ -109,9 +109,6 @@ def test_directions_that_no_token_reaches_are_left_alone():
 
 
 def test_too_few_tokens_are_refused():
-    tokens = subjects.tokens(tiny.MODEL, sequences=4, length=16)
-    with (
-        subjects.analysed(tiny.MODEL, tokens) as subject,
-        pytest.raises(ConfigError, match=r"2 sequences of 16 tokens can't fit .* raise --seq"),
-    ):
-        usefulness(subject, tokens)
+    with pytest.raises(ConfigError, match=r"2 sequences of 16 tokens can't fit a map of 32 \+ 1 inputs: raise --sequences"):
+        check(32, subjects.tokens(tiny.MODEL, sequences=4, length=16))
+    check(32, subjects.tokens(tiny.MODEL, sequences=6, length=16))
