@@ -94,7 +94,13 @@ def _experiment(name: str) -> Experiment:
 
 def _compile(name: str, topology: str) -> None:
     print(f"[{time.strftime('%H:%M:%S')}] {name} on {topology}", flush=True)
-    found = plan(_experiment(name), topologies.find(topology), MFU) | {"case": name, "machine": _machine(), "jax": jax.__version__}
+    experiment = _experiment(name)
+    searched = not experiment.model.n_experts  # a mixture would compile for a quarter of an hour in search of a change
+    found = plan(experiment, topologies.find(topology), MFU, search=searched) | {
+        "case": name,
+        "machine": _machine(),
+        "jax": jax.__version__,
+    }
     plans = _read() | {f"{name} on {topology}": found}  # read now, as another process may have written while this one compiled
     files.write_json(DOCS / "plans.json", plans)
     files.write(DOCS / "plans.md", page(plans).encode())
@@ -124,7 +130,8 @@ there: the smallest of each kind that holds it, 64 chips, and for two of them 51
 Microbatches, mesh and attention are those that the package chooses. Step time and chip-hours are arithmetic, at an assumed MFU of
 {MFU:.0%}; nothing here was run.
 
-What does not fit stands with the smallest change that makes it fit. The lengths 1,024 and 4,096 of the study of context are the programs
+What does not fit stands with the smallest change that makes it fit; for a mixture on TPUs, which takes long to compile, `sparsecod plan`
+searches for one. The lengths 1,024 and 4,096 of the study of context are the programs
 of `dense 1B, 16 blocks` and of `G=1, T=4096`, run for 2,384 steps. Mixtures on H100 are compiled with the kernels that `train` uses, which
 takes a Hopper GPU; without one they are left out.
 
@@ -156,7 +163,7 @@ def _row(found: dict[str, Any]) -> str:
     cells = (
         found["case"],
         found["topology"],
-        "fits" if found["fits"] else f"{found['reason']}; {found['change']}",
+        "fits" if found["fits"] else "; ".join(found[part] for part in ("reason", "change") if part in found),
         " x ".join(f"{axis} {size}" for axis, size in found["mesh"].items() if size > 1) or "one device",
         found["execution"]["accumulation"],
         f"{memory['peak'] / GIB:.1f} of {memory['limit'] / GIB:.1f}" if memory else "",

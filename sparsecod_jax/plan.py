@@ -52,11 +52,12 @@ def plan_all(experiment: Experiment, names: list[str], mfu: float, out: str | No
             write_json(target, found)
 
 
-def plan(experiment: Experiment, topology: Topology, mfu: float) -> dict[str, Any]:
+def plan(experiment: Experiment, topology: Topology, mfu: float, *, search: bool = True) -> dict[str, Any]:
     """What `experiment` needs on `topology`, as plain JSON values.
 
     Args:
       mfu: assumed model FLOPs utilisation, for step time and chip-hours.
+      search: whether to compile on, where it does not fit, until a change is found that does.
 
     Raises:
       ConfigError: no mesh of these devices divides model and batch.
@@ -74,7 +75,7 @@ def plan(experiment: Experiment, topology: Topology, mfu: float) -> dict[str, An
         **budget(experiment, topology, mfu),
         **compiled(program, topology),
     }
-    if not found["fits"]:
+    if search and not found["fits"]:
         found["change"] = smallest_change(experiment, topology)
     return found
 

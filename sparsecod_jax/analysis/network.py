@@ -33,28 +33,28 @@ class Layer:
         self._scale = norm_scales(net.cfg)[position]
 
     def output(self, x_BTD, segments_BT):
-        """The block."""
+        """The block, [B, T, D]."""
         return self._call("__call__", x_BTD, self._scale, self._angles(x_BTD), segments_BT)[0]
 
     def with_attention(self, x_BTD, segments_BT):
-        """The stream with the attention branch added."""
+        """The stream with the attention branch added, [B, T, D]."""
         branch_BTD = self._call("attention_branch", x_BTD, self._scale, self._angles(x_BTD), segments_BT)
         return self._call("add", x_BTD, branch_BTD)
 
     def with_ffn(self, u_BTD):
-        """The stream with the FFN branch added."""
+        """The stream with the FFN branch added, [B, T, D]."""
         return self._call("add", u_BTD, self._call("ffn_branch", u_BTD, self._scale)[0])
 
     def queries_keys_values(self, x_BTD):
-        """As attention sees them."""
+        """As attention compares and mixes them: [B, T, H, K], [B, T, J, K] and [B, T, J, K] (letters as in `model.attention`)."""
         return self._call("queries_keys_values", x_BTD, self._scale, self._angles(x_BTD))
 
     def activations(self, u_BTD):
-        """The hidden layer of a dense FFN."""
+        """The hidden layer of a dense FFN, [B, T, F]."""
         return self._call("activations", u_BTD, self._scale)
 
     def routing(self, u_BTD) -> dict[str, jax.Array]:
-        """The statistics of a router."""
+        """The statistics of a router, scalars and counts [E]."""
         return self._call("ffn_branch", u_BTD, self._scale)[1]
 
     def _angles(self, x_BTD):
