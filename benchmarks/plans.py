@@ -96,7 +96,8 @@ def _compile(name: str, topology: str) -> None:
     print(f"[{time.strftime('%H:%M:%S')}] {name} on {topology}", flush=True)
     experiment = _experiment(name)
     searched = not experiment.model.n_experts  # a mixture would compile for a quarter of an hour in search of a change
-    found = plan(experiment, topologies.find(topology), MFU, search=searched) | {
+    found = plan(experiment, topologies.find(topology), MFU, search=searched)
+    found |= {"case": name, "machine": _machine(), "jax": jax.__version__}
         "case": name,
         "machine": _machine(),
         "jax": jax.__version__,
