@@ -98,10 +98,6 @@ def _compile(name: str, topology: str) -> None:
     searched = not experiment.model.n_experts  # a mixture would compile for a quarter of an hour in search of a change
     found = plan(experiment, topologies.find(topology), MFU, search=searched)
     found |= {"case": name, "machine": _machine(), "jax": jax.__version__}
-        "case": name,
-        "machine": _machine(),
-        "jax": jax.__version__,
-    }
     plans = _read() | {f"{name} on {topology}": found}  # read now, as another process may have written while this one compiled
     files.write_json(DOCS / "plans.json", plans)
     files.write(DOCS / "plans.md", page(plans).encode())
