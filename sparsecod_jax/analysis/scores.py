@@ -82,7 +82,8 @@ def analyze(
             found["baseline_loss"] = _baseline_loss(subject)
         for name in wanted:
             used_NT = tokens_NT if every_sequence else tokens_NT[: FEWER.get(name)]
-            if found["sequences"].get(name) == len(used_NT):
+            otherwise = name == "jacobian" and jacobian not in (None, found.get(name, {}).get("method"))
+            if found["sequences"].get(name) == len(used_NT) and not otherwise:
                 note(f"{name} is there already")
                 continue
             note(f"{name}, on {len(used_NT)} sequences")

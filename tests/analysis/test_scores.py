@@ -106,6 +106,14 @@ def test_a_score_of_fewer_sequences_is_done_again(run, tmp_path):
 
 
 @DENSE
+def test_a_jacobian_by_another_method_is_done_again(run, tmp_path):
+    options = {"scores": "jacobian", **SMALL, "out": str(tmp_path / "analysis")}
+    assert _read(analyze(str(run.path), **options))["jacobian"]["method"] == "exact"
+    assert _read(analyze(str(run.path), **options, jacobian="estimate"))["jacobian"]["method"] == "estimate"
+    assert _read(analyze(str(run.path), **options))["jacobian"]["method"] == "estimate"  # nothing else is asked for
+
+
+@DENSE
 def test_scores_of_another_model_are_not_mixed(run, tokens, tmp_path):
     out = str(tmp_path / "analysis")
     analyze(str(run.path), scores="profile", **SMALL, out=out)
