@@ -52,10 +52,11 @@ def _parser() -> argparse.ArgumentParser:
     train.set_defaults(run=_train)
 
     analyze = verbs.add_parser("analyze", help="score every layer of a checkpoint", allow_abbrev=False)
-    analyze.add_argument("--workdir", required=True, help="run directory; its newest checkpoint that verifies is scored")
+    _add_model(analyze)
     analyze.add_argument("--scores", help="some of profile,usefulness,causal,permutation,jacobian,sparsity,theory (default all)")
     analyze.add_argument("--tokens", help=".npy file of integers [N, T]: scores exactly these sequences")
-    analyze.add_argument("--sequences", type=int, help="how many to draw from the run's data (default 100)")
+    analyze.add_argument("--data", help="directory made by `sparsecod data` from which they are drawn (default the run's own)")
+    analyze.add_argument("--sequences", type=int, help="how many to draw (default 100)")
     analyze.add_argument("--seq_len", type=int, help="their length in tokens (default 512)")
     analyze.add_argument("--split", choices=("validation", "train"), metavar="SPLIT", help="validation (the default) or train")
     analyze.add_argument("--seed", type=int, default=0, help="decides which sequences, cuts and probes (default %(default)s)")
@@ -65,6 +66,23 @@ def _parser() -> argparse.ArgumentParser:
     )
     analyze.add_argument("--out", help="folder to write (default WORKDIR/analysis)")
     analyze.set_defaults(run=_analyze)
+
+    export = verbs.add_parser("export", help="write a run as a stock model of Hugging Face", allow_abbrev=False)
+    export.add_argument("--workdir", required=True, help="run directory; its newest checkpoint that verifies is taken")
+    export.add_argument("--out", required=True, help="folder to make")
+    export.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        default="float32",
+        metavar="DTYPE",
+        help="of the weights (default %(default)s)",
+    )
+    export.set_defaults(run=_export)
+
+    import_ = verbs.add_parser("import", help="make a run of a model of Hugging Face", allow_abbrev=False)
+    import_.add_argument("--hf", required=True, help="folder with a Llama, Mistral or SmolLM2, or what `sparsecod export` wrote")
+    import_.add_argument("--workdir", required=True, help="run directory to make")
+    import_.set_defaults(run=_import)
 
     plan = verbs.add_parser("plan", help="compile a run for a pod that is not here: does it fit, what does it send", allow_abbrev=False)
     plan.add_argument("--config", required=True, help="CONFIG.py[:SCALE]; override fields as for train")
@@ -80,6 +98,12 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--workdir", required=True, help="run directory or folder of run directories")
     report.set_defaults(run=_report)
     return parser
+
+
+def _add_model(verb: argparse.ArgumentParser) -> None:
+    """A trained model, in either of two places."""
+    verb.add_argument("--workdir", help="run directory; its newest checkpoint that verifies is taken")
+    verb.add_argument("--hf", help="or a folder of Hugging Face: Llama, Mistral, SmolLM2, or what `sparsecod export` wrote")
 
 
 def _data(args, overrides) -> None:
@@ -111,8 +135,24 @@ def _analyze(args, overrides) -> None:
 
     processes.check_alone("analyze is one process, with all the devices of its host: start it once")
     keep_programs()
-    options = ("scores", "tokens", "sequences", "seq_len", "split", "seed", "every_sequence", "jacobian", "out")
+    options = ("scores", "tokens", "sequences", "seq_len", "split", "seed", "every_sequence", "jacobian", "out", "hf", "data")
     print(f"scores: {analyze(args.workdir, **{name: getattr(args, name) for name in options})}")
+
+
+def _export(args, overrides) -> None:
+    from sparsecod_jax import processes
+    from sparsecod_jax.export.exporting import export
+
+    processes.check_alone("export is one process, with all the devices of its host: start it once")
+    print(f"exported: {export(args.workdir, args.out, dtype=args.dtype)}")
+
+
+def _import(args, overrides) -> None:
+    from sparsecod_jax import processes
+    from sparsecod_jax.export.importing import import_model
+
+    processes.check_alone("import is one process, with all the devices of its host: start it once")
+    print(f"imported: {import_model(args.hf, args.workdir)}")
 
 
 def _plan(args, overrides) -> None:

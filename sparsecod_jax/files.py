@@ -4,11 +4,14 @@ Paths that a user names enter through `absolute`. In an object store (gs://) an 
 written beside it and renamed; it never grows, so what is appended to is kept in a `Mirror`; and folders need no making.
 """
 
+import contextlib
 import importlib.util
 import io
 import json
 import os
+import shutil
 import tempfile
+from collections.abc import Iterator
 from typing import Any
 
 import fsspec
@@ -105,6 +108,24 @@ def move(folder: epath.Path, target: epath.Path) -> None:
     else:
         target.parent.mkdir(parents=True, exist_ok=True)
         folder.rename(target)
+
+
+@contextlib.contextmanager
+def new_folder(target: epath.Path) -> Iterator[epath.Path]:
+    """A local folder to be filled, which becomes `target` when the context ends well, and else is gone."""
+    if is_remote(target):
+        with contextlib.closing(Mirror(target)) as mirror:
+            yield mirror.path
+            mirror.upload()
+        return
+    partial = target.with_name(target.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of an attempt that was killed
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        partial.rename(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 class Mirror:

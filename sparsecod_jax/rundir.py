@@ -44,6 +44,7 @@ class RunDir:
 
     config = property(lambda self: self.path / "config.json")  # the resolved experiment
     manifest = property(lambda self: self.path / "manifest.json")  # versions, commit, mesh, devices, counts, identity
+    tokenizer = property(lambda self: self.path / "tokenizer.json")  # the data's
     status = property(lambda self: self.path / "status.json")
     attempts = property(lambda self: self.path / "attempts")
     metrics = property(lambda self: self.path / "metrics.jsonl")  # one object a step, unique by step
@@ -53,6 +54,7 @@ class RunDir:
     quarantine = property(lambda self: self.path / "quarantine")  # checkpoints that failed verification
     final = property(lambda self: self.path / "final.json")
     analysis = property(lambda self: AnalysisDir(self.path / "analysis"))
+    origin = property(lambda self: self.path / "origin")  # of an import: the card and settings that it came with
     report = property(lambda self: self.path / "report.html")
 
     def set_status(self, status: Status, **details) -> None:

@@ -1,7 +1,6 @@
 """Which scores has a model, and where are they written? The verb `analyze`."""
 
 import hashlib
-import io
 import math
 from collections.abc import Callable
 from functools import partial
@@ -11,19 +10,19 @@ import jax
 import numpy as np
 from etils import epath
 
-from sparsecod_jax import counts, files, theory
+from sparsecod_jax import counts, files, finished, theory
 from sparsecod_jax.analysis import network, profile, sparsity, usefulness
 from sparsecod_jax.analysis.causal import causal
 from sparsecod_jax.analysis.jacobian import Method
 from sparsecod_jax.analysis.jacobian import jacobian as jacobian_distance
 from sparsecod_jax.analysis.permutation import permutation
-from sparsecod_jax.analysis.subject import Subject, draw, load, per_sequence
+from sparsecod_jax.analysis.sequences import choose
+from sparsecod_jax.analysis.subject import Subject, load, per_sequence
 from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.files import read_json, write_json
 from sparsecod_jax.processes import note
 from sparsecod_jax.rundir import AnalysisDir, RunDir
 
-SEQUENCES, SEQ_LEN, SPLIT = 100, 512, "validation"  # unless asked for otherwise
 # The first so many sequences are enough for a costly score: each block is run some 4 L times for causal, L^2 / 3 for permutation, D for
 # the Jacobian.
 FEWER = {"profile": 32, "causal": 32, "permutation": 16, "jacobian": 4, "sparsity": 8, "theory": 4}
@@ -37,10 +36,12 @@ class Options(NamedTuple):
 
 
 def analyze(
-    workdir: str,
+    workdir: str | None = None,
     *,
+    hf: str | None = None,
     scores: str | None = None,
     tokens: str | None = None,
+    data: str | None = None,
     sequences: int | None = None,
     seq_len: int | None = None,
     split: str | None = None,
@@ -49,33 +50,36 @@ def analyze(
     jacobian: Method | None = None,
     out: str | None = None,
 ) -> epath.Path:
-    """Scores the newest checkpoint of a run and returns the path of scores.json, which is rewritten after each score.
+    """Scores a model and returns the path of scores.json, which is rewritten after each score.
 
     Scores that are there already, of the same weights and sequences, are kept. The sequences are saved as tokens.npy beside it.
 
     Args:
+      workdir: a run, whose newest checkpoint that verifies is scored; or else
+      hf: a folder of Hugging Face.
       scores: names separated by commas; None is all.
       tokens: an .npy file of integers [N, T], to be scored in place of `sequences` windows of `seq_len` tokens of a `split`.
+      data: made by `sparsecod data`, where these windows are; None is the run's own.
       seed: of the drawing of sequences, cuts and probes.
       every_sequence: has each score take all sequences, whatever that costs; else costly ones take the first few (`FEWER`).
       jacobian: how it is measured; None goes by the width.
       out: folder to write; None is `analysis` in the run directory.
 
     Raises:
-      ConfigError: the run, the sequences or a name can't be used, or `out` holds the scores of something else; nothing was written.
+      ConfigError: the model, the sequences or a name can't be used, or `out` holds the scores of something else; nothing was written.
     """
-    run = RunDir(files.absolute(workdir))
-    target = AnalysisDir(files.absolute(out)) if out else run.analysis
+    source = finished.find(workdir, hf)
+    if hf is not None and out is None:
+        raise ConfigError("nothing is written into a folder of Hugging Face: say with --out where the scores go")
+    target = AnalysisDir(files.absolute(out)) if out else RunDir(source.path).analysis
     wanted = _names(scores)
-    if not run.config.exists():
-        raise ConfigError(f"{run.path} holds no run: give a --workdir that `sparsecod train` wrote")
     if seed < 0:
         raise ConfigError(f"--seed={seed} is negative: use 0 or more")
-    tokens_NT, data = _sequences(run, tokens, sequences, seq_len, split, seed)
-    subject = load(run, tokens_NT)
+    tokens_NT, origin = choose(source, tokens=tokens, data=data, sequences=sequences, seq_len=seq_len, split=split, seed=seed)
+    subject = load(source, tokens_NT)
     if "usefulness" in wanted:
         usefulness.check(subject.cfg.d_model, tokens_NT)
-    found = _begun(target, {"data": data | _describe_tokens(tokens_NT), "model": _describe_model(subject)})
+    found = _begun(target, {"data": origin | _describe_tokens(tokens_NT), "model": _describe_model(subject)})
     files.write_array(target.tokens, tokens_NT)
     with jax.set_mesh(subject.mesh), jax.default_matmul_precision("highest"):
         if "baseline_loss" not in found:
@@ -99,28 +103,6 @@ def _names(scores: str | None) -> list[str]:
     if unknown:
         raise ConfigError(f"--scores names {unknown}: choose from {','.join(SCORES)}")
     return names
-
-
-def _sequences(run: RunDir, tokens, sequences, seq_len, split, seed: int) -> tuple[np.ndarray, dict[str, Any]]:
-    """The sequences, integers [N, T], and where they come from."""
-    asked = {"--sequences": sequences, "--seq_len": seq_len, "--split": split}
-    if tokens is None:
-        source = {"split": split or SPLIT, "seed": seed}
-        count, length = (default if value is None else value for value, default in ((sequences, SEQUENCES), (seq_len, SEQ_LEN)))
-        if min(count, length) < 2:
-            raise ConfigError(f"{count} sequences of {length} tokens can't be scored: give --sequences and --seq_len of at least 2")
-        return draw(run, source["split"], count, length, seed), source
-    given = [name for name, value in asked.items() if value is not None]
-    if given:
-        raise ConfigError(f"--tokens says which sequences are scored, so {' and '.join(given)} can't: leave one out")
-    try:
-        tokens_NT = np.load(io.BytesIO(files.absolute(tokens).read_bytes()), allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise ConfigError(f"--tokens={tokens} can't be read ({error}): give an .npy file of integers [N, T]") from error
-    shape = getattr(tokens_NT, "shape", ())
-    if len(shape) != 2 or not np.issubdtype(tokens_NT.dtype, np.integer) or min(shape) < 2:
-        raise ConfigError(f"--tokens={tokens} does not hold integers [N, T], both at least 2: give such an .npy file")
-    return tokens_NT, {"seed": seed}
 
 
 def _describe_tokens(tokens_NT: np.ndarray) -> dict[str, Any]:

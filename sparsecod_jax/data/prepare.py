@@ -170,9 +170,9 @@ def _texts(work: epath.Path, split: str, batch: str) -> list[str]:
 
 def _make_tokenizer(request: Request, directory: epath.Path, batches: list[str]) -> tokenizer.Tokenizer:
     if request.tokenizer == "bytes":
-        return tokenizer.ByteTokenizer()
-    if (directory / "tokenizer.json").exists():  # of the same request, interrupted
-        return tokenizer.of_directory(directory, "tokenizer.json", tokenizer.BPE_EOS_ID)
+        return tokenizer.of_bytes()
+    if (directory / tokenizer.TOKENIZER).exists():  # of the same request, interrupted
+        return tokenizer.load(directory / tokenizer.TOKENIZER, tokenizer.BPE_EOS_ID)
     print(f"training a BPE of {request.vocab_size} ids on the training split", flush=True)
     return tokenizer.train_bpe((text for batch in batches for text in _texts(directory / "work", "train", batch)), request.vocab_size)
 

@@ -18,6 +18,7 @@ from etils import epath
 
 from sparsecod_jax import files
 from sparsecod_jax.config import Experiment
+from sparsecod_jax.data.tokenizer import TOKENIZER
 from sparsecod_jax.errors import ConfigError
 
 MANIFEST = "manifest.json"
@@ -124,6 +125,8 @@ def read_manifest(directory: epath.Path, command: str) -> Manifest:
         raise ConfigError(f"{path} can't be read ({error}): delete {directory} and run `{command}`") from error
     if not intact:
         raise ConfigError(f"{path} was changed after it was made: delete {directory} and run `{command}`")
+    if not (directory / TOKENIZER).exists():
+        raise ConfigError(f"{directory / TOKENIZER} is missing: delete {directory} and run `{command}`")
     shards = (*manifest.train.shards, *manifest.validation.shards)
     places = [_place(directory, shard) for shard in shards]
     with concurrent.futures.ThreadPoolExecutor(REQUESTS) as pool:

@@ -15,6 +15,7 @@ from sparsecod_jax import config, counts, files, placement
 from sparsecod_jax.checkpoint import Checkpointer
 from sparsecod_jax.data import pipeline
 from sparsecod_jax.data.store import Manifest, Windows, prepare_command, read_manifest
+from sparsecod_jax.data.tokenizer import TOKENIZER
 from sparsecod_jax.errors import ConfigError, Diverged, Fenced, Preempted
 from sparsecod_jax.evaluate.perplexity import evaluator
 from sparsecod_jax.files import read_json, write_json
@@ -56,7 +57,8 @@ def train(experiment: config.Experiment, workdir: str, *, profile: bool = False)
         together(attempt.check_still_owner)
         first_decides(lambda: check_identity(run, fields))  # again, as another run may have come first
         first_decides(lambda: write_json(run.config, config.to_dict(experiment)))
-        first_decides(lambda: write_json(run.manifest, run_manifest.describe(program.experiment, program.mesh, fields)))
+        first_decides(lambda: write_json(run.manifest, run_manifest.describe(program.experiment, program.mesh, fields, data.eos_id)))
+        first_decides(lambda: files.write(run.tokenizer, (directory / TOKENIZER).read_bytes()))
         note(placement.describe(program.experiment, experiment))
         with _recorded_status(attempt):
             return _Run(experiment, program, run, attempt, directory, data).go(profile=profile)

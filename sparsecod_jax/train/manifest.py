@@ -15,7 +15,7 @@ from sparsecod_jax.identity import identity
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "ml-collections", "tensorboardX", "tokenizers")
 
 
-def describe(experiment: config.Experiment, mesh: jax.sharding.Mesh, identity_fields: dict) -> dict:
+def describe(experiment: config.Experiment, mesh: jax.sharding.Mesh, identity_fields: dict, eos_id: int) -> dict:
     """The manifest of a run as plain JSON values."""
     return {
         "sparsecod_jax": __version__,
@@ -29,6 +29,7 @@ def describe(experiment: config.Experiment, mesh: jax.sharding.Mesh, identity_fi
         "parameters": dataclasses.asdict(counts.parameters(experiment.model)),
         "flops_per_token": counts.flops_per_token(experiment.model, experiment.data.seq_len),
         "flops_convention": counts.FLOPS_CONVENTION,
+        "tokenizer": {"eos_id": eos_id, "start_id": eos_id},
         "residual_dtype": experiment.model.residual_dtype,
         "identity": identity(identity_fields),
         "identity_fields": identity_fields,

@@ -5,6 +5,7 @@ import pytest
 import tiny
 
 from sparsecod_jax.analysis.subject import load
+from sparsecod_jax.finished import find
 from sparsecod_jax.rundir import RunDir
 from sparsecod_jax.train.loop import train
 
@@ -22,5 +23,5 @@ def run(request, tokens, tmp_path_factory):
 @pytest.fixture(scope="session")
 def trained(run):
     """Its model and parameters."""
-    found = load(run, np.zeros((2, 8), np.int32))
+    found = load(find(str(run.path)), np.zeros((2, 8), np.int32))
     return found.cfg, found.params

@@ -1,8 +1,6 @@
 """Models and sequences as they are loaded."""
 
 import dataclasses
-import shutil
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -11,80 +9,24 @@ import pytest
 import subjects
 import tiny
 
-from sparsecod_jax import config
 from sparsecod_jax.analysis import network
-from sparsecod_jax.analysis.subject import analysed, draw, load, per_sequence
+from sparsecod_jax.analysis.subject import load, per_sequence
 from sparsecod_jax.errors import ConfigError
-from sparsecod_jax.files import read_json, write_json
-from sparsecod_jax.rundir import RunDir
-
-
-def _times(run):
-    return sorted((str(path), path.stat().st_mtime_ns) for path in Path(run.path).rglob("*"))
-
-
-def test_loads_what_was_trained_over_all_devices(run):
-    before = _times(run)
-    subject = load(run, np.zeros((2, 8), np.int32))
-    assert _times(run) == before
-    assert subject.step == 20
-    assert len(subject.weights) == 16
-    assert (subject.cfg.compute_dtype, subject.cfg.residual_dtype) == ("float32", "float32")
-    gate = subject.params["blocks"]["ffn"]["gate"]
-    assert len(gate.sharding.device_set) == 8
-    assert gate.addressable_shards[0].data.size * 8 == gate.size
-
-
-def test_float64_is_not_pretended(run, tmp_path):
-    copy = RunDir(tmp_path / "copy")
-    shutil.copytree(run.path, copy.path)
-    experiment = config.from_dict(read_json(run.config))
-    wide = dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, compute_dtype="float64"))
-    write_json(copy.config, config.to_dict(wide))
-    with pytest.raises(ConfigError, match="JAX_ENABLE_X64=1"):
-        load(copy, np.zeros((2, 8), np.int32))
-
-
-def test_scores_are_computed_in_at_least_float32():
-    mixed = tiny.experiment(model={"compute_dtype": "bfloat16", "residual_dtype": "bfloat16"}, execution={"attention": "auto"})
-    found = analysed(mixed)
-    assert (found.model.compute_dtype, found.model.residual_dtype, found.execution.attention) == ("float32", "float32", "xla")
-    wide = analysed(tiny.experiment(model={"residual_dtype": "float64"}))
-    assert (wide.model.compute_dtype, wide.model.residual_dtype, wide.execution.attention) == ("float64", "float64", "reference")
+from sparsecod_jax.export.exporting import export
+from sparsecod_jax.finished import find
 
 
 def test_tokens_the_model_does_not_know_are_refused(run):
     with pytest.raises(ConfigError, match="reach from 0 to 304: use ids from 0 to 303"):
-        load(run, np.array([[0, 304]], np.int32))
+        load(find(str(run.path)), np.array([[0, 304]], np.int32))
 
 
-def test_a_run_without_a_checkpoint_is_refused(run, tmp_path):
-    empty = RunDir(tmp_path / "empty")
-    empty.path.mkdir()
-    shutil.copy(run.config, empty.config)
-    with pytest.raises(ConfigError, match="has no checkpoint: train it first"):
-        load(empty, np.zeros((2, 8), np.int32))
-
-
-def test_a_damaged_checkpoint_is_refused_and_left_where_it_is(run, tmp_path):
-    copy = RunDir(tmp_path / "copy")
-    shutil.copytree(run.path, copy.path)
-    for file in Path(copy.checkpoints / "20" / "state").rglob("d/*"):
-        file.write_bytes(bytes(byte ^ 1 for byte in file.read_bytes()))
-    with pytest.raises(ConfigError, match=r"no checkpoint .* can be used"):
-        load(copy, np.zeros((2, 8), np.int32))
-    assert (copy.checkpoints / "20").exists()
-
-
-def test_draws_different_windows_of_the_split(run):
-    tokens = draw(run, "validation", 6, 16, seed=0)
-    assert tokens.shape == (6, 16)
-    assert len({row.tobytes() for row in tokens}) == 6
-    np.testing.assert_array_equal(tokens, draw(run, "validation", 6, 16, seed=0))
-    assert not np.array_equal(tokens, draw(run, "validation", 6, 16, seed=1))
-    assert not np.array_equal(tokens, draw(run, "train", 6, 16, seed=0))
-    with pytest.raises(ConfigError, match=r"the validation split has \d+ windows of 16 tokens, not 9999: lower --sequences or --seq_len"):
-        draw(run, "validation", 9999, 16, seed=0)
+@pytest.mark.parametrize("run", ["dense"], indirect=True)
+def test_a_folder_says_how_many_tokens_it_takes(run, tmp_path):
+    export(str(run.path), str(tmp_path / "hf"))
+    assert load(find(hf=str(tmp_path / "hf")), np.zeros((2, 32), np.int32)).tokens_NT.shape == (2, 32)
+    with pytest.raises(ConfigError, match="takes at most 32 tokens, not 33"):
+        load(find(hf=str(tmp_path / "hf")), np.zeros((2, 33), np.int32))
 
 
 @pytest.mark.parametrize("mesh", [(1, 1, 1, 1), (2, 2, 1, 2)])

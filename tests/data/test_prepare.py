@@ -47,7 +47,7 @@ def request_for(source: str, **options) -> prepare.Request:
 
 def documents_of(out: Path, manifest: Manifest) -> dict[str, list[str]]:
     """The documents of each split, decoded from the shards."""
-    encoder, found = tokenizer.of_directory(epath.Path(out), manifest.tokenizer, manifest.eos_id), {}
+    encoder, found = tokenizer.load(epath.Path(out) / tokenizer.TOKENIZER, manifest.eos_id), {}
     for name, split in manifest.splits():
         tokens = Windows(epath.Path(out), manifest, split, 1).tokens(0, split.tokens)
         ends = np.flatnonzero(tokens == manifest.eos_id)
@@ -90,7 +90,7 @@ def test_manifest_tells_what_was_made(made):
     shares = np.array([count / tokens.size for count in Counter(tokens.tolist()).values()])
     assert manifest.train.unigram_entropy == pytest.approx(-(shares * np.log(shares)).sum())
     on_disk = {path.name for path in Path(out).iterdir()}
-    assert on_disk == {"manifest.json", *(shard.file for _, split in manifest.splits() for shard in split.shards)}
+    assert on_disk == {"manifest.json", "tokenizer.json", *(shard.file for _, split in manifest.splits() for shard in split.shards)}
     assert json.loads((out / "manifest.json").read_text())["fingerprint"] == manifest.fingerprint
 
 

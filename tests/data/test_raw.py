@@ -86,7 +86,7 @@ def test_tokenizer_and_fingerprint_do_not_depend_on_the_place(tmp_path):
         request = write(tmp_path / name, parts_of(0, (20,)))
         manifests.append(prepare(request, str(tmp_path / name / "out")))
         Path(request.tokenizer).unlink()
-        encoder = tokenizer.of_directory(epath.Path(tmp_path / name / "out"), manifests[-1].tokenizer, manifests[-1].eos_id)
+        encoder = tokenizer.load(epath.Path(tmp_path / name / "out" / tokenizer.TOKENIZER), manifests[-1].eos_id)
         assert encoder.encode(["w5"])[0].tolist() == [5, EOS]
     assert manifests[0].fingerprint == manifests[1].fingerprint
 

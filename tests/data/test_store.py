@@ -37,6 +37,7 @@ def make(folder, sizes: list[int], dtype: str = "uint16") -> tuple[Manifest, np.
     validation, _ = make_split(folder, "validation", [9], dtype, 1)
     manifest = Manifest({"source": "x"}, "tokenizer.json", 2**16 if dtype == "uint16" else 10**6 + 1, 0, dtype, train, validation, 0)
     (folder / "manifest.json").write_text(manifest.to_json())
+    (folder / "tokenizer.json").touch()
     return manifest, tokens
 
 
@@ -116,6 +117,13 @@ def test_numbers_changed_by_hand_are_refused(tmp_path):
     values["validation"]["text_bytes"] += 1
     file.write_text(json.dumps(values))
     with pytest.raises(ConfigError, match="was changed after it was made"):
+        read_manifest(epath.Path(tmp_path), "command")
+
+
+def test_a_missing_tokenizer_is_told(tmp_path):
+    make(tmp_path, [5])
+    (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(ConfigError, match=r"tokenizer\.json is missing: delete .* and run `command`"):
         read_manifest(epath.Path(tmp_path), "command")
 
 

@@ -31,7 +31,7 @@ def bpe():
 
 @pytest.fixture(params=["bytes", "bpe"])
 def encoder(request, bpe):
-    return tokenizer.ByteTokenizer() if request.param == "bytes" else bpe
+    return tokenizer.of_bytes() if request.param == "bytes" else bpe
 
 
 def test_round_trip_ends_with_the_only_eos(encoder):
@@ -42,7 +42,7 @@ def test_round_trip_ends_with_the_only_eos(encoder):
 
 
 def test_bytes_are_the_ids():
-    (ids,) = tokenizer.ByteTokenizer().encode(["aä"])
+    (ids,) = tokenizer.of_bytes().encode(["aä"])
     assert ids.tolist() == [97, 195, 164, 256]
 
 
@@ -62,12 +62,12 @@ def test_too_small_corpus_is_refused():
         tokenizer.train_bpe(CORPUS, 5000)
 
 
-def test_saved_tokenizer_is_the_same(tmp_path, bpe):
-    bpe.save(epath.Path(tmp_path))
-    again = tokenizer.of_directory(epath.Path(tmp_path), "tokenizer.json", bpe.eos_id)
-    assert [ids.tolist() for ids in again.encode(HARD)] == [ids.tolist() for ids in bpe.encode(HARD)]
-    assert (again.vocab_size, again.eos_id) == (290, 0)
-    assert isinstance(tokenizer.of_directory(epath.Path(tmp_path), "bytes", 256), tokenizer.ByteTokenizer)
+def test_saved_tokenizer_is_the_same(tmp_path, encoder):
+    encoder.save(epath.Path(tmp_path))
+    again = tokenizer.load(epath.Path(tmp_path) / tokenizer.TOKENIZER)
+    assert [ids.tolist() for ids in again.encode(HARD)] == [ids.tolist() for ids in encoder.encode(HARD)]
+    assert (again.vocab_size, again.eos_id, again.start_id) == (encoder.vocab_size, encoder.eos_id, encoder.eos_id)
+    assert again.ids(HARD[0]) == encoder.encode(HARD[:1])[0][:-1].tolist()
 
 
 def test_another_tokenizer_does_not_replace_a_saved_one(tmp_path, bpe):

@@ -1,0 +1,88 @@
+"""What does a model say about itself? The README.md of an exported folder."""
+
+import json
+from typing import Any
+
+from sparsecod_jax import counts, finished
+from sparsecod_jax.files import read_json
+from sparsecod_jax.rundir import RunDir
+
+HEAD = """---
+library_name: transformers
+pipeline_tag: text-generation
+tags:
+- sparsecod_jax
+- curse-of-depth
+---
+"""
+
+# Columns of the table of layers: a heading, and where its values are in scores.json.
+SCORES = {
+    "usefulness": ("usefulness", "loss_ratio"),
+    "Jacobian, distance from identity": ("jacobian", "distance_from_identity"),
+    "block influence": ("block_influence",),
+    "residual variance": ("variance", "residual"),
+}
+READING = """Usefulness: loss with the block replaced by the best affine map of each token, over the loss; 1 means that the map does as
+well. Jacobian: |J - I| / width; block influence: 1 - cos(input, output); both are 0 for a block that passes on what it gets."""
+
+
+def write(run: RunDir, model: finished.Finished) -> str:
+    """Markdown: what the model is, how it was trained, how well it predicts, and what each layer contributes, as far as that is known."""
+    manifest = read_json(run.manifest)
+    sections = [_description(run.path.name, model), _results(run, model.step), _layers(run, model.weights), _training(run, manifest)]
+    return HEAD + "\n" + "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _description(name: str, model: finished.Finished) -> str:
+    cfg, sizes = model.source.model, counts.parameters(model.source.model)
+    kind = f"{cfg.n_experts} experts, {cfg.top_k} a token" if cfg.n_experts else "dense"
+    lines = [
+        f"# {name}",
+        "",
+        f"A Pre-LN language model of {cfg.n_layers} blocks of width {cfg.d_model} ({kind}), {sizes.total:,} parameters, of which"
+        f" {sizes.activated:,} are active a token; checkpoint {model.step} of its training. Sequences of up to"
+        f" {model.source.longest:,} tokens; every document ended with the end-of-text token, and none began with one.",
+    ]
+    if cfg.document_masking:
+        lines.append("It was trained with attention within documents, which stock code does not know: give it one document at a time.")
+    if cfg.layer_norm_scaling:
+        lines.append("It was trained with LayerNorm Scaling, whose factors are folded into the gains.")
+    return "\n".join(lines)
+
+
+def _results(run: RunDir, step: int) -> str:
+    final = read_json(run.final) if run.final.exists() else {}
+    if final.get("steps") != step:
+        return ""
+    numbers = {name: final[name] for name in ("loss", "perplexity", "bits_per_byte", "unigram_entropy") if name in final}
+    return _table("## Held-out text", ["measure", "value"], [[name.replace("_", " "), f"{value:.4f}"] for name, value in numbers.items()])
+
+
+def _layers(run: RunDir, weights: str) -> str:
+    """The scores of these weights, a row a layer."""
+    scores = read_json(run.analysis.scores) if run.analysis.scores.exists() else {}
+    if scores.get("model", {}).get("weights") != weights:
+        return ""
+    columns = {name: values for name, path in SCORES.items() if (values := _find(scores, path))}
+    rows = [[str(layer + 1), *(f"{value:.4g}" for value in row)] for layer, row in enumerate(zip(*columns.values(), strict=True))]
+    data = scores["data"]
+    measured = f"Measured on {data['sequences']} sequences of {data['seq_len']} tokens, or the first of them."
+    heading = f"## What each layer contributes\n\n{READING} {measured}"
+    return _table(heading, ["block", *columns], rows)
+
+
+def _training(run: RunDir, manifest: dict[str, Any]) -> str:
+    config = json.dumps(read_json(run.config), indent=1)
+    return f"## Training\n\nManifest:\n\n```json\n{json.dumps(manifest, indent=1)}\n```\n\nConfig:\n\n```json\n{config}\n```"
+
+
+def _table(heading: str, columns: list[str], rows: list[list[str]]) -> str:
+    lines = [f"| {' | '.join(cells)} |" for cells in (columns, ["---"] * len(columns), *rows)]
+    return "\n".join([heading, "", *lines])
+
+
+def _find(scores: dict[str, Any], path: tuple[str, ...]) -> Any:
+    for name in path:
+        scores = scores.get(name, {})
+    return scores

@@ -1,0 +1,120 @@
+"""How does a run become a folder of Hugging Face? The verb `export`.
+
+Nothing in the folder depends on when or where it was made, so exporting again gives the same bytes.
+"""
+
+import os
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import jax
+import ml_dtypes
+import numpy as np
+import safetensors.numpy
+from etils import epath
+
+from sparsecod_jax import files, finished
+from sparsecod_jax.config import Model
+from sparsecod_jax.data.tokenizer import TOKENIZER
+from sparsecod_jax.digest import names
+from sparsecod_jax.errors import ConfigError
+from sparsecod_jax.export import card
+from sparsecod_jax.huggingface.architectures import to_config
+from sparsecod_jax.huggingface.folder import CONFIG, INDEX, WEIGHTS
+from sparsecod_jax.huggingface.tensors import Tensor, tensors, to_theirs
+from sparsecod_jax.processes import note
+from sparsecod_jax.rundir import RunDir
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
+SHARD_BYTES = 5 * 10**9
+CARD = "README.md"
+
+
+def export(workdir: str, out: str, *, dtype: Dtype = "float32", shard_bytes: int = SHARD_BYTES) -> epath.Path:
+    """Writes the newest checkpoint that verifies as a folder that stock transformers load, and returns its path.
+
+    Args:
+      out: the folder to make; it appears when all of it has been written.
+      dtype: of the weights. Ours are float32, which alone keeps every bit.
+      shard_bytes: the most that one file of weights may hold.
+
+    Raises:
+      ConfigError: the run can't be used, or `out` is there already; nothing was written. Or a value is too large for `dtype`.
+    """
+    run, target = RunDir(files.absolute(workdir)), files.absolute(out)
+    source = finished.find(workdir)
+    if target.exists():
+        raise ConfigError(f"{target} is there already: delete it, or choose another --out")
+    tokenizer = source.tokenizer()
+    model = finished.load(source)
+    with files.new_folder(target) as folder:
+        files.write_json(folder / CONFIG, to_config(source.model, source.longest, dtype, tokenizer.eos_id, tokenizer.start_id))
+        _write_weights(folder, source.model, model.params, dtype, shard_bytes)
+        files.write(folder / TOKENIZER, run.tokenizer.read_bytes())
+        if run.origin.exists():  # an import leaves with the words it came with
+            for file in run.origin.iterdir():
+                files.write(folder / file.name, file.read_bytes())
+        else:
+            start, end = (tokenizer.inner.id_to_token(token) for token in (tokenizer.start_id, tokenizer.eos_id))
+            files.write_json(folder / "generation_config.json", {"bos_token_id": tokenizer.start_id, "eos_token_id": tokenizer.eos_id})
+            files.write_json(folder / "tokenizer_config.json", _tokenizer_config(start, end, source.longest))
+            files.write(folder / CARD, card.write(run, model).encode())
+    note(f"step {model.step} of {run.path} as {dtype}")
+    return target
+
+
+def _tokenizer_config(start: str | None, end: str | None, longest: int) -> dict[str, Any]:
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": start,
+        "eos_token": end,
+        "model_max_length": longest,
+        "clean_up_tokenization_spaces": False,
+    }
+
+
+def _write_weights(folder: epath.Path, model: Model, params: Any, dtype: Dtype, shard_bytes: int) -> None:
+    """One file, or several and an index of them; one of them is in memory at a time."""
+    shards = list(_shards(model, np.dtype(DTYPES[dtype]).itemsize, shard_bytes))
+    leaves = dict(zip(names(params), jax.tree.leaves(params), strict=True))
+    places = {}
+    for number, shard in enumerate(shards):
+        file = WEIGHTS if len(shards) == 1 else f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
+        values = {tensor.name: _values(tensor, leaves, dtype) for tensor in shard}
+        safetensors.numpy.save_file(values, os.fspath(folder / file), metadata={"format": "pt"})
+        places |= dict.fromkeys(values, file)
+    if len(shards) > 1:
+        total = sum(np.prod(tensor.shape, dtype=int) for tensor in tensors(model)) * np.dtype(DTYPES[dtype]).itemsize
+        files.write_json(folder / INDEX, {"metadata": {"total_size": int(total)}, "weight_map": places})
+
+
+def _shards(model: Model, itemsize: int, shard_bytes: int) -> Iterator[list[Tensor]]:
+    """The tensors in order, as many at a time as fit; a larger one is alone."""
+    shard, size = [], 0
+    for tensor in tensors(model):
+        own = int(np.prod(tensor.shape)) * itemsize
+        if shard and size + own > shard_bytes:
+            yield shard
+            shard, size = [], 0
+        shard.append(tensor)
+        size += own
+    yield shard
+
+
+def _values(tensor: Tensor, leaves: dict[str, jax.Array], dtype: Dtype) -> np.ndarray:
+    if not tensor.path:
+        return np.zeros(tensor.shape, DTYPES[dtype])
+    ours = np.asarray(_part(leaves[tensor.path], tensor.index))
+    values = to_theirs(tensor, ours)
+    with np.errstate(over="ignore"):  # what overflows is refused
+        cast = np.ascontiguousarray(values.astype(DTYPES[dtype]))
+    if not np.isfinite(cast).all():
+        raise ConfigError(f"{tensor.name} reaches {np.abs(values).max():g}, which {dtype} does not hold: export another --dtype")
+    return cast
+
+
+@jax.jit
+def _part(leaf: jax.Array, index: tuple[int, ...]) -> jax.Array:
+    """The part of one layer, or expert; compiled once a parameter, as the numbers are arguments."""
+    return leaf[index]

@@ -1,0 +1,118 @@
+"""Which trained model is meant, a run's or one in a folder of Hugging Face, and how is it laid out over these devices?"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from etils import epath
+from flax import linen as nn
+from jax.sharding import Mesh
+
+from sparsecod_jax import config, files, placement
+from sparsecod_jax.checkpoint import Checkpointer
+from sparsecod_jax.data.tokenizer import Tokenizer
+from sparsecod_jax.data.tokenizer import load as load_tokenizer
+from sparsecod_jax.digest import digests
+from sparsecod_jax.errors import ConfigError
+from sparsecod_jax.files import read_json
+from sparsecod_jax.huggingface.folder import open_folder
+from sparsecod_jax.model import Transformer
+from sparsecod_jax.rundir import RunDir
+from sparsecod_jax.sharding import make_mesh, tree_shardings
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A trained model that was found, and not loaded yet."""
+
+    path: epath.Path
+    model: config.Model  # as it was trained
+    longest: int  # tokens of a sequence that it was trained on
+    experiment: config.Experiment | None  # that trained it, where it is known
+    restore: Callable[[Any], tuple[int, Any]]  # the step and the parameters, laid out like an abstract tree of them
+    tokenizer: Callable[[], Tokenizer]  # raises ConfigError where there is none
+
+
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """A trained model with at least float32 arithmetic, its parameters laid out over all devices."""
+
+    source: Source
+    net: Transformer
+    params: Any
+    mesh: Mesh
+    step: int  # of the checkpoint; 0 in a folder of Hugging Face
+    weights: str  # a digest of the parameters
+
+
+def find(workdir: str | None = None, hf: str | None = None) -> Source:
+    """The model of a run directory, or of a folder of Hugging Face; just one is given.
+
+    Raises:
+      ConfigError: there is no such model, or it is none of ours.
+    """
+    if (workdir is None) == (hf is None):
+        raise ConfigError("one model is looked at: give either --workdir or --hf")
+    if hf is not None:
+        folder = open_folder(files.absolute(hf))
+        return Source(folder.path, folder.model, folder.longest, None, lambda abstract: (0, folder.parameters(abstract)), folder.tokenizer)
+    run = RunDir(files.absolute(str(workdir)))
+    if not run.config.exists():
+        raise ConfigError(f"{run.path} holds no run: give a --workdir that `sparsecod train` wrote")
+    experiment = config.from_dict(read_json(run.config))
+    imported = run.manifest.exists() and "imported" in read_json(run.manifest)
+    restore = partial(_restore, run, experiment.checkpoint.keep)
+    return Source(run.path, experiment.model, experiment.data.seq_len, None if imported else experiment, restore, lambda: _tokenizer(run))
+
+
+def load(source: Source) -> Finished:
+    """The model on all devices; nothing of its run or folder is changed.
+
+    Raises:
+      ConfigError: it does not fit the devices, or its weights can't be used.
+    """
+    experiment = at_least_float32(source.model)
+    placement.check_platform(experiment.model)
+    mesh = make_mesh(placement.choose_mesh(experiment, jax.devices()))
+    net = Transformer(experiment.model, placement.place(experiment, mesh).execution)
+    boxed = jax.eval_shape(partial(net.init, jax.random.key(0)), jax.ShapeDtypeStruct((1, 8), jnp.int32))["params"]
+    abstract = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), nn.unbox(boxed), tree_shardings(mesh, boxed)
+    )
+    step, params = source.restore(abstract)
+    by_name = digests({"state": {"params": params}})
+    weights = hashlib.sha256(json.dumps(by_name, sort_keys=True).encode()).hexdigest()[:16]
+    return Finished(source, net, params, mesh, step, weights)
+
+
+def at_least_float32(model: config.Model) -> config.Experiment:
+    """How a finished model is computed: in at least float32, since scores are small differences, on a mesh of its own, one row a device."""
+    dtype = "float64" if "float64" in (model.compute_dtype, model.residual_dtype) else "float32"
+    kernel = "reference" if dtype == "float64" else "xla"
+    return config.Experiment(
+        model=dataclasses.replace(model, compute_dtype=dtype, residual_dtype=dtype),
+        execution=config.Execution(accumulation=1, remat="none", attention=kernel),
+        global_batch=len(jax.devices()),
+    )
+
+
+def _restore(run: RunDir, keep: int, abstract: Any) -> tuple[int, Any]:
+    """The newest checkpoint that verifies."""
+    with contextlib.closing(Checkpointer(run, keep, read_only=True)) as checkpointer:
+        restored = checkpointer.restore_latest({"state": {"params": abstract}})
+    if restored is None:
+        raise ConfigError(f"{run.path} has no checkpoint: train it first, with `sparsecod train`")
+    return restored.step, restored.items["state"]["params"]
+
+
+def _tokenizer(run: RunDir) -> Tokenizer:
+    if not run.tokenizer.exists():
+        raise ConfigError(f"{run.path} has no tokenizer.json: start `sparsecod train` there once more, which copies it from the data")
+    ids = read_json(run.manifest)["tokenizer"]
+    return load_tokenizer(run.tokenizer, ids["eos_id"], ids["start_id"])

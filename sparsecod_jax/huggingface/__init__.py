@@ -1,0 +1,1 @@
+"""What does a folder of Hugging Face hold? Stock architectures only, safetensors only."""

@@ -1,0 +1,88 @@
+"""Which tensor of a checkpoint of Hugging Face is which part of our parameters?
+
+One table serves both directions. Their matrices are [out, in], one a layer and expert; ours are [in, out], stacked over both, with heads
+apart. What our model does and theirs has no word for is folded into the values: the factors of LayerNorm Scaling into the gains, and the
+weights of routed and shared experts, k/(k+1) and 1/(k+1), into the matrices that come last. Their shared expert has a gate: one of zeros
+gives a half everywhere.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from sparsecod_jax.config import Model
+from sparsecod_jax.huggingface.architectures import shared_width
+
+
+class Tensor(NamedTuple):
+    """One of their tensors."""
+
+    name: str
+    shape: tuple[int, ...]
+    path: str  # of our parameter, as blocks/attention/query; empty for zeros that only their architecture has
+    index: tuple[int, ...] = ()  # its place in ours: the layer, or layer and expert
+    transposed: bool = True
+    factor: float = 1.0  # theirs are ours times this
+
+
+def tensors(model: Model) -> Iterator[Tensor]:
+    """All tensors of the stock architecture of `model`, block by block."""
+    D, V = model.d_model, model.vocab_size
+    yield Tensor("model.embed_tokens.weight", (V, D), "embedding", transposed=False)
+    for layer in range(model.n_layers):
+        yield from _block(model, layer, 1 / math.sqrt(layer + 1) if model.layer_norm_scaling else 1.0)
+    yield Tensor("model.norm.weight", (D,), "final_norm/gain", transposed=False)
+    yield Tensor("lm_head.weight", (V, D), "head")
+
+
+def _block(model: Model, layer: int, scale: float) -> Iterator[Tensor]:
+    D, wide, narrow = model.d_model, model.n_heads * model.head_dim, model.n_kv_heads * model.head_dim
+    prefix, index = f"model.layers.{layer}", (layer,)
+    yield Tensor(f"{prefix}.input_layernorm.weight", (D,), "blocks/attention_norm/gain", index, False, scale)
+    for theirs, ours, width in (("q_proj", "query", wide), ("k_proj", "key", narrow), ("v_proj", "value", narrow)):
+        yield Tensor(f"{prefix}.self_attn.{theirs}.weight", (width, D), f"blocks/attention/{ours}", index)
+        if model.n_experts:
+            yield Tensor(f"{prefix}.self_attn.{theirs}.bias", (width,), "")
+    yield Tensor(f"{prefix}.self_attn.o_proj.weight", (D, wide), "blocks/attention/out", index)
+    yield Tensor(f"{prefix}.post_attention_layernorm.weight", (D,), "blocks/ffn_norm/gain", index, False, scale)
+    if model.n_experts:
+        yield from _experts(model, f"{prefix}.mlp", layer)
+    else:
+        yield from _swiglu(model, f"{prefix}.mlp", model.d_ff, "blocks/ffn/", index)
+
+
+def _experts(model: Model, prefix: str, layer: int) -> Iterator[Tensor]:
+    routed, shared = (model.top_k / (model.top_k + 1), 2 / (model.top_k + 1)) if model.shared_expert else (1.0, 1.0)
+    yield Tensor(f"{prefix}.gate.weight", (model.n_experts, model.d_model), "blocks/ffn/router", (layer,))
+    for expert in range(model.n_experts):
+        yield from _swiglu(model, f"{prefix}.experts.{expert}", model.d_ff, "blocks/ffn/", (layer, expert), routed)
+    path = "blocks/ffn/shared/" if model.shared_expert else ""
+    yield from _swiglu(model, f"{prefix}.shared_expert", shared_width(model), path, (layer,), shared)
+    yield Tensor(f"{prefix}.shared_expert_gate.weight", (1, model.d_model), "")
+
+
+def _swiglu(model: Model, prefix: str, width: int, path: str, index: tuple[int, ...], factor: float = 1.0) -> Iterator[Tensor]:
+    D = model.d_model
+    for name, shape, times in (("gate", (width, D), 1.0), ("up", (width, D), 1.0), ("down", (D, width), factor)):
+        yield Tensor(f"{prefix}.{name}_proj.weight", shape, path and path + name, index, factor=times)
+
+
+def to_theirs(tensor: Tensor, ours: np.ndarray) -> np.ndarray:
+    """Their values, float32 of `tensor.shape`, from the layer's (and expert's) part of our parameter."""
+    values = ours.reshape(tensor.shape[::-1]).T if tensor.transposed else ours
+    return values if tensor.factor == 1 else values * np.float32(tensor.factor)
+
+
+def to_ours(tensor: Tensor, theirs: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The part of our parameter, float32 of `shape`, from which `to_theirs` makes exactly these values, where they were made by it."""
+    values = (theirs.T if tensor.transposed else theirs).reshape(shape)
+    if tensor.factor == 1:
+        return values
+    factor = np.float32(tensor.factor)
+    near = values / factor
+    candidates = (np.nextafter(near, np.float32(-np.inf)), np.nextafter(near, np.float32(np.inf)))
+    for candidate in candidates:
+        near = np.where(near * factor == values, near, candidate)
+    return near

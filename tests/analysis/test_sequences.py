@@ -1,0 +1,51 @@
+"""Which sequences are chosen, by which options."""
+
+import numpy as np
+import pytest
+from etils import epath
+
+from sparsecod_jax.analysis.sequences import choose, draw
+from sparsecod_jax.data.prepare import Request, prepare
+from sparsecod_jax.data.store import read_manifest
+from sparsecod_jax.errors import ConfigError
+from sparsecod_jax.export.exporting import export
+from sparsecod_jax.finished import find
+
+pytestmark = pytest.mark.parametrize("run", ["dense"], indirect=True)
+NOTHING = dict.fromkeys(("tokens", "data", "sequences", "seq_len", "split"))
+
+
+def test_draws_different_windows_of_the_split(run, tokens):
+    data = epath.Path(tokens), read_manifest(epath.Path(tokens), "command")
+    drawn = draw(*data, "validation", 6, 16, seed=0)
+    assert drawn.shape == (6, 16)
+    assert len({row.tobytes() for row in drawn}) == 6
+    np.testing.assert_array_equal(drawn, draw(*data, "validation", 6, 16, seed=0))
+    assert not np.array_equal(drawn, draw(*data, "validation", 6, 16, seed=1))
+    assert not np.array_equal(drawn, draw(*data, "train", 6, 16, seed=0))
+    with pytest.raises(ConfigError, match=r"the validation split has \d+ windows of 16 tokens, not 9999: lower --sequences or --seq_len"):
+        draw(*data, "validation", 9999, 16, seed=0)
+
+
+def test_named_data_stands_in_for_the_runs_own(run, tokens, tmp_path):
+    small = NOTHING | {"sequences": 3, "seq_len": 16}
+    own, _ = choose(find(str(run.path)), **small, seed=0)
+    export(str(run.path), str(tmp_path / "hf"))
+    folder = find(hf=str(tmp_path / "hf"))
+    named, origin = choose(folder, **small | {"data": str(tokens)}, seed=0)
+    np.testing.assert_array_equal(named, own)
+    assert origin == {"split": "validation", "seed": 0}
+    with pytest.raises(ConfigError, match="does not tell its data: name some with --data, or give --tokens"):
+        choose(folder, **small, seed=0)
+
+
+def test_data_of_another_tokenizer_is_refused(run, corpus, tmp_path):
+    prepare(Request(str(corpus), "bytes", validation_fraction=0.2), str(tmp_path / "bytes"))
+    with pytest.raises(ConfigError, match="another tokenizer than the model's: make some with `sparsecod data"):
+        choose(find(str(run.path)), **NOTHING | {"data": str(tmp_path / "bytes")}, seed=0)
+
+
+@pytest.mark.parametrize("option", ["data", "sequences", "split"])
+def test_a_file_leaves_nothing_to_be_chosen(run, option):
+    with pytest.raises(ConfigError, match=f"so --{option} can't: leave one out"):
+        choose(find(str(run.path)), **NOTHING | {"tokens": "file.npy", option: 3}, seed=0)

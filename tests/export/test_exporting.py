@@ -1,0 +1,182 @@
+"""What leaves is what stock transformers compute, and the same bytes every time."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+import saved
+import tiny
+
+from sparsecod_jax import finished
+from sparsecod_jax.cli import main
+from sparsecod_jax.config import Model
+from sparsecod_jax.errors import ConfigError
+from sparsecod_jax.export.exporting import export
+from sparsecod_jax.export.importing import import_model
+from sparsecod_jax.files import write_json
+
+TOKENS = np.random.default_rng(0).integers(0, tiny.MODEL.vocab_size, (8, 21)).astype(np.int32)
+WITHOUT_SHARED = {"shared_expert": False, "d_shared": 0}
+MODELS: dict[str, Model] = {
+    "multi-head": dataclasses.replace(tiny.MODEL, n_kv_heads=4),
+    "grouped-query": tiny.MODEL,
+    "multi-query": dataclasses.replace(tiny.MODEL, n_kv_heads=1, head_dim=6),
+    "LayerNorm Scaling": dataclasses.replace(tiny.MODEL, layer_norm_scaling=True, rope_theta=500.0),
+    "mixture": dataclasses.replace(tiny.MIXTURE, **WITHOUT_SHARED),
+    "mixture, shared": dataclasses.replace(tiny.MIXTURE, top_k=3),
+    "mixture, renormalised": dataclasses.replace(tiny.MIXTURE, **WITHOUT_SHARED, normalize_gates=True),
+    "mixture, shared, renormalised": dataclasses.replace(tiny.MIXTURE, normalize_gates=True, layer_norm_scaling=True),
+}
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
+
+
+def _weights(folder: Path) -> dict[str, np.ndarray]:
+    return {name: array for file in folder.glob("*.safetensors") for name, array in safetensors.numpy.load_file(file).items()}
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def exported(request, tmp_path_factory):
+    """A run and the folder that it was exported to."""
+    folder = tmp_path_factory.mktemp("exported")
+    run = saved.run(folder / "run", MODELS[request.param])
+    export(str(run.path), str(folder / "hf"))
+    return run, folder / "hf"
+
+
+def test_logits_equal_those_of_transformers(exported):
+    torch = pytest.importorskip("torch", reason="the parity extra is not installed")
+    transformers = pytest.importorskip("transformers", reason="the parity extra is not installed")
+    run, folder = exported
+    theirs, info = transformers.AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, dtype=torch.float32)
+    assert not any(info.values()), info
+    with torch.no_grad():
+        expected = theirs(torch.tensor(TOKENS)).logits.numpy()
+    ours = saved.logits(finished.load(finished.find(str(run.path))), TOKENS)
+    assert np.abs(expected).max() > 0.5
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=2e-5)
+
+
+def test_goes_in_and_out_without_a_changed_byte(exported, tmp_path):
+    run, folder = exported
+    export(str(run.path), str(tmp_path / "again"))
+    assert _files(tmp_path / "again") == _files(folder)
+    imported = import_model(str(folder), str(tmp_path / "imported"))
+    export(str(imported), str(tmp_path / "back"))
+    assert _files(tmp_path / "back") == _files(folder)
+    ours, back = (saved.logits(finished.load(finished.find(str(path))), TOKENS) for path in (run.path, imported))
+    np.testing.assert_allclose(back, ours, rtol=0, atol=2e-5)
+
+
+def test_tokenizer_and_settings_are_those_of_the_run(exported):
+    transformers = pytest.importorskip("transformers", reason="the parity extra is not installed")
+    run, folder = exported
+    theirs, ours = transformers.AutoTokenizer.from_pretrained(folder), finished.find(str(run.path)).tokenizer()
+    text = " größer\n two  spaces"
+    assert theirs(text)["input_ids"] == ours.ids(text)
+    assert theirs.decode(ours.ids(text)) == text
+    assert (theirs.eos_token_id, theirs.model_max_length) == (ours.eos_id, 32)
+    settings = transformers.GenerationConfig.from_pretrained(folder)
+    assert (settings.bos_token_id, settings.eos_token_id) == (ours.eos_id, ours.eos_id)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("name", ["grouped-query", "mixture, shared"])
+def test_sixteen_bits_are_the_rounded_weights(dtype, name, tmp_path):
+    run = saved.run(tmp_path / "run", MODELS[name])
+    export(str(run.path), str(tmp_path / "wide"))
+    export(str(run.path), str(tmp_path / "narrow"), dtype=dtype)
+    kind = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16}[dtype]
+    for name, array in _weights(tmp_path / "wide").items():
+        np.testing.assert_array_equal(_weights(tmp_path / "narrow")[name], array.astype(kind))
+    imported = import_model(str(tmp_path / "narrow"), str(tmp_path / "imported"))
+    export(str(imported), str(tmp_path / "back"), dtype=dtype)
+    assert _files(tmp_path / "back") == _files(tmp_path / "narrow")
+
+    transformers = pytest.importorskip("transformers", reason="the parity extra is not installed")
+    theirs, info = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "narrow", output_loading_info=True)
+    assert not any(info.values()), info
+    assert str(theirs.dtype) == f"torch.{dtype}"
+
+
+def test_a_large_model_is_written_as_shards(tmp_path):
+    run = saved.run(tmp_path / "run", MODELS["mixture, shared"])
+    export(str(run.path), str(tmp_path / "whole"))
+    export(str(run.path), str(tmp_path / "shards"), shard_bytes=60_000)
+    whole, shards = _weights(tmp_path / "whole"), _weights(tmp_path / "shards")
+    index = json.loads((tmp_path / "shards" / "model.safetensors.index.json").read_text())
+    assert list(index["weight_map"]) == list(dict.fromkeys(index["weight_map"]))
+    assert index["metadata"]["total_size"] == sum(array.nbytes for array in whole.values())
+    assert set(index["weight_map"]) == set(whole) == set(shards)
+    for name in whole:
+        np.testing.assert_array_equal(whole[name], shards[name])
+    for file in (tmp_path / "shards").glob("*.safetensors"):
+        contained = safetensors.numpy.load_file(file)
+        assert {name for name, place in index["weight_map"].items() if place == file.name} == set(contained)
+        assert sum(array.nbytes for array in contained.values()) <= 60_000
+    imported = import_model(str(tmp_path / "shards"), str(tmp_path / "imported"))
+    export(str(imported), str(tmp_path / "back"), shard_bytes=60_000)
+    assert _files(tmp_path / "back") == _files(tmp_path / "shards")
+    transformers = pytest.importorskip("transformers", reason="the parity extra is not installed")
+    _, info = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "shards", output_loading_info=True)
+    assert not any(info.values()), info
+
+
+def test_the_card_tells_of_training_results_and_layers(tmp_path):
+    run = saved.run(tmp_path / "run", dataclasses.replace(tiny.MODEL, document_masking=True))
+    weights = finished.load(finished.find(str(run.path))).weights
+    write_json(run.final, {"steps": 3, "loss": 1.25, "perplexity": 3.49, "bits_per_byte": 0.9})
+    found = {"usefulness": {"loss_ratio": [1.5, 1.25, 1.125]}, "block_influence": [0.3, 0.2, 0.1]}
+    run.analysis.path.mkdir()
+    write_json(run.analysis.scores, {"model": {"weights": weights}, "data": {"sequences": 5, "seq_len": 9}, **found})
+    card = (export(str(run.path), str(tmp_path / "a")) / "README.md").read_text()
+    for expected in ("| loss | 1.2500 |", "| 3 | 1.125 | 0.1 |", '"commit": "none"', "one document at a time", "5 sequences of 9 tokens"):
+        assert expected in card
+    write_json(run.analysis.scores, {"model": {"weights": "of another step"}, "data": {"sequences": 5, "seq_len": 9}, **found})
+    write_json(run.final, {"steps": 4, "loss": 1.25})
+    card = (export(str(run.path), str(tmp_path / "b")) / "README.md").read_text()
+    assert "1.125" not in card
+    assert "Held-out" not in card
+
+
+def test_nothing_is_left_of_an_export_that_fails(tmp_path):
+    params = tiny.init(tiny.MODEL)
+    params["final_norm"]["gain"] = params["final_norm"]["gain"].at[3].set(1e5)
+    run = saved.run(tmp_path / "run", tiny.MODEL, params)
+    with pytest.raises(ConfigError, match=r"model\.norm\.weight reaches 100000, which float16 does not hold: export another --dtype"):
+        export(str(run.path), str(tmp_path / "hf"), dtype="float16")
+    assert {path.name for path in tmp_path.iterdir()} == {"run"}
+    export(str(run.path), str(tmp_path / "hf"), dtype="bfloat16")
+
+
+def test_a_folder_that_is_there_is_left_alone(tmp_path):
+    run = saved.run(tmp_path / "run", tiny.MODEL)
+    (tmp_path / "hf").mkdir()
+    with pytest.raises(ConfigError, match="is there already"):
+        export(str(run.path), str(tmp_path / "hf"))
+    assert not list((tmp_path / "hf").iterdir())
+
+
+def test_a_damaged_checkpoint_does_not_leave(tmp_path):
+    run = saved.run(tmp_path / "run", tiny.MODEL)
+    for file in Path(run.checkpoints / "3" / "state").rglob("d/*"):
+        file.write_bytes(bytes(byte ^ 1 for byte in file.read_bytes()))
+    with pytest.raises(ConfigError, match=r"no checkpoint .* can be used"):
+        export(str(run.path), str(tmp_path / "hf"))
+    assert {path.name for path in tmp_path.iterdir()} == {"run"}
+
+
+def test_verbs(tmp_path, capsys):
+    run = saved.run(tmp_path / "run", tiny.MODEL)
+    main(["export", f"--workdir={run.path}", f"--out={tmp_path / 'hf'}", "--dtype=bfloat16"])
+    main(["import", f"--hf={tmp_path / 'hf'}", f"--workdir={tmp_path / 'imported'}"])
+    text = capsys.readouterr().out
+    assert f"exported: {tmp_path / 'hf'}" in text
+    assert f"imported: {tmp_path / 'imported'}" in text
+    assert json.loads((tmp_path / "hf" / "config.json").read_text())["dtype"] == "bfloat16"

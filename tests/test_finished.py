@@ -1,0 +1,84 @@
+"""A trained model is found, and laid out over the devices, without a trace in its run."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import saved
+import tiny
+
+from sparsecod_jax import finished
+from sparsecod_jax.errors import ConfigError
+from sparsecod_jax.export.exporting import export
+from sparsecod_jax.export.importing import import_model
+from sparsecod_jax.files import read_json
+
+
+def _times(run):
+    return sorted((str(path), path.stat().st_mtime_ns) for path in Path(run.path).rglob("*"))
+
+
+def test_a_run_is_loaded_over_all_devices_and_not_touched(tmp_path):
+    run = saved.run(tmp_path / "run", dataclasses.replace(tiny.MODEL, compute_dtype="bfloat16"))
+    before = _times(run)
+    source = finished.find(str(run.path))
+    model = finished.load(source)
+    assert _times(run) == before
+    assert (model.step, len(model.weights), source.longest) == (3, 16, 32)
+    assert (source.model.compute_dtype, model.net.cfg.compute_dtype, model.net.cfg.residual_dtype) == ("bfloat16", "float32", "float32")
+    gate = model.params["blocks"]["ffn"]["gate"]
+    assert len(gate.sharding.device_set) == 8
+    assert gate.addressable_shards[0].data.size * 8 == gate.size
+    assert source.tokenizer().ids("a") == [97]
+
+
+def test_the_same_weights_have_one_digest_wherever_they_are(tmp_path):
+    run = saved.run(tmp_path / "run", tiny.MODEL)
+    export(str(run.path), str(tmp_path / "hf"))
+    import_model(str(tmp_path / "hf"), str(tmp_path / "imported"))
+    sources = [finished.find(str(run.path)), finished.find(hf=str(tmp_path / "hf")), finished.find(str(tmp_path / "imported"))]
+    assert len({finished.load(source).weights for source in sources}) == 1
+    assert [source.experiment is None for source in sources] == [False, True, True]
+    other = saved.run(tmp_path / "other", tiny.MODEL, seed=1)
+    assert finished.load(finished.find(str(other.path))).weights != finished.load(sources[0]).weights
+
+
+def test_computes_in_at_least_float32():
+    narrow = finished.at_least_float32(dataclasses.replace(tiny.MODEL, compute_dtype="bfloat16", residual_dtype="bfloat16"))
+    assert (narrow.model.compute_dtype, narrow.model.residual_dtype, narrow.execution.attention) == ("float32", "float32", "xla")
+    wide = finished.at_least_float32(dataclasses.replace(tiny.MODEL, residual_dtype="float64"))
+    assert (wide.model.compute_dtype, wide.model.residual_dtype, wide.execution.attention) == ("float64", "float64", "reference")
+
+
+def test_float64_is_not_pretended(tmp_path):
+    run = saved.run(tmp_path / "run", dataclasses.replace(tiny.MODEL, compute_dtype="float64"))
+    with pytest.raises(ConfigError, match="JAX_ENABLE_X64=1"):
+        finished.load(finished.find(str(run.path)))
+
+
+@pytest.mark.parametrize("places", [{}, {"workdir": "a", "hf": "b"}])
+def test_one_place_is_named(places):
+    with pytest.raises(ConfigError, match="give either --workdir or --hf"):
+        finished.find(**places)
+
+
+def test_what_is_no_trained_model_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="holds no run: give a --workdir"):
+        finished.find(str(tmp_path))
+    run = saved.run(tmp_path / "run", tiny.MODEL)
+    Path(run.tokenizer).unlink()
+    with pytest.raises(ConfigError, match=r"has no tokenizer\.json: start `sparsecod train` there once more"):
+        finished.find(str(run.path)).tokenizer()
+    run.checkpoints.rmtree()
+    with pytest.raises(ConfigError, match="has no checkpoint: train it first"):
+        finished.load(finished.find(str(run.path)))
+
+
+def test_a_damaged_checkpoint_is_refused_and_left_where_it_is(tmp_path):
+    run = saved.run(tmp_path / "run", tiny.MODEL)
+    for file in Path(run.checkpoints / "3" / "state").rglob("d/*"):
+        file.write_bytes(bytes(byte ^ 1 for byte in file.read_bytes()))
+    with pytest.raises(ConfigError, match=r"no checkpoint .* can be used"):
+        finished.load(finished.find(str(run.path)))
+    assert (run.checkpoints / "3").exists()
+    assert read_json(run.status)["status"] == "finished"
