@@ -96,7 +96,7 @@ def from_config(values: Mapping[str, Any]) -> tuple[Model, int]:
     """
     names = values.get("architectures")
     name = names[0] if isinstance(names, list) and len(names) == 1 else names
-    if name not in _DEFAULTS:
+    if not isinstance(name, str) or name not in _DEFAULTS:
         raise ConfigError(f"config.json names the architecture {name!r}: only {', '.join(_DEFAULTS)} can be read")
     values = _DEFAULTS[name] | dict(values)
     _check(values)

@@ -76,13 +76,6 @@ def to_theirs(tensor: Tensor, ours: np.ndarray) -> np.ndarray:
 
 
 def to_ours(tensor: Tensor, theirs: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """The part of our parameter, float32 of `shape`, from which `to_theirs` makes exactly these values, where they were made by it."""
+    """The part of our parameter, float32 of `shape`, from which `to_theirs` makes exactly these values, if it made them."""
     values = (theirs.T if tensor.transposed else theirs).reshape(shape)
-    if tensor.factor == 1:
-        return values
-    factor = np.float32(tensor.factor)
-    near = values / factor
-    candidates = (np.nextafter(near, np.float32(-np.inf)), np.nextafter(near, np.float32(np.inf)))
-    for candidate in candidates:
-        near = np.where(near * factor == values, near, candidate)
-    return near
+    return values if tensor.factor == 1 else values / np.float32(tensor.factor)

@@ -1,0 +1,78 @@
+"""A config.json is read as transformers reads it, or refused by name."""
+
+import dataclasses
+
+import pytest
+import tiny
+
+from sparsecod_jax.errors import ConfigError
+from sparsecod_jax.huggingface.architectures import from_config, to_config
+
+PLAIN = to_config(tiny.MODEL, 64, "float32", 5, 5)
+
+
+@pytest.mark.parametrize("model", [tiny.MODEL, tiny.MIXTURE, dataclasses.replace(tiny.MIXTURE, shared_expert=False, d_shared=0)])
+def test_there_and_back(model):
+    again, longest = from_config(to_config(model, 64, "float32", 5, 5))
+    assert longest == 64
+    assert again == dataclasses.replace(model, init_std=again.init_std, router_z_weight=again.router_z_weight)
+
+
+@pytest.mark.parametrize("name", ["GPT2LMHeadModel", "Qwen3ForCausalLM", "MixtralForCausalLM", None])
+def test_other_architectures_are_refused_by_name(name):
+    with pytest.raises(ConfigError, match=f"architecture {name!r}: only LlamaForCausalLM, MistralForCausalLM, Qwen2MoeForCausalLM"):
+        from_config(PLAIN | {"architectures": [name]})
+
+
+def test_two_architectures_are_none():
+    with pytest.raises(ConfigError, match="only LlamaForCausalLM"):
+        from_config(PLAIN | {"architectures": ["LlamaForCausalLM", "GPT2LMHeadModel"]})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden_act": "gelu"}, "has hidden_act='gelu', only 'silu' is computed here"),
+        ({"attention_bias": True}, "attention_bias=True"),
+        ({"mlp_bias": True}, "mlp_bias=True"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, r"scales rotary positions \(llama3\)"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, r"scales rotary positions \(linear\)"),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, r"scales rotary positions \(yarn\)"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config="),
+        ({"auto_map": {"AutoModelForCausalLM": "modeling.Evil"}}, "auto_map="),
+        ({"hidden_size": "32"}, r"config\.json as model\.d_model='32' is not of type int"),
+        ({"num_key_value_heads": 3}, "not a multiple of model.n_kv_heads=3"),
+        ({"max_position_embeddings": "long"}, "max_position_embeddings='long'"),
+    ],
+)
+def test_settings_that_are_not_computed_here_are_refused_by_name(change, message):
+    with pytest.raises(ConfigError, match=message):
+        from_config(PLAIN | change)
+
+
+def test_a_missing_size_is_named():
+    with pytest.raises(ConfigError, match="lacks intermediate_size"):
+        from_config({name: value for name, value in PLAIN.items() if name != "intermediate_size"})
+
+
+def test_windows_are_without_effect_or_refused():
+    mistral = PLAIN | {"architectures": ["MistralForCausalLM"], "max_position_embeddings": 4096}
+    assert from_config(mistral | {"sliding_window": 4096})[1] == 4096
+    assert from_config(mistral | {"sliding_window": None})[1] == 4096
+    with pytest.raises(ConfigError, match="lower max_position_embeddings to 1024, within which they are without effect"):
+        from_config(mistral | {"sliding_window": 1024})
+
+
+def test_silence_means_what_transformers_means_by_it():
+    transformers = pytest.importorskip("transformers", reason="the parity extra is not installed")
+    for name, kind in (("LlamaForCausalLM", transformers.LlamaConfig), ("MistralForCausalLM", transformers.MistralConfig)):
+        sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 8, "intermediate_size": 48, "vocab_size": 304}
+        theirs = kind(**sizes)
+        window = {"sliding_window": None} if name == "MistralForCausalLM" else {}
+        model, longest = from_config({"architectures": [name], **sizes, **window})
+        assert (longest, model.n_kv_heads, model.norm_eps, model.rope_theta) == (
+            theirs.max_position_embeddings,
+            theirs.num_key_value_heads,
+            theirs.rms_norm_eps,
+            10000.0,
+        )

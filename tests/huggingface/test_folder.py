@@ -1,0 +1,199 @@
+"""Folders that other tools wrote are read as those tools read them; hostile ones are refused before anything is allocated."""
+
+import json
+import os
+import pickle
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+import saved
+import tiny
+
+from sparsecod_jax import finished
+from sparsecod_jax.errors import ConfigError
+from sparsecod_jax.export.exporting import export
+from sparsecod_jax.huggingface.folder import open_folder
+
+TOKENS = np.random.default_rng(0).integers(0, 304, (8, 21)).astype(np.int32)
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    """An exported dense model in three files of weights."""
+    folder = tmp_path_factory.mktemp("original")
+    run = saved.run(folder / "run", tiny.MODEL)
+    return Path(export(str(run.path), str(folder / "hf"), shard_bytes=70_000))
+
+
+@pytest.fixture
+def folder(original, tmp_path):
+    """A copy that may be spoilt."""
+    return Path(shutil.copytree(original, tmp_path / "hf"))
+
+
+def _change(file: Path, **values) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+def _move_to(folder: Path, place: str) -> None:
+    """The first shard under another name in the index."""
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    first = next(iter(index["weight_map"].values()))
+    index["weight_map"] = {name: place if file == first else file for name, file in index["weight_map"].items()}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def _refused(folder: Path, message: str) -> None:
+    live = len(jax.live_arrays())
+    with pytest.raises(ConfigError, match=message):
+        finished.find(hf=str(folder))
+    assert len(jax.live_arrays()) == live
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "tied"])
+def test_models_that_transformers_saved(name, tmp_path):
+    torch = pytest.importorskip("torch", reason="the parity extra is not installed")
+    transformers = pytest.importorskip("transformers", reason="the parity extra is not installed")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "vocab_size": 304}
+    torch.manual_seed(0)
+    if name == "mistral":
+        config = transformers.MistralConfig(**sizes, num_key_value_heads=2, sliding_window=None, max_position_embeddings=64)
+        theirs = transformers.MistralForCausalLM(config)
+    else:
+        config = transformers.LlamaConfig(
+            **sizes, num_key_value_heads=1, tie_word_embeddings=name == "tied", rope_theta=500.0, max_position_embeddings=64
+        )
+        theirs = transformers.LlamaForCausalLM(config)
+    theirs.save_pretrained(tmp_path / "hf", max_shard_size="40KB")
+    assert len(list((tmp_path / "hf").glob("*.safetensors"))) > 1
+    with torch.no_grad():
+        expected = theirs(torch.tensor(TOKENS)).logits.numpy()
+    source = finished.find(hf=str(tmp_path / "hf"))
+    assert source.longest == 64
+    np.testing.assert_allclose(saved.logits(finished.load(source), TOKENS), expected, rtol=0, atol=2e-5)
+
+
+def test_each_device_gets_its_part(original):
+    model = finished.load(finished.find(hf=str(original)))
+    for leaf in jax.tree.leaves(model.params):
+        assert {shard.data.shape for shard in leaf.addressable_shards} == {leaf.sharding.shard_shape(leaf.shape)}
+    name = "model.layers.2.mlp.down_proj.weight"
+    theirs = open_folder(original).places[name].get_tensor(name)
+    np.testing.assert_array_equal(np.asarray(model.params["blocks"]["ffn"]["down"][2]), theirs.T)
+
+
+@pytest.mark.parametrize("place", ["../model.safetensors", "inner/model.safetensors", "..", "", "a/../model-00001-of-00003.safetensors"])
+def test_names_of_files_elsewhere_are_refused(folder, place):
+    (folder / "inner").mkdir()
+    for target in (folder.parent, folder / "inner"):
+        shutil.copy(folder / "model-00001-of-00003.safetensors", target / "model.safetensors")
+    _move_to(folder, place)
+    _refused(folder, "which is not in the folder itself: get the model from a source that you trust")
+
+
+def test_absolute_names_are_refused(folder):
+    _move_to(folder, str(folder / "model-00001-of-00003.safetensors"))
+    _refused(folder, "which is not in the folder itself")
+
+
+@pytest.mark.parametrize("name", ["model-00002-of-00003.safetensors", "config.json", "model.safetensors.index.json"])
+def test_links_are_refused(folder, name):
+    (folder / name).rename(folder.parent / "elsewhere")
+    os.symlink(folder.parent / "elsewhere", folder / name)
+    _refused(folder, f"{name} is a link to another place: copy the folder with its links resolved")
+
+
+def test_a_linked_tokenizer_is_refused(folder):
+    (folder / "tokenizer.json").rename(folder.parent / "elsewhere")
+    os.symlink(folder.parent / "elsewhere", folder / "tokenizer.json")
+    with pytest.raises(ConfigError, match=r"tokenizer\.json is a link"):
+        finished.find(hf=str(folder)).tokenizer()
+
+
+def test_pickles_are_not_opened(folder):
+    class Trap:
+        def __reduce__(self):
+            return os.mkdir, (str(folder / "sprung"),)
+
+    for file in folder.glob("model*"):
+        file.unlink()
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Trap()))
+    _refused(folder, r"pytorch_model\.bin, which may run code when it is read: convert it to safetensors first")
+    shutil.copy(folder / "pytorch_model.bin", folder / "model.safetensors")
+    _refused(folder, "is not safetensors")
+    assert not (folder / "sprung").exists()
+
+
+def _spoil(folder: Path, change) -> None:
+    """Writes the tensors of the last shard after a change to them."""
+    file = folder / "model-00003-of-00003.safetensors"
+    tensors = safetensors.numpy.load_file(file)
+    change(tensors)
+    safetensors.numpy.save_file(tensors, file)
+
+
+@pytest.mark.parametrize(
+    ("array", "found"),
+    [
+        (np.ones((304, 33), np.float32), r"F32 \[304, 33\], not floats \[304, 32\]"),
+        (np.ones((32, 304), np.float32), r"F32 \[32, 304\]"),
+        (np.ones(304 * 32, np.float32), r"F32 \[9728\]"),
+        (np.ones((304, 32), np.int8), r"I8 \[304, 32\]"),
+    ],
+)
+def test_other_shapes_and_kinds_are_refused(folder, array, found):
+    _spoil(folder, lambda tensors: tensors.update({"lm_head.weight": array}))
+    _refused(folder, rf"has lm_head\.weight as {found}")
+
+
+def test_tensors_that_are_missing_or_too_many_are_named(folder):
+    _spoil(folder, lambda tensors: tensors.pop("lm_head.weight"))
+    _refused(folder, r"lacks lm_head\.weight, which the index places there: download it again")
+
+
+def test_a_config_of_another_size_is_refused_at_once(folder):
+    _change(folder / "config.json", num_hidden_layers=10**9)
+    _refused(folder, r"has no model\.layers\.3\.input_layernorm\.weight, which its config\.json asks for")
+    _change(folder / "config.json", num_hidden_layers=2)
+    _refused(folder, r"has model\.layers\.2\.\S+ \(9 such\), for which the model has no place")
+
+
+def test_shards_cut_off_are_refused(folder):
+    file = folder / "model-00002-of-00003.safetensors"
+    file.write_bytes(file.read_bytes()[:-4])
+    _refused(folder, "is not safetensors")
+    file.unlink()
+    _refused(folder, "there is no .*model-00002-of-00003.safetensors: give --hf a folder with")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("config.json", "{", r"config\.json is not JSON"),
+        ("config.json", "[]", r"config\.json does not hold an object"),
+        ("model.safetensors.index.json", '{"weight_map": {"lm_head.weight": 3}}', "has no weight_map from tensors to files"),
+    ],
+)
+def test_unreadable_descriptions_are_refused(folder, name, text, message):
+    (folder / name).write_text(text)
+    _refused(folder, message)
+
+
+def test_what_is_no_folder_is_refused(tmp_path):
+    _refused(tmp_path / "absent", "is not a folder on this machine: give --hf a local copy")
+    _refused(tmp_path, r"there is no .*config\.json: give --hf a folder with config\.json and model\.safetensors")
+
+
+def test_mixtures_with_gated_shared_experts_are_refused(tmp_path):
+    run = saved.run(tmp_path / "run", tiny.MIXTURE)
+    folder = Path(export(str(run.path), str(tmp_path / "hf")))
+    tensors = safetensors.numpy.load_file(folder / "model.safetensors")
+    gate = "model.layers.1.mlp.shared_expert_gate.weight"
+    tensors[gate] = np.full_like(tensors[gate], 0.5)
+    safetensors.numpy.save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(ConfigError, match=r"layers\.1\.mlp\.shared_expert_gate\.weight of .* is not zero: of mixtures only those"):
+        finished.load(finished.find(hf=str(folder)))
