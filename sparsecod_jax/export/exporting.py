@@ -4,6 +4,7 @@ Nothing in the folder depends on when or where it was made, so exporting again g
 """
 
 import os
+import shutil
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -83,6 +84,7 @@ def _write_weights(folder: epath.Path, model: Model, params: Any, dtype: Dtype, 
         file = WEIGHTS if len(shards) == 1 else f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
         values = {tensor.name: _values(tensor, leaves, dtype) for tensor in shard}
         safetensors.numpy.save_file(values, os.fspath(folder / file), metadata={"format": "pt"})
+        shutil.copymode(folder / CONFIG, folder / file)  # the library lets only its caller read the file
         places |= dict.fromkeys(values, file)
     if len(shards) > 1:
         total = sum(np.prod(tensor.shape, dtype=int) for tensor in tensors(model)) * np.dtype(DTYPES[dtype]).itemsize

@@ -1,5 +1,7 @@
 """Which sequences are chosen, by which options."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from etils import epath
@@ -12,7 +14,7 @@ from sparsecod_jax.export.exporting import export
 from sparsecod_jax.finished import find
 
 pytestmark = pytest.mark.parametrize("run", ["dense"], indirect=True)
-NOTHING = dict.fromkeys(("tokens", "data", "sequences", "seq_len", "split"))
+NOTHING: dict[str, Any] = dict.fromkeys(("tokens", "data", "sequences", "seq_len", "split"))
 
 
 def test_draws_different_windows_of_the_split(run, tokens):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tiny
+from etils import epath
 
 from sparsecod_jax import config, finished
 from sparsecod_jax.checkpoint import Checkpointer
@@ -17,7 +18,7 @@ from sparsecod_jax.rundir import RunDir
 
 def run(path: Path, model: config.Model, params=None, *, seed: int = 0) -> RunDir:
     """A run at `path` with a tokenizer of bytes and a checkpoint of step 3; there is no data."""
-    made = RunDir(path)
+    made = RunDir(epath.Path(path))
     made.path.mkdir(parents=True)
     tokenizer = of_bytes()
     tokenizer.save(made.path)
