@@ -71,7 +71,10 @@ class RunData:
 
 
 def overview(runs: list[RunData]) -> list[Figure]:
-    """Loss, variance against step and against layer, and the health of the routers."""
+    """Loss, variance against step and against layer, and the health of the routers; nothing where no run was trained here."""
+    runs = [run for run in runs if run.lines]
+    if not runs:
+        return []
     variance = [variance_against_step(runs), variance_against_layer(runs), *branches(runs)]
     return [loss(runs), held_out(runs), *variance, cosine(runs), *routers(runs)]
 
@@ -132,9 +135,8 @@ def _profile(runs, name: str, title: str, y_label: str, reading: str, *, log_y: 
     curves = []
     for run in runs:
         layers = list(range(1, run.config["model"]["n_layers"] + 1))
-        if run.lines:
-            for line, dashed in ((run.lines[0], True), (run.lines[-1], False)):
-                curves.append(Series(f"{run.name}, step {line['step']}", run.name, layers, line[name], dashed))
+        for line, dashed in ((run.lines[0], True), (run.lines[-1], False)):
+            curves.append(Series(f"{run.name}, step {line['step']}", run.name, layers, line[name], dashed))
     return Figure(title, reading, "block", y_label, curves, log_y=log_y)
 
 
