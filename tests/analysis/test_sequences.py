@@ -14,7 +14,11 @@ from sparsecod_jax.export.exporting import export
 from sparsecod_jax.finished import find
 
 pytestmark = pytest.mark.parametrize("run", ["dense"], indirect=True)
-NOTHING: dict[str, Any] = dict.fromkeys(("tokens", "data", "sequences", "seq_len", "split"))
+
+
+def _choose(source, **options: Any):
+    """What is not asked for is left to the default."""
+    return choose(source, **dict.fromkeys(("tokens", "data", "sequences", "seq_len", "split")) | options, seed=0)
 
 
 def test_draws_different_windows_of_the_split(run, tokens):
@@ -30,24 +34,23 @@ def test_draws_different_windows_of_the_split(run, tokens):
 
 
 def test_named_data_stands_in_for_the_runs_own(run, tokens, tmp_path):
-    small = NOTHING | {"sequences": 3, "seq_len": 16}
-    own, _ = choose(find(str(run.path)), **small, seed=0)
+    own, _ = _choose(find(str(run.path)), sequences=3, seq_len=16)
     export(str(run.path), str(tmp_path / "hf"))
     folder = find(hf=str(tmp_path / "hf"))
-    named, origin = choose(folder, **small | {"data": str(tokens)}, seed=0)
+    named, origin = _choose(folder, sequences=3, seq_len=16, data=str(tokens))
     np.testing.assert_array_equal(named, own)
     assert origin == {"split": "validation", "seed": 0}
     with pytest.raises(ConfigError, match="does not tell its data: name some with --data, or give --tokens"):
-        choose(folder, **small, seed=0)
+        _choose(folder)
 
 
 def test_data_of_another_tokenizer_is_refused(run, corpus, tmp_path):
     prepare(Request(str(corpus), "bytes", validation_fraction=0.2), str(tmp_path / "bytes"))
     with pytest.raises(ConfigError, match="another tokenizer than the model's: make some with `sparsecod data"):
-        choose(find(str(run.path)), **NOTHING | {"data": str(tmp_path / "bytes")}, seed=0)
+        _choose(find(str(run.path)), data=str(tmp_path / "bytes"))
 
 
 @pytest.mark.parametrize("option", ["data", "sequences", "split"])
 def test_a_file_leaves_nothing_to_be_chosen(run, option):
     with pytest.raises(ConfigError, match=f"so --{option} can't: leave one out"):
-        choose(find(str(run.path)), **NOTHING | {"tokens": "file.npy", option: 3}, seed=0)
+        _choose(find(str(run.path)), tokens="file.npy", **{option: 3})
