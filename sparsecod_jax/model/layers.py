@@ -13,6 +13,8 @@ from sparsecod_jax.config import Model
 from sparsecod_jax.sharding import constrain
 from sparsecod_jax.stats.taps import at_least_float32
 
+PRODUCT = "product"  # the name of a matrix product inside a kernel, by which a remat policy knows it
+
 
 def weight(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str, ...], std: float) -> jax.Array:
     """A float32 parameter drawn from N(0, std^2), with its logical axes."""

@@ -5,15 +5,17 @@ experts of a token), N tokens, R rows: the (token, slot) pairs that this device 
 """
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 
 from sparsecod_jax import sharding
 from sparsecod_jax.config import Model
 from sparsecod_jax.model.grouped_matmul import grouped_matmul
-from sparsecod_jax.model.layers import SwiGLU, weight
+from sparsecod_jax.model.layers import PRODUCT, SwiGLU, weight
 from sparsecod_jax.model.router import route
 from sparsecod_jax.stats.taps import at_least_float32
 
@@ -89,11 +91,15 @@ def run_experts(x_ND, experts_NS, gates_NS, gate_EDF, up_EDF, down_EFD) -> tuple
     slot_of_row_R, row_of_slot_NS = order[: N * min(S, E)], jnp.argsort(order).reshape(N, S)
 
     x_RD = _rows_of_tokens(x_ND, slot_of_row_R, row_of_slot_NS)
-    hidden_RF = nn.silu(grouped_matmul(x_RD, gate_EDF, sizes_E)) * grouped_matmul(x_RD, up_EDF, sizes_E)
-    y_RD = grouped_matmul(hidden_RF, down_EFD, sizes_E)
+    multiply = partial(_product, sizes_E=sizes_E)
+    y_RD = multiply(nn.silu(multiply(x_RD, gate_EDF)) * multiply(x_RD, up_EDF), down_EFD)
     y_NSD = _slots_of_rows(y_RD, slot_of_row_R, row_of_slot_NS)
     y_ND = jnp.sum(at_least_float32(y_NSD) * gates_NS[:, :, None], axis=1)
     return y_ND.astype(x_ND.dtype), jnp.minimum(sizes_E.sum(), len(x_RD))
+
+
+def _product(x_RD, w_EDF, sizes_E):
+    return checkpoint_name(grouped_matmul(x_RD, w_EDF, sizes_E), PRODUCT)
 
 
 # Tokens to rows and rows to slots are each other's transposes: stated here, as adding at an index is slow where reading at one is not.

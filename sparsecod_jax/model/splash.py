@@ -11,6 +11,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
 from sparsecod_jax import sharding
+from sparsecod_jax.model.layers import PRODUCT
 
 LANES = 128  # the kernel takes positions and head sizes in multiples of this
 BLOCK = 512  # positions of a query or key block, as other TPU codebases have it; not measured here
@@ -50,4 +51,4 @@ def _kernel(heads: int, length: int, interpret: bool):
     names = ("block_q", "block_kv", "block_q_dkv", "block_kv_dkv", "block_q_dq", "block_kv_dq")
     sizes = kernel.BlockSizes(**dict.fromkeys(names, block))
     mask = masks.MultiHeadMask([masks.CausalMask((length, length))] * heads)
-    return kernel.make_splash_mha_single_device(mask, block_sizes=sizes, interpret=interpret)
+    return kernel.make_splash_mha_single_device(mask, block_sizes=sizes, interpret=interpret, residual_checkpoint_name=PRODUCT)

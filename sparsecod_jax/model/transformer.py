@@ -10,15 +10,22 @@ from flax import linen as nn
 from sparsecod_jax.config import Execution, Model
 from sparsecod_jax.model.attention import rope_angles
 from sparsecod_jax.model.block import Block
-from sparsecod_jax.model.layers import RMSNorm, weight
+from sparsecod_jax.model.layers import PRODUCT, RMSNorm, weight
 from sparsecod_jax.sharding import constrain
 from sparsecod_jax.stats.taps import variance
 
 EMBEDDING_STD = 0.02  # at every width, so that every width starts from the published variance profile
 
+
+def _is_product(primitive, *args, **params) -> bool:
+    """Whether a remat policy that keeps matrix products keeps this: attention by cuDNN is made of them."""
+    is_attention = primitive.name.startswith("dot_product_attention_fwd")
+    return is_attention or jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *args, **params)
+
+
 REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_from_both_policies(_is_product, jax.checkpoint_policies.save_only_these_names(PRODUCT)),
 }
 
 

@@ -121,7 +121,9 @@ def train_step(experiment: Experiment, param_shardings, with_moments: bool, stat
     grad_norm = optax.global_norm(grads)
     lr = learning_rate(experiment, state.step + 1)
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-    params, opt_state = jax.lax.cond(finite, partial(_update, experiment), lambda *kept: kept[:2], state.params, state.opt_state, grads, lr)
+    # Chosen value by value, while they are at hand: a conditional would copy parameters and moments.
+    updated = _update(experiment, state.params, state.opt_state, grads, lr)
+    params, opt_state = jax.tree.map(partial(jnp.where, finite), updated, (state.params, state.opt_state))
     metrics = {
         "loss": loss,
         "lr": lr,
