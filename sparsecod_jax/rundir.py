@@ -53,6 +53,7 @@ class RunDir:
     quarantine = property(lambda self: self.path / "quarantine")  # checkpoints that failed verification
     final = property(lambda self: self.path / "final.json")
     analysis = property(lambda self: AnalysisDir(self.path / "analysis"))
+    evaluation = property(lambda self: self.path / "evaluation.json")  # downstream tasks
     report = property(lambda self: self.path / "report.html")
 
     def set_status(self, status: Status, **details) -> None:
