@@ -119,9 +119,7 @@ def _load_run(run: RunDir) -> Finished:
     manifest = read_manifest(directory, prepare_command(experiment))
     tokenizer = FileTokenizer(directory / "tokenizer.json", manifest.eos_id, manifest.eos_id)
     weights = hashlib.sha256(json.dumps(restored.record["digests"], sort_keys=True).encode()).hexdigest()[:16]
-    return Finished(
-        net, restored.items["state"]["params"], mesh, tokenizer, experiment.data.seq_len, run.path.name, restored.step, weights
-    )
+    return Finished(net, restored.items["state"]["params"], mesh, tokenizer, experiment.data.seq_len, run.path.name, restored.step, weights)
 
 
 def from_llama(weights: dict[str, np.ndarray], model: config.Model) -> dict[str, Any]:

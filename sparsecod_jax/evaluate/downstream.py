@@ -4,8 +4,11 @@ import importlib.util
 import json
 import logging
 import math
+import os
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
+
+from etils import epath
 
 from sparsecod_jax import files, finished
 from sparsecod_jax.errors import ConfigError
@@ -15,6 +18,7 @@ if TYPE_CHECKING:
     from sparsecod_jax.evaluate.tasks import Asked
 
 METRICS = ("acc_norm", "acc")  # the first of them that a task reports enters the average
+DRAWS = 1000  # of a bootstrap, for the errors of metrics that are not means
 
 
 def evaluate(
@@ -54,7 +58,7 @@ def evaluate(
     if target and not target.parent.is_dir() and not files.is_remote(target):
         raise ConfigError(f"--out={target} lies in a folder that is not there: make it, or choose another")
 
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of each local data set, and of each count of examples
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of each local data set
     from sparsecod_jax.evaluate import tasks as questions
 
     asked = questions.load(names, files.absolute(data) if data else None, files.absolute(include) if include else None, num_fewshot)
@@ -72,7 +76,9 @@ def _run(model: finished.Finished, asked: "Asked", limit: int | None) -> dict[st
     from sparsecod_jax.evaluate.lm_eval_model import LanguageModel
 
     language_model = LanguageModel(model)
-    results: Any = lm_eval.evaluate(language_model, asked.for_lm_eval(), limit=limit, log_samples=False)
+    os.environ["DISABLE_MULTIPROC"] = "1"  # lm-eval would fork for a bootstrap, which may deadlock beside jax
+    tasks: Any = asked.for_lm_eval()
+    results: Any = lm_eval.evaluate(language_model, tasks, limit=limit, bootstrap_iters=DRAWS, log_samples=False)
     for settings in results["configs"].values():
         settings.pop("custom_dataset", None)  # `data` says it better
     results |= {
@@ -127,12 +133,18 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _describe(results: dict[str, Any], target) -> str:
-    from lm_eval.utils import make_table
-
-    parts = [make_table(results)]
-    if results.get("groups"):
-        parts.append(make_table(results, "groups"))
+def _describe(results: dict[str, Any], target: epath.Path | None) -> str:
+    """A table of every metric, and what to know about it."""
+    lines = [("task", "questions", "examples", "metric", "value", "error")]
+    for name, result in results["results"].items():
+        questions = results["n-samples"].get(name, {}).get("effective", "")
+        for key, value in result.items():
+            metric, comma, kind = key.partition(",")
+            if comma and not metric.endswith("_stderr"):
+                error = result.get(f"{metric}_stderr,{kind}")
+                lines.append((name, questions, results["n-shot"].get(name, ""), metric, _four_digits(value), _four_digits(error)))
+    widths = [max(len(str(line[column])) for line in lines) for column in range(len(lines[0]))]
+    parts = ["  ".join(f"{cell!s:{width}}" for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     entry = results["average"]
     if entry["value"] is not None:
         counted = ", ".join(f"{name} {task['metric']}" for name, task in entry["tasks"].items())
@@ -141,7 +153,11 @@ def _describe(results: dict[str, Any], target) -> str:
         if described["split"] != described["usual_split"]:
             parts.append(f"{task} was scored on {described['split']}, as {described['folder']} has no {described['usual_split']}")
     if results["truncated"]:
-        parts.append(f"{results['truncated']} texts were longer than {results['model']['max_length']} tokens and lost their beginning")
+        parts.append(f"{results['truncated']} texts are longer than {results['model']['max_length']} tokens and lost their beginning")
     if target:
         parts.append(f"results: {target}")
     return "\n".join(parts)
+
+
+def _four_digits(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else ""

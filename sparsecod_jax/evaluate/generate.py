@@ -31,7 +31,7 @@ def generate(finished: Finished, prompt: str, tokens: int, temperature: float = 
         raise ConfigError(f"--tokens={tokens} is below 1, or --temperature={temperature} or --seed={seed} below 0: raise it")
     given = finished.tokenizer.ids(prompt) or [finished.tokenizer.start_id]
     if len(given) + tokens > finished.longest:
-        raise ConfigError(f"the prompt's {len(given)} tokens and --tokens={tokens} are more than the model's {finished.longest}: shorten one")
+        raise ConfigError(f"the prompt's {len(given)} tokens and --tokens={tokens} exceed the model's {finished.longest}: shorten one")
     buffer_T = np.zeros(-(-(len(given) + tokens) // BUFFER) * BUFFER, np.int32)
     buffer_T[: len(given)] = given
     with jax.set_mesh(finished.mesh), jax.default_matmul_precision("highest"):

@@ -64,7 +64,8 @@ def load(names: list[str], folder: epath.Path | None, include: epath.Path | None
     for name in names:
         if name not in manager.task_index:
             guesses = difflib.get_close_matches(name, manager.task_index, n=3)
-            raise ConfigError(f"lm-eval has no task {name!r}: choose from `lm-eval ls tasks`" + f", such as {', '.join(guesses)}" * bool(guesses))
+            hint = f", it has {', '.join(guesses)}" if guesses else ""
+            raise ConfigError(f"lm-eval has no task {name!r}{hint}: choose from `lm-eval ls tasks`")
     manager._factory = factory = _Factory(folder)  # the one place where a task's config is whole, members of groups included
     asked, missing = Asked(tuple(names), {}, {}, {}, factory.data), []
     for name in names:
