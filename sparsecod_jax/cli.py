@@ -84,6 +84,24 @@ def _parser() -> argparse.ArgumentParser:
     import_.add_argument("--workdir", required=True, help="run directory to make")
     import_.set_defaults(run=_import)
 
+    evaluate = verbs.add_parser("eval", help="score a finished model on tasks of lm-eval", allow_abbrev=False)
+    _add_model(evaluate)
+    evaluate.add_argument("--tasks", required=True, help="names of lm-eval's tasks or groups, separated by commas: arc_easy,hellaswag,mmlu")
+    evaluate.add_argument("--limit", type=int, help="questions of a task at most, to try it out")
+    evaluate.add_argument("--num_fewshot", type=int, help="examples before each question (default: as the task says, else 0)")
+    evaluate.add_argument("--data", help="folder of data sets, DATASET/CONFIG_OR_none/SPLIT, to be used in place of the hub's")
+    evaluate.add_argument("--include", help="folder of further tasks, as lm-eval's YAML files")
+    evaluate.add_argument("--out", help="JSON file to write (default WORKDIR/evaluation.json; with --hf none)")
+    evaluate.set_defaults(run=_eval)
+
+    generate = verbs.add_parser("generate", help="continue a text", allow_abbrev=False)
+    _add_model(generate)
+    generate.add_argument("--prompt", required=True, help="the text to continue; may be empty")
+    generate.add_argument("--tokens", type=int, default=64, help="tokens to write at most (default %(default)s)")
+    generate.add_argument("--temperature", type=float, default=0.0, help="0 (the default) takes the likeliest token, above it draws")
+    generate.add_argument("--seed", type=int, default=0, help="of the drawing (default %(default)s)")
+    generate.set_defaults(run=_generate)
+
     plan = verbs.add_parser("plan", help="compile a run for a pod that is not here: does it fit, what does it send", allow_abbrev=False)
     plan.add_argument("--config", required=True, help="CONFIG.py[:SCALE]; override fields as for train")
     plan.add_argument(
@@ -153,6 +171,28 @@ def _import(args, overrides) -> None:
 
     processes.check_alone("import is one process, with all the devices of its host: start it once")
     print(f"imported: {import_model(args.hf, args.workdir)}")
+
+
+def _eval(args, overrides) -> None:
+    from sparsecod_jax import processes
+    from sparsecod_jax.evaluate.downstream import evaluate
+    from sparsecod_jax.train.compilation import keep_programs
+
+    processes.check_alone("eval is one process, with all the devices of its host: start it once")
+    keep_programs()
+    options = ("limit", "num_fewshot", "data", "include", "out")
+    print(evaluate(args.workdir, args.hf, args.tasks, **{name: getattr(args, name) for name in options}))
+
+
+def _generate(args, overrides) -> None:
+    from sparsecod_jax import finished, processes
+    from sparsecod_jax.evaluate.generate import generate
+    from sparsecod_jax.train.compilation import keep_programs
+
+    processes.check_alone("generate is one process, with all the devices of its host: start it once")
+    keep_programs()
+    model = finished.load(finished.find(args.workdir, args.hf))
+    print(args.prompt + generate(model, args.prompt, args.tokens, args.temperature, args.seed))
 
 
 def _plan(args, overrides) -> None:

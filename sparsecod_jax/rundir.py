@@ -55,6 +55,7 @@ class RunDir:
     final = property(lambda self: self.path / "final.json")
     analysis = property(lambda self: AnalysisDir(self.path / "analysis"))
     origin = property(lambda self: self.path / "origin")  # of an import: the card and settings that it came with
+    evaluation = property(lambda self: self.path / "evaluation.json")  # downstream tasks
     report = property(lambda self: self.path / "report.html")
 
     def set_status(self, status: Status, **details) -> None:

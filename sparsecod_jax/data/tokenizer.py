@@ -42,9 +42,9 @@ class Tokenizer:
         encodings = self.inner.encode_batch_fast(texts, add_special_tokens=False)
         return [np.append(np.array(e.ids, np.uint32), np.uint32(self.eos_id)) for e in encodings]
 
-    def ids(self, text: str) -> list[int]:
-        """The ids of a piece of text, and nothing else."""
-        return self.inner.encode(text, add_special_tokens=False).ids
+    def ids(self, text: str, *, framed: bool = False) -> list[int]:
+        """The ids of a piece of text; `framed` by the tokens that the tokenizer itself puts around one, as Llama 3's does."""
+        return self.inner.encode(text, add_special_tokens=framed).ids
 
     def decode(self, ids: Iterable[int]) -> str:
         return self.inner.decode(list(ids), skip_special_tokens=False)

@@ -32,6 +32,12 @@ def token_losses(h_BTD: jax.Array, head_DV: jax.Array, targets_BT: jax.Array, we
     return sharding.shard_map(_losses, axes, (_ROWS,))(h_BTD, head_DV, targets_BT, weights_BT)[0]
 
 
+def losses_and_hits(h_BTD: jax.Array, head_DV: jax.Array, targets_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The cross-entropy of each target in nats, and whether it is the likeliest id (of several, the lowest), [B, T] each."""
+    axes = ((*_ROWS, "width"), _HEAD, _ROWS)
+    return sharding.shard_map(_losses_and_hits, axes, (_ROWS, _ROWS))(h_BTD, head_DV, targets_BT)
+
+
 def _forward(h_BTD, head_DV, targets_BT, weights_BT):
     if len(h_BTD) % sharding.ways("batch"):
         raise ValueError(f"{len(h_BTD)} rows do not divide over {sharding.ways('batch')} devices: take a multiple")
@@ -61,6 +67,22 @@ def _losses(h_BTD, head_DV, targets_BT, weights_BT):
     return (_whole(losses_NBC),)
 
 
+def _losses_and_hits(h_BTD, head_DV, targets_BT):
+    head_DV = sharding.gather(head_DV.astype(h_BTD.dtype), "embed", 0)
+
+    def chunk(_, part):
+        h_BCD, targets_BC = part
+        logits_BCV, one_BCV, normalizer_BC = _logits(h_BCD, head_DV, targets_BC)
+        target_BC1 = _target_logits(logits_BCV, one_BCV)[..., None]
+        lower_BCV = _ids(head_DV)[None, None, :] < targets_BC[..., None]
+        likelier_BCV = (logits_BCV > target_BC1) | (lower_BCV & (logits_BCV == target_BC1))
+        hits_BC = sharding.total(likelier_BCV.sum(axis=-1), "vocab") == 0
+        return None, (normalizer_BC - target_BC1[..., 0], hits_BC)
+
+    _, found = jax.lax.scan(chunk, None, _chunks(head_DV, h_BTD, targets_BT))
+    return tuple(_whole(z_NBC) for z_NBC in found)
+
+
 def _losses_and_gradients(h_BTD, head_DV, targets_BT, weights_BT):
     """The losses, and the gradients of their sum over all devices."""
     param_dtype = head_DV.dtype
@@ -86,14 +108,22 @@ def _logits(h_BCD, head_DV, targets_BC):
     """Logits, a one at each target, and the log of the softmax's denominator."""
     wide = at_least_float32(h_BCD).dtype
     logits_BCV = jnp.einsum("bcd,dv->bcv", h_BCD, head_DV, preferred_element_type=wide)
-    ids_V = jnp.arange(head_DV.shape[1]) + sharding.position("vocab") * head_DV.shape[1]
     peak_BC = sharding.largest(logits_BCV.max(axis=-1), "vocab")
     normalizer_BC = peak_BC + jnp.log(sharding.total(jnp.exp(logits_BCV - peak_BC[..., None]).sum(axis=-1), "vocab"))
-    return logits_BCV, ids_V[None, None, :] == targets_BC[..., None], normalizer_BC
+    return logits_BCV, _ids(head_DV)[None, None, :] == targets_BC[..., None], normalizer_BC
+
+
+def _ids(head_DV):
+    """The ids whose logits this device computes, [V]."""
+    return jnp.arange(head_DV.shape[1]) + sharding.position("vocab") * head_DV.shape[1]
+
+
+def _target_logits(logits_BCV, one_BCV):
+    return sharding.total(jnp.where(one_BCV, logits_BCV, 0).sum(axis=-1), "vocab")
 
 
 def _weighted(logits_BCV, one_BCV, normalizer_BC, weights_BC):
-    return weights_BC * (normalizer_BC - sharding.total(jnp.where(one_BCV, logits_BCV, 0).sum(axis=-1), "vocab"))
+    return weights_BC * (normalizer_BC - _target_logits(logits_BCV, one_BCV))
 
 
 def _chunks(head_DV, *parts):

@@ -1,0 +1,169 @@
+"""How well does it answer questions? The verb `eval`: lm-eval's tasks, their average, and the file of both."""
+
+import importlib.util
+import json
+import logging
+import math
+import os
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from etils import epath
+
+from sparsecod_jax import files, finished
+from sparsecod_jax.errors import ConfigError
+from sparsecod_jax.rundir import RunDir
+
+if TYPE_CHECKING:
+    from sparsecod_jax.evaluate.tasks import Asked
+
+METRICS = ("acc_norm", "acc")  # the first of them that a task reports enters the average
+DRAWS = 1000  # of a bootstrap, for the errors of metrics that are not means
+
+
+def evaluate(
+    workdir: str | None,
+    hf: str | None,
+    tasks: str,
+    *,
+    limit: int | None = None,
+    num_fewshot: int | None = None,
+    data: str | None = None,
+    include: str | None = None,
+    out: str | None = None,
+) -> str:
+    """Scores a finished model on tasks of lm-eval and returns tables for people.
+
+    Args:
+      workdir, hf: a run directory or a Hugging Face directory, exactly one.
+      tasks: names of tasks, groups or tags, separated by commas.
+      limit: questions of a task at most.
+      num_fewshot: examples before each question; None is as each task says.
+      data: a folder of data sets (see `tasks`), in place of the hub's.
+      include: a folder of further tasks in YAML.
+      out: the JSON file to write; None is evaluation.json in the run directory, and no file for a Hugging Face directory.
+
+    Raises:
+      ConfigError: model, tasks or data can't be used; nothing was computed.
+    """
+    if importlib.util.find_spec("lm_eval") is None:
+        raise ConfigError("eval runs the tasks of lm-eval, which is not installed: pip install 'sparsecod-jax[eval]'")
+    names = [name.strip() for name in tasks.split(",") if name.strip()]
+    if not names:
+        raise ConfigError("--tasks names no task: give some, such as --tasks=arc_easy,hellaswag")
+    if (limit is not None and limit < 1) or (num_fewshot is not None and num_fewshot < 0):
+        raise ConfigError(f"--limit={limit} is below 1 or --num_fewshot={num_fewshot} below 0: raise it, or leave it out")
+    source = finished.find(workdir, hf)
+    source.tokenizer()  # or it is told before tasks are loaded that there is none
+    target = files.absolute(out) if out else RunDir(files.absolute(workdir)).evaluation if workdir else None
+    if target and not target.parent.is_dir() and not files.is_remote(target):
+        raise ConfigError(f"--out={target} lies in a folder that is not there: make it, or choose another")
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of each local data set
+    from sparsecod_jax.evaluate import tasks as questions
+
+    asked = questions.load(names, files.absolute(data) if data else None, files.absolute(include) if include else None, num_fewshot)
+    results = _run(finished.load(source), asked, limit)
+    if target:
+        files.write_json(target, results)
+    return _describe(results, target)
+
+
+def _run(model: finished.Finished, asked: "Asked", limit: int | None) -> dict[str, Any]:
+    """lm-eval's results as plain JSON, and what it does not know."""
+    import lm_eval
+    from lm_eval.utils import handle_non_serializable
+
+    from sparsecod_jax.evaluate.lm_eval_model import LanguageModel
+
+    language_model = LanguageModel(model)
+    os.environ["DISABLE_MULTIPROC"] = "1"  # lm-eval would fork for a bootstrap, which may deadlock beside jax
+    tasks: Any = asked.for_lm_eval()
+    results: Any = lm_eval.evaluate(language_model, tasks, limit=limit, bootstrap_iters=DRAWS, log_samples=False)
+    for settings in results["configs"].values():
+        settings.pop("custom_dataset", None)  # `data` says it better
+    results |= {
+        "average": average(results["results"], asked.members),
+        "data": asked.data,
+        "model": {
+            "name": model.source.path.name,
+            "step": model.step,
+            "weights": model.weights,
+            "max_length": model.source.longest,
+        },
+        "limit": limit,
+        "truncated": language_model.truncated,
+        "versions_of": {name: version(name) for name in ("lm_eval", "jax", "sparsecod-jax")},
+    }
+    return _finite(json.loads(json.dumps(results, default=handle_non_serializable)))
+
+
+def average(results: dict[str, dict[str, Any]], members: dict[str, list[str]]) -> dict[str, Any]:
+    """The plain mean over what was asked for, of `acc_norm` where it is reported and `acc` elsewhere.
+
+    A group that lm-eval sums up, as mmlu, counts once; of others each task counts.
+
+    Args:
+      results: lm-eval's, by task and group, with names as `acc_norm,none`.
+      members: the tasks of each name that was asked for.
+
+    Returns:
+      `value` (null if no task has an accuracy), `tasks` with `metric` and `value` of each, and `left_out`, those without an accuracy.
+    """
+    counted, left_out = {}, []
+    for asked, tasks in members.items():
+        for name in [asked] if _accuracy(results.get(asked, {})) else tasks:
+            accuracy = _accuracy(results[name])
+            if accuracy:
+                counted[name] = accuracy
+            else:
+                left_out.append(name)
+    value = sum(entry["value"] for entry in counted.values()) / len(counted) if counted else None
+    return {"value": value, "tasks": counted, "left_out": left_out}
+
+
+def _accuracy(result: dict[str, Any]) -> dict[str, Any] | None:
+    for metric in METRICS:
+        for key, value in result.items():
+            if key.partition(",")[0] == metric:
+                return {"metric": metric, "value": value}
+    return None
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no word for what is not finite: null."""
+    if isinstance(value, dict):
+        return {name: _finite(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _describe(results: dict[str, Any], target: epath.Path | None) -> str:
+    """A table of every metric, and what to know about it."""
+    lines = [("task", "questions", "examples", "metric", "value", "error")]
+    for name, result in results["results"].items():
+        questions = results["n-samples"].get(name, {}).get("effective", "")
+        for key, value in result.items():
+            metric, comma, kind = key.partition(",")
+            if comma and not metric.endswith("_stderr"):
+                error = result.get(f"{metric}_stderr,{kind}")
+                lines.append((name, questions, results["n-shot"].get(name, ""), metric, _four_digits(value), _four_digits(error)))
+    widths = [max(len(str(line[column])) for line in lines) for column in range(len(lines[0]))]
+    parts = ["  ".join(f"{cell!s:{width}}" for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    entry = results["average"]
+    if entry["value"] is not None:
+        counted = ", ".join(f"{name} {task['metric']}" for name, task in entry["tasks"].items())
+        parts.append(f"average {entry['value']:.4f} of {counted}")
+    for task, described in results["data"].items():
+        if described["split"] != described["usual_split"]:
+            parts.append(f"{task} was scored on {described['split']}, as {described['folder']} has no {described['usual_split']}")
+    if results["truncated"]:
+        parts.append(f"{results['truncated']} texts are longer than {results['model']['max_length']} tokens and lost their beginning")
+    if target:
+        parts.append(f"results: {target}")
+    return "\n".join(parts)
+
+
+def _four_digits(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else ""

@@ -1,0 +1,170 @@
+"""lm-eval's requests against numpy, and against lm-eval's own `hf` model on the same weights."""
+
+import subprocess
+import sys
+from typing import Any
+
+import finishing
+import jax
+import llamas
+import numpy as np
+import plain
+import pytest
+import tiny
+
+pytest.importorskip("lm_eval", reason="needs the extra eval")
+
+from lm_eval.api.instance import Instance
+
+from sparsecod_jax import finished
+from sparsecod_jax.errors import ConfigError, SparsecodError
+from sparsecod_jax.evaluate import likelihood, lm_eval_model
+from sparsecod_jax.evaluate.lm_eval_model import LanguageModel
+
+LONGEST = 48
+WORDS = "a of in and it was not the river stone light under old paper walks green quiet seven bird wind"
+
+
+def _requests(kind: str, arguments: list[tuple]) -> list[Instance]:
+    return [Instance(kind, {}, argument, number) for number, argument in enumerate(arguments)]  # pyright: ignore[reportArgumentType]
+
+
+def _text(rng, words: int) -> str:
+    return " ".join(rng.choice(WORDS.split(), words))
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    """Contexts with four choices each: short, as long as the model and longer; none; ending in spaces; choices of one letter."""
+    rng = np.random.default_rng(0)
+    found = []
+    for words in (0, 1, 3, 5, 9, 14, 30):
+        context = _text(rng, words)
+        found += [(context, " " + _text(rng, count)) for count in (1, 2, 4, 7)]
+    found += [("the river  ", "stone"), ("The light is", " green")]
+    same = _text(rng, 6) + " Answer:"
+    return found + [(same, f" {letter}") for letter in "ABCD"]
+
+
+@pytest.fixture(scope="module")
+def texts():
+    rng = np.random.default_rng(1)
+    return [_text(rng, words) for words in (1, 5, 11, 40, 90)] + [""]
+
+
+@pytest.fixture(scope="module")
+def params():
+    return finishing.sharpened(tiny.MODEL)
+
+
+def _log_softmax(params, tokens: list[int]) -> np.ndarray:
+    logits = plain.forward(params, np.array([tokens]), tiny.MODEL)[0][0]
+    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+
+
+def test_equals_numpy(params, pairs):
+    """Letters are ids here, so where context ends and continuation begins is plain to see."""
+    model = LanguageModel(finishing.finished(params, longest=LONGEST))
+    answers = model.loglikelihood(_requests("loglikelihood", pairs), disable_tqdm=True)
+    cut = 0
+    for (context, choice), (answer, greedy) in zip(pairs, answers, strict=True):
+        whole = finishing.Letters().ids(context + choice) if context else [finishing.Letters.start_id, *finishing.Letters().ids(choice)]
+        count = len(choice) + len(context) - len(context.rstrip())  # spaces at the end of a context belong to the choice
+        cut += len(whole) > LONGEST + 1
+        whole = whole[-LONGEST - 1 :]
+        log_softmax = _log_softmax(params, whole[:-1])[-count:]
+        assert answer == pytest.approx(log_softmax[np.arange(count), whole[-count:]].sum(), rel=1e-5)
+        assert greedy == (log_softmax.argmax(-1) == whole[-count:]).all()
+    assert model.truncated == cut > 0
+
+
+def test_greedy_choices_are_found(params):
+    model = LanguageModel(finishing.finished(params, longest=LONGEST))
+    context = "the quiet"
+    best = _log_softmax(params, finishing.Letters().ids(context))[-1].argmax()
+    requests: list = [(None, finishing.Letters().ids(context), [int(best)]), (None, finishing.Letters().ids(context), [int(best) + 1])]
+    assert [greedy for _, greedy in model._loglikelihood_tokens(requests, disable_tqdm=True)] == [True, False]
+
+
+def test_rolling_equals_numpy(params):
+    """Each id is predicted once, by a window that ends with it at the latest."""
+    text = "".join(np.random.default_rng(2).choice(list("abcdefgh "), 110))
+    model = LanguageModel(finishing.finished(params, longest=LONGEST))
+    (found,) = model.loglikelihood_rolling(_requests("loglikelihood_rolling", [(text,)]), disable_tqdm=True)
+    ids = [finishing.Letters.start_id, *finishing.Letters().ids(text)]
+    expected = 0.0
+    for first, last in ((1, 48), (49, 96), (97, 110)):  # what each window predicts
+        window = ids[last - LONGEST : last + 1]
+        log_softmax = _log_softmax(params, window[:-1])
+        count = last - first + 1
+        expected += log_softmax[-count:][np.arange(count), window[-count:]].sum()
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert not model.truncated
+
+
+def test_choices_of_one_token_share_a_row(params, monkeypatch):
+    seen = []
+    monkeypatch.setattr(lm_eval_model, "scores", lambda finished, rows: seen.extend(rows) or likelihood.scores(finished, rows))
+    model = LanguageModel(finishing.finished(params))
+    answers = model.loglikelihood(_requests("loglikelihood", [("Answer:", letter) for letter in "ABCD"]), disable_tqdm=True)
+    assert len(seen) == 1
+    log_softmax = _log_softmax(params, finishing.Letters().ids("Answer:"))[-1]
+    assert [answer for answer, _ in answers] == pytest.approx([log_softmax[ord(letter)] for letter in "ABCD"], rel=1e-5)
+
+
+@pytest.mark.parametrize("choice", ["x" * (LONGEST + 1), ""])
+def test_a_choice_that_can_not_be_scored_is_refused(params, choice):
+    model = LanguageModel(finishing.finished(params, longest=LONGEST))
+    with pytest.raises(ConfigError, match=f"the model scores 1 to {LONGEST}"):
+        model.loglikelihood(_requests("loglikelihood", [("a", choice)]), disable_tqdm=True)
+
+
+def test_numbers_that_are_not_finite_are_refused(params):
+    broken = params | {"head": np.full_like(params["head"], np.nan)}
+    with pytest.raises(SparsecodError, match="not finite"):
+        LanguageModel(finishing.finished(broken)).loglikelihood(_requests("loglikelihood", [("a", "b")]), disable_tqdm=True)
+
+
+def test_generation_is_refused(params):
+    with pytest.raises(ConfigError, match="generated text"):
+        LanguageModel(finishing.finished(params)).generate_until([])
+
+
+def test_torch_is_not_imported():
+    """It may be installed; nothing here waits for it."""
+    program = "import sys; import sparsecod_jax.evaluate.lm_eval_model, sparsecod_jax.evaluate.tasks; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["plain", "framed"])
+def both(request, tmp_path_factory):
+    """Ours and lm-eval's `hf` model, on the same weights and tokenizer."""
+    for module in ("torch", "transformers", "accelerate"):
+        pytest.importorskip(module, reason="needs the extra parity")
+    from lm_eval.models.huggingface import HFLM
+
+    folder = tmp_path_factory.mktemp("llama")
+    rng = np.random.default_rng(3)
+    llamas.save_tokenizer(folder, [_text(rng, 50) for _ in range(20)], framed=request.param)
+    llamas.save_llama(folder, LONGEST)
+    source = finished.find(hf=str(folder))
+    params, tokenizer = jax.device_get(finished.load(source).params), source.tokenizer()
+    hf_model: Any = HFLM  # its registration hides its type
+    theirs = hf_model(pretrained=str(folder), dtype="float32", device="cpu", batch_size=3)
+    assert theirs.max_length == LONGEST
+    return params, tokenizer, theirs
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 1, 1), (2, 2, 1, 2)])
+def test_agrees_with_the_hf_model(both, pairs, texts, sizes):
+    params, tokenizer, theirs = both
+    model = LanguageModel(finishing.finished(params, llamas.MODEL, sizes=sizes, longest=LONGEST, tokenizer=tokenizer))
+    requests = _requests("loglikelihood", pairs)
+    expected = theirs.loglikelihood(requests, disable_tqdm=True)
+    found = model.loglikelihood(requests, disable_tqdm=True)
+    np.testing.assert_allclose([a for a, _ in found], [b for b, _ in expected], atol=1e-3)
+    assert [a for _, a in found] == [b for _, b in expected]
+    assert model.truncated
+    rolling = _requests("loglikelihood_rolling", [(text,) for text in texts])
+    expected = theirs.loglikelihood_rolling(rolling, disable_tqdm=True)
+    np.testing.assert_allclose(model.loglikelihood_rolling(rolling, disable_tqdm=True), expected, atol=1e-3)

@@ -1,0 +1,52 @@
+"""Finished models for tests: tiny, with any tokenizer, on any mesh."""
+
+from typing import Any, cast
+
+import jax
+import numpy as np
+import tiny
+from etils import epath
+from flax import linen as nn
+
+from sparsecod_jax import config
+from sparsecod_jax.finished import Finished, Source
+from sparsecod_jax.model import Transformer
+from sparsecod_jax.sharding import make_mesh, tree_shardings
+
+SHARPER = 4  # factor of the head, so that predictions differ from a uniform guess
+
+
+class Letters:
+    """One id a character, 32 for a space as in ASCII; the end of a document is never written, the start is 1."""
+
+    eos_id, start_id, vocab_size = 1000, 1, 128
+
+    def ids(self, text: str, *, framed: bool = False) -> list[int]:
+        return [ord(letter) for letter in text]
+
+    def decode(self, ids) -> str:
+        return "".join(map(chr, ids))
+
+
+def sharpened(model: config.Model, seed: int = 0) -> Any:
+    """Parameters whose losses differ."""
+    made = tiny.init(model, seed)
+    return jax.device_get(made | {"head": SHARPER * made["head"]})
+
+
+def finished(
+    params: Any = None,
+    model: config.Model = tiny.MODEL,
+    *,
+    sizes: tuple[int, int, int, int] = (1, 1, 1, 1),
+    longest: int = 64,
+    tokenizer: Any = None,
+) -> Finished:
+    """A finished model on a mesh of these sizes."""
+    mesh = make_mesh(config.Mesh(*sizes), jax.devices()[: int(np.prod(sizes))])
+    net = Transformer(model, config.Execution(accumulation=1, remat="none", attention="xla"))
+    boxed = jax.eval_shape(net.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 8), np.int32))["params"]
+    params = sharpened(model) if params is None else params
+    placed = jax.tree.map(jax.device_put, params, tree_shardings(mesh, boxed))
+    source = Source(epath.Path("tiny"), model, longest, None, lambda abstract: (3, params), lambda: cast(Any, tokenizer or Letters()))
+    return Finished(source, net, nn.unbox(placed), mesh, 3, "digest")
