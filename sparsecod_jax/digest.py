@@ -19,7 +19,7 @@ def names(tree) -> list[str]:
 
 def digests(tree) -> dict[str, list[int]]:
     """Two unsigned 32-bit numbers for each array, by name; one array after the other, as a CPU needs twice its memory for that."""
-    sums = jax.device_get([_digest(leaf) for leaf in jax.tree.leaves(tree)])
+    sums = [jax.device_get(_digest(leaf)) for leaf in jax.tree.leaves(tree)]
     return {name: [int(number) for number in pair] for name, pair in zip(names(tree), sums, strict=True)}
 
 

@@ -32,6 +32,8 @@ def absolute(path: epath.PathLike) -> epath.Path:
     Raises:
       ConfigError: it is in a store that can't be reached from here.
     """
+    if not os.fspath(path):
+        raise ConfigError("a path is empty: name a place")
     scheme, separator, name = os.fspath(path).partition("://")
     if not separator:
         return epath.Path(path).resolve()
@@ -112,20 +114,34 @@ def move(folder: epath.Path, target: epath.Path) -> None:
 
 @contextlib.contextmanager
 def new_folder(target: epath.Path) -> Iterator[epath.Path]:
-    """A local folder to be filled, which becomes `target` when the context ends well, and else is gone."""
+    """A local folder to be filled, which becomes `target` when the context ends well, and else is gone.
+
+    In an object store its files appear one after the other.
+
+    Raises:
+      ConfigError: `target` can't be made.
+    """
     if is_remote(target):
         with contextlib.closing(Mirror(target)) as mirror:
             yield mirror.path
             mirror.upload()
         return
-    partial = target.with_name(target.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of an attempt that was killed
-    partial.mkdir(parents=True)
     try:
-        yield partial
-        partial.rename(target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        beside = epath.Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except OSError as error:
+        raise ConfigError(f"{target} can't be made ({error.strerror}): choose another place") from error
+    try:
+        os.chmod(beside, 0o777 & ~_umask())
+        yield beside
+        beside.rename(target)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _umask() -> int:
+    os.umask(mask := os.umask(0))
+    return mask
 
 
 class Mirror:

@@ -113,6 +113,6 @@ def _restore(run: RunDir, keep: int, abstract: Any) -> tuple[int, Any]:
 
 def _tokenizer(run: RunDir) -> Tokenizer:
     if not run.tokenizer.exists():
-        raise ConfigError(f"{run.path} has no tokenizer.json: start `sparsecod train` there once more, which copies it from the data")
-    ids = read_json(run.manifest)["tokenizer"]
-    return load_tokenizer(run.tokenizer, ids["eos_id"], ids["start_id"])
+        raise ConfigError(f"{run.path} has no tokenizer.json: copy the one of its data there")
+    ids = read_json(run.manifest).get("tokenizer", {})
+    return load_tokenizer(run.tokenizer, ids.get("eos_id"), ids.get("start_id"))

@@ -67,7 +67,7 @@ def test_what_is_no_trained_model_is_refused(tmp_path):
         finished.find(str(tmp_path))
     run = saved.run(tmp_path / "run", tiny.MODEL)
     Path(run.tokenizer).unlink()
-    with pytest.raises(ConfigError, match=r"has no tokenizer\.json: start `sparsecod train` there once more"):
+    with pytest.raises(ConfigError, match=r"has no tokenizer\.json: copy the one of its data there"):
         finished.find(str(run.path)).tokenizer()
     run.checkpoints.rmtree()
     with pytest.raises(ConfigError, match="has no checkpoint: train it first"):

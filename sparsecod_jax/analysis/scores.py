@@ -71,7 +71,7 @@ def analyze(
     source = finished.find(workdir, hf)
     if hf is not None and out is None:
         raise ConfigError("nothing is written into a folder of Hugging Face: say with --out where the scores go")
-    target = AnalysisDir(files.absolute(out)) if out else RunDir(source.path).analysis
+    target = AnalysisDir(files.absolute(out)) if out is not None else RunDir(source.path).analysis
     wanted = _names(scores)
     if seed < 0:
         raise ConfigError(f"--seed={seed} is negative: use 0 or more")

@@ -27,7 +27,7 @@ class Tokenizer:
 
     inner: HFTokenizer
     eos_id: int
-    start_id: int = -1  # stands before a text that has nothing before it; derived when negative: eos_id
+    start_id: int  # stands before a text that has nothing before it
     vocab_size: int = dataclasses.field(init=False)  # the highest id and one: some vocabularies have gaps
 
     def __post_init__(self):
@@ -35,7 +35,6 @@ class Tokenizer:
         self.inner.no_truncation()
         self.inner.no_padding()
         self.vocab_size = max(self.inner.get_vocab().values()) + 1
-        self.start_id = self.eos_id if self.start_id < 0 else self.start_id
 
     def encode(self, texts: list[str]) -> list[np.ndarray]:
         """The ids of whole documents, uint32, each with `eos_id` at its end."""
@@ -66,7 +65,7 @@ def of_bytes() -> Tokenizer:
     vocabulary = {character: byte for byte, character in _characters_of_bytes()} | {END_OF_DOCUMENT: 256}
     inner = HFTokenizer(models.BPE(vocabulary, []))
     inner.add_special_tokens([END_OF_DOCUMENT])
-    return Tokenizer(_byte_level(inner), 256)
+    return Tokenizer(_byte_level(inner), 256, 256)
 
 
 def _byte_level(inner: HFTokenizer) -> HFTokenizer:
@@ -95,7 +94,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     inner.train_from_iterator(texts, trainer)
     if inner.get_vocab_size() != vocab_size:
         raise ConfigError(f"the training split yields {inner.get_vocab_size()} BPE ids, not {vocab_size}: lower --vocab_size")
-    return Tokenizer(inner, BPE_EOS_ID)
+    return Tokenizer(inner, BPE_EOS_ID, BPE_EOS_ID)
 
 
 def load(path: epath.Path, eos_id: int | None = None, start_id: int | None = None) -> Tokenizer:
@@ -116,4 +115,4 @@ def load(path: epath.Path, eos_id: int | None = None, start_id: int | None = Non
         raise ConfigError(f"{path} has no end-of-document token ({', '.join(END_NAMES)}): give its id with --eos_id")
     if eos_id not in inner.get_vocab().values():
         raise ConfigError(f"{path} has no id {eos_id}: give the id of its end-of-document token with --eos_id")
-    return Tokenizer(inner, eos_id, -1 if start_id is None else start_id)
+    return Tokenizer(inner, eos_id, eos_id if start_id is None else start_id)

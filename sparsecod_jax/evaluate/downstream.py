@@ -55,7 +55,7 @@ def evaluate(
         raise ConfigError(f"--limit={limit} is below 1 or --num_fewshot={num_fewshot} below 0: raise it, or leave it out")
     source = finished.find(workdir, hf)
     source.tokenizer()  # or it is told before tasks are loaded that there is none
-    target = files.absolute(out) if out else RunDir(files.absolute(workdir)).evaluation if workdir else None
+    target = files.absolute(out) if out is not None else RunDir(files.absolute(workdir)).evaluation if workdir else None
     if target and not target.parent.is_dir() and not files.is_remote(target):
         raise ConfigError(f"--out={target} lies in a folder that is not there: make it, or choose another")
 

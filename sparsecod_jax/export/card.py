@@ -56,7 +56,8 @@ def _results(run: RunDir, step: int) -> str:
     if final.get("steps") != step:
         return ""
     numbers = {name: final[name] for name in ("loss", "perplexity", "bits_per_byte", "unigram_entropy") if name in final}
-    return _table("## Held-out text", ["measure", "value"], [[name.replace("_", " "), f"{value:.4f}"] for name, value in numbers.items()])
+    rows = [[name.replace("_", " "), _number(value, ".4f")] for name, value in numbers.items()]
+    return _table("## Held-out text", ["measure", "value"], rows)
 
 
 def _layers(run: RunDir, weights: str) -> str:
@@ -65,7 +66,9 @@ def _layers(run: RunDir, weights: str) -> str:
     if scores.get("model", {}).get("weights") != weights:
         return ""
     columns = {name: values for name, path in SCORES.items() if (values := _find(scores, path))}
-    rows = [[str(layer + 1), *(f"{value:.4g}" for value in row)] for layer, row in enumerate(zip(*columns.values(), strict=True))]
+    if not columns:
+        return ""
+    rows = [[str(layer + 1), *(_number(value, ".4g") for value in row)] for layer, row in enumerate(zip(*columns.values(), strict=True))]
     data = scores["data"]
     measured = f"Measured on {data['sequences']} sequences of {data['seq_len']} tokens, or the first of them."
     heading = f"## What each layer contributes\n\n{READING} {measured}"
@@ -80,6 +83,10 @@ def _training(run: RunDir, manifest: dict[str, Any]) -> str:
 def _table(heading: str, columns: list[str], rows: list[list[str]]) -> str:
     lines = [f"| {' | '.join(cells)} |" for cells in (columns, ["---"] * len(columns), *rows)]
     return "\n".join([heading, "", *lines])
+
+
+def _number(value: float | None, style: str) -> str:
+    return "–" if value is None else format(value, style)
 
 
 def _find(scores: dict[str, Any], path: tuple[str, ...]) -> Any:

@@ -3,6 +3,7 @@
 Nothing in the folder depends on when or where it was made, so exporting again gives the same bytes.
 """
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from etils import epath
 
 from sparsecod_jax import files, finished
 from sparsecod_jax.config import Model
-from sparsecod_jax.data.tokenizer import TOKENIZER
+from sparsecod_jax.data.tokenizer import TOKENIZER, Tokenizer
 from sparsecod_jax.digest import names
 from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.export import card
@@ -48,31 +49,33 @@ def export(workdir: str, out: str, *, dtype: Dtype = "float32", shard_bytes: int
     if target.exists():
         raise ConfigError(f"{target} is there already: delete it, or choose another --out")
     tokenizer = source.tokenizer()
+    described = to_config(source.model, source.longest, dtype, tokenizer.eos_id, tokenizer.start_id)
     model = finished.load(source)
     with files.new_folder(target) as folder:
-        files.write_json(folder / CONFIG, to_config(source.model, source.longest, dtype, tokenizer.eos_id, tokenizer.start_id))
+        files.write_json(folder / CONFIG, described)
         _write_weights(folder, source.model, model.params, dtype, shard_bytes)
-        files.write(folder / TOKENIZER, run.tokenizer.read_bytes())
-        if run.origin.exists():  # an import leaves with the words it came with
-            for file in run.origin.iterdir():
-                files.write(folder / file.name, file.read_bytes())
-        else:
-            start, end = (tokenizer.inner.id_to_token(token) for token in (tokenizer.start_id, tokenizer.eos_id))
-            files.write_json(folder / "generation_config.json", {"bos_token_id": tokenizer.start_id, "eos_token_id": tokenizer.eos_id})
-            files.write_json(folder / "tokenizer_config.json", _tokenizer_config(start, end, source.longest))
-            files.write(folder / CARD, card.write(run, model).encode())
+        words = {TOKENIZER: run.tokenizer.read_bytes(), CARD: card.write(run, model).encode(), **_settings(tokenizer, source.longest)}
+        if run.origin.exists():  # what an import came with
+            words |= {file.name: file.read_bytes() for file in run.origin.iterdir()}
+        for name, content in words.items():
+            files.write(folder / name, content)
     note(f"step {model.step} of {run.path} as {dtype}")
     return target
 
 
-def _tokenizer_config(start: str | None, end: str | None, longest: int) -> dict[str, Any]:
-    return {
+def _settings(tokenizer: Tokenizer, longest: int) -> dict[str, bytes]:
+    """How stock code is to use tokenizer and model, by file."""
+    start, end = (tokenizer.inner.id_to_token(token) for token in (tokenizer.start_id, tokenizer.eos_id))
+    usage = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": start,
         "eos_token": end,
         "model_max_length": longest,
         "clean_up_tokenization_spaces": False,
     }
+    ids = {"bos_token_id": tokenizer.start_id, "eos_token_id": tokenizer.eos_id}
+    files_of = {"tokenizer_config.json": usage, "generation_config.json": ids}
+    return {name: json.dumps(values, indent=1).encode() for name, values in files_of.items()}
 
 
 def _write_weights(folder: epath.Path, model: Model, params: Any, dtype: Dtype, shard_bytes: int) -> None:
@@ -107,8 +110,9 @@ def _shards(model: Model, itemsize: int, shard_bytes: int) -> Iterator[list[Tens
 def _values(tensor: Tensor, leaves: dict[str, jax.Array], dtype: Dtype) -> np.ndarray:
     if not tensor.path:
         return np.zeros(tensor.shape, DTYPES[dtype])
-    ours = np.asarray(_part(leaves[tensor.path], tensor.index))
-    values = to_theirs(tensor, ours)
+    values = to_theirs(tensor, np.asarray(_part(leaves[tensor.path], tensor.index)))
+    if not np.isfinite(values).all():
+        raise ConfigError(f"{tensor.name} has values that are not finite: the run has diverged, export an earlier one")
     with np.errstate(over="ignore"):  # what overflows is refused
         cast = np.ascontiguousarray(values.astype(DTYPES[dtype]))
     if not np.isfinite(cast).all():

@@ -15,39 +15,33 @@ from sparsecod_jax.checkpoint import Checkpointer
 from sparsecod_jax.data.tokenizer import TOKENIZER
 from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.files import write_json
+from sparsecod_jax.huggingface.folder import CONFIG, INDEX, open_folder
+from sparsecod_jax.processes import note
 from sparsecod_jax.rundir import RunDir, claim
-
-KEPT = (
-    "README.md",
-    "LICENSE",
-    "LICENSE.txt",
-    "generation_config.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-)
 
 
 def import_model(hf: str, workdir: str) -> epath.Path:
     """Makes a run of the model in the folder `hf` and returns its path.
 
     Raises:
-      ConfigError: the folder can't be used, or `workdir` holds a run already; nothing was written.
+      ConfigError: the folder can't be used, or `workdir` is not empty; nothing was written.
     """
-    run, folder = RunDir(files.absolute(workdir)), files.absolute(hf)
-    if run.config.exists():
-        raise ConfigError(f"{run.path} holds a run already: choose another --workdir")
+    run = RunDir(files.absolute(workdir))
+    if run.path.exists() and not (run.path.is_dir() and not any(run.path.iterdir())):
+        raise ConfigError(f"{run.path} is there already: choose another --workdir, or delete what an interrupted import left")
     source = finished.find(hf=hf)
-    tokenizer = source.tokenizer()
+    tokenizer, words = source.tokenizer(), open_folder(source.path).words()
+    left = {file.name for file in source.path.iterdir()} - {*words, TOKENIZER, CONFIG, INDEX}
+    if others := sorted(name for name in left if not name.endswith(".safetensors")):
+        note(f"not taken along: {', '.join(others)}")
     model = finished.load(source)
     with claim(run), contextlib.closing(Checkpointer(run, keep=1)) as checkpointer:
         checkpointer.save(0, {"state": {"params": model.params}}, {})
         checkpointer.wait()
-        files.write(run.tokenizer, (folder / TOKENIZER).read_bytes())
-        for name in KEPT:
-            if (folder / name).is_file():
-                run.origin.mkdir(parents=True, exist_ok=True)
-                files.write(run.origin / name, (folder / name).read_bytes())
+        files.write(run.tokenizer, (source.path / TOKENIZER).read_bytes())
+        run.origin.mkdir(parents=True, exist_ok=True)
+        for name, content in words.items():
+            files.write(run.origin / name, content)
         experiment = config.Experiment(model=source.model, data=config.Data(seq_len=source.longest))
         write_json(run.manifest, _manifest(model, tokenizer.eos_id, tokenizer.start_id))
         write_json(run.config, config.to_dict(experiment))

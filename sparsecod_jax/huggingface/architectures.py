@@ -7,46 +7,50 @@ long as its window of attention is not shorter than its sequences.
 from collections.abc import Mapping
 from typing import Any
 
-from sparsecod_jax.config import Model, from_dict
+from sparsecod_jax.config import Model
 from sparsecod_jax.errors import ConfigError
 
 LLAMA, MISTRAL, MIXTURE = "LlamaForCausalLM", "MistralForCausalLM", "Qwen2MoeForCausalLM"
+MODEL_TYPES = {LLAMA: "llama", MISTRAL: "mistral", MIXTURE: "qwen2_moe"}
 NO_SHARED_EXPERT = 1  # the width, of zeros: not every engine takes tensors of size 0
+LARGEST = 2**31  # of a size; beyond it, a config.json does not mean what it says
 
-# What transformers assumes where a config.json is silent, and what must be so for the model to be one of ours.
+# What transformers assumes where a config.json is silent.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     LLAMA: {"max_position_embeddings": 2048},
     MISTRAL: {"max_position_embeddings": 131072, "num_key_value_heads": 8, "sliding_window": 4096},
-    MIXTURE: {"max_position_embeddings": 32768, "num_key_value_heads": 16, "norm_topk_prob": False, "router_aux_loss_coef": 0.001},
+    MIXTURE: {"max_position_embeddings": 32768, "num_key_value_heads": 16},
 }
+# What must be so for the model to be one of ours.
 _NEEDED = {
     "hidden_act": "silu",
     "attention_bias": False,
     "mlp_bias": False,
+    "qkv_bias": True,  # a mixture's; they are zeros then
     "use_sliding_window": False,
     "decoder_sparse_step": 1,
     "mlp_only_layers": [],
+    "pretraining_tp": 1,
     "quantization_config": None,  # weights would have to be unpacked
     "auto_map": None,  # names code of its own
 }
-_SIZES = {
-    "d_model": "hidden_size",
-    "n_layers": "num_hidden_layers",
-    "n_heads": "num_attention_heads",
-    "d_ff": "intermediate_size",
-    "vocab_size": "vocab_size",
-}
-_MIXTURE_SIZES = {"d_ff": "moe_intermediate_size", "n_experts": "num_experts", "top_k": "num_experts_per_tok"}
+_SIZES = {"d_model": "hidden_size", "n_layers": "num_hidden_layers", "n_heads": "num_attention_heads", "vocab_size": "vocab_size"}
 
 
 def to_config(model: Model, longest: int, dtype: str, eos_id: int, start_id: int) -> dict[str, Any]:
     """The config.json of the stock model that computes `model`; sequences of up to `longest` tokens were trained on.
 
     Rotary settings and dtype are written as transformers 4 reads them and as 5 does.
+
+    Raises:
+      ConfigError: the model has a shared expert of width 1, which stands for none there.
     """
+    if model.d_shared == NO_SHARED_EXPERT:
+        raise ConfigError(f"a shared expert of width {NO_SHARED_EXPERT} can't be told from none there: such a model can't be exported")
+    name = MIXTURE if model.n_experts else LLAMA
     values = {
-        "architectures": [MIXTURE if model.n_experts else LLAMA],
-        "model_type": "qwen2_moe" if model.n_experts else "llama",
+        "architectures": [name],
+        "model_type": MODEL_TYPES[name],
         "hidden_size": model.d_model,
         "num_hidden_layers": model.n_layers,
         "num_attention_heads": model.n_heads,
@@ -92,61 +96,76 @@ def from_config(values: Mapping[str, Any]) -> tuple[Model, int]:
     """The model that a config.json describes, and its longest sequence in tokens.
 
     Raises:
-      ConfigError: names the architecture or setting that is not computed here.
+      ConfigError: names the architecture or setting that is not computed here, or is not what it should be.
     """
     names = values.get("architectures")
     name = names[0] if isinstance(names, list) and len(names) == 1 else names
     if not isinstance(name, str) or name not in _DEFAULTS:
         raise ConfigError(f"config.json names the architecture {name!r}: only {', '.join(_DEFAULTS)} can be read")
-    values = _DEFAULTS[name] | dict(values)
-    _check(values)
-    sizes = {ours: _get(values, theirs) for ours, theirs in (_SIZES | _MIXTURE_SIZES if name == MIXTURE else _SIZES).items()}
-    optional = {"n_kv_heads": values.get("num_key_value_heads"), "head_dim": values.get("head_dim")}
-    model = {
-        **sizes,
-        **{field: value for field, value in optional.items() if value is not None},
-        "norm_eps": values.get("rms_norm_eps", 1e-6),
-        "rope_theta": _rope_theta(values),
-        "compute_dtype": "float32",
-    }
-    if name == MIXTURE:
-        shared = _get(values, "shared_expert_intermediate_size")
-        model |= {"normalize_gates": values["norm_topk_prob"], "load_balance_weight": values["router_aux_loss_coef"]}
-        model |= {} if shared == NO_SHARED_EXPERT else {"shared_expert": True, "d_shared": shared}
-    longest = values["max_position_embeddings"]
-    _check_window(values.get("sliding_window") if name == MISTRAL else None, longest)
-    return from_dict(model, Model, "config.json as model."), longest
-
-
-def _check(values: Mapping[str, Any]) -> None:
-    for key, needed in _NEEDED.items():
+    values = {"model_type": MODEL_TYPES[name], **_DEFAULTS[name], **values}
+    for key, needed in {**_NEEDED, "model_type": MODEL_TYPES[name]}.items():
         if values.get(key, needed) != needed:
             raise ConfigError(f"config.json has {key}={values[key]!r}, only {needed!r} is computed here: choose another model")
-    scaling = values.get("rope_scaling") or {}
-    kinds = {scaling.get("rope_type", scaling.get("type", "default")), _rope_parameters(values).get("rope_type", "default")}
-    if kinds != {"default"}:
-        raise ConfigError(f"config.json scales rotary positions ({', '.join(sorted(kinds - {'default'}))}): choose a model without that")
+    model: dict[str, Any] = {ours: _size(values, theirs) for ours, theirs in _SIZES.items()}
+    model |= {"n_kv_heads": _size(values, "num_key_value_heads", model["n_heads"]), "head_dim": _size(values, "head_dim", 0)}
+    model |= {"norm_eps": _number(values, "rms_norm_eps", 1e-6), "rope_theta": _rope_theta(values), "compute_dtype": "float32"}
+    model |= _experts(values) if name == MIXTURE else {"d_ff": _size(values, "intermediate_size")}
+    longest = _size(values, "max_position_embeddings")
+    if name == MISTRAL:
+        _check_window(values, longest)
+    return Model(**model), longest
 
 
-def _check_window(window: int | None, longest: int) -> None:
-    if not isinstance(longest, int) or longest < 2:
-        raise ConfigError(f"config.json has max_position_embeddings={longest!r}: correct it to a number of tokens")
-    if window is not None and window < longest:
+def _experts(values: Mapping[str, Any]) -> dict[str, Any]:
+    shared = _size(values, "shared_expert_intermediate_size")
+    return {
+        "d_ff": _size(values, "moe_intermediate_size"),
+        "n_experts": _size(values, "num_experts"),
+        "top_k": _size(values, "num_experts_per_tok"),
+        "normalize_gates": values.get("norm_topk_prob", False) is True,
+        "load_balance_weight": _number(values, "router_aux_loss_coef", 0.001),
+        **({} if shared == NO_SHARED_EXPERT else {"shared_expert": True, "d_shared": shared}),
+    }
+
+
+def _check_window(values: Mapping[str, Any], longest: int) -> None:
+    window = _size(values, "sliding_window", longest)
+    if window < longest:
         raise ConfigError(
             f"config.json has sliding_window={window} below max_position_embeddings={longest}, and windows are not computed here:"
             f" lower max_position_embeddings to {window}, within which they are without effect"
         )
 
 
-def _rope_theta(values: Mapping[str, Any]) -> Any:
-    return values.get("rope_theta") or _rope_parameters(values).get("rope_theta") or 10000.0
+def _rope_theta(values: Mapping[str, Any]) -> float:
+    """The base of the rotary frequencies, which stands in either of two places."""
+    scaling, parameters = (values.get(key) or {} for key in ("rope_scaling", "rope_parameters"))
+    for section in (scaling, parameters):
+        plain = isinstance(section, dict) and not set(section) - {"rope_type", "type", "rope_theta"}
+        if not plain or any(section.get(kind) not in (None, "default") for kind in ("rope_type", "type")):
+            raise ConfigError(f"config.json scales rotary positions ({section!r}): choose a model without that")
+    found = {_number(section, "rope_theta", 0.0) for section in (values, scaling, parameters) if section.get("rope_theta") is not None}
+    if len(found) > 1:
+        raise ConfigError(f"config.json has rope_theta as {sorted(found)}: correct one of them")
+    return found.pop() if found else 10000.0
 
 
-def _rope_parameters(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    return values.get("rope_parameters") or {}
+def _size(values: Mapping[str, Any], key: str, default: int | None = None) -> int:
+    """A positive integer; `default` where there is none or null."""
+    value = values.get(key)
+    if value is None and default is not None:
+        return default
+    if type(value) is not int or not 0 < value < LARGEST:
+        raise ConfigError(f"config.json has {key}={_brief(value)}: correct it to a whole number above 0")
+    return value
 
 
-def _get(values: Mapping[str, Any], key: str) -> Any:
-    if key not in values:
-        raise ConfigError(f"config.json lacks {key}: download it again")
-    return values[key]
+def _number(values: Mapping[str, Any], key: str, default: float) -> float:
+    value = values.get(key, default)
+    if type(value) not in (int, float) or not 0 <= value < LARGEST:
+        raise ConfigError(f"config.json has {key}={_brief(value)}: correct it to a number of 0 or more")
+    return float(value)
+
+
+def _brief(value: Any) -> str:
+    return "a huge number" if isinstance(value, int) and abs(value) >= LARGEST else repr(value)[:80]

@@ -7,8 +7,10 @@ the model that config.json describes before anything is allocated. Weights then 
 import dataclasses
 import json
 import os
+import stat
 from collections import defaultdict
 from collections.abc import Iterable
+from fnmatch import fnmatch
 from functools import partial
 from typing import Any
 
@@ -28,6 +30,17 @@ from sparsecod_jax.huggingface.tensors import Tensor, tensors, to_ours
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 DTYPES = ("F64", "F32", "F16", "BF16")
+WORDS = (  # what a folder may say beside config and weights
+    "README.md",
+    "LICENSE*",
+    "NOTICE*",
+    "USE_POLICY*",
+    "generation_config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+)
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
@@ -42,9 +55,30 @@ class Folder:
     places: dict[str, Any]  # the open file of each tensor
 
     def tokenizer(self) -> Tokenizer:
-        """Its tokenizer; raises ConfigError when there is none."""
-        file = _plain_file(self.path, TOKENIZER)
-        return load_tokenizer(file, *(_first(self.values.get(f"{name}_token_id")) for name in ("eos", "bos")))
+        """Its tokenizer.
+
+        Raises:
+          ConfigError: there is none, or it has ids that the model has not.
+        """
+        found = load_tokenizer(_plain_file(self.path, TOKENIZER), *(self._token(name) for name in ("eos_token_id", "bos_token_id")))
+        if found.vocab_size > self.model.vocab_size:
+            raise ConfigError(
+                f"{self.path / TOKENIZER} has {found.vocab_size} ids and the model {self.model.vocab_size}: put the model's own there"
+            )
+        return found
+
+    def words(self) -> dict[str, bytes]:
+        """What the folder says about itself, by file: card, licence, settings."""
+        listed = sorted(file.name for file in self.path.iterdir())
+        return {name: _plain_file(self.path, name).read_bytes() for name in listed if any(fnmatch(name, kept) for kept in WORDS)}
+
+    def _token(self, name: str) -> int | None:
+        """The id of a token, the first of several; None where config.json has none."""
+        value = self.values.get(name)
+        first = value[0] if isinstance(value, list) and value else value
+        if first is not None and (type(first) is not int or not 0 <= first < self.model.vocab_size):
+            raise ConfigError(f"config.json of {self.path} has {name}={str(value)[:80]}: correct it to an id below {self.model.vocab_size}")
+        return first
 
     def parameters(self, abstract: Any) -> Any:
         """The weights as our parameters, with the shapes and shardings of `abstract`; at no time are they in memory twice.
@@ -80,7 +114,10 @@ class Folder:
 
     def _read(self, tensor: Tensor) -> np.ndarray:
         name = tensor.name if tensor.name in self.places else EMBEDDING  # where the two are tied
-        return self.places[name].get_tensor(name).astype(np.float32)
+        values = self.places[name].get_tensor(name).astype(np.float32)
+        if not np.isfinite(values).all():
+            raise ConfigError(f"{name} of {self.path} has values that are not finite in float32: choose another checkpoint")
+        return values
 
 
 def open_folder(path: epath.Path) -> Folder:
@@ -93,22 +130,28 @@ def open_folder(path: epath.Path) -> Folder:
         raise ConfigError(f"{path} is not a folder on this machine: give --hf a local copy of the model")
     values = _read_json(_plain_file(path, CONFIG))
     model, longest = from_config(values)
-    tied = bool(values.get("tie_word_embeddings"))
+    tied = values.get("tie_word_embeddings", False)
+    if type(tied) is not bool:
+        raise ConfigError(f"config.json of {path} has tie_word_embeddings={tied!r}: correct it to true or false")
     places, headers = {}, {}
     for file, listed in _files(path).items():
         opened, inside = _open(file)
         absent = [name for name in listed or [] if name not in inside]
-        if absent:
-            raise ConfigError(f"{file} lacks {absent[0]}, which the index places there: download it again")
-        names_here = [name for name in listed or inside if not (tied and name == HEAD)]
-        places |= dict.fromkeys(names_here, opened)
-        headers |= {name: inside[name] for name in names_here}
-    _compare(path, (tensor for tensor in tensors(model) if not (tied and tensor.name == HEAD)), headers)
+        twice = [name for name in inside if name in headers]
+        if absent or twice:
+            wrong = f"lacks {absent[0]}, which the index places there" if absent else f"has {twice[0]}, as another file does"
+            raise ConfigError(f"{file} {wrong}: download it again")
+        places |= dict.fromkeys(inside, opened)
+        headers |= inside
+    shared_head = tied and HEAD not in headers  # where both are there transformers takes the head
+    _compare(path, (tensor for tensor in tensors(model) if not (shared_head and tensor.name == HEAD)), headers)
     return Folder(path, values, model, longest, places)
 
 
 def _files(path: epath.Path) -> dict[epath.Path, list[str] | None]:
     """The files of weights, with the names that an index places in each."""
+    if (path / INDEX).exists() and (path / WEIGHTS).exists():
+        raise ConfigError(f"{path} has both {WEIGHTS} and {INDEX}: delete the one that is not meant")
     if (path / INDEX).exists():
         places = _read_json(_plain_file(path, INDEX)).get("weight_map")
         if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
@@ -128,17 +171,22 @@ def _plain_file(path: epath.Path, name: str) -> epath.Path:
     file = path / name
     if epath.Path(name).name != name or name in ("", ".", ".."):
         raise ConfigError(f"{path} names the file {name!r}, which is not in the folder itself: get the model from a source that you trust")
-    if not file.exists():
-        raise ConfigError(f"there is no {file}: give --hf a folder with config.json and {WEIGHTS} (or its index and shards)")
-    if os.path.islink(file) or not file.is_file():
+    try:
+        mode = os.lstat(file).st_mode
+    except (OSError, ValueError):
+        needed = f"{CONFIG}, {WEIGHTS} (or its index and shards) and {TOKENIZER}"
+        raise ConfigError(f"there is no {file}: a folder of Hugging Face has {needed}, download what is missing") from None
+    if stat.S_ISLNK(mode):
         raise ConfigError(f"{file} is a link to another place: copy the folder with its links resolved, as `cp -rL` does")
+    if not stat.S_ISREG(mode):
+        raise ConfigError(f"{file} is not a plain file: get the model from a source that you trust")
     return file
 
 
 def _read_json(file: epath.Path) -> dict[str, Any]:
     try:
         values = json.loads(file.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{file} is not JSON ({error}): download it again") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{file} does not hold an object: download it again")
@@ -170,7 +218,3 @@ def _compare(path: epath.Path, expected: Iterable[Tensor], found: dict[str, tupl
     unknown = sorted(name for name in set(found) - known if not name.endswith("rotary_emb.inv_freq"))  # old checkpoints have these
     if unknown:
         raise ConfigError(f"{path} has {unknown[0]} ({len(unknown)} such), for which the model has no place: choose another model")
-
-
-def _first(ids: Any) -> int | None:
-    return ids[0] if isinstance(ids, list) and ids else ids if isinstance(ids, int) else None

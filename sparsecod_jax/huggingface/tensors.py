@@ -76,6 +76,6 @@ def to_theirs(tensor: Tensor, ours: np.ndarray) -> np.ndarray:
 
 
 def to_ours(tensor: Tensor, theirs: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """The part of our parameter, float32 of `shape`, from which `to_theirs` makes exactly these values, if it made them."""
+    """The part of our parameter, float32 of `shape`, from which `to_theirs` makes these very values, if it made them."""
     values = (theirs.T if tensor.transposed else theirs).reshape(shape)
     return values if tensor.factor == 1 else values / np.float32(tensor.factor)

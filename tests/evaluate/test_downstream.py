@@ -78,7 +78,7 @@ def test_results(source, folder, model, tmp_path):
         "left_out": [],
     }
     assert results["data"]["arc_easy"] == {"folder": "ai2_arc/ARC-Easy", "split": "validation", "usual_split": "test"}
-    assert results["model"] == {"name": "small", "step": 3, "weights": "digest", "max_length": 36}
+    assert results["model"] == {"name": "tiny", "step": 3, "weights": "digest", "max_length": 36}
     assert results["n-samples"]["boolq"] == {"original": 4, "effective": 4}
     assert results["limit"] == 5
     assert results["truncated"] > 0

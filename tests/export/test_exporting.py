@@ -12,6 +12,7 @@ import saved
 import tiny
 
 from sparsecod_jax import finished
+from sparsecod_jax.analysis.scores import analyze
 from sparsecod_jax.cli import main
 from sparsecod_jax.config import Model
 from sparsecod_jax.errors import ConfigError
@@ -111,7 +112,6 @@ def test_a_large_model_is_written_as_shards(tmp_path):
     export(str(run.path), str(tmp_path / "shards"), shard_bytes=60_000)
     whole, shards = _weights(tmp_path / "whole"), _weights(tmp_path / "shards")
     index = json.loads((tmp_path / "shards" / "model.safetensors.index.json").read_text())
-    assert list(index["weight_map"]) == list(dict.fromkeys(index["weight_map"]))
     assert index["metadata"]["total_size"] == sum(array.nbytes for array in whole.values())
     assert set(index["weight_map"]) == set(whole) == set(shards)
     for name in whole:
@@ -145,6 +145,23 @@ def test_the_card_tells_of_training_results_and_layers(tmp_path):
     assert "Held-out" not in card
 
 
+def test_numbers_that_are_missing_are_dashes_in_the_card(tmp_path):
+    run = saved.run(tmp_path / "run", tiny.MODEL)
+    tokens = np.random.default_rng(0).integers(0, 257, (4, 16))
+    np.save(tmp_path / "tokens.npy", tokens)
+    analyze(str(run.path), tokens=str(tmp_path / "tokens.npy"), scores="causal")
+    write_json(run.final, {"steps": 3, "loss": None, "perplexity": 2.0})
+    card = (export(str(run.path), str(tmp_path / "a")) / "README.md").read_text()
+    assert "| loss | – |" in card
+    assert "each layer" not in card
+    analyze(str(run.path), tokens=str(tmp_path / "tokens.npy"), scores="profile")
+    found = json.loads(run.analysis.scores.read_text())
+    found["block_influence"][1] = None
+    write_json(run.analysis.scores, found)
+    card = (export(str(run.path), str(tmp_path / "b")) / "README.md").read_text()
+    assert f"| 2 | – | {found['variance']['residual'][1]:.4g} |" in card
+
+
 def test_nothing_is_left_of_an_export_that_fails(tmp_path):
     params = tiny.init(tiny.MODEL)
     params["final_norm"]["gain"] = params["final_norm"]["gain"].at[3].set(1e5)
@@ -153,6 +170,27 @@ def test_nothing_is_left_of_an_export_that_fails(tmp_path):
         export(str(run.path), str(tmp_path / "hf"), dtype="float16")
     assert {path.name for path in tmp_path.iterdir()} == {"run"}
     export(str(run.path), str(tmp_path / "hf"), dtype="bfloat16")
+
+
+def test_a_diverged_run_does_not_leave(tmp_path):
+    params = tiny.init(tiny.MODEL)
+    params["final_norm"]["gain"] = params["final_norm"]["gain"].at[3].set(np.nan)
+    run = saved.run(tmp_path / "run", tiny.MODEL, params)
+    with pytest.raises(ConfigError, match=r"model\.norm\.weight has values that are not finite: the run has diverged"):
+        export(str(run.path), str(tmp_path / "hf"))
+
+
+def test_what_lies_beside_is_left_alone(tmp_path):
+    run = saved.run(tmp_path / "run", tiny.MODEL)
+    (tmp_path / "hf.partial").mkdir()
+    (tmp_path / "hf.partial" / "precious").touch()
+    export(str(run.path), str(tmp_path / "hf"))
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "hf", "hf.partial"}
+    assert (tmp_path / "hf.partial" / "precious").exists()
+    modes = {file.name: file.stat().st_mode & 0o777 for file in (tmp_path / "hf").iterdir()}
+    assert set(modes.values()) == {modes["config.json"]}
+    with pytest.raises(ConfigError, match=r"can't be made .*: choose another place"):
+        export(str(run.path), str(tmp_path / "hf" / "config.json" / "inner"))
 
 
 def test_a_folder_that_is_there_is_left_alone(tmp_path):

@@ -1,6 +1,7 @@
 """A folder becomes a run that can be analysed, reported and exported, and takes along what it said about itself."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -53,9 +54,30 @@ def test_what_the_folder_says_about_itself_leaves_with_it(folder, tmp_path):
         assert file.read_bytes() == (folder / file.name).read_bytes()
 
 
+@pytest.mark.parametrize("name", ["README.md", "LICENSE", "tokenizer_config.json"])
+def test_links_do_not_carry_other_files_out(folder, tmp_path, name):
+    (tmp_path / "secret").write_text("a private key")
+    (folder / name).unlink(missing_ok=True)
+    os.symlink(tmp_path / "secret", folder / name)
+    with pytest.raises(ConfigError, match=f"{name} is a link to another place"):
+        import_model(str(folder), str(tmp_path / "imported"))
+    assert not (tmp_path / "imported").exists()
+
+
+def test_what_a_folder_does_not_say_is_said_for_it(folder, tmp_path, capsys):
+    for name in ("README.md", "generation_config.json"):
+        (folder / name).unlink()
+    (folder / "vocab.txt").touch()
+    run = import_model(str(folder), str(tmp_path / "imported"))
+    assert "not taken along: vocab.txt" in capsys.readouterr().out
+    back = Path(export(str(run), str(tmp_path / "back")))
+    assert json.loads((back / "generation_config.json").read_text())["eos_token_id"] == 256
+    assert "# imported" in (back / "README.md").read_text()
+
+
 def test_a_run_is_not_overwritten(folder, tmp_path):
     before = (tmp_path / "run" / "config.json").read_bytes()
-    with pytest.raises(ConfigError, match="holds a run already: choose another --workdir"):
+    with pytest.raises(ConfigError, match="is there already: choose another --workdir, or delete"):
         import_model(str(folder), str(tmp_path / "run"))
     assert (tmp_path / "run" / "config.json").read_bytes() == before
 

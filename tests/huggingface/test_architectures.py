@@ -35,14 +35,28 @@ def test_two_architectures_are_none():
         ({"hidden_act": "gelu"}, "has hidden_act='gelu', only 'silu' is computed here"),
         ({"attention_bias": True}, "attention_bias=True"),
         ({"mlp_bias": True}, "mlp_bias=True"),
-        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, r"scales rotary positions \(llama3\)"),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, r"scales rotary positions \(linear\)"),
-        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, r"scales rotary positions \(yarn\)"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "scales rotary positions .*llama3"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "scales rotary positions .*linear"),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "scales rotary positions .*yarn"),
         ({"quantization_config": {"bits": 4}}, "quantization_config="),
         ({"auto_map": {"AutoModelForCausalLM": "modeling.Evil"}}, "auto_map="),
-        ({"hidden_size": "32"}, r"config\.json as model\.d_model='32' is not of type int"),
+        ({"model_type": "qwen3"}, "model_type='qwen3', only 'llama'"),
+        ({"pretraining_tp": 2}, "pretraining_tp=2"),
+        ({"rope_scaling": "linear"}, r"scales rotary positions \('linear'\)"),
+        ({"rope_scaling": {"rope_type": ["x"]}}, "rope_type"),
+        ({"rope_parameters": {"full_attention": {"rope_type": "yarn"}}}, "full_attention"),
+        ({"rope_theta": 5e5}, r"rope_theta as \[10000\.0, 500000\.0\]: correct one of them"),
+        ({"hidden_size": "32"}, "hidden_size='32': correct it to a whole number above 0"),
+        ({"hidden_size": 10**400}, "hidden_size=a huge number"),
+        ({"num_hidden_layers": -1}, "num_hidden_layers=-1"),
+        ({"num_attention_heads": True}, "num_attention_heads=True"),
+        ({"num_key_value_heads": 0}, "num_key_value_heads=0"),
+        ({"head_dim": 0}, "head_dim=0"),
+        ({"rms_norm_eps": 10**400}, "rms_norm_eps=a huge number"),
+        ({"rms_norm_eps": "small"}, "rms_norm_eps='small'"),
         ({"num_key_value_heads": 3}, "not a multiple of model.n_kv_heads=3"),
         ({"max_position_embeddings": "long"}, "max_position_embeddings='long'"),
+        ({"max_position_embeddings": 10**30}, "max_position_embeddings=a huge number"),
     ],
 )
 def test_settings_that_are_not_computed_here_are_refused_by_name(change, message):
@@ -51,16 +65,29 @@ def test_settings_that_are_not_computed_here_are_refused_by_name(change, message
 
 
 def test_a_missing_size_is_named():
-    with pytest.raises(ConfigError, match="lacks intermediate_size"):
+    with pytest.raises(ConfigError, match="has intermediate_size=None: correct it"):
         from_config({name: value for name, value in PLAIN.items() if name != "intermediate_size"})
 
 
 def test_windows_are_without_effect_or_refused():
-    mistral = PLAIN | {"architectures": ["MistralForCausalLM"], "max_position_embeddings": 4096}
+    mistral = PLAIN | {"architectures": ["MistralForCausalLM"], "model_type": "mistral", "max_position_embeddings": 4096}
     assert from_config(mistral | {"sliding_window": 4096})[1] == 4096
     assert from_config(mistral | {"sliding_window": None})[1] == 4096
     with pytest.raises(ConfigError, match="lower max_position_embeddings to 1024, within which they are without effect"):
         from_config(mistral | {"sliding_window": 1024})
+    for window in ("4096", -1, True):
+        with pytest.raises(ConfigError, match=r"sliding_window=.*: correct it to a whole number above 0"):
+            from_config(mistral | {"sliding_window": window})
+
+
+def test_a_shared_expert_that_would_be_taken_for_none_does_not_leave():
+    with pytest.raises(ConfigError, match="a shared expert of width 1 can't be told from none"):
+        to_config(dataclasses.replace(tiny.MIXTURE, d_shared=1), 64, "float32", 5, 5)
+
+
+def test_mixtures_without_biases_are_refused():
+    with pytest.raises(ConfigError, match="qkv_bias=False, only True"):
+        from_config(to_config(tiny.MIXTURE, 64, "float32", 5, 5) | {"qkv_bias": False})
 
 
 def test_silence_means_what_transformers_means_by_it():

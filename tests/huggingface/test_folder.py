@@ -1,10 +1,12 @@
 """Folders that other tools wrote are read as those tools read them; hostile ones are refused before anything is allocated."""
 
+import dataclasses
 import json
 import os
 import pickle
 import shutil
 from pathlib import Path
+from unittest import mock
 
 import jax
 import numpy as np
@@ -16,7 +18,7 @@ import tiny
 from sparsecod_jax import finished
 from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.export.exporting import export
-from sparsecod_jax.huggingface.folder import open_folder
+from sparsecod_jax.huggingface.folder import Folder, open_folder
 
 TOKENS = np.random.default_rng(0).integers(0, 304, (8, 21)).astype(np.int32)
 
@@ -48,10 +50,9 @@ def _move_to(folder: Path, place: str) -> None:
 
 
 def _refused(folder: Path, message: str) -> None:
-    live = len(jax.live_arrays())
-    with pytest.raises(ConfigError, match=message):
-        finished.find(hf=str(folder))
-    assert len(jax.live_arrays()) == live
+    """Refused, before a weight is read."""
+    with mock.patch.object(Folder, "_read", side_effect=AssertionError("a weight was read")), pytest.raises(ConfigError, match=message):
+        finished.load(finished.find(hf=str(folder)))
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral", "tied"])
@@ -114,6 +115,18 @@ def test_a_linked_tokenizer_is_refused(folder):
         finished.find(hf=str(folder)).tokenizer()
 
 
+def test_what_is_no_plain_file_is_refused(folder):
+    """A pipe would be waited for, for ever."""
+    (folder / "config.json").unlink()
+    os.mkfifo(folder / "config.json")
+    _refused(folder, r"config\.json is not a plain file")
+
+
+def test_two_sets_of_weights_are_one_too_many(folder):
+    shutil.copy(folder / "model-00001-of-00003.safetensors", folder / "model.safetensors")
+    _refused(folder, r"has both model\.safetensors and model\.safetensors\.index\.json: delete the one that is not meant")
+
+
 def test_pickles_are_not_opened(folder):
     class Trap:
         def __reduce__(self):
@@ -150,7 +163,56 @@ def test_other_shapes_and_kinds_are_refused(folder, array, found):
     _refused(folder, rf"has lm_head\.weight as {found}")
 
 
-def test_tensors_that_are_missing_or_too_many_are_named(folder):
+@pytest.mark.parametrize("name", ["model.layers.0.self_attn.q_proj.bias", "model.norm.weight.extra"])
+def test_tensors_without_a_place_are_named_also_where_the_index_is_silent(folder, name):
+    _spoil(folder, lambda tensors: tensors.update({name: np.ones(32, np.float32)}))
+    _refused(folder, rf"has {name} \(1 such\), for which the model has no place")
+
+
+def test_a_tensor_in_two_files_is_refused(folder):
+    _spoil(folder, lambda tensors: tensors.update({"model.embed_tokens.weight": np.ones((304, 32), np.float32)}))
+    _refused(folder, r"has model\.embed_tokens\.weight, as another file does")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_refused(folder, value):
+    _spoil(folder, lambda tensors: tensors["lm_head.weight"].__setitem__((3, 4), value))
+    with pytest.raises(ConfigError, match=r"lm_head\.weight of .* has values that are not finite"):
+        finished.load(finished.find(hf=str(folder)))
+
+
+@pytest.mark.parametrize("value", [304, -7, 10**30, True, "256", 3.0, ["x"]])
+@pytest.mark.parametrize("name", ["eos_token_id", "bos_token_id"])
+def test_tokens_that_the_model_has_not_are_refused(folder, name, value):
+    _change(folder / "config.json", **{name: value})
+    with pytest.raises(ConfigError, match=f"has {name}=.*: correct it to an id below 304"):
+        finished.find(hf=str(folder)).tokenizer()
+
+
+def test_the_first_of_several_ends_counts(folder):
+    _change(folder / "config.json", eos_token_id=[7, 256], bos_token_id=None)
+    found = finished.find(hf=str(folder)).tokenizer()
+    assert (found.eos_id, found.start_id) == (7, 7)
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path):
+    run = saved.run(tmp_path / "run", dataclasses.replace(tiny.MODEL, vocab_size=256))
+    export(str(run.path), str(tmp_path / "hf"))
+    _change(tmp_path / "hf" / "config.json", eos_token_id=1, bos_token_id=1)
+    with pytest.raises(ConfigError, match=r"tokenizer\.json has 257 ids and the model 256"):
+        finished.find(hf=str(tmp_path / "hf")).tokenizer()
+
+
+def test_a_head_that_is_there_is_taken_though_tied(folder):
+    """As transformers does where the two differ."""
+    expected = saved.logits(finished.load(finished.find(hf=str(folder))), TOKENS)
+    _change(folder / "config.json", tie_word_embeddings=True)
+    np.testing.assert_array_equal(saved.logits(finished.load(finished.find(hf=str(folder))), TOKENS), expected)
+    _change(folder / "config.json", tie_word_embeddings="false")
+    _refused(folder, "tie_word_embeddings='false': correct it to true or false")
+
+
+def test_tensors_that_are_missing_are_named(folder):
     _spoil(folder, lambda tensors: tensors.pop("lm_head.weight"))
     _refused(folder, r"lacks lm_head\.weight, which the index places there: download it again")
 
@@ -167,7 +229,7 @@ def test_shards_cut_off_are_refused(folder):
     file.write_bytes(file.read_bytes()[:-4])
     _refused(folder, "is not safetensors")
     file.unlink()
-    _refused(folder, "there is no .*model-00002-of-00003.safetensors: give --hf a folder with")
+    _refused(folder, "there is no .*model-00002-of-00003.safetensors: a folder of Hugging Face has")
 
 
 @pytest.mark.parametrize(
@@ -185,7 +247,7 @@ def test_unreadable_descriptions_are_refused(folder, name, text, message):
 
 def test_what_is_no_folder_is_refused(tmp_path):
     _refused(tmp_path / "absent", "is not a folder on this machine: give --hf a local copy")
-    _refused(tmp_path, r"there is no .*config\.json: give --hf a folder with config\.json and model\.safetensors")
+    _refused(tmp_path, r"there is no .*config\.json: a folder of Hugging Face has config\.json, model\.safetensors")
 
 
 def test_mixtures_with_gated_shared_experts_are_refused(tmp_path):
