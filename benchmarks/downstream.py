@@ -27,6 +27,7 @@ def main() -> None:
     parser.add_argument("--tasks", default="arc_easy,hellaswag,piqa,sciq,mmlu_anatomy")
     parser.add_argument("--limit", type=int, default=50)
     parser.add_argument("--batch_size", type=int, default=8, help="of the hf model")
+    parser.add_argument("--dtype", default="float32", help="of the hf model")
     parser.add_argument("--rounds", type=int, default=1)
     args = parser.parse_args()
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
@@ -37,7 +38,7 @@ def main() -> None:
         instances += [instance for instance in task.instances if instance.request_type == "loglikelihood"]
     ours = LanguageModel(finished.load(finished.find(None, args.hf)))
     hf_model: Any = HFLM  # its registration hides its type
-    theirs = hf_model(pretrained=args.hf, dtype="float32", device="cpu", batch_size=args.batch_size)
+    theirs = hf_model(pretrained=args.hf, dtype=args.dtype, device="cpu", batch_size=args.batch_size)
     requests: Any = [(instance.args, *ours._encode_pair(*instance.args)) for instance in instances]
     encoded: Any = [(instance.args, *theirs._encode_pair(*instance.args)) for instance in instances]
     print(f"{len(requests)} requests; {sum(a != b for a, b in zip(requests, encoded, strict=True))} are tokenized differently")
@@ -50,7 +51,7 @@ def main() -> None:
     times = np.array([[seconds(lambda: run(ours, "ours")), seconds(lambda: run(theirs, "theirs"))] for _ in range(args.rounds)])
     tokens = sum(min(len(context) + len(continuation) - 1, ours.longest) for _, context, continuation in requests)
     compare(instances, answers["ours"], answers["theirs"])
-    print(f"ours against theirs ({torch.get_num_threads()} threads, batches of {args.batch_size}): {describe(times)}")
+    print(f"ours against theirs ({args.dtype}, {torch.get_num_threads()} threads, batches of {args.batch_size}): {describe(times)}")
     print("tokens a second: " + ", ".join(f"{tokens / time:.0f}" for time in np.median(times, axis=0)))
 
 
