@@ -14,6 +14,7 @@ from flax import linen as nn
 
 from sparsecod_jax import config
 from sparsecod_jax.model.moe import MixtureOfExperts
+from sparsecod_jax.model.transformer import REMAT_POLICIES
 from sparsecod_jax.sharding import batch_sharding, make_mesh, tree_shardings
 
 MODEL = dataclasses.replace(tiny.MODEL, d_model=16, d_ff=24, n_experts=8, top_k=2)
@@ -226,3 +227,13 @@ def test_each_device_holds_its_share_of_the_experts(sizes):
     experts = {shard.device: range(8)[shard.index[0]] for shard in placed["up"].addressable_shards}
     for position, device in np.ndenumerate(mesh.devices):
         assert experts[device].start == position[2] * 8 // expert
+
+
+@pytest.mark.parametrize(("policy", "kept"), [("full", 0), ("dots", 3)])
+def test_the_experts_products_are_computed_once_where_products_are_kept(policy, kept, capsys):
+    module = MixtureOfExperts(tiny.MIXTURE)
+    x_BTD = jax.random.normal(jax.random.key(0), (2, 8, tiny.MIXTURE.d_model))
+    params = nn.unbox(module.init(jax.random.key(1), x_BTD))
+    layer = jax.checkpoint(lambda params, x_BTD: module.apply(params, x_BTD)[0].sum(), policy=REMAT_POLICIES[policy])  # pyright: ignore[reportIndexIssue]
+    jax.ad_checkpoint.print_saved_residuals(layer, params, x_BTD)
+    assert capsys.readouterr().out.count("'product'") == kept
