@@ -8,6 +8,7 @@ import contextlib
 import importlib.util
 import io
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -83,6 +84,15 @@ def write_array(path: epath.Path, array: np.ndarray) -> None:
 def write_json(path: epath.Path, value: Any) -> None:
     """Writes a JSON file whole or not at all."""
     write(path, json.dumps(value, indent=1).encode())
+
+
+def finite(value: Any) -> Any:
+    """Nested JSON values with null for each number that is not finite, for which JSON has no word."""
+    if isinstance(value, dict):
+        return {name: finite(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_json(path: epath.Path) -> Any:

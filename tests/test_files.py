@@ -109,3 +109,29 @@ def test_a_bucket_needs_gcsfs(monkeypatch):
     monkeypatch.setitem(sys.modules, "gcsfs", None)  # as where it is not installed
     with pytest.raises(ConfigError, match=r"^gs://bucket/run can't be reached without gcsfs: pip install 'sparsecod-jax\[gcs\]'$"):
         files.absolute("gs://bucket/run")
+
+
+def test_what_json_has_no_word_for_becomes_null():
+    assert files.finite({"a": [1.0, float("nan"), (float("inf"), "nan", None)], "b": {"c": -0.5, "d": 3}}) == {
+        "a": [1.0, None, [None, "nan", None]],
+        "b": {"c": -0.5, "d": 3},
+    }
+
+
+def test_a_new_folder_appears_whole_or_not_at_all(tmp_path):
+    with files.new_folder(epath.Path(tmp_path / "a" / "new")) as folder:
+        (folder / "file").write_text("content")
+        assert not (tmp_path / "a" / "new").exists()
+    assert (tmp_path / "a" / "new" / "file").read_text() == "content"
+    with pytest.raises(FileNotFoundError), files.new_folder(epath.Path(tmp_path / "other")) as folder:
+        (folder / "absent" / "file").touch()
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["new"]
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"can't be made .*: choose another place"), files.new_folder(epath.Path(tmp_path / "file" / "x")):
+        pass
+
+
+def test_an_empty_path_is_refused():
+    with pytest.raises(ConfigError, match="a path is empty: name a place"):
+        files.absolute("")

@@ -1,7 +1,6 @@
 """Which scores has a model, and where are they written? The verb `analyze`."""
 
 import hashlib
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -19,7 +18,7 @@ from sparsecod_jax.analysis.permutation import permutation
 from sparsecod_jax.analysis.sequences import choose
 from sparsecod_jax.analysis.subject import Subject, load, per_sequence
 from sparsecod_jax.errors import ConfigError
-from sparsecod_jax.files import read_json, write_json
+from sparsecod_jax.files import finite, read_json, write_json
 from sparsecod_jax.processes import note
 from sparsecod_jax.rundir import AnalysisDir, RunDir
 
@@ -93,7 +92,7 @@ def analyze(
             note(f"{name}, on {len(used_NT)} sequences")
             found |= SCORES[name](subject, used_NT, Options(seed, jacobian))
             found["sequences"][name] = len(used_NT)
-            write_json(target.scores, _plain(found))
+            write_json(target.scores, finite(found))
     return target.scores
 
 
@@ -183,12 +182,3 @@ SCORES: dict[str, Callable[[Subject, np.ndarray, Options], dict[str, Any]]] = {
     "sparsity": _sparsity,
     "theory": _theory,
 }
-
-
-def _plain(value: Any) -> Any:
-    """JSON values; a number that is not finite becomes null."""
-    if isinstance(value, dict):
-        return {name: _plain(item) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import logging
-import math
 import os
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -95,7 +94,7 @@ def _run(model: finished.Finished, asked: "Asked", limit: int | None) -> dict[st
         "truncated": language_model.truncated,
         "versions_of": {name: version(name) for name in ("lm_eval", "jax", "sparsecod-jax")},
     }
-    return _finite(json.loads(json.dumps(results, default=handle_non_serializable)))
+    return files.finite(json.loads(json.dumps(results, default=handle_non_serializable)))
 
 
 def average(results: dict[str, dict[str, Any]], members: dict[str, list[str]]) -> dict[str, Any]:
@@ -128,15 +127,6 @@ def _accuracy(result: dict[str, Any]) -> dict[str, Any] | None:
             if key.partition(",")[0] == metric:
                 return {"metric": metric, "value": value}
     return None
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no word for what is not finite: null."""
-    if isinstance(value, dict):
-        return {name: _finite(part) for name, part in value.items()}
-    if isinstance(value, list):
-        return [_finite(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _describe(results: dict[str, Any], target: epath.Path | None) -> str:
