@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tiny
 from flax import linen as nn
+from jax.ad_checkpoint import print_saved_residuals
 
 from sparsecod_jax import config
 from sparsecod_jax.model.moe import MixtureOfExperts
@@ -235,5 +236,5 @@ def test_the_experts_products_are_computed_once_where_products_are_kept(policy, 
     x_BTD = jax.random.normal(jax.random.key(0), (2, 8, tiny.MIXTURE.d_model))
     params = nn.unbox(module.init(jax.random.key(1), x_BTD))
     layer = jax.checkpoint(lambda params, x_BTD: module.apply(params, x_BTD)[0].sum(), policy=REMAT_POLICIES[policy])  # pyright: ignore[reportIndexIssue]
-    jax.ad_checkpoint.print_saved_residuals(layer, params, x_BTD)
+    print_saved_residuals(layer, params, x_BTD)
     assert capsys.readouterr().out.count("'product'") == kept
