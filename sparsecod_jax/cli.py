@@ -112,6 +112,14 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--out", help="JSON file to write, a list with one plan a topology")
     plan.set_defaults(run=_plan)
 
+    sweep = verbs.add_parser("sweep", help="run a study on this machine, or go on where it stopped", allow_abbrev=False)
+    sweep.add_argument("--sweep", required=True, help="study file, configs/sweeps/depth.py:nano or the like")
+    sweep.add_argument("--workdir", required=True, help="directory of the study")
+    sweep.add_argument("--jobs", type=int, default=1, help="runs at a time (default %(default)s)")
+    sweep.add_argument("--max_hours", type=float, help="stop after this time, at a checkpoint")
+    sweep.add_argument("--dry_run", action="store_true", help="list the runs and write nothing")
+    sweep.set_defaults(run=_sweep)
+
     report = verbs.add_parser("report", help="draw a run, or a folder of runs, as one page", allow_abbrev=False)
     report.add_argument("--workdir", required=True, help="run directory or folder of run directories")
     report.set_defaults(run=_report)
@@ -202,6 +210,12 @@ def _plan(args, overrides) -> None:
     from sparsecod_jax.plan import plan_all
 
     plan_all(experiment, args.topology, args.mfu, args.out, every_remat=args.every_remat)
+
+
+def _sweep(args, overrides) -> None:
+    from sparsecod_jax.sweep.local import sweep
+
+    print(sweep(args.sweep, args.workdir, jobs=args.jobs, max_hours=args.max_hours, dry_run=args.dry_run))
 
 
 def _report(args, overrides) -> None:

@@ -62,6 +62,11 @@ class RunDir:
         """Replaces status.json atomically."""
         write_json(self.status, {"status": status, "time": time.time(), **details})
 
+    def newest_checkpoint(self) -> int:
+        """The step of the newest checkpoint, verified or not; 0 where there is none."""
+        steps = [int(step.name) for step in self.checkpoints.iterdir() if step.name.isdigit()] if self.checkpoints.exists() else []
+        return max(steps, default=0)
+
     def read_metrics(self) -> list[dict[str, Any]]:
         """Every complete line of metrics.jsonl; a line cut off by a crash is left out."""
         lines = []
@@ -126,7 +131,7 @@ def claim(run: RunDir) -> Iterator[Attempt]:
       Fenced: another live process owns it; nothing was written.
     """
     run.path.mkdir(parents=True, exist_ok=True)
-    with _locked(run.path):
+    with locked(run.path):
         yield Attempt(run, _enter(run))
 
 
@@ -143,8 +148,12 @@ def _enter(run: RunDir) -> int:
 
 
 @contextlib.contextmanager
-def _locked(path: epath.Path) -> Iterator[None]:
-    """Holds a lock on a local directory; object stores have none, there `check_still_owner` alone decides."""
+def locked(path: epath.Path) -> Iterator[None]:
+    """Holds a lock on a local directory; object stores have none, there `check_still_owner` alone decides.
+
+    Raises:
+      Fenced: another process holds it.
+    """
     if files.is_remote(path):
         yield
         return

@@ -1,0 +1,1 @@
+"""Which runs make a study? Declared, expanded, and run on this machine."""

@@ -1,0 +1,165 @@
+"""How is a study run on this machine? The verb `sweep`.
+
+Each run is a process of its own, `sparsecod train` and then `sparsecod analyze`, so that one that dies takes no other along. What has been
+done is read from the run directories alone: the sweep may be killed at any time and started again.
+"""
+
+import contextlib
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+from sparsecod_jax import files
+from sparsecod_jax.data.store import MANIFEST
+from sparsecod_jax.errors import ConfigError, Diverged, Fenced, Preempted, SparsecodError
+from sparsecod_jax.processes import note
+from sparsecod_jax.rundir import RunDir, locked
+from sparsecod_jax.sweep.study import Run, Study, expand, load
+from sparsecod_jax.sweep.study_dir import StudyDir, begin, status
+
+ATTEMPTS = 3  # in a row that may die without a newer checkpoint
+POLL = 0.2  # seconds
+BUSY = 10.0  # seconds until a run is tried again that another process is at
+FINAL = (Diverged.exit_code, ConfigError.exit_code)  # codes of runs that are not tried again
+
+
+@dataclasses.dataclass
+class _Job:
+    """A run that is not finished, and how its attempts went."""
+
+    run: Run
+    place: RunDir
+    not_before: float = 0.0
+    dead: int = 0  # attempts in a row that died without a newer checkpoint
+    reached: int = 0  # the newest checkpoint before the last attempt
+
+
+def sweep(spec: str, workdir: str, *, jobs: int = 1, max_hours: float | None = None, dry_run: bool = False) -> str:
+    """Runs what of a study is not finished, and returns a table of all runs.
+
+    Args:
+      spec: configs/sweeps/x.py:scale.
+      jobs: runs at a time.
+      max_hours: after which those under way are stopped at a checkpoint.
+      dry_run: only lists the runs; nothing is written.
+
+    Raises:
+      ConfigError: the study, its data or the directory can't be used; nothing was trained.
+      Fenced: another sweep is at work in `workdir`.
+      Preempted: the time is over, or SIGTERM or SIGINT came; start again to go on.
+      SparsecodError: some runs failed; the message names them. The others are finished.
+    """
+    if jobs < 1 or (max_hours is not None and max_hours <= 0):
+        raise ConfigError(f"--jobs={jobs} is below 1 or --max_hours={max_hours} not above 0: raise it")
+    study = load(spec)
+    runs = expand(study)
+    if dry_run:
+        return "\n".join(f"{run.name}  {' '.join(run.overrides)}" for run in runs)
+    directory = StudyDir(files.absolute(workdir))
+    directory.path.mkdir(parents=True, exist_ok=True)
+    with locked(directory.path):
+        places = begin(directory, spec, study, runs)
+        _prepare_data(runs)
+        deadline = None if max_hours is None else time.monotonic() + 3600 * max_hours
+        failed = _Sweep(study, directory, deadline).go([_Job(run, places[run.name]) for run in runs], jobs)
+    table = "\n".join(f"{run.name}  {status(places[run.name])['status']}" for run in runs)
+    if failed:
+        raise SparsecodError(f"{len(failed)} of {len(runs)} runs did not finish ({', '.join(failed)}): see {directory.logs}")
+    return table
+
+
+def _prepare_data(runs: list[Run]) -> None:
+    """Makes the data that is not there, once for all runs that share it."""
+    for run in {run.experiment.data.path: run for run in runs}.values():
+        cfg, vocab_size = run.experiment.data, run.experiment.model.vocab_size
+        if (files.absolute(cfg.path) / MANIFEST).exists():
+            continue
+        size = [f"--vocab_size={vocab_size}"] if cfg.tokenizer == "bpe" else []
+        argv = ["data", f"--source={cfg.source}", f"--tokenizer={cfg.tokenizer}", *size, f"--out={cfg.path}"]
+        code = subprocess.run([sys.executable, "-m", "sparsecod_jax", *argv], check=False).returncode
+        if code:
+            raise ConfigError(f"`sparsecod {' '.join(argv)}` failed with {code}: make {cfg.path} by hand first")
+
+
+class _Sweep:
+    """One attempt at a study."""
+
+    def __init__(self, study: Study, directory: StudyDir, deadline: float | None):
+        self._study, self._directory, self._deadline = study, directory, deadline
+        self._stopped_by: str | None = None
+
+    def go(self, waiting: list[_Job], at_once: int) -> list[str]:
+        """Returns the names of the runs that did not finish."""
+        running: list[tuple[_Job, subprocess.Popen]] = []
+        failed: list[str] = []
+        with self._signals():
+            while waiting or running:
+                for job, process in [pair for pair in running if pair[1].poll() is not None]:
+                    running.remove((job, process))
+                    self._after(job, process.returncode, waiting, failed)
+                if self._deadline is not None and time.monotonic() > self._deadline:
+                    self._stopped_by = self._stopped_by or "the time is over"
+                if self._stopped_by:
+                    _stop([process for _, process in running])
+                    raise Preempted(f"{self._stopped_by}, {len(waiting) + len(running)} runs are not finished: start again to go on")
+                ready = [job for job in waiting if job.not_before <= time.monotonic()]
+                for job in ready[: at_once - len(running)]:
+                    waiting.remove(job)
+                    if argv := self._next(job):
+                        running.append((job, self._start(job, argv)))
+                time.sleep(POLL)
+        return failed
+
+    def _next(self, job: _Job) -> list[str] | None:
+        """What is to be done next for a run; None if nothing is."""
+        place = os.fspath(job.place.path)
+        if not job.place.final.exists():
+            return ["train", f"--config={self._study.config}", *job.run.overrides, f"--workdir={place}"]
+        if self._study.analyze and not job.place.analysis.scores.exists():
+            return ["analyze", f"--workdir={place}", *(f"--{name}={value}" for name, value in self._study.analyze.items())]
+        return None
+
+    def _start(self, job: _Job, argv: list[str]) -> subprocess.Popen:
+        note(f"{job.run.name}: {argv[0]}")
+        job.reached = job.place.newest_checkpoint()
+        self._directory.logs.mkdir(parents=True, exist_ok=True)
+        with open(os.fspath(self._directory.logs / f"{job.run.name}.log"), "ab") as log:
+            # A session of its own, so that Ctrl-C reaches the sweep alone, which then asks its runs to save.
+            command = [sys.executable, "-m", "sparsecod_jax", *argv]
+            return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+
+    def _after(self, job: _Job, code: int, waiting: list[_Job], failed: list[str]) -> None:
+        """Decides by the exit code whether a run is tried again."""
+        if code == Fenced.exit_code:
+            job.not_before = time.monotonic() + BUSY
+        elif code not in (0, Preempted.exit_code):
+            job.dead = 1 if job.place.newest_checkpoint() > job.reached else job.dead + 1
+            note(f"{job.run.name} ended with {code}")
+        if code in FINAL or job.dead >= ATTEMPTS:
+            failed.append(job.run.name)
+        else:
+            waiting.insert(0, job)
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        def stop(number, frame):
+            self._stopped_by = f"{signal.Signals(number).name} came"
+
+        before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _stop(processes: list[subprocess.Popen]) -> None:
+    """Has each run save, and waits for it."""
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        process.wait()

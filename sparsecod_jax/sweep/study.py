@@ -1,0 +1,112 @@
+"""What is a study? A question, arms that differ in what is asked about, and claims that are written down before the first run."""
+
+import dataclasses
+import importlib.util
+import os
+import re
+from typing import Any
+
+from sparsecod_jax import config_file
+from sparsecod_jax.config import Experiment
+from sparsecod_jax.errors import ConfigError
+from sparsecod_jax.identity import identity, identity_fields
+
+NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")  # what every engine takes for the name of a job
+LONGEST_NAME = 40
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """One number of one arm is expected above that of another."""
+
+    text: str
+    metric: str  # where it is in the files of a run: final/bits_per_byte, scores/usefulness/score, metrics/variance/residual/-1
+    greater: str  # the arm whose number is expected to be larger
+    than: str
+    smallest: float  # the least difference that counts
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """What a file in configs/sweeps returns."""
+
+    question: str
+    held_fixed: tuple[str, ...]
+    config: str  # the config file of every run, with its scale
+    arms: dict[str, dict[str, Any]]  # fields that each changes, by dotted names
+    claims: tuple[Claim, ...]
+    not_testable: tuple[str, ...]  # published claims that this size can't decide
+    changes: dict[str, Any] = dataclasses.field(default_factory=dict)  # of every arm
+    seeds: tuple[int, ...] = (0, 1, 2)  # each fixes weights and order for all arms
+    analyze: dict[str, Any] = dataclasses.field(default_factory=dict)  # options of `sparsecod analyze` for finished runs
+
+    def __post_init__(self):
+        for arm in self.arms:
+            if not NAME.fullmatch(f"{arm}-s0") or len(f"{arm}-s{max(self.seeds, default=0)}") > LONGEST_NAME:
+                raise ConfigError(f"the arm {arm!r} can't name a job: use at most {LONGEST_NAME - 4} of a-z, 0-9 and -, a letter first")
+        if not self.arms or not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ConfigError("a study needs arms, and seeds that differ: give some")
+        for claim in self.claims:
+            unknown = [arm for arm in (claim.greater, claim.than) if arm not in self.arms]
+            if unknown or claim.smallest <= 0:
+                raise ConfigError(
+                    f"the claim {claim.text!r} names {unknown or claim.smallest}: name two arms and a smallest effect above 0"
+                )
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One arm with one seed."""
+
+    name: str
+    arm: str
+    seed: int
+    experiment: Experiment
+    overrides: tuple[str, ...]  # of the study's config, as `sparsecod train` takes them
+
+    @property
+    def identity(self) -> str:
+        """Equal for runs that compute the same numbers, whatever study asks for them; the data is known by its path alone."""
+        return identity(identity_fields(self.experiment, self.experiment.data.path))
+
+
+def load(spec: str) -> Study:
+    """Reads `configs/sweeps/x.py:scale`, Python code that is executed.
+
+    Raises:
+      ConfigError: the file or the scale is not there, or it declares no study.
+    """
+    file, _, scale = spec.partition(":")
+    if not os.path.isfile(file):
+        raise ConfigError(f"there is no study {file}: give a path such as configs/sweeps/depth.py:nano")
+    described = importlib.util.spec_from_file_location("study", file)
+    if described is None or described.loader is None:
+        raise ConfigError(f"{file} is not a Python file: give one that has get_study")
+    module = importlib.util.module_from_spec(described)
+    try:
+        described.loader.exec_module(module)
+        study = module.get_study(scale) if scale else module.get_study()
+    except (AttributeError, KeyError, TypeError, ValueError, SyntaxError) as error:
+        raise ConfigError(f"{spec} can't be read ({type(error).__name__}: {error}): correct it") from error
+    if not isinstance(study, Study):
+        raise ConfigError(f"get_study of {file} returns no Study: correct it")
+    return study
+
+
+def expand(study: Study) -> list[Run]:
+    """All runs, the first seed of every arm before the second.
+
+    Raises:
+      ConfigError: a field is unknown or a value impossible, or two arms are the same run.
+    """
+    runs = []
+    for seed in study.seeds:
+        for arm, fields in study.arms.items():
+            changes = {**study.changes, **fields, "seed": seed, "data.seed": seed}
+            overrides = tuple(f"--config.{name}={value}" for name, value in changes.items())
+            runs.append(Run(f"{arm}-s{seed}", arm, seed, config_file.load(study.config, overrides), overrides))
+    seen: dict[str, str] = {}
+    for run in runs:
+        if (other := seen.setdefault(run.identity, run.name)) != run.name:
+            raise ConfigError(f"{run.name} and {other} are the same run: leave one arm out")
+    return runs

@@ -1,0 +1,72 @@
+"""What lies in the directory of a study, and what is known about its runs?"""
+
+import dataclasses
+import json
+import os
+from typing import Any
+
+from etils import epath
+
+from sparsecod_jax import files
+from sparsecod_jax.errors import ConfigError
+from sparsecod_jax.files import read_json, write_json
+from sparsecod_jax.rundir import RunDir
+from sparsecod_jax.sweep.study import Run, Study
+
+
+@dataclasses.dataclass(frozen=True)
+class StudyDir:
+    """The files of one study."""
+
+    path: epath.Path
+
+    def __post_init__(self):
+        object.__setattr__(self, "path", files.absolute(self.path))
+
+    described = property(lambda self: self.path / "study.json")
+    logs = property(lambda self: self.path / "logs")  # what each run printed
+
+    def run(self, name: str) -> RunDir:
+        return RunDir(self.path / "runs" / name)
+
+
+def begin(directory: StudyDir, spec: str, study: Study, runs: list[Run]) -> dict[str, RunDir]:
+    """Writes study.json, or finds the same there; returns the directory of each run.
+
+    A run that another study beside this one has, by its identity, is that one: it is trained once.
+
+    Raises:
+      ConfigError: the directory holds another study.
+    """
+    places = {run.name: _elsewhere(directory, run) or directory.run(run.name) for run in runs}
+    described = {
+        "sweep": spec,
+        **dataclasses.asdict(study),
+        "runs": {run.name: {"arm": run.arm, "seed": run.seed, "identity": run.identity} for run in runs},
+    }
+    described = json.loads(json.dumps(described))
+    if directory.described.exists():
+        before = read_json(directory.described)
+        changed = sorted(name for name in described if before.get(name) != described.get(name))
+        if changed:
+            raise ConfigError(f"{directory.path} holds another study ({', '.join(changed)} differ): choose another --workdir")
+        return {name: RunDir(directory.path / place) for name, place in before["places"].items()}
+    relative = {name: os.path.relpath(place.path, directory.path) for name, place in places.items()}
+    write_json(directory.described, {**described, "places": relative})
+    return places
+
+
+def _elsewhere(directory: StudyDir, run: Run) -> RunDir | None:
+    for file in sorted(directory.path.parent.glob("*/study.json")):
+        if file.parent == directory.path:
+            continue
+        other = read_json(file)
+        for name, entry in other["runs"].items():
+            if entry["identity"] == run.identity:
+                return RunDir(file.parent / other["places"][name])
+    return None
+
+
+def status(run: RunDir) -> dict[str, Any]:
+    """What a run says about itself: its status, with the reason where it failed."""
+    return read_json(run.status) if run.status.exists() else {"status": "pending"}

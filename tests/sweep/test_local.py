@@ -1,0 +1,114 @@
+"""A study on this machine: every run once, whatever happens to the sweep."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import process
+import pytest
+import tiny
+
+from sparsecod_jax import config
+from sparsecod_jax.errors import ConfigError, Fenced, Preempted, SparsecodError
+from sparsecod_jax.rundir import RunDir, locked
+from sparsecod_jax.sweep.local import sweep
+
+
+def write(folder: Path, tokens, arms: str, *, seeds=(0,), steps: int = 6, analyze=None) -> str:
+    """A study of tiny runs in a file; returns its spec."""
+    experiment = tiny.experiment(steps=steps, data={"path": str(tokens)})
+    fields = config.flatten(config.to_dict(experiment))
+    changes = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items() if "seed" not in name.split(".")}
+    text = f"""from sparsecod_jax.sweep.study import Study
+def get_study(scale):
+    return Study("Why?", (), "configs/smoke.py:nano", {arms}, (), (), {changes!r}, {seeds!r}, {analyze or {}!r})
+"""
+    (folder / "study.py").write_text(text)
+    return f"{folder / 'study.py'}:nano"
+
+
+TWO = '{"flat": {"model.n_layers": 2}, "deep": {"model.n_layers": 3}}'
+
+
+def _starts(study: Path, name: str) -> int:
+    return len(list((study / "runs" / name / "attempts").iterdir()))
+
+
+def test_runs_are_trained_once_and_shared_between_studies(tokens, tmp_path):
+    analyze = {"scores": "profile", "sequences": 4, "seq_len": 16}
+    spec = write(tmp_path, tokens, TWO, analyze=analyze)
+    table = sweep(spec, str(tmp_path / "studies" / "a"), jobs=2)
+    assert table == "flat-s0  finished\ndeep-s0  finished"
+    a = tmp_path / "studies" / "a"
+    for name in ("flat-s0", "deep-s0"):
+        assert json.loads((a / "runs" / name / "final.json").read_text())["steps"] == 6
+        assert (a / "runs" / name / "analysis" / "scores.json").exists()
+    assert sweep(spec, str(a)) == table
+    (tmp_path / "other").mkdir()
+    other = write(tmp_path / "other", tokens, '{"shallow": {"model.n_layers": 2}}', analyze=analyze)
+    assert sweep(other, str(tmp_path / "studies" / "b")) == "shallow-s0  finished"
+    assert not (tmp_path / "studies" / "b" / "runs").exists()
+    assert [_starts(a, name) for name in ("flat-s0", "deep-s0")] == [1, 1]
+    with pytest.raises(ConfigError, match=r"holds another study \(.*arms.* differ\)"):
+        sweep(other, str(a))
+
+
+def test_killed_sweeps_go_on_with_every_run_once(tokens, tmp_path):
+    """The sweep is killed, its run lives on, and the next sweep waits for it."""
+    spec = write(tmp_path, tokens, TWO, steps=400)
+    study = tmp_path / "study"
+    command = [sys.executable, "-m", "sparsecod_jax", "sweep", f"--sweep={spec}", f"--workdir={study}"]
+    first = subprocess.Popen(command, cwd=process.ROOT)
+    while not RunDir(study / "runs" / "flat-s0").newest_checkpoint():
+        assert first.poll() is None
+        time.sleep(0.2)
+    first.kill()
+    first.wait()
+    assert subprocess.run(command, cwd=process.ROOT, check=False).returncode == 0
+    for name in ("flat-s0", "deep-s0"):
+        lines = [json.loads(line) for line in (study / "runs" / name / "metrics.jsonl").read_text().splitlines()]
+        assert [line["step"] for line in lines] == list(range(1, 401))
+        assert _starts(study, name) == 1
+
+
+def test_stops_at_a_checkpoint_when_asked_and_goes_on(tokens, tmp_path):
+    spec = write(tmp_path, tokens, TWO, steps=400)
+    study = tmp_path / "study"
+    command = [sys.executable, "-m", "sparsecod_jax", "sweep", f"--sweep={spec}", f"--workdir={study}"]
+    first = subprocess.Popen(command, cwd=process.ROOT, stderr=subprocess.PIPE, text=True)
+    run = RunDir(study / "runs" / "flat-s0")
+    while not run.newest_checkpoint():
+        time.sleep(0.2)
+    os.kill(first.pid, signal.SIGTERM)
+    assert "SIGTERM came, 2 runs are not finished" in first.communicate()[1]
+    assert first.returncode == Preempted.exit_code
+    assert json.loads(run.status.read_text())["status"] == "preempted"
+    with pytest.raises(Preempted, match="the time is over, 2 runs are not finished: start again to go on"):
+        sweep(spec, str(study), max_hours=1e-9)
+
+
+def test_runs_that_diverge_are_named_and_the_others_finish(tokens, tmp_path):
+    arms = '{"wild": {"optimizer.peak_lr": 1e30, "execution.max_skipped_updates": 0}, "tame": {}}'
+    spec = write(tmp_path, tokens, arms)
+    with pytest.raises(SparsecodError, match=r"1 of 2 runs did not finish \(wild-s0\)"):
+        sweep(spec, str(tmp_path / "study"))
+    found = {
+        name: json.loads((tmp_path / "study" / "runs" / name / "status.json").read_text())["status"] for name in ("wild-s0", "tame-s0")
+    }
+    assert found == {"wild-s0": "diverged", "tame-s0": "finished"}
+    assert "were not finite" in (tmp_path / "study" / "logs" / "wild-s0.log").read_text()
+
+
+def test_one_sweep_at_a_time(tokens, tmp_path):
+    spec = write(tmp_path, tokens, TWO)
+    assert sweep(spec, str(tmp_path / "study"), dry_run=True).splitlines()[1].startswith("deep-s0  --config.")
+    assert not (tmp_path / "study").exists()
+    (tmp_path / "study").mkdir()
+    from etils import epath
+
+    with locked(epath.Path(tmp_path / "study")), pytest.raises(Fenced):
+        sweep(spec, str(tmp_path / "study"))
