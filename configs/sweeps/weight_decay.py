@@ -18,7 +18,8 @@ SMALLEST = {"score": 0.05, "variance": 0.1}
 def get_study(scale="nano"):
     decays = DECAYS[scale]
     arms = {f"decay-{decay:g}".replace(".", "p"): {"optimizer.weight_decay": decay} for decay in decays}
-    none, moderate = list(arms)[0], list(arms)[-1 if scale == "mini" else -2]
+    none, *others = arms
+    moderate = others[-1 if scale == "mini" else -2]
     return Study(
         question="Does weight decay lower the variance of the stream, and are deep blocks then more useful?",
         held_fixed=("size", "tokens a step", "total tokens", "learning rate", "data order of a seed"),
