@@ -14,10 +14,11 @@ from sparsecod_jax.train.compilation import keep_programs
 
 @pytest.fixture
 def untold(monkeypatch):
-    """The place of the programs is not told, and is forgotten afterwards."""
-    assert jax.config.values["jax_compilation_cache_dir"] is None
-    yield monkeypatch
+    """The place of the programs is not told, whatever a verb of another test left, and is as before afterwards."""
+    before = jax.config.values["jax_compilation_cache_dir"]
     jax.config.update("jax_compilation_cache_dir", None)
+    yield monkeypatch
+    jax.config.update("jax_compilation_cache_dir", before)
 
 
 def test_in_the_folder_for_caches(untold, tmp_path):
