@@ -21,7 +21,7 @@ from sparsecod_jax.data.tokenizer import load as load_tokenizer
 from sparsecod_jax.digest import digests
 from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.files import read_json
-from sparsecod_jax.huggingface.folder import open_folder
+from sparsecod_jax.huggingface.folder import Folder, open_folder
 from sparsecod_jax.model import Transformer
 from sparsecod_jax.rundir import RunDir
 from sparsecod_jax.sharding import make_mesh, tree_shardings
@@ -60,8 +60,7 @@ def find(workdir: str | None = None, hf: str | None = None) -> Source:
     if (workdir is None) == (hf is None):
         raise ConfigError("one model is looked at: give either --workdir or --hf")
     if hf is not None:
-        folder = open_folder(files.absolute(hf))
-        return Source(folder.path, folder.model, folder.longest, None, lambda abstract: (0, folder.parameters(abstract)), folder.tokenizer)
+        return of_folder(open_folder(files.absolute(hf)))
     run = RunDir(files.absolute(str(workdir)))
     if not run.config.exists():
         raise ConfigError(f"{run.path} holds no run: give a --workdir that `sparsecod train` wrote")
@@ -69,6 +68,11 @@ def find(workdir: str | None = None, hf: str | None = None) -> Source:
     imported = run.manifest.exists() and "imported" in read_json(run.manifest)
     restore = partial(_restore, run, experiment.checkpoint.keep)
     return Source(run.path, experiment.model, experiment.data.seq_len, None if imported else experiment, restore, lambda: _tokenizer(run))
+
+
+def of_folder(folder: Folder) -> Source:
+    """The model of an open folder of Hugging Face."""
+    return Source(folder.path, folder.model, folder.longest, None, lambda abstract: (0, folder.parameters(abstract)), folder.tokenizer)
 
 
 def load(source: Source) -> Finished:

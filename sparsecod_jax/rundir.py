@@ -62,6 +62,10 @@ class RunDir:
         """Replaces status.json atomically."""
         write_json(self.status, {"status": status, "time": time.time(), **details})
 
+    def read_status(self) -> Status:
+        """What status.json says; pending where there is none."""
+        return read_json(self.status)["status"] if self.status.exists() else "pending"
+
     def newest_checkpoint(self) -> int:
         """The step of the newest checkpoint, verified or not; 0 where there is none."""
         steps = [int(step.name) for step in self.checkpoints.iterdir() if step.name.isdigit()] if self.checkpoints.exists() else []

@@ -96,6 +96,11 @@ def analyze(
     return target.scores
 
 
+def is_complete(target: AnalysisDir, scores: str | None) -> bool:
+    """Whether all of these scores (None: all that there are) have been written."""
+    return target.scores.exists() and set(_names(scores)) <= set(read_json(target.scores)["sequences"])
+
+
 def _names(scores: str | None) -> list[str]:
     names = list(SCORES) if scores is None else scores.split(",")
     unknown = [name for name in names if name not in SCORES]

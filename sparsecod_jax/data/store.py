@@ -94,11 +94,16 @@ def _split(values: dict) -> Split:
     return Split(**{**values, "shards": tuple(Shard(**shard) for shard in values["shards"])})
 
 
-def prepare_command(experiment: Experiment) -> str:
-    """The command that makes the experiment's data directory."""
+def prepare_arguments(experiment: Experiment) -> list[str]:
+    """What `sparsecod` is told to make the experiment's data directory."""
     cfg = experiment.data
-    size = f" --vocab_size={experiment.model.vocab_size}" if cfg.tokenizer == "bpe" else ""
-    return f"sparsecod data --source={cfg.source} --tokenizer={cfg.tokenizer}{size} --out={cfg.path}"
+    size = [f"--vocab_size={experiment.model.vocab_size}"] if cfg.tokenizer == "bpe" else []
+    return ["data", f"--source={cfg.source}", f"--tokenizer={cfg.tokenizer}", *size, f"--out={cfg.path}"]
+
+
+def prepare_command(experiment: Experiment) -> str:
+    """The command that makes the experiment's data directory, for people."""
+    return " ".join(["sparsecod", *prepare_arguments(experiment)])
 
 
 def read_manifest(directory: epath.Path, command: str) -> Manifest:

@@ -29,8 +29,9 @@ def import_model(hf: str, workdir: str) -> epath.Path:
     run = RunDir(files.absolute(workdir))
     if run.path.exists() and not (run.path.is_dir() and not any(run.path.iterdir())):
         raise ConfigError(f"{run.path} is there already: choose another --workdir, or delete what an interrupted import left")
-    source = finished.find(hf=hf)
-    tokenizer, words = source.tokenizer(), open_folder(source.path).words()
+    folder = open_folder(files.absolute(hf))
+    source, words = finished.of_folder(folder), folder.words()
+    tokenizer = source.tokenizer()
     left = {file.name for file in source.path.iterdir()} - {*words, TOKENIZER, CONFIG, INDEX}
     if others := sorted(name for name in left if not name.endswith(".safetensors")):
         note(f"not taken along: {', '.join(others)}")

@@ -42,7 +42,7 @@ def load_run(run: RunDir) -> RunData:
     """Reads what a run has written so far."""
     return RunData(
         name=run.path.name,
-        status=read_json(run.status)["status"] if run.status.exists() else "pending",
+        status=run.read_status(),
         config=config.to_dict(config.from_dict(read_json(run.config))),
         lines=run.read_metrics(),
         final=read_json(run.final) if run.final.exists() else None,

@@ -14,13 +14,15 @@ import time
 from collections.abc import Iterator
 
 from sparsecod_jax import files
-from sparsecod_jax.data.store import MANIFEST
+from sparsecod_jax.analysis.scores import is_complete
+from sparsecod_jax.data.store import MANIFEST, prepare_arguments, prepare_command
 from sparsecod_jax.errors import ConfigError, Diverged, Fenced, Preempted, SparsecodError
 from sparsecod_jax.processes import note
 from sparsecod_jax.rundir import RunDir, locked
 from sparsecod_jax.sweep.study import Run, Study, expand, load
-from sparsecod_jax.sweep.study_dir import StudyDir, begin, status
+from sparsecod_jax.sweep.study_dir import StudyDir, begin
 
+SPARSECOD = (sys.executable, "-m", "sparsecod_jax")
 ATTEMPTS = 3  # in a row that may die without a newer checkpoint
 POLL = 0.2  # seconds
 BUSY = 10.0  # seconds until a run is tried again that another process is at
@@ -60,13 +62,15 @@ def sweep(spec: str, workdir: str, *, jobs: int = 1, max_hours: float | None = N
     if dry_run:
         return "\n".join(f"{run.name}  {' '.join(run.overrides)}" for run in runs)
     directory = StudyDir(files.absolute(workdir))
+    if files.is_remote(directory.path):
+        raise ConfigError(f"a sweep on this machine keeps its logs here: give a local --workdir, not {workdir}")
     directory.path.mkdir(parents=True, exist_ok=True)
     with locked(directory.path):
         places = begin(directory, spec, study, runs)
         _prepare_data(runs)
         deadline = None if max_hours is None else time.monotonic() + 3600 * max_hours
         failed = _Sweep(study, directory, deadline).go([_Job(run, places[run.name]) for run in runs], jobs)
-    table = "\n".join(f"{run.name}  {status(places[run.name])['status']}" for run in runs)
+    table = "\n".join(f"{run.name}  {places[run.name].read_status()}" for run in runs)
     if failed:
         raise SparsecodError(f"{len(failed)} of {len(runs)} runs did not finish ({', '.join(failed)}): see {directory.logs}")
     return table
@@ -75,14 +79,12 @@ def sweep(spec: str, workdir: str, *, jobs: int = 1, max_hours: float | None = N
 def _prepare_data(runs: list[Run]) -> None:
     """Makes the data that is not there, once for all runs that share it."""
     for run in {run.experiment.data.path: run for run in runs}.values():
-        cfg, vocab_size = run.experiment.data, run.experiment.model.vocab_size
-        if (files.absolute(cfg.path) / MANIFEST).exists():
+        path = run.experiment.data.path
+        if (files.absolute(path) / MANIFEST).exists():
             continue
-        size = [f"--vocab_size={vocab_size}"] if cfg.tokenizer == "bpe" else []
-        argv = ["data", f"--source={cfg.source}", f"--tokenizer={cfg.tokenizer}", *size, f"--out={cfg.path}"]
-        code = subprocess.run([sys.executable, "-m", "sparsecod_jax", *argv], check=False).returncode
+        code = subprocess.run([*SPARSECOD, *prepare_arguments(run.experiment)], check=False).returncode
         if code:
-            raise ConfigError(f"`sparsecod {' '.join(argv)}` failed with {code}: make {cfg.path} by hand first")
+            raise ConfigError(f"`{prepare_command(run.experiment)}` failed with {code}: make {path} by hand first")
 
 
 class _Sweep:
@@ -119,7 +121,7 @@ class _Sweep:
         place = os.fspath(job.place.path)
         if not job.place.final.exists():
             return ["train", f"--config={self._study.config}", *job.run.overrides, f"--workdir={place}"]
-        if self._study.analyze and not job.place.analysis.scores.exists():
+        if self._study.analyze and not is_complete(job.place.analysis, self._study.analyze.get("scores")):
             return ["analyze", f"--workdir={place}", *(f"--{name}={value}" for name, value in self._study.analyze.items())]
         return None
 
@@ -129,8 +131,7 @@ class _Sweep:
         self._directory.logs.mkdir(parents=True, exist_ok=True)
         with open(os.fspath(self._directory.logs / f"{job.run.name}.log"), "ab") as log:
             # A session of its own, so that Ctrl-C reaches the sweep alone, which then asks its runs to save.
-            command = [sys.executable, "-m", "sparsecod_jax", *argv]
-            return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+            return subprocess.Popen([*SPARSECOD, *argv], stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
 
     def _after(self, job: _Job, code: int, waiting: list[_Job], failed: list[str]) -> None:
         """Decides by the exit code whether a run is tried again."""

@@ -1,9 +1,8 @@
-"""What lies in the directory of a study, and what is known about its runs?"""
+"""What lies in the directory of a study, and where are its runs?"""
 
 import dataclasses
 import json
 import os
-from typing import Any
 
 from etils import epath
 
@@ -65,8 +64,3 @@ def _elsewhere(directory: StudyDir, run: Run) -> RunDir | None:
             if entry["identity"] == run.identity:
                 return RunDir(file.parent / other["places"][name])
     return None
-
-
-def status(run: RunDir) -> dict[str, Any]:
-    """What a run says about itself: its status, with the reason where it failed."""
-    return read_json(run.status) if run.status.exists() else {"status": "pending"}

@@ -48,7 +48,11 @@ def test_runs_are_trained_once_and_shared_between_studies(tokens, tmp_path):
     for name in ("flat-s0", "deep-s0"):
         assert json.loads((a / "runs" / name / "final.json").read_text())["steps"] == 6
         assert (a / "runs" / name / "analysis" / "scores.json").exists()
+    scores = a / "runs" / "flat-s0" / "analysis" / "scores.json"
+    whole = json.loads(scores.read_text())
+    scores.write_text(json.dumps(whole | {"sequences": {}}))  # an analysis that was cut off
     assert sweep(spec, str(a)) == table
+    assert json.loads(scores.read_text())["sequences"] == whole["sequences"]
     (tmp_path / "other").mkdir()
     other = write(tmp_path / "other", tokens, '{"shallow": {"model.n_layers": 2}}', analyze=analyze)
     assert sweep(other, str(tmp_path / "studies" / "b")) == "shallow-s0  finished"
