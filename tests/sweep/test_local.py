@@ -19,9 +19,9 @@ from sparsecod_jax.rundir import RunDir, locked
 from sparsecod_jax.sweep.local import sweep
 
 
-def write(folder: Path, tokens, arms: str, *, seeds=(0,), steps: int = 6, analyze=None) -> str:
+def write(folder: Path, tokens, arms: str, *, seeds=(0,), steps: int = 6, every: int = 2, analyze=None) -> str:
     """A study of tiny runs in a file; returns its spec."""
-    experiment = tiny.experiment(steps=steps, data={"path": str(tokens)})
+    experiment = tiny.experiment(steps=steps, data={"path": str(tokens)}, checkpoint={"every": every})
     fields = config.flatten(config.to_dict(experiment))
     changes = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items() if "seed" not in name.split(".")}
     text = f"""from sparsecod_jax.sweep.study import Study
@@ -64,7 +64,7 @@ def test_runs_are_trained_once_and_shared_between_studies(tokens, tmp_path):
 
 def test_killed_sweeps_go_on_with_every_run_once(tokens, tmp_path):
     """The sweep is killed, its run lives on, and the next sweep waits for it."""
-    spec = write(tmp_path, tokens, TWO, steps=60)
+    spec = write(tmp_path, tokens, TWO, steps=2000, every=200)
     study = tmp_path / "study"
     command = [sys.executable, "-m", "sparsecod_jax", "sweep", f"--sweep={spec}", f"--workdir={study}"]
     first = subprocess.Popen(command, cwd=process.ROOT)
@@ -74,9 +74,10 @@ def test_killed_sweeps_go_on_with_every_run_once(tokens, tmp_path):
     first.kill()
     first.wait()
     assert subprocess.run(command, cwd=process.ROOT, check=False).returncode == 0
+    assert "another process is at work" in (study / "logs" / "flat-s0.log").read_text()
     for name in ("flat-s0", "deep-s0"):
         lines = [json.loads(line) for line in (study / "runs" / name / "metrics.jsonl").read_text().splitlines()]
-        assert [line["step"] for line in lines] == list(range(1, 61))
+        assert [line["step"] for line in lines] == list(range(1, 2001))
         assert _starts(study, name) == 1
 
 
