@@ -15,6 +15,7 @@ from sparsecod_jax.sharding import MESH_AXES, count_slices
 
 FSDP_WAYS = 32  # over a whole slice of 64 or more the compiler for TPU gathers by all-reduce, which sends twice as much (docs/log.md)
 STREAM_SHARE = 1 / 8  # of a device's memory, for the residual stream that a microbatch leaves between blocks
+CPU_SCORES = 2**17  # attention scores of a block that a microbatch may have, so that they stay in a cache (docs/log.md)
 CUDNN_LARGEST_HEAD = 128
 
 
@@ -73,7 +74,7 @@ def place(experiment: config.Experiment, mesh: jax.sharding.Mesh) -> config.Expe
     device = mesh.devices.flat[0]
     execution = dataclasses.replace(
         experiment.execution,
-        accumulation=experiment.execution.accumulation or _accumulation(experiment, sizes, device.device_kind),
+        accumulation=experiment.execution.accumulation or _accumulation(experiment, sizes, device),
         attention=_attention(experiment, device),
     )
     return dataclasses.replace(experiment, mesh=config.Mesh(**sizes), execution=execution)
@@ -100,18 +101,22 @@ def _misfit(experiment: config.Experiment, sizes: dict[str, int]) -> str | None:
     return None
 
 
-def _accumulation(experiment: config.Experiment, sizes: dict[str, int], device_kind: str) -> int:
+def _accumulation(experiment: config.Experiment, sizes: dict[str, int], device) -> int:
     """The fewest microbatches whose residual stream, kept once a block for the backward pass, takes at most STREAM_SHARE of a device.
 
-    A mixture's load-balance loss is one over each microbatch, so there the devices may not choose their number.
+    On a CPU the fewest that have CPU_SCORES. A mixture's load-balance loss is one over each microbatch, so there the devices may not
+    choose their number.
     """
-    device, model = devices.find(device_kind), experiment.model
-    if device is None or model.n_experts:
+    model, length, known = experiment.model, experiment.data.seq_len, devices.find(device.device_kind)
+    if model.n_experts or not (known or device.platform == "cpu"):
         return 1
     rows = experiment.global_batch // (sizes["data"] * sizes["fsdp"] * sizes["expert"])
-    row_bytes = model.n_layers * experiment.data.seq_len * model.d_model * np.dtype(model.residual_dtype).itemsize
-    fits = (count for count in range(1, rows + 1) if rows % count == 0 and rows // count * row_bytes <= STREAM_SHARE * device.memory)
-    return next(fits, rows)
+    if known:
+        row_bytes = model.n_layers * length * model.d_model * np.dtype(model.residual_dtype).itemsize
+        most = STREAM_SHARE * known.memory / row_bytes
+    else:
+        most = CPU_SCORES / (model.n_heads * length**2)
+    return next((count for count in range(1, rows + 1) if rows % count == 0 and rows // count <= most), rows)
 
 
 def _attention(experiment: config.Experiment, device) -> config.AttentionKernel:

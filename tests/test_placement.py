@@ -247,9 +247,9 @@ def test_nothing_is_left_open():
     assert place(placed, make_mesh(config.Mesh(1, 4, 1, 2), jax.devices())) == placed
 
 
-def _microbatches(kind, *sizes, **change):
+def _microbatches(kind, *sizes, platform="tpu", **change):
     experiment = dataclasses.replace(_paper("dense_1b"), **change)
-    return place(experiment, _mesh(_devices(math.prod(sizes), kind=kind, platform="tpu"), *sizes)).execution.accumulation
+    return place(experiment, _mesh(_devices(math.prod(sizes), kind=kind, platform=platform), *sizes)).execution.accumulation
 
 
 def test_microbatches_are_the_fewest_whose_stream_takes_an_eighth_of_the_memory():
@@ -275,8 +275,16 @@ def test_more_memory_never_takes_more_microbatches():
 
 
 def test_devices_of_unknown_memory_take_one_microbatch():
-    assert _microbatches("cpu", 1, 1, 1, 1) == 1
     assert _microbatches("TPU v9", 1, 2, 1, 1) == 1
+
+
+def test_on_a_cpu_the_scores_of_a_microbatch_stay_in_a_cache():
+    def rows(length, fsdp=1):
+        data = config.Data(seq_len=length)
+        return 256 // (fsdp * _microbatches("cpu", 1, fsdp, 1, 1, platform="cpu", data=data))  # 16 heads
+
+    assert [rows(length) for length in (8, 32, 64, 128, 1024)] == [128, 8, 2, 1, 1]
+    assert rows(32, fsdp=8) == 8
 
 
 def _kernel(platform, kind, asked="auto", **model):
