@@ -49,6 +49,7 @@ class Model:
     normalize_gates: bool = False  # the gates of a token's experts are rescaled to sum to 1
     shared_expert: bool = False  # one expert more that sees every token
     d_shared: int = 0  # its hidden width
+    ffn_scale: float = 1.0  # of what a dense FFN adds to the stream, as gates scale a mixture
     load_balance_weight: float = 0.01  # weight of the mean of this loss over blocks; likewise router_z_weight
     router_z_weight: float = 0.001
     vocab_size: int = 50304
@@ -61,7 +62,7 @@ class Model:
     residual_dtype: Dtype = "float32"  # bfloat16 reproduces the published runs
 
     def __post_init__(self):
-        _require_positive("model.", self, "d_model", "n_layers", "n_heads", "d_ff", "vocab_size", "rope_theta", "norm_eps")
+        _require_positive("model.", self, "d_model", "n_layers", "n_heads", "d_ff", "vocab_size", "rope_theta", "norm_eps", "ffn_scale")
         if not self.head_dim:
             _require(
                 self.d_model % self.n_heads == 0,
@@ -87,6 +88,7 @@ class Model:
             _require(not without_effect, f"model.n_experts is 0 but {without_effect} are set: set model.n_experts, or leave them out")
         else:
             _require_positive("model.", self, "n_experts", "top_k")
+            _require(self.ffn_scale == 1, f"model.ffn_scale={self.ffn_scale} is for a dense FFN, and a mixture has gates: leave it out")
             _require(
                 self.top_k <= self.n_experts,
                 f"model.top_k={self.top_k} is more than model.n_experts={self.n_experts}: lower it to that or below",

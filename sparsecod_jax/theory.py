@@ -128,7 +128,7 @@ def _ffn(cfg: Model, sizes: Sizes, layer: int, scale: float, covariance_STT, gat
 
     expert_STT = swiglu(sizes.gate, sizes.up, sizes.down, cfg.d_ff)
     if not cfg.n_experts:
-        return expert_STT
+        return cfg.ffn_scale**2 * expert_STT
     assert sizes.router is not None
     together_C = gate_products(cfg, math.sqrt(cfg.d_model * size * sizes.router[layer]))
     if gate_squares is not None:

@@ -49,6 +49,8 @@ REFUSALS = [
     ({"model.top_k": 2}, r"^model\.n_experts is 0 but \['top_k'\] are set: set model\.n_experts, or leave them out$"),
     ({"model.normalize_gates": True}, r"^model\.n_experts is 0 but \['normalize_gates'\] are set: "),
     ({"model.shared_expert": True, "model.d_shared": 64}, r"^model\.n_experts is 0 but \['shared_expert', 'd_shared'\] are set: "),
+    ({"model.ffn_scale": 0.0}, r"^model\.ffn_scale is 0\.0: set it above 0$"),
+    ({**MIXTURE, "model.ffn_scale": 0.5}, r"^model\.ffn_scale=0\.5 is for a dense FFN, and a mixture has gates: leave it out$"),
     ({"model.load_balance_weight": -0.1}, r"^model\.load_balance_weight=-0\.1 is negative: use 0 or more$"),
     ({**MIXTURE, "model.router_z_weight": -1}, r"^model\.router_z_weight=-1\.0 is negative: use 0 or more$"),
     ({"data.seed": -1}, r"^data\.seed=-1 is not an unsigned 32-bit number: choose"),

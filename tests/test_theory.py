@@ -19,6 +19,7 @@ CASES = {
     "long": ({}, 384),
     "grouped": ({"n_kv_heads": 2}, 128),
     "layer norm scaling": ({"layer_norm_scaling": True}, 128),
+    "scaled FFN": ({"ffn_scale": 0.3}, 128),
     "documents": ({"document_masking": True}, 128),
     "mixture": ({"n_experts": 16, "top_k": 4, "d_ff": 192}, 128),
     "short mixture": ({"n_experts": 16, "top_k": 4, "d_ff": 192}, 32),

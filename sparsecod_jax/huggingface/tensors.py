@@ -1,9 +1,9 @@
 """Which tensor of a checkpoint of Hugging Face is which part of our parameters?
 
 One table serves both directions. Their matrices are [out, in], one a layer and expert; ours are [in, out], stacked over both, with heads
-apart. What our model does and theirs has no word for is folded into the values: the factors of LayerNorm Scaling into the gains, and the
-weights of routed and shared experts, k/(k+1) and 1/(k+1), into the matrices that come last. Their shared expert has a gate: one of zeros
-gives a half everywhere.
+apart. What our model does and theirs has no word for is folded into the values: the factors of LayerNorm Scaling into the gains; the scale
+of a dense FFN, and the weights of routed and shared experts, k/(k+1) and 1/(k+1), into the matrices that come last. Their shared expert has
+a gate: one of zeros gives a half everywhere.
 """
 
 import math
@@ -50,7 +50,7 @@ def _block(model: Model, layer: int, scale: float) -> Iterator[Tensor]:
     if model.n_experts:
         yield from _experts(model, f"{prefix}.mlp", layer)
     else:
-        yield from _swiglu(model, f"{prefix}.mlp", model.d_ff, "blocks/ffn/", index)
+        yield from _swiglu(model, f"{prefix}.mlp", model.d_ff, "blocks/ffn/", index, model.ffn_scale)
 
 
 def _experts(model: Model, prefix: str, layer: int) -> Iterator[Tensor]:

@@ -44,7 +44,7 @@ class Block(nn.Module):
     def ffn_branch(self, u_BTD, norm_scale):
         """What the FFN adds to the stream, and a router's statistics."""
         normed_BTD = self._scaled(self.ffn_norm(u_BTD), norm_scale)
-        return self.ffn(normed_BTD) if self.cfg.n_experts else (self.ffn(normed_BTD), {})
+        return self.ffn(normed_BTD) if self.cfg.n_experts else (self.cfg.ffn_scale * self.ffn(normed_BTD), {})
 
     def queries_keys_values(self, x_BTD, norm_scale, angles):
         """What attention compares and mixes: [B, T, H, K], [B, T, J, K] and [B, T, J, K], rotated."""

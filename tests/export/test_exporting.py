@@ -27,6 +27,7 @@ MODELS: dict[str, Model] = {
     "grouped-query": tiny.MODEL,
     "multi-query": dataclasses.replace(tiny.MODEL, n_kv_heads=1, head_dim=6),
     "LayerNorm Scaling": dataclasses.replace(tiny.MODEL, layer_norm_scaling=True, rope_theta=500.0),
+    "scaled FFN": dataclasses.replace(tiny.MODEL, ffn_scale=0.3),
     "mixture": dataclasses.replace(tiny.MIXTURE, **WITHOUT_SHARED),
     "mixture, shared": dataclasses.replace(tiny.MIXTURE, top_k=3),
     "mixture, renormalised": dataclasses.replace(tiny.MIXTURE, **WITHOUT_SHARED, normalize_gates=True),

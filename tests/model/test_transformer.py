@@ -25,6 +25,7 @@ VARIANTS = {
     "multi-query": {"n_kv_heads": 1},
     "layer norm scaling": {"layer_norm_scaling": True},
     "own head size": {"head_dim": 6},
+    "scaled FFN": {"ffn_scale": 0.3},
     "mixture of experts": {"n_experts": 6, "top_k": 2},
     "mixture with normalised gates": {"n_experts": 6, "top_k": 3, "normalize_gates": True, "layer_norm_scaling": True},
     "mixture with a shared expert": {"n_experts": 4, "top_k": 1, "shared_expert": True, "d_shared": 80},

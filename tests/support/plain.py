@@ -33,7 +33,7 @@ def ffn_branch(params, layer, u, model, position=None):
     """What the FFN adds, and the router's statistics."""
     block = _Tree(params["blocks"], layer)
     normed = _norm(u, block("ffn_norm", "gain"), model) * _scale(layer, position, model)
-    return _mixture(normed, block, model) if model.n_experts else (_ffn(normed, block, "ffn"), {})
+    return _mixture(normed, block, model) if model.n_experts else (model.ffn_scale * _ffn(normed, block, "ffn"), {})
 
 
 def block(params, layer, x, model, position=None):
