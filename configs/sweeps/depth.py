@@ -1,30 +1,43 @@
-"""Does depth pay? The same width at four depths, and narrower ones with as many parameters.
+"""Does depth pay? The same width at several depths, and a wide shallow model with blocks of as many parameters as a narrow deep one.
 
-Command:   sparsecod sweep --sweep=configs/sweeps/depth.py:nano --workdir=runs/depth
+Command:   sparsecod sweep --sweep=configs/sweeps/depth.py:nano --workdir=runs/depth --jobs=2
 Hardware:  nano two CPU cores; mini one GPU of 80 GB; paper 64 TPU v5p chips, or 8 GPUs of 80 GB a run
 Run time:  not yet run
 Result:    not yet run
 """
 
-from sparsecod_jax.sweep.study import Claim, Study
+from sparsecod_jax.sweep import house
+from sparsecod_jax.sweep.study import Study
 
 DEPTHS = {"nano": (4, 8, 16, 32), "mini": (12, 24, 48), "paper": (12, 16, 24, 32)}
-SMALLEST = {"score": 0.05, "variance": 0.1}
+# Twice the width and a quarter of the depth of an arm; the paper has no such pair.
+WIDE = {
+    "nano": ("depth-16", {"model.n_layers": 4, "model.d_model": 128, "model.n_heads": 8, "model.d_ff": 512}),
+    "mini": ("depth-48", {"model.n_layers": 12, "model.d_model": 1024, "model.n_heads": 16, "model.d_ff": 4096}),
+}
 
 
 def get_study(scale="nano"):
-    depths = DEPTHS[scale]
-    shallow, deep = (f"depth-{depth:02d}" for depth in (depths[0], depths[-1]))
+    arms = {f"depth-{depth:02d}": {"model.n_layers": depth} for depth in DEPTHS[scale]}
+    shallow, deep = min(arms), max(arms)
+    claims = [
+        house.more_variance("the deepest model's stream has the largest variance", deep, shallow),
+        house.more_useful("blocks of the shallowest model are more useful each", shallow, deep),
+        house.more_causal("blocks of the shallowest model have more effect on later ones", shallow, deep),
+        house.more_ordered("the order of blocks matters more in the shallowest model", shallow, deep),
+        house.worse("depth lowers the held-out loss", shallow, deep),
+    ]
+    if scale in WIDE:
+        narrow, wide = WIDE[scale]
+        arms["wide"] = wide
+        claims.append(house.worse("at equal parameters wide and shallow is better than narrow and deep", narrow, "wide"))
     return Study(
         question="Do the blocks of a deeper model contribute less each?",
-        held_fixed=("width", "tokens a step", "total tokens", "learning rate", "evaluation length", "data order of a seed"),
+        held_fixed=("width, but for the wide arm", "tokens a step", "total tokens", "learning rate", "evaluation length", "data order"),
         config=f"configs/dense_1b.py:{scale}",
-        arms={f"depth-{depth:02d}": {"model.n_layers": depth} for depth in depths},
-        claims=(
-            Claim("the deepest stream has the largest variance", "metrics/variance/residual/-1", deep, shallow, SMALLEST["variance"]),
-            Claim("shallow blocks are more useful each", "scores/usefulness/score", shallow, deep, SMALLEST["score"]),
-            Claim("shallow blocks have more effect on later ones", "scores/causal/score", shallow, deep, SMALLEST["score"]),
-            Claim("the order of shallow blocks matters more", "scores/permutation/score", shallow, deep, SMALLEST["score"]),
-        ),
-        not_testable=("accuracy on downstream tasks", "absolute perplexities") if scale != "paper" else (),
+        arms=arms,
+        claims=tuple(claims),
+        not_testable=house.NOT_TESTABLE[scale],
+        published=("tables/depth_scores", "curves/last_layer_variance_by_step/depth", "curves/jacobian_distance_by_block"),
+        analyze=house.ANALYZE[scale],
     )

@@ -1,33 +1,48 @@
 """Does weight decay keep the stream small, and deep blocks at work?
 
-What decay can do is bounded by learning rate x decay x steps: 0.4 in the published run at 0.1. Arms are chosen by that product.
+What decay can do is bounded by learning rate x decay, added up over steps: 0.42 in the published run at 0.1. The report states it.
 
-Command:   sparsecod sweep --sweep=configs/sweeps/weight_decay.py:nano --workdir=runs/weight_decay
+Command:   sparsecod sweep --sweep=configs/sweeps/weight_decay.py:nano --workdir=runs/weight_decay --jobs=2
 Hardware:  nano two CPU cores; mini one GPU of 80 GB; paper 64 TPU v5p chips, or 8 GPUs of 80 GB a run
 Run time:  not yet run
 Result:    not yet run
 """
 
+from sparsecod_jax.sweep import house
 from sparsecod_jax.sweep.study import Claim, Study
 
-# Peak learning rate x decay x steps, half of it under the cosine: nano 4e-3 x 1465 is 5.9 a unit of decay, mini 7.6, paper 7.6.
-DECAYS = {"nano": (0.0, 0.3, 1.0, 3.0), "mini": (0.0, 0.1, 0.3), "paper": (0.0, 0.01, 0.1, 1.0, 3.0)}
-SMALLEST = {"score": 0.05, "variance": 0.1}
+# Half of learning rate x steps under the cosine: 2.1 a unit of decay at nano, 4.2 at mini and paper size.
+DECAYS = {"nano": (0.0, 0.1, 0.3, 1.0, 3.0), "mini": (0.0, 0.1, 0.3), "paper": (0.0, 0.01, 0.1, 1.0, 3.0)}
+MODERATE = {"nano": 0.3, "mini": 0.1, "paper": 0.1}
+STRONG = {"nano": 1.0, "mini": 0.3, "paper": 1.0}
+
+
+def _arm(decay: float) -> str:
+    return f"decay-{decay:g}".replace(".", "p")
 
 
 def get_study(scale="nano"):
-    decays = DECAYS[scale]
-    arms = {f"decay-{decay:g}".replace(".", "p"): {"optimizer.weight_decay": decay} for decay in decays}
-    none, *others = arms
-    moderate = others[-1 if scale == "mini" else -2]
+    none, moderate, strong = (_arm(decay) for decay in (0.0, MODERATE[scale], STRONG[scale]))
+    down = "scores/sparsity/weights/kinds/ffn/down"
     return Study(
         question="Does weight decay lower the variance of the stream, and are deep blocks then more useful?",
-        held_fixed=("size", "tokens a step", "total tokens", "learning rate", "data order of a seed"),
+        held_fixed=("size", "tokens a step", "total tokens", "learning rate", "evaluation length", "data order"),
         config=f"configs/dense_1b.py:{scale}",
-        arms=arms,
+        arms={_arm(decay): {"optimizer.weight_decay": decay} for decay in DECAYS[scale]},
         claims=(
-            Claim("decay lowers the variance of the last block", "metrics/variance/residual/-1", none, moderate, SMALLEST["variance"]),
-            Claim("decay makes blocks more useful", "scores/usefulness/score", moderate, none, SMALLEST["score"]),
+            house.more_variance("moderate decay lowers the variance of the last block", none, moderate),
+            house.more_variance("strong decay lowers it further", moderate, strong),
+            house.more_useful("moderate decay makes blocks more useful", moderate, none),
+            house.more_useful("strong decay makes them less useful than moderate decay", moderate, strong),
+            house.worse("moderate decay lowers the held-out loss", none, moderate),
+            Claim("strong decay brings more weights near zero, relative to their size", f"{down}/near_zero_0.1/mean", strong, none, 0.02),
         ),
-        not_testable=("accuracy on downstream tasks", "absolute perplexities") if scale != "paper" else (),
+        not_testable=house.NOT_TESTABLE[scale],
+        published=("tables/weight_decay", "curves/last_layer_variance_by_step/weight_decay"),
+        mechanism={
+            "learning rate x decay x steps": "derived/decay",
+            "weight RMS, FFN output": f"{down}/rms/mean",
+            "near-zero weights, FFN output": f"{down}/near_zero_0.1/mean",
+        },
+        analyze=house.ANALYZE[scale],
     )

@@ -20,10 +20,11 @@ class Claim:
     """One number of one arm is expected above that of another."""
 
     text: str
-    metric: str  # where it is in the files of a run: final/bits_per_byte, scores/usefulness/score, metrics/variance/residual/-1
+    metric: str  # as `report.measures` reads it: final/bits_per_byte, scores/usefulness/score, last/variance/residual/-1
     greater: str  # the arm whose number is expected to be larger
     than: str
-    smallest: float  # the least difference that counts
+    smallest: float  # the least effect that counts: a difference, or where a `ratio` is claimed a factor above 1
+    ratio: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +37,8 @@ class Study:
     arms: dict[str, dict[str, Any]]  # fields that each changes, by dotted names
     claims: tuple[Claim, ...]
     not_testable: tuple[str, ...]  # published claims that this size can't decide
+    published: tuple[str, ...] = ()  # what of published.json it covers: tables/gqa, curves/last_layer_variance_by_step/gqa
+    mechanism: dict[str, str] = dataclasses.field(default_factory=dict)  # by which the cause is thought to act: metrics by their names
     changes: dict[str, Any] = dataclasses.field(default_factory=dict)  # of every arm
     seeds: tuple[int, ...] = (0, 1, 2)  # each fixes weights and order for all arms
     analyze: dict[str, Any] = dataclasses.field(default_factory=dict)  # options of `sparsecod analyze` for finished runs
@@ -47,10 +50,10 @@ class Study:
         if not self.arms or not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ConfigError("a study needs arms, and seeds that differ: give some")
         for claim in self.claims:
-            unknown = [arm for arm in (claim.greater, claim.than) if arm not in self.arms]
-            if unknown or claim.smallest <= 0:
+            unknown, none = [arm for arm in (claim.greater, claim.than) if arm not in self.arms], int(claim.ratio)
+            if unknown or claim.smallest <= none:
                 raise ConfigError(
-                    f"the claim {claim.text!r} names {unknown or claim.smallest}: name two arms and a smallest effect above 0"
+                    f"the claim {claim.text!r} names {unknown or claim.smallest}: name two arms and a smallest effect above {none}"
                 )
 
 

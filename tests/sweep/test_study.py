@@ -8,7 +8,7 @@ import pytest
 from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.sweep.study import Claim, Study, expand, load
 
-CLAIM = Claim("deeper is larger", "metrics/variance/residual/-1", "deep", "flat", 0.1)
+CLAIM = Claim("deeper is larger", "last/variance/residual/-1", "deep", "flat", 0.1)
 STUDY = Study("Why?", ("width",), "configs/smoke.py:nano", {"flat": {"model.n_layers": 2}, "deep": {"model.n_layers": 3}}, (CLAIM,), ())
 SWEEPS = sorted(Path("configs/sweeps").glob("*.py"))
 
@@ -42,6 +42,7 @@ def test_studies_of_the_house_expand_at_every_scale(file, scale):
         ({"seeds": (1, 1)}, "needs arms, and seeds that differ"),
         ({"claims": (dataclasses.replace(CLAIM, than="wide"),)}, r"names \['wide'\]: name two arms"),
         ({"claims": (dataclasses.replace(CLAIM, smallest=0.0),)}, "a smallest effect above 0"),
+        ({"claims": (dataclasses.replace(CLAIM, smallest=1.0, ratio=True),)}, "a smallest effect above 1"),
     ],
 )
 def test_what_is_no_study_is_refused(change, message):

@@ -1,0 +1,44 @@
+"""Does training on longer sequences keep the stream small, and deep blocks at work?
+
+Arms have as many tokens a step and in total; they are compared where all were trained, at the positions of the shortest.
+
+Command:   sparsecod sweep --sweep=configs/sweeps/context.py:nano --workdir=runs/context --jobs=2
+Hardware:  nano two CPU cores; mini one GPU of 80 GB; paper 64 TPU v5p chips, or 8 GPUs of 80 GB a run
+Run time:  not yet run
+Result:    not yet run
+"""
+
+from sparsecod_jax.sweep import house
+from sparsecod_jax.sweep.study import Claim, Study
+
+LENGTHS = {"nano": (64, 256, 1024), "mini": (256, 1024, 4096), "paper": (256, 512, 1024, 2048, 4096, 8192)}
+TOKENS = {"nano": 2048, "mini": 65536, "paper": 2097152}  # a step
+STEPS = {"nano": 1000, "mini": 7630, "paper": 2384}
+
+
+def get_study(scale="nano"):
+    lengths = LENGTHS[scale]
+    arms = {f"length-{length:04d}": {"data.seq_len": length, "global_batch": TOKENS[scale] // length} for length in lengths}
+    short, long = min(arms), max(arms)
+    density = "scores/sparsity/attention/heads/density/mean"
+    return Study(
+        question="Does training on longer sequences lower the variance of the stream, and are blocks then more useful?",
+        held_fixed=("size", "tokens a step", "total tokens", "learning rate", "positions that are evaluated and scored"),
+        config=f"configs/dense_1b.py:{scale}",
+        arms=arms,
+        claims=(
+            house.more_variance_of_probe("long training sequences lower the variance of the last block", short, long),
+            house.more_useful("long training sequences make blocks more useful", long, short),
+            Claim("attention of models trained on long sequences is sparser", density, short, long, 0.02),
+        ),
+        not_testable=(*house.NOT_TESTABLE[scale], "perplexities at each arm's own length, which mix length and model"),
+        published=("tables/sequence_length", "curves/last_layer_variance_by_step/sequence_length"),
+        mechanism={"attention density at one probe length": density},
+        changes={
+            "steps": STEPS[scale],
+            "schedule.warmup_steps": STEPS[scale] // 10,
+            "evaluation.seq_len": lengths[0],
+            "evaluation.batch_size": TOKENS[scale] // lengths[-1],
+        },
+        analyze={**house.ANALYZE[scale], "seq_len": lengths[0]},
+    )

@@ -1,0 +1,70 @@
+"""Does a mixture of experts keep the stream small, and deep blocks at work, and is it for its sparsity or for the size of its gates?
+
+Gates that are not renormalised add up to far less than 1, so a mixture adds less to the stream from the first step on. One arm renormalises
+them; another is the dense model with its FFN scaled to what the raw gates' mixture adds at the start.
+
+Command:   sparsecod sweep --sweep=configs/sweeps/moe.py:nano --workdir=runs/moe --jobs=2
+Hardware:  nano two CPU cores; mini one GPU of 80 GB; paper 64 TPU v5p chips, or 8 GPUs of 80 GB a run
+Run time:  not yet run
+Result:    not yet run
+"""
+
+from sparsecod_jax.sweep import house
+from sparsecod_jax.sweep.study import Study
+
+# As many active parameters as the dense model, whose hidden width is d_ff x top_k.
+EXPERTS = {
+    "nano": {"model.n_experts": 16, "model.top_k": 2, "model.d_ff": 128},
+    "mini": {"model.n_experts": 64, "model.top_k": 8, "model.d_ff": 256},
+    "paper": {"model.n_experts": 64, "model.top_k": 8, "model.d_ff": 1024},
+}
+# The root of the expected sum of squared gates at the start (theory.gate_products: 0.0776, and 0.0241 for 64 experts) over top_k.
+FFN_SCALE = {"nano": 0.197, "mini": 0.0549, "paper": 0.0549}
+SMALLER = {  # the published pair of a quarter of the size
+    "dense-400m": {"model.d_model": 1536, "model.n_heads": 12, "model.d_ff": 2304},
+    "raw-400m": {"model.d_model": 768, "model.n_heads": 12, "model.d_ff": 1536, "model.n_experts": 32, "model.top_k": 4}
+    | {"model.shared_expert": True, "model.d_shared": 1536},
+}
+LONG = {"data.seq_len": 4096, "steps": 4769, "evaluation.seq_len": 4096}  # what the published arms were trained with
+
+
+def get_study(scale="nano"):
+    experts = EXPERTS[scale]
+    arms = {
+        "dense": {},
+        "raw": experts,
+        "renormalised": experts | {"model.normalize_gates": True},
+        "dense-scaled": {"model.ffn_scale": FFN_SCALE[scale]},
+    }
+    return Study(
+        question="Does a mixture of experts lower the variance of the stream and make blocks more useful, and is it for its gates?",
+        held_fixed=(
+            "width",
+            "depth",
+            "active parameters",
+            "tokens a step",
+            "total tokens",
+            "learning rate",
+            "evaluation length",
+            "data order",
+        ),
+        config=f"configs/dense_1b.py:{scale}",
+        arms=arms | (SMALLER if scale == "paper" else {}),
+        claims=(
+            house.more_variance("a mixture with raw gates has the smaller variance", "dense", "raw"),
+            house.more_useful("a mixture with raw gates has the more useful blocks", "raw", "dense"),
+            house.worse("a mixture with raw gates has the lower held-out loss", "dense", "raw"),
+            house.more_variance("renormalising the gates gives the variance back", "renormalised", "raw"),
+            house.more_variance("scaling a dense FFN as the gates do lowers the variance too", "dense", "dense-scaled"),
+            house.more_useful("but blocks of the mixture are more useful than those of the scaled dense model", "raw", "dense-scaled"),
+        ),
+        not_testable=house.NOT_TESTABLE[scale],
+        published=("tables/moe", "curves/last_layer_variance_by_step/moe"),
+        mechanism={
+            "sum of squared gates": "last/router/gate_square_sum/mean",
+            "FFN variance at step 1": "first/variance/ffn/mean",
+            "FFN variance at the end": "last/variance/ffn/mean",
+        },
+        changes=LONG if scale == "paper" else {},
+        analyze=house.ANALYZE[scale],
+    )
