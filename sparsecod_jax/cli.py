@@ -219,6 +219,6 @@ def _sweep(args, overrides) -> None:
 
 
 def _report(args, overrides) -> None:
-    from sparsecod_jax.report.page import write_report
+    from sparsecod_jax.report.writing import write_report
 
     print(f"report: {write_report(args.workdir)}")

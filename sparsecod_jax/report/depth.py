@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from sparsecod_jax.report.figures import Figure, Heatmap, RunData, Series
+from sparsecod_jax.report.document import Figure, Heatmap, Series
+from sparsecod_jax.report.runs import RunData
 
 DEEP_WORKS = "Higher in late blocks: they still do something."
 

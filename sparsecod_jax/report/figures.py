@@ -1,10 +1,9 @@
-"""Which pictures does a report have? Figures as plain data, whatever draws them."""
-
-import dataclasses
-from collections.abc import Sequence
-from typing import Any
+"""How did runs learn? Figures of what was logged while they trained."""
 
 import numpy as np
+
+from sparsecod_jax.report.document import Figure, Series
+from sparsecod_jax.report.runs import RunData
 
 MAX_POINTS = 1000  # a curve: more can't be seen
 
@@ -19,57 +18,6 @@ ROUTER = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Series:
-    """One curve; `group` names the run, so that a reader can hide all curves of a run at once."""
-
-    label: str
-    group: str
-    x: Sequence[float]
-    y: Sequence[float | None]
-    dashed: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class Figure:
-    """A chart and one line that says how to read it."""
-
-    title: str
-    reading: str
-    x_label: str
-    y_label: str
-    series: list[Series]
-    log_y: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class Heatmap:
-    """A matrix drawn as colours, `values[row][column]`; rows and columns count from 1.
-
-    `largest` is the magnitude of the strongest colour, one for all runs, so that they compare. A `signed` one has a colour for each sign.
-    """
-
-    title: str
-    reading: str
-    x_label: str
-    y_label: str
-    values: Sequence[Sequence[float | None]]
-    largest: float
-    signed: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class RunData:
-    """What the figures need of one run."""
-
-    name: str
-    status: str
-    config: dict[str, Any]
-    lines: list[dict[str, Any]]  # metrics.jsonl
-    final: dict[str, Any] | None
-    scores: dict[str, Any] | None = None  # analysis/scores.json
-
-
 def overview(runs: list[RunData]) -> list[Figure]:
     """Loss, variance against step and against layer, and the health of the routers; nothing where no run was trained here."""
     runs = [run for run in runs if run.lines]
@@ -80,7 +28,7 @@ def overview(runs: list[RunData]) -> list[Figure]:
 
 
 def loss(runs: list[RunData]) -> Figure:
-    curves = [_curve(run, "loss", run.name) for run in runs]
+    curves = [curve(run, "loss", run.name) for run in runs]
     return Figure("Training loss", "Lower is better; each point is one batch.", "step", "nats a token", curves)
 
 
@@ -146,12 +94,13 @@ def _curves_of_three_blocks(runs: list[RunData], name: str) -> list[Series]:
     for run in runs:
         depth = run.config["model"]["n_layers"]
         for layer in sorted({0, depth // 2, depth - 1}):
-            curves.append(_curve(run, name, f"{run.name}, block {layer + 1} of {depth}", layer=layer))
+            curves.append(curve(run, name, f"{run.name}, block {layer + 1} of {depth}", layer=layer))
     return curves
 
 
-def _curve(run: RunData, name: str, label: str, *, layer: int | None = None) -> Series:
+def curve(run: RunData, name: str, label: str, *, layer: int | None = None, group: str | None = None) -> Series:
+    """A value, or that of one block, against step."""
     chosen = np.unique(np.linspace(0, len(run.lines) - 1, MAX_POINTS).astype(int)) if run.lines else []
     lines = [run.lines[i] for i in chosen]
     values = [line[name] if layer is None else line[name][layer] for line in lines]
-    return Series(label, run.name, [line["step"] for line in lines], values)
+    return Series(label, group or run.name, [line["step"] for line in lines], values)

@@ -69,8 +69,12 @@ class Run:
 
     @property
     def identity(self) -> str:
-        """Equal for runs that compute the same numbers, whatever study asks for them; the data is known by its path alone."""
-        return identity(identity_fields(self.experiment, self.experiment.data.path))
+        return data_blind_identity(self.experiment)
+
+
+def data_blind_identity(experiment: Experiment) -> str:
+    """Equal for runs that compute the same numbers, whatever study asks for them; the data is known by its path alone."""
+    return identity(identity_fields(experiment, experiment.data.path))
 
 
 def load(spec: str) -> Study:

@@ -2,9 +2,10 @@
 
 import pytest
 
-from sparsecod_jax.report import depth
-from sparsecod_jax.report.figures import Figure, Heatmap, RunData
+from sparsecod_jax.report import depth, overview
+from sparsecod_jax.report.document import Figure, Heatmap
 from sparsecod_jax.report.page import render
+from sparsecod_jax.report.runs import RunData
 
 SCORES = {
     "usefulness": {
@@ -32,6 +33,10 @@ SCORES = {
 def _run(name="deep", scores=None):
     model = {"n_layers": 2, "d_model": 32, "n_heads": 2, "d_ff": 64, "vocab_size": 100, "n_experts": 0}
     return RunData(name, "finished", {"model": model}, [], None, scores)
+
+
+def _page(*runs):
+    return render(overview.document("study", list(runs)))
 
 
 def test_every_score_has_its_figure():
@@ -103,14 +108,14 @@ def test_what_is_not_finite_is_left_out():
     assert isinstance(density, Figure)
     assert density.series[0].y[0] is None
     assert depth.headlines(_run(scores=broken))[:2] == ["–", "–"]
-    assert "<html" in render("study", [_run(scores=broken)])
+    assert "<html" in _page(_run(scores=broken))
 
 
 @pytest.mark.parametrize("name", ["deep", "<script>alert(1)</script>"])
 def test_the_page_has_a_section_of_scores(name):
-    page = render("study", [_run(name, SCORES), _run("unscored")])
+    page = _page(_run(name, SCORES), _run("unscored"))
     assert "What each layer contributes" in page
     assert "<td>0.1900 to 0.2200</td>" in page
     assert page.count("<section>") == page.count('class="reading"') - 1
     assert "<script>alert(1)</script>" not in page
-    assert "What each layer contributes" not in render("study", [_run("unscored")])
+    assert "What each layer contributes" not in _page(_run("unscored"))

@@ -14,7 +14,7 @@ from etils import epath
 from sparsecod_jax import config
 from sparsecod_jax.files import read_json, write_json
 from sparsecod_jax.report import figures
-from sparsecod_jax.report.page import write_report
+from sparsecod_jax.report.writing import write_report
 from sparsecod_jax.rundir import Attempt, RunDir
 from sparsecod_jax.train.writers import Writers, plain
 
@@ -114,6 +114,7 @@ def test_names_both_runs_with_their_numbers(study):
         "unigram entropy": "5.5000",
         "last-block variance": "3.6",
         "minutes": "1.5",
+        "MFU": "–",
     }
     assert by_run["depth_04"]["held-out loss"] == "3.2500"
 
@@ -190,7 +191,7 @@ def test_a_run_without_any_line_and_values_that_are_not_finite(tmp_path):
     header, fresh, wild = page.rows
     assert dict(zip(header, fresh, strict=True))["tokens"] == "0"
     assert dict(zip(header, wild, strict=True))["last-block variance"] == "–"
-    assert fresh.count("–") == wild.count("–") == 5
+    assert fresh.count("–") == wild.count("–") == 6
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not on PATH")
