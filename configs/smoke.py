@@ -2,7 +2,6 @@
 
 Command:   sparsecod data --source=sotu --tokenizer=bpe --vocab_size=2048 --out=data/sotu
            sparsecod train --config=configs/smoke.py:nano --workdir=runs/smoke
-           (the quickstart adds --config.model.n_layers=16 for its second run)
            sparsecod data --source=corpus --tokenizer=bpe --vocab_size=16384 --out=data/mini
            sparsecod train --config=configs/smoke.py:mini --workdir=runs/smoke_mini
            sparsecod data --source=hf:HuggingFaceFW/fineweb-edu:sample-10BT --tokenizer=tokenizer.json --out=data/fineweb_edu

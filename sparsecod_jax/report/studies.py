@@ -1,6 +1,7 @@
 """Do sparser models have smaller variance and more useful blocks? All runs of all studies in one figure."""
 
 import itertools
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -48,33 +49,39 @@ def _central(studies: list[StudyData]) -> list[Part]:
     return [Text(reading, small=True), *figures, Heading("Rank correlations"), _correlations(studies)]
 
 
-def _points(study: StudyData) -> dict[str, tuple[float | None, ...]]:
-    return {run.name: tuple(measure(run, name) for name in MEASURES.values()) for run in study.finished.values() if run.scores}
+def _points(study: StudyData) -> dict[str, dict[str, float | None]]:
+    """All measures of each scored run, by the run's identity, which shared runs have in common."""
+    described = study.described["runs"]
+    scored = [run for run in study.finished.values() if run.scores]
+    return {described[run.name]["identity"]: {label: measure(run, name) for label, name in MEASURES.items()} for run in scored}
+
+
+def _both(points: Iterable[dict[str, float | None]], a: str, b: str) -> list[tuple[float, float]]:
+    """Two measures of those runs that have both."""
+    pairs = ((values[a], values[b]) for values in points)
+    return [(first, second) for first, second in pairs if first is not None and second is not None]
 
 
 def _cloud(study: StudyData, x: str, y: str) -> Series:
-    places = [list(MEASURES).index(label) for label in (x, y)]
-    points = {name: [values[place] for place in places] for name, values in _points(study).items()}
-    whole = {name: (a, b) for name, (a, b) in points.items() if a is not None and b is not None}
-    return Series(study.name, study.name, [a for a, _ in whole.values()], [b for _, b in whole.values()], points=True, names=list(whole))
+    runs = [run for run in study.finished.values() if measure(run, MEASURES[x]) is not None and measure(run, MEASURES[y]) is not None]
+    xs, ys = ([measure(run, MEASURES[label]) or 0.0 for run in runs] for label in (x, y))
+    return Series(study.name, study.name, xs, ys, points=True, names=[run.name for run in runs])
 
 
 def _correlations(studies: list[StudyData]) -> Table:
     """Spearman's rank correlation of every pair of measures, within each study and across all."""
     pairs = list(itertools.combinations(MEASURES, 2))
-    groups = {study.name: list(_points(study).values()) for study in studies}
-    groups["across all"] = sorted({values for rows in groups.values() for values in rows}, key=repr)
+    groups = {study.name: _points(study) for study in studies}
+    groups["across all"] = {identity: values for points in groups.values() for identity, values in points.items()}
     rows = []
-    for name, values in groups.items():
-        rows.append([name, str(len(values)), *(_spearman(values, a, b) for a, b in pairs)])
+    for name, points in groups.items():
+        rows.append([name, str(len(points)), *(_spearman(_both(points.values(), a, b)) for a, b in pairs)])
     return Table(["study", "runs", *(f"{a} and {b}" for a, b in pairs)], rows, ["-1 opposite order, 0 none, 1 the same order"])
 
 
-def _spearman(rows: list[tuple[float | None, ...]], a: str, b: str) -> str:
-    places = [list(MEASURES).index(label) for label in (a, b)]
-    both = [pair for row in rows if None not in (pair := tuple(row[place] for place in places))]
+def _spearman(both: list[tuple[float, float]]) -> str:
     if len(both) < FEWEST or any(len(set(column)) < 2 for column in zip(*both, strict=True)):
         return "–"
-    found: Any = scipy.stats.spearmanr(np.array(both, float))
+    found: Any = scipy.stats.spearmanr(np.array(both))
     text = f"{found.statistic:+.2f} (p {found.pvalue:.2g})"
     return Alarm(text) if found.pvalue < SURE else text

@@ -1,0 +1,29 @@
+"""The smallest study: the quickstart, and a look at what a study is on any machine.
+
+Command:   sparsecod sweep --sweep=configs/sweeps/smoke.py:nano --workdir=runs/quickstart --jobs=2
+Hardware:  nano two CPU cores; mini and paper any one accelerator
+Run time:  not yet run
+Result:    not yet run
+"""
+
+from sparsecod_jax.sweep import house
+from sparsecod_jax.sweep.study import Study
+
+
+def get_study(scale="nano"):
+    return Study(
+        question="Do the blocks of a deeper model contribute less each?",
+        held_fixed=("width", "tokens a step", "total tokens", "learning rate", "evaluation length", "data order"),
+        config=f"configs/smoke.py:{scale}",
+        arms={"depth-04": {"model.n_layers": 4}, "depth-16": {"model.n_layers": 16}},
+        claims=(
+            house.more_variance("the deeper model's stream has the larger variance", "depth-16", "depth-04"),
+            house.more_useful("blocks of the shallower model are more useful each", "depth-04", "depth-16"),
+            house.more_ordered("the order of blocks matters more in the shallower model", "depth-04", "depth-16"),
+        ),
+        not_testable=("whether depth pays: these models have seen too few tokens",),
+        published=("tables/depth_scores", "curves/last_layer_variance_by_step/depth"),
+        changes={"steps": 100, "schedule.warmup_steps": 10},
+        seeds=(0, 1),
+        analyze={"sequences": 32, "seq_len": 128},
+    )

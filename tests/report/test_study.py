@@ -1,0 +1,129 @@
+"""The report of a study tells the truth, whatever the truth is."""
+
+import html
+import re
+import shutil
+import subprocess
+
+import pytest
+import studying
+
+from sparsecod_jax import config
+from sparsecod_jax.files import write_json
+from sparsecod_jax.report import study as report
+from sparsecod_jax.report.document import Alarm, Figure, Table, Text
+from sparsecod_jax.report.writing import write_report
+from sparsecod_jax.rundir import RunDir
+
+CHROMIUM = shutil.which("chromium")
+NOISE = (0.0, 0.7, -0.6)
+
+
+def _numbers(effect):
+    """Bits and variance, of which depth changes the variance by that factor."""
+    return lambda run: (2.0, 8.0 * (effect if run.arm == "deep" else 1.0) * (1 + 0.01 * run.seed))
+
+
+def _noise(run):
+    return 2.0, 8.0 * (1 + (NOISE[run.seed] if run.arm == "deep" else 0.0))
+
+
+STUDIES = {"present": (_numbers(3.0), "seen"), "reversed": (_numbers(1 / 3), "opposite"), "noise": (_noise, "undecided")}
+
+
+def _document(study):
+    return report.document(study)
+
+
+def _tables(document):
+    return [part for part in document.parts if isinstance(part, Table)]
+
+
+def _texts(document):
+    return [part.text for part in document.parts if isinstance(part, Text)]
+
+
+@pytest.mark.parametrize(("numbers", "outcome"), STUDIES.values(), ids=STUDIES)
+def test_says_what_the_numbers_say(numbers, outcome, tmp_path):
+    document = _document(studying.loaded(tmp_path / "study", numbers))
+    claims = next(table for table in _tables(document) if "outcome" in table.columns)
+    deeper, better = claims.rows
+    assert deeper[:2] == [studying.DEEPER.text, outcome]
+    assert better[:2] == [studying.BETTER.text, "undecided"]
+    assert isinstance(deeper[1], Alarm) == (outcome == "opposite")
+    headline = _texts(document)[0]
+    for word in ("seen", "opposite", "undecided"):
+        part = re.search(rf"{word}: (.*?)\.(?: [A-Z]|$)", headline, re.IGNORECASE)
+        assert part
+        assert (studying.DEEPER.text in part[1]) == (word == outcome), headline
+
+
+def test_names_the_run_that_diverged_and_the_one_that_is_another_run(tmp_path):
+    directory = studying.write(tmp_path / "study", deep_s1="diverged")
+    place = RunDir(directory.path / "runs" / "flat-s2")
+    other = config.from_dict(config.to_dict(config.Experiment(steps=7, schedule=config.Schedule(warmup_steps=1))))
+    write_json(place.config, config.to_dict(other))
+    study = report.load_study(directory)
+    document = _document(study)
+    assert _texts(document)[1] == "4 of 6 runs finished: deep-s1 is diverged, flat-s2 is misconfigured."
+    assert set(study.finished) == {("flat", 0), ("deep", 0), ("flat", 1), ("deep", 2)}
+    runs = next(table for table in _tables(document) if table.columns[:2] == ("run", "status"))
+    assert len(runs.rows) == 6
+
+
+def test_names_what_has_not_begun(tmp_path):
+    directory = studying.write(tmp_path / "study")
+    shutil.rmtree(directory.path / "runs" / "deep-s2")
+    assert "5 of 6 runs finished: deep-s2 is missing." in _texts(_document(report.load_study(directory)))
+
+
+def test_a_study_without_any_run_has_a_report(tmp_path):
+    directory = studying.write(tmp_path / "study")
+    shutil.rmtree(directory.path / "runs")
+    page = write_report(str(tmp_path / "study"))
+    assert "0 of 6 runs finished" in page.read_text()
+
+
+def test_published_numbers_stand_beside_ours(tmp_path):
+    document = _document(studying.loaded(tmp_path / "study", _numbers(3.0)))
+    published = next(table for table in _tables(document) if table.columns[0] == "L")
+    assert list(published.rows[0]) == ["12", "0.355", "0.985", "1.0"]
+    ours = next(table for table in _tables(document) if list(table.columns) == ["arm", "causal", "permutation", "usefulness"])
+    assert ours.rows[0][0] == "flat"
+    assert ours.rows[0][1].startswith("0.2475 (0.2451 to 0.25)")  # 2 / 8, 2 / 8.08 and 2 / 8.16
+    figures = {part.title: part for part in document.parts if isinstance(part, Figure)}
+    theirs, own = (figures[f"Variance of the last block against step, {whose}"] for whose in ("published", "ours"))
+    assert [series.label for series in theirs.series] == [f"{depth}, published" for depth in (12, 16, 24, 32)]
+    assert theirs.series[0].y[:2] == [65, 465]
+    assert own.series[0].y[-1] == pytest.approx(8.0)
+    assert len(own.series) == 6
+
+
+def test_declares_what_was_fixed_and_what_it_can_not_say(tmp_path):
+    protocol = {name: value for name, value in _tables(_document(studying.loaded(tmp_path / "study")))[0].rows}
+    assert protocol["held fixed"] == "width, tokens"
+    assert protocol["not testable here"] == "accuracy"
+    assert protocol["seeds"] == "0, 1, 2"
+
+
+def test_the_same_stands_in_markdown_with_its_pictures(tmp_path):
+    root = studying.write(tmp_path / "study", numbers=_numbers(3.0)).path
+    page, text = write_report(str(root)).read_text(), (root / "report.md").read_text()
+    titles = re.findall(r"<h2>(.*?)</h2>", page)
+    assert [f"### {html.unescape(title)}" for title in titles] == re.findall(r"### .*", text)
+    shown = re.findall(r"!\[.*?\]\((.*?)\)", text)
+    assert len(shown) == len(titles)
+    for file in shown:
+        assert (root / file).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not on PATH")
+def test_a_browser_draws_every_figure_without_a_complaint(tmp_path):
+    page = write_report(str(studying.write(tmp_path / "study", numbers=_noise, deep_s1="diverged").path))
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--virtual-time-budget=20000"]
+    flags += ["--enable-logging=stderr", f"--user-data-dir={tmp_path}/profile", "--dump-dom"]
+    drawn = subprocess.run([str(CHROMIUM), *flags, f"file://{page}"], capture_output=True, text=True, timeout=300, check=True)
+    sections = re.findall(r"<section>.*?</section>", drawn.stdout, re.DOTALL)
+    assert len(sections) == page.read_text().count("<section>") > 10
+    assert all('class="main-svg"' in section for section in sections)
+    assert "CONSOLE" not in drawn.stderr
