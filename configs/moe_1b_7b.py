@@ -11,7 +11,7 @@ Command:   sparsecod data --source=sotu --tokenizer=bpe --vocab_size=2048 --out=
            sparsecod data --source=hf:HuggingFaceFW/fineweb-edu:sample-10BT --tokenizer=tokenizer.json --out=data/fineweb_edu
            sparsecod train --config=configs/moe_1b_7b.py:paper --workdir=runs/moe_1b_7b
 Hardware:  nano two CPU cores; mini one H100; paper 64 TPU v5p chips or H100s
-Run time:  nano about an hour (14 steps measured beside other work: 1,700 tokens/s); mini and paper not yet run here
+Run time:  nano about 20 minutes (14 steps measured beside other work: 1,700 tokens/s); mini and paper not yet run here
 Result:    nano and mini not yet run to the end; paper perplexity 13.82 as published under this name (which width is not said), not yet
            reproduced here
 """

@@ -32,6 +32,7 @@ class Table:
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     meanings: Sequence[str] = ()
+    title: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

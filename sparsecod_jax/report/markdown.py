@@ -38,10 +38,11 @@ def _part(part: Part, folder: epath.Path) -> str:
 
 
 def _table(table: Table) -> str:
+    title = f"### {_plain(table.title)}\n\n" if table.title else ""
     meanings = f"{_plain('; '.join(table.meanings))}.\n\n" if table.meanings else ""
     rows = [table.columns, ["---", *("--:" for _ in table.columns[1:])], *([_cell(cell) for cell in row] for row in table.rows)]
     header, rule, *body = rows
-    return meanings + "\n".join(f"| {' | '.join(row)} |" for row in ([_plain(column) for column in header], rule, *body))
+    return title + meanings + "\n".join(f"| {' | '.join(row)} |" for row in ([_plain(column) for column in header], rule, *body))
 
 
 def _cell(text: str) -> str:

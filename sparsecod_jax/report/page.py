@@ -51,7 +51,8 @@ def _table(table: Table) -> str:
     header = "".join(f"<th>{html.escape(column)}</th>" for column in table.columns)
     rows = "".join(f"<tr>{''.join(_cell(cell) for cell in row)}</tr>" for row in table.rows)
     meanings = f'<p class="reading">{html.escape("; ".join(table.meanings))}.</p>' if table.meanings else ""
-    return f'{meanings}<div class="table"><table><tr>{header}</tr>{rows}</table></div>'
+    title = f"<h2>{html.escape(table.title)}</h2>" if table.title else ""
+    return f'{title}{meanings}<div class="table"><table><tr>{header}</tr>{rows}</table></div>'
 
 
 def _cell(text: str) -> str:

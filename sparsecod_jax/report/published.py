@@ -47,7 +47,7 @@ def title(name: str) -> str:
 def table(name: str) -> Table:
     """A published table as it is."""
     rows = _read()["tables"][name.removeprefix("tables/")]
-    return Table(list(rows[0]), [[_cell(value) for value in row.values()] for row in rows])
+    return Table(list(rows[0]), [[_cell(value) for value in row.values()] for row in rows], title=f"{title(name)}, published")
 
 
 def columns(name: str) -> dict[str, str]:

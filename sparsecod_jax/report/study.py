@@ -178,7 +178,7 @@ def _beside_published(study: StudyData) -> list[Part]:
     parts: list[Part] = []
     for name in study.described["published"]:
         if name.startswith("tables/"):
-            parts += [Heading(f"{published.title(name)}, published"), published.table(name), Heading("and ours"), _our_table(study, name)]
+            parts += [published.table(name), _our_table(study, name)]
         else:
             parts += [published.curves(name), _our_curves(study, name)]
     return parts
@@ -188,7 +188,7 @@ def _our_table(study: StudyData, name: str) -> Table:
     columns = published.columns(name)
     rows = [[arm, *(_spread(study, arm, metric) for metric in columns.values())] for arm in study.described["arms"]]
     meanings = ["the same columns of our arms", "usefulness is the share of blocks whose affine map raises the loss by more than 10 %"]
-    return Table(["arm", *columns], rows, meanings)
+    return Table(["arm", *columns], rows, meanings, f"{published.title(name)}, ours")
 
 
 def _our_curves(study: StudyData, name: str) -> Figure:
