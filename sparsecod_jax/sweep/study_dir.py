@@ -7,6 +7,7 @@ import os
 from etils import epath
 
 from sparsecod_jax import files
+from sparsecod_jax.analysis.scores import is_complete
 from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.files import read_json, write_json
 from sparsecod_jax.rundir import RunDir
@@ -53,6 +54,20 @@ def begin(directory: StudyDir, spec: str, study: Study, runs: list[Run]) -> dict
     relative = {name: os.path.relpath(place.path, directory.path) for name, place in places.items()}
     write_json(directory.described, {**described, "places": relative})
     return places
+
+
+def verbs(study: Study, run: Run, place: RunDir) -> list[list[str]]:
+    """What `sparsecod` is told to do for a run, one after the other."""
+    path = os.fspath(place.path)
+    train = ["train", f"--config={study.config}", *run.overrides, f"--workdir={path}"]
+    analyze = ["analyze", f"--workdir={path}", *(f"--{name}={value}" for name, value in study.analyze.items())]
+    return [train, analyze] if study.analyze else [train]
+
+
+def remaining(study: Study, run: Run, place: RunDir) -> list[list[str]]:
+    """Those of its verbs that are not done."""
+    done = (place.final.exists(), is_complete(place.analysis, study.analyze.get("scores")))
+    return [verb for verb, is_done in zip(verbs(study, run, place), done, strict=False) if not is_done]
 
 
 def _elsewhere(directory: StudyDir, run: Run) -> RunDir | None:
