@@ -136,7 +136,7 @@ def accelerator_type(topology: str) -> str:
         raise ConfigError(f"--topology={topology} is none of TPUs: send it with launch/slurm.py or launch/jobset.py")
     sides = list(shape.sides)
     powers = all(side & (side - 1) == 0 for side in sides)
-    if not powers or sides != sorted(sides) and sides != [2, 2, 1] or sides[-1] > 2 * sides[0]:
+    if not powers or (sides != sorted(sides) and sides != [2, 2, 1]) or sides[-1] > 2 * sides[0]:
         raise ConfigError(
             f"--topology={topology} has no name among TPU VMs: take sides that differ least, as in 4x4x8, or launch/jobset.py"
         )

@@ -1,4 +1,4 @@
-"""How does a wheel become a program in a container of stock Python? It is fetched from its bucket, installed into a folder, and run there."""
+"""How does a wheel become a program in a container of stock Python? Fetched from its bucket, installed into a folder, and run there."""
 
 import os
 import urllib.parse
