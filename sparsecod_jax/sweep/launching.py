@@ -32,9 +32,7 @@ class Job:
     name: str  # of the run, unique in its study only: [a-z]([-a-z0-9]*[a-z0-9])?, at most 40
     index: int  # of the run in its study, the same at every submission
     workdir: str  # run directory, an absolute path or gs:// URL
-    commands: tuple[
-        tuple[str, ...], ...
-    ]  # python -m sparsecod_jax ...: train, by every process, then analyze, by one, if the study asks for it
+    commands: tuple[tuple[str, ...], ...]  # argv lists: train, by every process, and then maybe analyze, by one alone
     topology: str  # as `sparsecod plan` takes it: v5p:4x4x4, h100:2x8; empty where none was given
 
 

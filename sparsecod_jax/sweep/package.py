@@ -10,11 +10,13 @@ import sys
 import tempfile
 from pathlib import Path
 
+from etils import epath
+
 from sparsecod_jax import __version__, files
 from sparsecod_jax.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
-BESIDE = ("configs", "constraints")  # what a run needs and a wheel has not
+BESIDE = ("configs", "constraints", "launch")  # what runs need and a wheel has not
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,8 +65,9 @@ def ship(args: argparse.Namespace) -> Shipment:
         with tempfile.TemporaryDirectory() as folder:
             built = _build(Path(folder), version)
             sha256 = hashlib.sha256(built.read_bytes()).hexdigest()
-            target = files.absolute(args.workdir) / "package" / sha256[:16]  # one that is in use is not replaced
-            _copy(built, target)
+            target = files.absolute(args.workdir) / "package" / sha256[:16]  # what waiting runs use is not replaced
+            if files.is_remote(target) or not target.exists():
+                _copy(built, target)
             wheel = os.fspath(target / built.name)
     return Shipment(args.image, wheel, sha256, version.removesuffix(".dirty"), version.endswith(".dirty"), args.data)
 
@@ -88,14 +91,14 @@ def _build(folder: Path, version: str) -> Path:
     return next(folder.glob("*.whl"))
 
 
-def _copy(wheel: Path, target) -> None:
-    tree = wheel.parent / "tree"
-    sent = {wheel.name: wheel} | {
-        os.fspath(file.relative_to(tree)): file for name in BESIDE for file in sorted((tree / name).rglob("*")) if file.is_file()
-    }
-    for name, file in sent.items():
-        (target / name).parent.mkdir(parents=True, exist_ok=True)
-        files.write(target / name, file.read_bytes())
+def _copy(wheel: Path, target: epath.Path) -> None:
+    """Fills the folder where runs work: the package, unpacked for hosts that see this folder, and what it needs."""
+    with files.new_folder(target) as folder:
+        shutil.copy(wheel, folder)
+        for name in BESIDE:
+            shutil.copytree(wheel.parent / "tree" / name, folder / name)
+        if not files.is_remote(target):
+            shutil.unpack_archive(wheel, folder, "zip")
 
 
 def commit() -> str:
