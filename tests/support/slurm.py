@@ -1,6 +1,7 @@
 """A real Slurm on this machine: one node of two CPUs in a folder, which it leaves when the context ends. Needs root."""
 
 import contextlib
+import dataclasses
 import os
 import shutil
 import socket
@@ -50,8 +51,20 @@ PartitionName=urgent Nodes={host} State=UP PriorityTier=10 PreemptMode=OFF
 """
 
 
+MUNGE = {"key-file": "key", "socket": "socket", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Box:
+    folder: Path
+
+    def completed(self) -> str:
+        """What Slurm wrote about jobs that ended, a line each."""
+        return (self.folder / "completed.txt").read_text()
+
+
 @contextlib.contextmanager
-def running(folder: Path) -> Iterator[None]:
+def running(folder: Path) -> Iterator[Box]:
     """A controller and a node; this process and its children talk to them while the context lasts."""
     config = folder / "slurm.conf"
     for name in ("state", "spool"):
@@ -67,15 +80,12 @@ def running(folder: Path) -> Iterator[None]:
             for command in (munged, ["slurmctld", "-D"], ["slurmd", "-D"]):
                 daemons.append(subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True))
             _wait(folder)
-            yield
+            yield Box(folder)
         finally:
             subprocess.run(["scancel", "--full", "--user=root"], check=False)
             for daemon in reversed(daemons):
                 daemon.terminate()
                 daemon.wait()
-
-
-MUNGE = {"key-file": "key", "socket": "socket", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
 
 
 def _wait(folder: Path) -> None:
