@@ -69,7 +69,8 @@ class JobSet:
                 continue
             if job.name in states:
                 self.cancel([job], args)
-            output_of([*_kubectl(args), "create", f"--filename={files[f'{job.name}.json']}"])
+            # Strict: a JobSet older than 0.10.1 would drop the patterns of the failure policy, and end preempted runs.
+            output_of([*_kubectl(args), "create", "--validate=strict", f"--filename={files[f'{job.name}.json']}"])
 
     def query(self, jobs: list[Job], args: argparse.Namespace) -> dict[str, str]:
         found = output_of([*_kubectl(args), "get", KIND, f"--selector={STUDY}={launching.study_id(args)}", "--output=json"])

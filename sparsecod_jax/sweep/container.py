@@ -21,7 +21,7 @@ class Wheel:
         self.workdir = f"{self.folder}/{os.path.basename(source)}"  # configs/ lies there
         site = f"{self.folder}/site"
         self.environment = {"PYTHONPATH": site, "HOME": "/tmp"}
-        self.fetch = ["gcloud", "storage", "cp", "--recursive", source, self.folder]
+        self.fetch = ["gcloud", "storage", "cp", source, self.folder, "--recursive"]
         self.install = [
             *("python", "-m", "pip", "install", "--quiet", "--no-cache-dir", "--upgrade", f"--target={site}"),
             f"--constraint={self.workdir}/constraints/py{PYTHON.replace('.', '')}.txt",

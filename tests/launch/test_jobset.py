@@ -169,7 +169,7 @@ def test_a_wheel_is_fetched_checked_and_installed_with_the_constraints():
     pod = pod_of(rendered(shipment=AS_WHEEL))
     fetch, install = pod["initContainers"]
     place = f"/code/{sending.SHA256[:16]}"
-    assert fetch["command"] == ["gcloud", "storage", "cp", "--recursive", os.path.dirname(sending.WHEEL), "/code"]
+    assert fetch["command"] == ["gcloud", "storage", "cp", os.path.dirname(sending.WHEEL), "/code", "--recursive"]
     assert install["command"][-2:] == [
         f"--constraint={place}/constraints/py311.txt",
         f"sparsecod-jax[tpu,gcs] @ file://{place}/sparsecod_jax-0.1.0%2Bg{sending.COMMIT}-py3-none-any.whl#sha256={sending.SHA256}",

@@ -117,7 +117,7 @@ def test_what_a_host_does_with_a_wheel():
     make, fetch, install, run = described(shipment=AS_WHEEL)["commands"]
     place = f"/code/{sending.SHA256[:16]}"
     assert make == ["mkdir", "--parents", "/code"]
-    assert fetch == ["gcloud", "storage", "cp", "--recursive", os.path.dirname(sending.WHEEL), "/code"]
+    assert fetch == ["gcloud", "storage", "cp", os.path.dirname(sending.WHEEL), "/code", "--recursive"]
     assert install[-1].endswith(f"#sha256={sending.SHA256}")
     assert {"--env=PYTHONPATH=/code/site", f"--workdir={place}", "--volume=/code:/code"} <= set(run)
 
@@ -210,17 +210,18 @@ def test_gcloud_knows_every_command_that_is_sent(cloud, tmp_path):
         send(tmp_path, [sending.job(topology)], *capacity)
     commands = {shlex.join(["gcloud", *call]) for call in cloud.calls("gcloud")}
     assert len(commands) == 6
+    for shipment in (IN_IMAGE, AS_WHEEL):
+        commands |= {shlex.join(command) for command in described(shipment=shipment)["commands"] if command[0] == "gcloud"}
+    assert len(commands) == 8
     assert lint(sorted(commands), tmp_path) == {}
     assert lint(["gcloud compute tpus queued-resources list --zone=z --no-such-flag"], tmp_path)
 
 
 @needs_gcloud
 def test_gcloud_knows_every_command_of_the_walk_through(tmp_path):
-    blocks = re.findall(r"(?:^    .*\n)+", DOCS.read_text(), re.MULTILINE)
-    lines = [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
-    commands = [" ".join(shlex.split(line, comments=True)) for line in lines if line.startswith("gcloud ")]
-    assert len(commands) >= 10
-    assert lint([command.replace("$", "") for command in commands], tmp_path) == {}
+    lines = [line.strip() for line in DOCS.read_text().splitlines() if line.startswith("    gcloud ")]
+    assert len(lines) >= 15
+    assert lint([re.sub(r"\$([A-Z]+)", lambda variable: variable[1].lower(), line) for line in lines], tmp_path) == {}
 
 
 # ---- the script of a host, run for real; what it reaches outside is played
