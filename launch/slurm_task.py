@@ -14,10 +14,9 @@ from typing import Any
 
 from etils import epath
 
-from sparsecod_jax.errors import Fenced, Preempted
+from sparsecod_jax.errors import ATTEMPTS, FINAL, Fenced, Preempted
 from sparsecod_jax.files import read_json, write_json
 from sparsecod_jax.rundir import RunDir, locked
-from sparsecod_jax.sweep.local import ATTEMPTS, FINAL
 
 ALONE = ["--nodes=1", "--ntasks=1"]
 

@@ -17,7 +17,7 @@ from sparsecod_jax import files
 from sparsecod_jax.data.store import MANIFEST, prepare_command
 from sparsecod_jax.errors import ConfigError, SparsecodError
 from sparsecod_jax.rundir import RunDir, locked
-from sparsecod_jax.sweep import package, plans, results
+from sparsecod_jax.sweep import package, results
 from sparsecod_jax.sweep.package import Shipment
 from sparsecod_jax.sweep.study import Run, Study, expand, load
 from sparsecod_jax.sweep.study_dir import StudyDir, begin, remaining, verbs
@@ -159,6 +159,8 @@ def _check(engine: Engine, args: argparse.Namespace) -> None:
 
 
 def _plan(engine: Engine, args: argparse.Namespace) -> None:
+    from sparsecod_jax.sweep import plans  # brings jax along, which takes seconds
+
     runs = expand(load(args.sweep))
     print(plans.table(runs, plans.find(runs, args)))
 
@@ -197,12 +199,18 @@ def _submit(engine: Engine, args: argparse.Namespace) -> None:
         todo = [job for job in jobs if job.name not in left_out]
         if not todo:
             return
-        runs = [run for run in sent.runs if run.name not in left_out]
-        plans.check(runs, plans.find(runs, args))
+        _check_fit([run for run in sent.runs if run.name not in left_out], args)
         with _rendered(engine, jobs, args) as paths:
             engine.submit(paths, todo, args)
         for job in todo:
             print(f"{job.name}  sent")
+
+
+def _check_fit(runs: list[Run], args: argparse.Namespace) -> None:
+    if args.topology:
+        from sparsecod_jax.sweep import plans
+
+        plans.check(runs, plans.find(runs, args))
 
 
 def _status(engine: Engine, args: argparse.Namespace) -> None:

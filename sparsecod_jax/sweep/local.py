@@ -15,17 +15,15 @@ from collections.abc import Iterator
 
 from sparsecod_jax import files
 from sparsecod_jax.data.store import MANIFEST, prepare_arguments, prepare_command
-from sparsecod_jax.errors import ConfigError, Diverged, Fenced, Preempted, SparsecodError
+from sparsecod_jax.errors import ATTEMPTS, FINAL, ConfigError, Fenced, Preempted, SparsecodError
 from sparsecod_jax.processes import note
 from sparsecod_jax.rundir import RunDir, locked
 from sparsecod_jax.sweep.study import Run, Study, expand, load
 from sparsecod_jax.sweep.study_dir import StudyDir, begin, remaining
 
 SPARSECOD = (sys.executable, "-m", "sparsecod_jax")
-ATTEMPTS = 3  # in a row that may die without a newer checkpoint
 POLL = 0.2  # seconds
 BUSY = 10.0  # seconds until a run is tried again that another process is at
-FINAL = (Diverged.exit_code, ConfigError.exit_code)  # codes of runs that are not tried again
 
 
 @dataclasses.dataclass

@@ -7,7 +7,6 @@ import os
 from etils import epath
 
 from sparsecod_jax import files
-from sparsecod_jax.analysis.scores import is_complete
 from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.files import read_json, write_json
 from sparsecod_jax.rundir import RunDir
@@ -66,8 +65,15 @@ def verbs(study: Study, run: Run, place: RunDir) -> list[list[str]]:
 
 def remaining(study: Study, run: Run, place: RunDir) -> list[list[str]]:
     """Those of its verbs that are not done."""
-    done = (place.final.exists(), is_complete(place.analysis, study.analyze.get("scores")))
-    return [verb for verb, is_done in zip(verbs(study, run, place), done, strict=False) if not is_done]
+    train, *analyze = verbs(study, run, place)
+    left = [] if place.final.exists() else [train]
+    return left if not analyze or _is_scored(study, place) else [*left, *analyze]
+
+
+def _is_scored(study: Study, place: RunDir) -> bool:
+    from sparsecod_jax.analysis.scores import is_complete  # knows what scores there are, and brings jax along, which takes seconds
+
+    return is_complete(place.analysis, study.analyze.get("scores"))
 
 
 def _elsewhere(directory: StudyDir, run: Run) -> RunDir | None:

@@ -11,13 +11,16 @@ from pathlib import Path
 import process
 import pytest
 import slurm
+import slurm_here
 import studies
 from etils import epath
 
 from sparsecod_jax.rundir import RunDir
+from sparsecod_jax.sweep import launching
 from sparsecod_jax.sweep.local import sweep
 
-pytestmark = pytest.mark.skipif(bool(slurm.MISSING), reason=f"no {', '.join(slurm.MISSING)}: apt-get install slurmctld slurmd munge")
+LACKS = f"no {', no '.join(slurm_here.MISSING)}: as root, apt-get install slurmctld slurmd slurm-client munge"
+pytestmark = pytest.mark.skipif(bool(slurm_here.MISSING), reason=LACKS)
 
 SEEDS = (0, 1)
 STEPS, EVERY = 400, 50
@@ -27,7 +30,7 @@ CANARY = "canary-1f0c9a"
 @pytest.fixture(scope="module", autouse=True)
 def cluster(tmp_path_factory):
     """One node of two CPUs."""
-    with slurm.running(tmp_path_factory.mktemp("slurm")) as box:
+    with slurm_here.running(tmp_path_factory.mktemp("slurm")) as box:
         yield box
 
 
@@ -86,9 +89,9 @@ def wait_until(happened, seconds: float = 300) -> None:
         time.sleep(0.3)
 
 
-def take_its_place() -> None:
-    """A job of more priority needs one CPU for a moment."""
-    subprocess.run(["sbatch", "--partition=urgent", "--output=/dev/null", "--wrap=sleep 3"], check=True)
+def take_its_place(cpus: int) -> None:
+    """A job of more priority needs CPUs for a moment."""
+    subprocess.run(["sbatch", "--partition=urgent", f"--ntasks={cpus}", "--output=/dev/null", "--wrap=sleep 3"], check=True)
 
 
 @pytest.mark.slow
@@ -97,7 +100,7 @@ def test_a_preempted_run_goes_back_into_the_queue_and_all_runs_find_what_undistu
     assert said("submit", spec, study).splitlines() == [f"{name}  sent" for name in ("flat-s0", "deep-s0", "flat-s1", "deep-s1")]
     wait_until(lambda: len(list(study.glob("runs/*/checkpoints/[1-9]*"))) > 0)
     assert "running" in said("submit", spec, study).splitlines()[0]
-    take_its_place()
+    take_its_place(cpus=1)
     wait_until(lambda: not queue())
     assert {run.path.name: numbers(run) for run in runs(study)} == undisturbed
     starts = [attempts(run) for run in runs(study)]
@@ -118,16 +121,13 @@ def test_a_script_that_hides_a_preemption_is_found_out_and_the_run_sent_again(to
     (told,) = (study / "slurm").glob("runs-*.json")
     (run,) = json.loads(told.read_text())["runs"]
     (tmp_path / "naive.sh").write_text('#!/bin/bash\ntrap : TERM\nsrun "$@"\nexit 0\n')
-    fill = ["sbatch", "--output=/dev/null", "--wrap=sleep 300"]  # the other CPU, so that the youngest job, the run, must go
-    subprocess.run(fill, check=True)
     naive = ["sbatch", "--job-name=naive", f"--output={tmp_path}/naive.log", f"--chdir={process.ROOT}", str(tmp_path / "naive.sh")]
     place = RunDir(epath.Path(run["workdir"]))
     subprocess.run([*naive, *run["commands"][0]], check=True)
     wait_until(lambda: place.newest_checkpoint() > 0)
-    take_its_place()
+    take_its_place(cpus=2)
     wait_until(lambda: not any("naive" in line for line in queue("%j")))
     assert "Name=naive JobState=COMPLETED" in " ".join(cluster.completed().split())
-    subprocess.run(["scancel", "--name=wrap"], check=True)
     assert said("status", spec, study).split()[:2] == ["flat-s0", "preempted"]
     assert "flat-s0  preempted, train left" in said("collect", spec, study)
     assert said("submit", spec, study) == "flat-s0  sent\n"
@@ -241,10 +241,11 @@ def test_hostile_values_arrive_unchanged_and_secrets_nowhere(tokens, tmp_path):
         ("a", ("--image=x",), "--image is for pods"),
     ],
 )
-def test_what_slurm_can_not_do_is_refused(folder, options, message, tokens, tmp_path):
-    done = launch("submit", studies.write(tmp_path, tokens, studies.TWO), tmp_path / folder, *options)
-    assert message in done.stderr
-    assert done.returncode in (1, 78)
+def test_what_slurm_can_not_do_is_refused(folder, options, message, tokens, tmp_path, capsys):
+    spec = studies.write(tmp_path, tokens, studies.TWO)
+    argv = ["submit", f"--sweep={spec}", f"--workdir={tmp_path / folder}", "--allow_dirty", *options]
+    assert launching.main(slurm.Slurm(), argv) in (1, 78)
+    assert message in capsys.readouterr().err
     assert queue() == []
 
 
