@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -130,23 +131,23 @@ def _open(args: argparse.Namespace) -> _Sent:
     directory = StudyDir(files.absolute(args.workdir))
     if not directory.described.exists():
         raise ConfigError(f"{directory.path} holds no study: submit it first, or correct --workdir")
-    return _begin(args)
-
-
-def _begin(args: argparse.Namespace) -> _Sent:
     study = load(args.sweep)
-    runs = expand(study)
+    return _begin(study, expand(study), args)
+
+
+def _begin(study: Study, runs: list[Run], args: argparse.Namespace) -> _Sent:
     return _Sent(study, runs, begin(StudyDir(files.absolute(args.workdir)), args.sweep, study, runs))
 
 
-def _check(engine: Engine, args: argparse.Namespace) -> None:
+def _check(engine: Engine, study: Study, runs: list[Run], args: argparse.Namespace) -> None:
     """Refuses what can't work from there, before anything is written."""
     if not engine.shares_files and not args.topology:
         raise ConfigError("--topology says which devices a run gets: give it, such as --topology=v5p:4x4x4")
     if not engine.shares_files and not files.is_remote(args.workdir):
         raise ConfigError(f"--workdir={args.workdir} is not seen from there: use gs://BUCKET/NAME")
     package.check(args, shares_files=engine.shares_files)
-    runs = expand(load(args.sweep))
+    if (args.image or args.package) and not study.config.startswith("configs/"):
+        raise ConfigError(f"the config {study.config} is not sent along: move it to configs/")
     paths = {run.experiment.data.path: run for run in runs}
     if args.data and len(paths) > 1:
         raise ConfigError(f"--data would put one directory in place of {', '.join(sorted(paths))}: leave it out, and correct the study")
@@ -165,16 +166,23 @@ def _plan(engine: Engine, args: argparse.Namespace) -> None:
     print(plans.table(runs, plans.find(runs, args)))
 
 
-def _render(engine: Engine, args: argparse.Namespace) -> None:
-    _check(engine, args)
+def _checked(engine: Engine, args: argparse.Namespace) -> _Sent:
+    """The study, which may be new in its directory."""
+    study = load(args.sweep)
+    runs = expand(study)
+    _check(engine, study, runs, args)
     files.absolute(args.workdir).mkdir(parents=True, exist_ok=True)
-    sent = _begin(args)
+    return _begin(study, runs, args)
+
+
+def _render(engine: Engine, args: argparse.Namespace) -> None:
+    sent = _checked(engine, args)
     with _rendered(engine, sent.jobs(args), args):
         print(f"rendered: {files.absolute(args.workdir) / engine.name}")
 
 
 @contextlib.contextmanager
-def _rendered(engine: Engine, jobs: list[Job], args: argparse.Namespace):
+def _rendered(engine: Engine, jobs: list[Job], args: argparse.Namespace) -> Iterator[dict[str, Path]]:
     """What the engine sends, written to the study directory; yields the paths here."""
     folder = files.absolute(args.workdir) / engine.name
     folder.mkdir(parents=True, exist_ok=True)
@@ -187,11 +195,8 @@ def _rendered(engine: Engine, jobs: list[Job], args: argparse.Namespace):
 
 
 def _submit(engine: Engine, args: argparse.Namespace) -> None:
-    _check(engine, args)
-    directory = files.absolute(args.workdir)
-    directory.mkdir(parents=True, exist_ok=True)
-    with locked(directory):
-        sent = _begin(args)
+    sent = _checked(engine, args)
+    with locked(files.absolute(args.workdir)):
         jobs = sent.jobs(args)
         left_out = sent.not_to_be_sent(engine.query(jobs, args))
         for name, why in left_out.items():

@@ -19,8 +19,10 @@ def find(runs: list[Run], args: argparse.Namespace) -> dict[str, dict[str, Any] 
     """The plan of each run by its name; None without a topology. Runs that differ in seeds alone are compiled once, and kept.
 
     Raises:
-      ConfigError: there is no such topology, or it does not divide a run.
+      ConfigError: there is no such topology, it does not divide a run, or --mfu is no share.
     """
+    if not 0 < args.mfu <= 1:
+        raise ConfigError(f"--mfu={args.mfu} is not a share of the peak: use a number above 0 and up to 1, such as 0.4")
     return {run.name: _find(run, args) if args.topology else None for run in runs}
 
 

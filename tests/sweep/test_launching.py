@@ -4,6 +4,7 @@ import importlib.util
 import json
 import re
 import shutil
+from pathlib import Path
 
 import compilers
 import emulator
@@ -188,6 +189,14 @@ def test_data_that_is_not_there_or_not_one_is_refused(here, tokens, tmp_path, ca
     assert not (tmp_path / "a").exists()
 
 
+def test_a_config_that_is_not_sent_along_is_refused(here, study, tmp_path, capsys):
+    spec, workdir = study
+    text = Path(spec.split(":")[0]).read_text()
+    (tmp_path / "other.py").write_text(text.replace("configs/smoke.py", str(Path("configs/smoke.py").resolve())))
+    launch(here, "submit", (f"{tmp_path / 'other.py'}:nano", workdir), "--package=wheel", code=78)
+    assert "is not sent along: move it to configs/" in capsys.readouterr().err
+
+
 def test_a_plan_without_a_topology_counts_and_says_that_nothing_was_compiled(here, study, capsys):
     launch(here, "plan", study)
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
@@ -196,6 +205,7 @@ def test_a_plan_without_a_topology_counts_and_says_that_nothing_was_compiled(her
     assert lines[5][:3] == ["4", "runs", f"{4 * 6 * 8 * 32:,}"]
     assert lines[6][:2] == ["not", "planned:"]
     assert not study[1].exists()
+    launch(here, "plan", study, "--mfu=0", code=78)
 
 
 @compilers.needs_tpu_compiler
