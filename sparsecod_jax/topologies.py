@@ -6,9 +6,6 @@ import os
 import re
 from typing import Any, NamedTuple
 
-import jax
-from jax.experimental import topologies
-
 from sparsecod_jax import devices
 from sparsecod_jax.devices import Device
 from sparsecod_jax.errors import ConfigError
@@ -93,6 +90,9 @@ def find(name: str) -> Topology:
 
 
 def _tpu(name: str, kind: str, slices: int) -> list[Any]:
+    import jax  # here, as it takes seconds and `shape` does without
+    from jax.experimental import topologies
+
     if importlib.util.find_spec("libtpu") is None:
         raise ConfigError("compiling for a TPU needs its compiler: pip install 'sparsecod-jax[tpu]'")
     os.environ.update(NO_TPU_HERE)
@@ -106,6 +106,8 @@ def _tpu(name: str, kind: str, slices: int) -> list[Any]:
 
 
 def _gpu(hosts: int, gpus: int) -> list[Any]:
+    from jax.experimental import topologies
+
     if importlib.util.find_spec("jax_cuda13_plugin") is None:
         raise ConfigError("compiling for an H100 needs its compiler: pip install 'sparsecod-jax[gpu]'")
     return list(topologies.get_topology_desc("", "cuda", target_config=H100, topology=f"1x{hosts}x{gpus}").devices)
