@@ -1,6 +1,7 @@
 """A JobSet says what Kubernetes must know: valid, in agreement with xpk, true to the exit codes, without privileges, secrets or a shell."""
 
 import copy
+import importlib.util
 import json
 import os
 import re
@@ -8,15 +9,21 @@ import shutil
 import subprocess
 import sys
 
+import emulator
 import jobset
 import kubernetes_validate
+import process
 import pytest
 import sending
+import studies
 import xpk
+from compilers import needs_tpu_compiler
 from kubeflow_trainer_api.models import JobsetV1alpha2JobSet
 from sending import ANALYZE, AS_WHEEL, HOSTILE, IN_IMAGE, TRAIN
 
 import sparsecod_jax
+from sparsecod_jax import files
+from sparsecod_jax.data.prepare import Request, prepare
 from sparsecod_jax.errors import ConfigError, SparsecodError
 from sparsecod_jax.sweep import launching
 
@@ -24,12 +31,13 @@ ENGINE = jobset.JobSet()
 TOPOLOGIES = ["v4:2x2x2", "v5e:2x2", "v5e:4x4", "v5p:4x4x4", "v5p:4x4x4*2", "v6e:8x8", "h100:8", "h100:4x8"]
 NAME = f"deep-s0-{launching.study_id(sending.options(ENGINE))}"
 CANARY = "CANARY-4f1c"
+LACKS = [package for package in ("gcsfs", "gcp_storage_emulator") if importlib.util.find_spec(package) is None]
 
 
 def rendered(topology="v5p:4x4x4", commands=(TRAIN,), *words, shipment=IN_IMAGE):
-    files = ENGINE.render([sending.job(topology, commands)], shipment, sending.options(ENGINE, *words))
-    assert list(files) == ["deep-s0.json"]
-    return json.loads(files["deep-s0.json"])
+    contents = ENGINE.render([sending.job(topology, commands)], shipment, sending.options(ENGINE, *words))
+    assert list(contents) == ["deep-s0.json"]
+    return json.loads(contents["deep-s0.json"])
 
 
 def job_of(manifest):
@@ -345,6 +353,32 @@ def test_a_canary_among_the_secrets_appears_nowhere(cluster, tmp_path, monkeypat
     assert not any(CANARY in text for text in (*written, *capfd.readouterr(), str(failed.value)))
     [run] = pod_of(json.loads((tmp_path / "deep-s0.json").read_text()))["containers"]
     assert {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hub", "key": "token"}}} in run["env"]
+
+
+@pytest.mark.slow
+@needs_tpu_compiler
+@pytest.mark.skipif(bool(LACKS), reason=f"not installed: {', '.join(LACKS)}")
+def test_a_study_in_a_bucket_is_planned_sent_once_and_cancelled(cluster, corpus, tmp_path, capsys):
+    with emulator.running(process.free_port()):
+        prepare(Request(str(corpus), vocab_size=300, validation_fraction=0.2), "gs://bucket/data")
+        study = [f"--sweep={studies.write(tmp_path, 'gs://bucket/data', studies.TWO)}", "--workdir=gs://bucket/study"]
+        how = ["--topology=v5e:2x2", "--image=registry/image@sha256:0", "--allow_dirty"]
+        for _ in range(2):
+            assert launching.main(ENGINE, ["submit", *study, *how]) == 0
+        created = [call for call in cluster.calls("kubectl") if "create" in call]
+        assert len(created) == 2
+        assert capsys.readouterr().out.splitlines()[-2:] == ["flat-s0  not sent: pending", "deep-s0  not sent: pending"]
+        sent = cluster.get("cluster")
+        rendered_files = sorted(files.absolute("gs://bucket/study/jobset").glob("*.json"))
+        assert [json.loads(file.read_text())["metadata"]["name"] for file in rendered_files] == sorted(sent)
+        for file in rendered_files:
+            check(json.loads(file.read_text()))
+        assert launching.main(ENGINE, ["status", *study]) == 0
+        assert capsys.readouterr().out.count("scheduler: pending") == 2
+        assert launching.main(ENGINE, ["collect", *study]) == 0
+        assert "0 of 2 runs are done" in capsys.readouterr().out
+        assert launching.main(ENGINE, ["cancel", *study]) == 0
+        assert cluster.get("cluster") == {}
 
 
 def test_without_kubectl_the_fix_is_named(monkeypatch, tmp_path):
