@@ -194,6 +194,7 @@ def test_a_cancelled_run_saves_and_does_not_come_back_until_it_is_sent(tokens, t
     wait_until(lambda: not queue())
 
 
+@pytest.mark.slow
 def test_a_run_that_dies_without_progress_is_tried_three_times(tokens, tmp_path):
     spec, study = studies.write(tmp_path, tokens, '{"flat": {"model.n_layers": 2}}'), tmp_path / "studies" / "a"
     said("submit", spec, study, XLA_FLAGS="--xla_no_such_flag")
@@ -250,13 +251,18 @@ def test_what_slurm_can_not_do_is_refused(folder, options, message, tokens, tmp_
 
 
 @pytest.mark.slow
-def test_all_processes_of_a_run_train_and_one_scores(tokens, tmp_path):
+def test_all_processes_of_a_run_train_stop_together_and_go_on_and_one_scores(tokens, tmp_path):
     analyze = {"scores": "profile", "sequences": 4, "seq_len": 16}
-    spec = studies.write(tmp_path, tokens, '{"flat": {"model.n_layers": 2}}', analyze=analyze)
+    spec = studies.write(tmp_path, tokens, '{"flat": {"model.n_layers": 2}}', steps=STEPS, every=EVERY, analyze=analyze)
     study = tmp_path / "studies" / "a"
     said("submit", spec, study, "--processes=2")
+    run = RunDir(epath.Path(study / "runs" / "flat-s0"))
+    wait_until(lambda: run.newest_checkpoint() > 0)
+    take_its_place(cpus=1)
     wait_until(lambda: not queue())
-    (run,) = runs(study)
+    assert attempts(run) == 2
+    assert "stopped at step" in (study / "logs" / "flat-s0.log").read_text()
+    assert [line["step"] for line in run.read_metrics()] == list(range(1, STEPS + 1))
     assert json.loads(run.manifest.read_text())["devices"]["processes"] == 2
     assert run.analysis.scores.exists()
     assert said("collect", spec, study).startswith("1 of 1 runs are done")
