@@ -20,7 +20,8 @@ class Wheel:
         source, name = os.path.split(shipment.wheel)
         self.workdir = f"{self.folder}/{os.path.basename(source)}"  # configs/ lies there
         site = f"{self.folder}/site"
-        self.environment = {"PYTHONPATH": site, "HOME": "/tmp"}
+        # What is imported is what was installed and checked, never what else lies in the folder that commands run in.
+        self.environment = {"PYTHONPATH": site, "PYTHONSAFEPATH": "1", "HOME": "/tmp"}
         self.fetch = ["gcloud", "storage", "cp", source, self.folder, "--recursive"]
         self.install = [
             *("python", "-m", "pip", "install", "--quiet", "--no-cache-dir", "--upgrade", f"--target={site}"),

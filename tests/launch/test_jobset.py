@@ -185,6 +185,7 @@ def test_a_wheel_is_fetched_checked_and_installed_with_the_constraints():
     [run] = pod["containers"]
     assert run["workingDir"] == place
     assert {"name": "PYTHONPATH", "value": "/code/site"} in run["env"]
+    assert {"name": "PYTHONSAFEPATH", "value": "1"} in run["env"]
     assert {"name": "code", "mountPath": "/code"} in run["volumeMounts"]
 
 
@@ -301,15 +302,18 @@ def test_submitting_again_creates_nothing_again(cluster, tmp_path):
     send(tmp_path, jobs)
     send(tmp_path, jobs)
     created = [call for call in cluster.calls("kubectl") if "create" in call]
+    assert all("--validate=strict" in call for call in created)
     assert [call[-1] for call in created] == [f"--filename={tmp_path / name}.json" for name in ("deep-s0", "flat-s0")]
     assert ENGINE.query(jobs, sending.options(ENGINE)) == {"deep-s0": "pending", "flat-s0": "pending"}
 
 
-@pytest.mark.parametrize("state", ["Failed", "Completed"])
+@pytest.mark.parametrize("state", ["failed", "completed", "deleted"])
 def test_a_jobset_that_is_over_is_replaced(state, cluster, tmp_path):
     jobs = [sending.job("v5e:4x4")]
-    cluster.put("cluster", {NAME: {"metadata": {"name": NAME}, "status": condition(state)}})
-    assert ENGINE.query(jobs, sending.options(ENGINE)) == {"deep-s0": state.lower()}
+    going = {"deletionTimestamp": "2026-01-01T00:00:00Z"} if state == "deleted" else {}
+    status = {"replicatedJobsStatus": [{"name": "r", "active": 1}]} if state == "deleted" else condition(state.capitalize())
+    cluster.put("cluster", {NAME: {"metadata": {"name": NAME, **going}, "status": status}})
+    assert ENGINE.query(jobs, sending.options(ENGINE)) == {"deep-s0": state}
     send(tmp_path, jobs, "--context=far", "--namespace=team")
     assert [(call[:2], next(word for word in call if word in ("get", "delete", "create"))) for call in cluster.calls("kubectl")[1:]] == [
         (["--namespace=team", "--context=far"], verb) for verb in ("get", "delete", "create")
@@ -324,6 +328,7 @@ def test_a_jobset_that_is_over_is_replaced(state, cluster, tmp_path):
         ({"replicatedJobsStatus": [{"name": "r", "active": 1}]}, "running"),
         ({"replicatedJobsStatus": [{"name": "r", "active": 0}]}, "pending"),
         (condition("Suspended"), "pending"),
+        (condition("Suspended") | {"replicatedJobsStatus": [{"name": "r", "active": 1}]}, "pending"),
         ({"conditions": [{"type": "Failed", "status": "False"}]}, "pending"),
     ],
 )
