@@ -103,8 +103,17 @@ def test_gpus_are_asked_for_by_hosts_and_told_which_process_they_are():
     assert run["resources"] == {"limits": {"nvidia.com/gpu": "8"}}
     flags = [f"--coordinator={NAME}-r-0-0.{NAME}:8476", "--process_index=$(SPARSECOD_HOST)"]
     assert run["command"][3 : run["command"].index("--then")] == [*TRAIN, "--process_count=4", *flags]
+    assert {"name": "shared", "mountPath": "/dev/shm"} in run["volumeMounts"]
+    assert {"name": "shared", "emptyDir": {"medium": "Memory"}} in pod["volumes"]
     [alone] = pod_of(rendered("h100:8"))["containers"]
     assert alone["command"][3:] == [*TRAIN, "--process_count=1"]
+
+
+@pytest.mark.parametrize(("topology", "expected"), [("v5p:4x4x4", True), ("v5e:2x2", False), ("h100:4x8", False)])
+def test_the_command_of_one_host_waits_for_no_other(topology, expected):
+    [run] = pod_of(rendered(topology, (TRAIN, ANALYZE)))["containers"]
+    assert run["command"][-len(ANALYZE) :] == list(ANALYZE)
+    assert ("TPU_PROCESS_BOUNDS=1,1,1" in run["command"]) == expected
 
 
 @pytest.mark.parametrize(("topology", "expected"), [("v5p:4x4x4*2", True), ("v5p:2x2x1", False), ("h100:4x8", False)])
@@ -170,7 +179,9 @@ def test_pods_have_no_privileges_and_no_token_of_the_cluster(topology, shipment)
         security = container["securityContext"]
         assert (security["privileged"], security["allowPrivilegeEscalation"]) == (False, False)
         assert security["capabilities"]["drop"] == ["ALL"]
-        assert security["capabilities"].get("add", []) == (["SYS_RESOURCE"] if topology.startswith("v") else [])
+        on_tpu = topology.startswith("v")
+        assert security["capabilities"].get("add", []) == (["SYS_RESOURCE"] if on_tpu else [])
+        assert (security["runAsUser"], security.get("runAsNonRoot", False)) == ((0, False) if on_tpu else (jobset.USER, True))
 
 
 def test_a_wheel_is_fetched_checked_and_installed_with_the_constraints():
@@ -267,8 +278,9 @@ elif "create" in words:
         sys.exit("already exists")
     cluster[made["metadata"]["name"]] = {"metadata": made["metadata"], "status": {}}
 elif "delete" in words:
-    for word in words:
-        cluster.pop(word, None)
+    for name in words[words.index("delete") + 2 :]:
+        if not name.startswith("-") and not cluster.pop(name, None) and "--ignore-not-found" not in words:
+            sys.exit("not found")
 json.dump(cluster, open(folder + "/cluster", "w"))
 """
 
@@ -342,8 +354,9 @@ def test_what_the_cluster_says_of_a_live_run_keeps_it_from_being_sent(status, wo
 
 def test_cancel_deletes_the_runs_of_this_study_alone(cluster):
     cluster.put("cluster", {NAME: {"metadata": {"name": NAME}}, "another": {"metadata": {"name": "another"}}})
-    ENGINE.cancel([sending.job("v5e:4x4")], sending.options(ENGINE))
-    assert list(cluster.get("cluster")) == ["another"]
+    for _ in range(2):
+        ENGINE.cancel([sending.job("v5e:4x4")], sending.options(ENGINE))
+        assert list(cluster.get("cluster")) == ["another"]
 
 
 def test_a_canary_among_the_secrets_appears_nowhere(cluster, tmp_path, monkeypatch, capfd):
