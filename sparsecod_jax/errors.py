@@ -32,3 +32,7 @@ class Diverged(SparsecodError):
     """More updates than the budget were skipped for a loss or gradient that was not finite."""
 
     exit_code = 70
+
+
+FINAL = (Diverged.exit_code, ConfigError.exit_code)  # codes of runs that would end so again
+ATTEMPTS = 3  # in a row that may die of anything else without a newer checkpoint

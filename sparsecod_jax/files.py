@@ -10,6 +10,7 @@ import io
 import json
 import math
 import os
+import posixpath
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -42,7 +43,7 @@ def absolute(path: epath.PathLike) -> epath.Path:
         raise ConfigError(f"{path} is neither a local path nor one in a Google Cloud Storage bucket: use a local path or gs://BUCKET/NAME")
     if importlib.util.find_spec("gcsfs") is None:
         raise ConfigError(f"{path} can't be reached without gcsfs: pip install 'sparsecod-jax[gcs]'")
-    return epath.Path(path)
+    return epath.Path(f"gs://{posixpath.normpath(name)}")  # to a store a name with .. in it is another name
 
 
 def is_remote(path: epath.PathLike) -> bool:

@@ -34,6 +34,20 @@ def test_tpus(name, count, slices, kind, gibibytes):
 
 
 @needs_tpu_compiler
+@pytest.mark.parametrize("name", ["v4:2x2x2", "v4:2x2x1", "v5e:2x4", "v5e:4x4", "v5p:4x4x4", "v6e:2x2", "v6e:8x8", "v5p:2x2x2*2"])
+def test_what_a_name_says_without_a_compiler_is_what_the_compiler_says(name):
+    said, found = topologies.shape(name), topologies.find(name)
+    hosts = {device.process_index for device in found.devices}
+    assert (said.slices, said.slices * said.chips, said.slices * said.hosts) == (found.slices, len(found.devices), len(hosts))
+    assert said.is_tpu
+
+
+def test_a_host_of_gpus_is_a_slice_of_its_own():
+    shape = topologies.shape("h100:4x8")
+    assert (shape.slices, shape.hosts, shape.chips_of_host, shape.is_tpu) == (4, 1, 8, False)
+
+
+@needs_tpu_compiler
 def test_two_slices_are_the_halves_of_the_data_axis():
     arranged = make_mesh(config.Mesh(4, 4, 1, 1), topologies.find("v5p:2x2x2*2").devices).devices
     assert [{device.slice_index for device in half.flat} for half in np.split(arranged, 2)] == [{0}, {1}]
@@ -63,7 +77,7 @@ def test_other_names_are_refused(name):
 
 
 @needs_tpu_compiler
-@pytest.mark.parametrize("name", ["v5e:3x3", "v5e:1x1", "v4:1x1x1"])
+@pytest.mark.parametrize("name", ["v5e:3x3", "v5e:1x1", "v4:1x1x1", "v6e:1x4"])
 def test_slices_that_are_not_built_are_refused(name):
     with pytest.raises(ConfigError) as refused:
         topologies.find(name)

@@ -14,19 +14,16 @@ import time
 from collections.abc import Iterator
 
 from sparsecod_jax import files
-from sparsecod_jax.analysis.scores import is_complete
 from sparsecod_jax.data.store import MANIFEST, prepare_arguments, prepare_command
-from sparsecod_jax.errors import ConfigError, Diverged, Fenced, Preempted, SparsecodError
+from sparsecod_jax.errors import ATTEMPTS, FINAL, ConfigError, Fenced, Preempted, SparsecodError
 from sparsecod_jax.processes import note
 from sparsecod_jax.rundir import RunDir, locked
 from sparsecod_jax.sweep.study import Run, Study, expand, load
-from sparsecod_jax.sweep.study_dir import StudyDir, begin
+from sparsecod_jax.sweep.study_dir import StudyDir, begin, remaining
 
 SPARSECOD = (sys.executable, "-m", "sparsecod_jax")
-ATTEMPTS = 3  # in a row that may die without a newer checkpoint
 POLL = 0.2  # seconds
 BUSY = 10.0  # seconds until a run is tried again that another process is at
-FINAL = (Diverged.exit_code, ConfigError.exit_code)  # codes of runs that are not tried again
 
 
 @dataclasses.dataclass
@@ -111,19 +108,10 @@ class _Sweep:
                 ready = [job for job in waiting if job.not_before <= time.monotonic()]
                 for job in ready[: at_once - len(running)]:
                     waiting.remove(job)
-                    if argv := self._next(job):
+                    for argv in remaining(self._study, job.run, job.place)[:1]:
                         running.append((job, self._start(job, argv)))
                 time.sleep(POLL)
         return failed
-
-    def _next(self, job: _Job) -> list[str] | None:
-        """What is to be done next for a run; None if nothing is."""
-        place = os.fspath(job.place.path)
-        if not job.place.final.exists():
-            return ["train", f"--config={self._study.config}", *job.run.overrides, f"--workdir={place}"]
-        if self._study.analyze and not is_complete(job.place.analysis, self._study.analyze.get("scores")):
-            return ["analyze", f"--workdir={place}", *(f"--{name}={value}" for name, value in self._study.analyze.items())]
-        return None
 
     def _start(self, job: _Job, argv: list[str]) -> subprocess.Popen:
         note(f"{job.run.name}: {argv[0]}")

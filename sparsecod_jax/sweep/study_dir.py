@@ -55,6 +55,27 @@ def begin(directory: StudyDir, spec: str, study: Study, runs: list[Run]) -> dict
     return places
 
 
+def verbs(study: Study, run: Run, place: RunDir) -> list[list[str]]:
+    """What `sparsecod` is told to do for a run, one after the other."""
+    path = os.fspath(place.path)
+    train = ["train", f"--config={study.config}", *run.overrides, f"--workdir={path}"]
+    analyze = ["analyze", f"--workdir={path}", *(f"--{name}={value}" for name, value in study.analyze.items())]
+    return [train, analyze] if study.analyze else [train]
+
+
+def remaining(study: Study, run: Run, place: RunDir) -> list[list[str]]:
+    """Those of its verbs that are not done."""
+    train, *analyze = verbs(study, run, place)
+    left = [] if place.final.exists() else [train]
+    return left if not analyze or _is_scored(study, place) else [*left, *analyze]
+
+
+def _is_scored(study: Study, place: RunDir) -> bool:
+    from sparsecod_jax.analysis.scores import is_complete  # knows what scores there are, and brings jax along, which takes seconds
+
+    return is_complete(place.analysis, study.analyze.get("scores"))
+
+
 def _elsewhere(directory: StudyDir, run: Run) -> RunDir | None:
     for file in sorted(directory.path.parent.glob("*/study.json")):
         if file.parent == directory.path:

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.metadata
 import platform
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -37,8 +38,10 @@ def describe(experiment: config.Experiment, mesh: jax.sharding.Mesh, identity_fi
 
 
 def _commit() -> str | None:
-    """The checkout's commit, with "-dirty" when files differ from it; None outside a checkout."""
+    """The checkout's commit, with "-dirty" when files differ from it; None outside a checkout, where the version may end with it."""
     root = Path(__file__).resolve().parents[2]
+    if not shutil.which("git"):
+        return None
     described = subprocess.run(
         ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
         capture_output=True,
