@@ -22,7 +22,7 @@ from sparsecod_jax.checkpoint import Checkpointer
 from sparsecod_jax.data.prepare import Request, prepare
 from sparsecod_jax.data.store import Windows, read_manifest
 from sparsecod_jax.errors import ConfigError, Fenced, SparsecodError
-from sparsecod_jax.report.page import write_report
+from sparsecod_jax.report.writing import write_report
 from sparsecod_jax.rundir import RunDir, claim
 from sparsecod_jax.train.writers import Writers
 

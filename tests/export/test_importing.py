@@ -13,7 +13,7 @@ from sparsecod_jax.analysis.scores import analyze
 from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.export.exporting import export
 from sparsecod_jax.export.importing import import_model
-from sparsecod_jax.report.page import write_report
+from sparsecod_jax.report.writing import write_report
 from sparsecod_jax.rundir import RunDir
 from sparsecod_jax.train.loop import train
 
