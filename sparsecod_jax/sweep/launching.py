@@ -21,7 +21,7 @@ from sparsecod_jax.rundir import RunDir, locked
 from sparsecod_jax.sweep import package, results
 from sparsecod_jax.sweep.package import Shipment
 from sparsecod_jax.sweep.study import Run, Study, expand, load
-from sparsecod_jax.sweep.study_dir import StudyDir, begin, remaining, verbs
+from sparsecod_jax.sweep.study_dir import StudyDir, begin, locate, remaining, verbs
 
 LIVE = ("pending", "running")  # what `Engine.query` says of a run that the scheduler will go on with
 
@@ -171,6 +171,8 @@ def _checked(engine: Engine, args: argparse.Namespace) -> _Sent:
     study = load(args.sweep)
     runs = expand(study)
     _check(engine, study, runs, args)
+    rehearsed = _Sent(study, runs, locate(StudyDir(files.absolute(args.workdir)), args.sweep, study, runs))
+    engine.render(rehearsed.jobs(args), package.rehearse(args), args)  # refuses what can't be sent
     files.absolute(args.workdir).mkdir(parents=True, exist_ok=True)
     return _begin(study, runs, args)
 

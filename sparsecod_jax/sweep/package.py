@@ -69,7 +69,19 @@ def ship(args: argparse.Namespace) -> Shipment:
             if files.is_remote(target) or not target.exists():
                 _copy(built, target)
             wheel = os.fspath(target / built.name)
-    return Shipment(args.image, wheel, sha256, version.removesuffix(".dirty"), version.endswith(".dirty"), args.data)
+    return Shipment(args.image, wheel, sha256, *_version(), args.data)
+
+
+def rehearse(args: argparse.Namespace) -> Shipment:
+    """What `ship` would return, of a wheel that is not there."""
+    nowhere = (os.fspath(files.absolute(args.workdir) / "package" / "0" / "rehearsal.whl"), "0" * 64) if args.package else (None, None)
+    return Shipment(args.image, *nowhere, *_version(), args.data)
+
+
+def _version() -> tuple[str, bool]:
+    """The commit, and whether files differ from it."""
+    version = commit()
+    return version.removesuffix(".dirty"), version.endswith(".dirty")
 
 
 def _build(folder: Path, version: str) -> Path:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+from typing import Any
 
 from etils import epath
 
@@ -30,29 +31,33 @@ class StudyDir:
 
 
 def begin(directory: StudyDir, spec: str, study: Study, runs: list[Run]) -> dict[str, RunDir]:
-    """Writes study.json, or finds the same there; returns the directory of each run.
+    """Writes study.json where there is none; returns the directory of each run, and raises, as `locate` does."""
+    places = locate(directory, spec, study, runs)
+    if not directory.described.exists():
+        relative = {name: os.path.relpath(place.path, directory.path) for name, place in places.items()}
+        write_json(directory.described, {**_describe(spec, study, runs), "places": relative})
+    return places
 
-    A run that another study beside this one has, by its identity, is that one: it is trained once.
+
+def locate(directory: StudyDir, spec: str, study: Study, runs: list[Run]) -> dict[str, RunDir]:
+    """The directory of each run. A run that another study beside this one has, by its identity, is that one: it is trained once.
 
     Raises:
       ConfigError: the directory holds another study.
     """
-    places = {run.name: _elsewhere(directory, run) or directory.run(run.name) for run in runs}
-    described = {
-        "sweep": spec,
-        **dataclasses.asdict(study),
-        "runs": {run.name: {"arm": run.arm, "seed": run.seed, "identity": run.identity} for run in runs},
-    }
-    described = json.loads(json.dumps(described))
-    if directory.described.exists():
-        before = read_json(directory.described)
-        changed = sorted(name for name in described if before.get(name) != described.get(name))
-        if changed:
-            raise ConfigError(f"{directory.path} holds another study ({', '.join(changed)} differ): choose another --workdir")
-        return {name: RunDir(directory.path / place) for name, place in before["places"].items()}
-    relative = {name: os.path.relpath(place.path, directory.path) for name, place in places.items()}
-    write_json(directory.described, {**described, "places": relative})
-    return places
+    if not directory.described.exists():
+        return {run.name: _elsewhere(directory, run) or directory.run(run.name) for run in runs}
+    before, described = read_json(directory.described), _describe(spec, study, runs)
+    changed = sorted(name for name in described if before.get(name) != described.get(name))
+    if changed:
+        raise ConfigError(f"{directory.path} holds another study ({', '.join(changed)} differ): choose another --workdir")
+    return {name: RunDir(directory.path / place) for name, place in before["places"].items()}
+
+
+def _describe(spec: str, study: Study, runs: list[Run]) -> dict[str, Any]:
+    """The study as JSON has it."""
+    named = {run.name: {"arm": run.arm, "seed": run.seed, "identity": run.identity} for run in runs}
+    return json.loads(json.dumps({"sweep": spec, **dataclasses.asdict(study), "runs": named}))
 
 
 def verbs(study: Study, run: Run, place: RunDir) -> list[list[str]]:

@@ -245,7 +245,8 @@ def test_hostile_values_arrive_unchanged_and_secrets_nowhere(tokens, tmp_path):
 def test_what_slurm_can_not_do_is_refused(folder, options, message, tokens, tmp_path, capsys):
     spec = studies.write(tmp_path, tokens, studies.TWO)
     argv = ["submit", f"--sweep={spec}", f"--workdir={tmp_path / folder}", "--allow_dirty", *options]
-    assert launching.main(slurm.Slurm(), argv) in (1, 78)
+    code = launching.main(slurm.Slurm(), argv)
+    assert (code, (tmp_path / folder / "study.json").exists()) in ((78, False), (1, True))
     assert message in capsys.readouterr().err
     assert queue() == []
 

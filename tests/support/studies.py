@@ -16,7 +16,7 @@ def write(folder: Path, tokens, arms: str, *, seeds=(0,), steps: int = 6, every:
     changes = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items() if "seed" not in name.split(".")}
     text = f"""from sparsecod_jax.sweep.study import Study
 def get_study(scale):
-    return Study("Why?", (), "configs/smoke.py:nano", {arms}, (), (), {changes!r}, {seeds!r}, {analyze or {}!r})
+    return Study("Why?", (), "configs/smoke.py:nano", {arms}, (), (), changes={changes!r}, seeds={seeds!r}, analyze={analyze or {}!r})
 """
     (folder / "study.py").write_text(text)
     return f"{folder / 'study.py'}:nano"
