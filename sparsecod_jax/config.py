@@ -17,12 +17,6 @@ Remat = Literal["none", "dots", "full"]  # what is computed again in the backwar
 AttentionKernel = Literal["auto", "xla", "splash", "cudnn", "reference"]
 
 
-def _set(instance, **values) -> None:
-    """Fills derived fields of a frozen dataclass while it is being built."""
-    for name, value in values.items():
-        object.__setattr__(instance, name, value)
-
-
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ConfigError(message)
@@ -68,12 +62,13 @@ class Model:
                 self.d_model % self.n_heads == 0,
                 f"model.d_model={self.d_model} is not a multiple of model.n_heads={self.n_heads}: change one, or set model.head_dim",
             )
-        _set(
-            self,
-            n_kv_heads=self.n_kv_heads or self.n_heads,
-            head_dim=self.head_dim or self.d_model // self.n_heads,
-            init_std=self.init_std or 0.02 * math.sqrt(2048 / self.d_model),
-        )
+        derived = {
+            "n_kv_heads": self.n_kv_heads or self.n_heads,
+            "head_dim": self.head_dim or self.d_model // self.n_heads,
+            "init_std": self.init_std or 0.02 * math.sqrt(2048 / self.d_model),
+        }
+        for name, value in derived.items():
+            object.__setattr__(self, name, value)
         _require_positive("model.", self, "n_kv_heads", "head_dim", "init_std")
         _require(
             self.n_heads % self.n_kv_heads == 0,
