@@ -104,8 +104,8 @@ def _misfit(experiment: config.Experiment, sizes: dict[str, int]) -> str | None:
 def _accumulation(experiment: config.Experiment, sizes: dict[str, int], device) -> int:
     """The fewest microbatches whose residual stream, kept once a block for the backward pass, takes at most STREAM_SHARE of a device.
 
-    On a CPU the fewest that have CPU_SCORES. A mixture's load-balance loss is one over each microbatch, so there the devices may not
-    choose their number.
+    On a CPU the fewest that have at most CPU_SCORES. A mixture's load-balance loss is one over each microbatch, so there the devices may
+    not choose their number.
     """
     model, length, known = experiment.model, experiment.data.seq_len, devices.find(device.device_kind)
     if model.n_experts or not (known or device.platform == "cpu"):

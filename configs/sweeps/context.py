@@ -38,7 +38,7 @@ def get_study(scale="nano"):
             "steps": STEPS[scale],
             "schedule.warmup_steps": STEPS[scale] // 10,
             "evaluation.seq_len": lengths[0],
-            "evaluation.batch_size": TOKENS[scale] // lengths[-1],
+            "evaluation.batch_size": TOKENS[scale] // lengths[0],
         },
         analyze={**house.ANALYZE[scale], "seq_len": lengths[0]},
     )

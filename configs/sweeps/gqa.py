@@ -30,9 +30,9 @@ def get_study(scale="nano"):
         arms=arms,
         claims=(
             house.more_variance("the largest group has the smaller variance", alone, shared),
-            house.more_variance("so it has at equal parameters", alone, "same-size"),
+            house.more_variance("the largest group has the smaller variance at equal parameters too", alone, "same-size"),
             house.more_useful("the largest group has the more useful blocks", shared, alone),
-            house.more_useful("so it has at equal parameters", "same-size", alone),
+            house.more_useful("the largest group has the more useful blocks at equal parameters too", "same-size", alone),
         ),
         not_testable=house.NOT_TESTABLE[scale],
         published=("tables/gqa", "curves/last_layer_variance_by_step/gqa"),

@@ -39,9 +39,8 @@ def get_study(scale="nano"):
     return Study(
         question="Does a mixture of experts lower the variance of the stream and make blocks more useful, and is it for its gates?",
         held_fixed=(
-            "width",
+            "width and active parameters, but for the pair of 400m",
             "depth",
-            "active parameters",
             "tokens a step",
             "total tokens",
             "learning rate",

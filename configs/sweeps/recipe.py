@@ -34,8 +34,14 @@ def get_study(scale="nano"):
     with_decay = with_context | {"optimizer.weight_decay": 0.3}
     with_groups = with_decay | {"model.n_kv_heads": HEADS[scale] // 2}
     return Study(
-        question="Do longer sequences, weight decay, shared keys and values, and experts make a model of 32 blocks worth its depth?",
-        held_fixed=("width", "active parameters of the deep arms", "tokens a step", "total tokens", "learning rate", "evaluation length"),
+        question="Do longer sequences, weight decay, shared keys and values, and experts make 32 blocks worth their depth?",
+        held_fixed=(
+            "width",
+            "active parameters of the deep arms (within 4 %)",
+            "tokens a step and in all",
+            "learning rate",
+            "evaluation length",
+        ),
         config=f"configs/recipe_1b_32l.py:{scale}",
         arms={
             "shallow": shallow,
@@ -47,9 +53,9 @@ def get_study(scale="nano"):
         },
         claims=(
             house.more_useful("blocks of the deep model are less useful", "shallow", "deep"),
-            house.more_variance("the whole recipe lowers the variance of the deep model", "deep", "with-experts"),
-            house.more_useful("the whole recipe makes its blocks more useful", "with-experts", "deep"),
-            house.worse("the whole recipe lowers its held-out loss", "deep", "with-experts"),
+            house.more_variance_of_probe("the whole recipe lowers the variance of the deep model", "deep", "with-experts"),
+            house.more_useful("the whole recipe makes blocks of the deep model more useful", "with-experts", "deep"),
+            house.worse("the whole recipe lowers the held-out loss of the deep model", "deep", "with-experts"),
         ),
         not_testable=house.NOT_TESTABLE[scale],
         published=("tables/recipe_ladder",),

@@ -31,9 +31,9 @@ def get_study(scale="nano"):
         arms={_arm(decay): {"optimizer.weight_decay": decay} for decay in DECAYS[scale]},
         claims=(
             house.more_variance("moderate decay lowers the variance of the last block", none, moderate),
-            house.more_variance("strong decay lowers it further", moderate, strong),
+            house.more_variance("strong decay lowers the variance below that of moderate decay", moderate, strong),
             house.more_useful("moderate decay makes blocks more useful", moderate, none),
-            house.more_useful("strong decay makes them less useful than moderate decay", moderate, strong),
+            house.more_useful("strong decay makes blocks less useful than moderate decay does", moderate, strong),
             house.worse("moderate decay lowers the held-out loss", none, moderate),
             Claim("strong decay brings more weights near zero, relative to their size", f"{down}/near_zero_0.1/mean", strong, none, 0.02),
         ),

@@ -3,6 +3,8 @@
 B batch, T positions, D width.
 """
 
+from typing import Any
+
 from flax import linen as nn
 
 from sparsecod_jax.config import AttentionKernel, Model
@@ -44,7 +46,10 @@ class Block(nn.Module):
     def ffn_branch(self, u_BTD, norm_scale):
         """What the FFN adds to the stream, and a router's statistics."""
         normed_BTD = self._scaled(self.ffn_norm(u_BTD), norm_scale)
-        return self.ffn(normed_BTD) if self.cfg.n_experts else (self.cfg.ffn_scale * self.ffn(normed_BTD), {})
+        if self.cfg.n_experts:
+            return self.ffn(normed_BTD)
+        ffn_BTD: Any = self.ffn(normed_BTD)
+        return self.cfg.ffn_scale * ffn_BTD, {}
 
     def queries_keys_values(self, x_BTD, norm_scale, angles):
         """What attention compares and mixes: [B, T, H, K], [B, T, J, K] and [B, T, J, K], rotated."""

@@ -49,8 +49,13 @@ def judge(claim: Claim, runs: dict[tuple[str, int], RunData]) -> Verdict:
     half = float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, len(pairs) - 1) * differences.std(ddof=1) / np.sqrt(len(pairs)))
     low, high = mean - half, mean + half
     outcome: Outcome = "seen" if low > 0 and mean >= smallest else "opposite" if high < 0 and mean <= -smallest else "undecided"
-    reason = ""
-    if outcome == "undecided":
-        small = max(abs(low), abs(high)) < smallest
-        reason = "smaller than what counts" if small or low > 0 or high < 0 else "the interval holds no effect and a large one alike"
+    reason = _why_undecided(low, high, smallest) if outcome == "undecided" else ""
     return Verdict(claim, outcome, pairs, shown(mean), (shown(low), shown(high)), reason)
+
+
+def _why_undecided(low: float, high: float, smallest: float) -> str:
+    if -smallest < low and high < smallest:
+        return "smaller than what counts"
+    if low > 0 or high < 0:
+        return "there is an effect, but whether it is one that counts is open"
+    return "the interval holds no effect and a large one alike"

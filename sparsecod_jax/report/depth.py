@@ -148,8 +148,8 @@ def _profile(runs: list[RunData], path: tuple[str, ...], title: str, y_label: st
     """One value a block; of values a head their mean."""
     curves = []
     for run in runs:
-        values = _find(run.scores, path)
-        probe = f", {_find(run.scores, ('sparsity', 'attention', 'probe_length'))} tokens" if "attention" in path else ""
+        values = find(run.scores, path)
+        probe = f", {find(run.scores, ('sparsity', 'attention', 'probe_length'))} tokens" if "attention" in path else ""
         if values is not None:
             heads = [value if isinstance(value, list) else [value] for value in values]
             means = [None if None in each else float(np.mean(each)) for each in heads]
@@ -161,7 +161,7 @@ def _theory(runs: list[RunData]) -> Figure:
     curves = []
     for run in runs:
         for name in ("predicted", "measured"):
-            values = _find(run.scores, ("theory", name))
+            values = find(run.scores, ("theory", name))
             if values is not None:
                 curves.append(_series(run, f"{run.name}, {name}", values, dashed=name == "predicted"))
     reading = (
@@ -178,7 +178,7 @@ def _series(run: RunData, label: str, values: list[float | None], *, dashed: boo
 def _heatmaps(
     runs: list[RunData], path: tuple[str, ...], title: str, reading: str, x_label: str, y_label: str, signed: bool
 ) -> list[Heatmap]:
-    matrices = {run.name: matrix for run in runs if (matrix := _find(run.scores, path)) is not None}
+    matrices = {run.name: matrix for run in runs if (matrix := find(run.scores, path)) is not None}
     largest = max((abs(value) for matrix in matrices.values() for row in matrix for value in row if value is not None), default=0.0)
     return [Heatmap(f"{title}: {name}", reading, x_label, y_label, matrix, largest, signed) for name, matrix in matrices.items()]
 
@@ -215,11 +215,11 @@ HEADLINES: dict[str, tuple[tuple[str, ...], Callable[[Any], str], str]] = {
 
 def headlines(run: RunData) -> list[str]:
     """The cells of HEADLINES for a run; a dash for what it lacks or what is not finite."""
-    found = [(_find(run.scores, path), show) for path, show, _ in HEADLINES.values()]
+    found = [(find(run.scores, path), show) for path, show, _ in HEADLINES.values()]
     return ["–" if value is None or (isinstance(value, list) and None in value) else show(value) for value, show in found]
 
 
-def _find(scores: Any, path: tuple[str, ...]) -> Any:
+def find(scores: Any, path: tuple[str, ...]) -> Any:
     """The value at a path, None where a part of it is missing."""
     for name in path:
         scores = scores.get(name) if scores else None

@@ -3,6 +3,9 @@
 import dataclasses
 from collections.abc import Sequence
 
+COLOURS = ("#1b6ca8", "#d1495b", "#2e8b57", "#8e5ea2", "#c98b1b", "#3c3c3c", "#00a3a3", "#a0522d")  # of groups
+FEW = 40  # points of a curve, that are marked
+
 
 @dataclasses.dataclass(frozen=True)
 class Heading:

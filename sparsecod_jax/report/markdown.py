@@ -8,8 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Picture
 
 from sparsecod_jax import files
-from sparsecod_jax.report.document import Alarm, Document, Figure, Heading, Heatmap, Part, Table, Text
-from sparsecod_jax.report.page import COLOURS, FEW
+from sparsecod_jax.report.document import COLOURS, FEW, Alarm, Document, Figure, Heading, Heatmap, Part, Table, Text
 
 FOLDER = "figures"
 INCHES, DOTS = (8.0, 4.0), 110  # of a picture, and dots an inch
@@ -68,14 +67,17 @@ def _draw(figure: Figure | Heatmap) -> bytes:
 
 
 def _draw_curves(axes: Axes, figure: Figure) -> None:
+    """As on the page: a group has a colour, its curves differ in strength."""
     groups = list(dict.fromkeys(series.group for series in figure.series))
+    seen: dict[str, int] = {}
     for series in figure.series:
+        nth = seen[series.group] = seen.get(series.group, -1) + 1
         colour = COLOURS[groups.index(series.group) % len(COLOURS)]
         values = [float("nan") if value is None else value for value in series.y]
         style = "none" if series.points else "--" if series.dashed else "-"
         marker = "o" if series.points or len(series.x) < FEW else ""
         label = re.sub(r"([$\\])", r"\\\1", series.label)  # which begin mathematics
-        axes.plot(series.x, values, linestyle=style, marker=marker, markersize=4, color=colour, label=label.lstrip("_"))
+        axes.plot(series.x, values, style, marker=marker, markersize=4, color=colour, linewidth=0.7 + nth, label=label.lstrip("_"))
     if figure.log_y:
         axes.set_yscale("log")
     axes.spines[["top", "right"]].set_visible(False)

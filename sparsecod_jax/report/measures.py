@@ -50,7 +50,8 @@ def _decay(run: RunData) -> float | None:
 def _density(run: RunData) -> float | None:
     """How much of the network takes part: attention density x share of weights that are not near zero x share of experts a token uses.
 
-    The product of the measures of docs/design.md, each 1 for uniform attention, no weight near zero, and a dense model.
+    Each factor is 1 for uniform attention, no weight near zero, and a dense model. The share of weights is a plain mean over kinds of
+    matrices and blocks; the share of experts leaves a shared one out.
     """
     attention = _walk(run.scores, ["sparsity", "attention", "heads", "density", "mean"])
     kinds = _walk(run.scores, ["sparsity", "weights", "kinds"])

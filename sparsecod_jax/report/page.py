@@ -6,10 +6,7 @@ import plotly.graph_objects as go
 import plotly.io
 import plotly.offline
 
-from sparsecod_jax.report.document import Alarm, Document, Figure, Heading, Heatmap, Part, Series, Table, Text
-
-COLOURS = ("#1b6ca8", "#d1495b", "#2e8b57", "#8e5ea2", "#c98b1b", "#3c3c3c", "#00a3a3", "#a0522d")
-FEW = 40  # points of a curve, that are marked
+from sparsecod_jax.report.document import COLOURS, FEW, Alarm, Document, Figure, Heading, Heatmap, Part, Series, Table, Text
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 1080px; margin: 2rem auto; padding: 0 1rem; }

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from sparsecod_jax import config
+from sparsecod_jax.analysis.scores import is_complete
 from sparsecod_jax.files import read_json
 from sparsecod_jax.report import depth, figures, overview, published
 from sparsecod_jax.report.claims import CONFIDENCE, Verdict, judge
@@ -13,14 +14,16 @@ from sparsecod_jax.report.document import Alarm, Document, Figure, Heading, Part
 from sparsecod_jax.report.measures import measure
 from sparsecod_jax.report.runs import RunData, load_run
 from sparsecod_jax.rundir import RunDir
-from sparsecod_jax.sweep.study import Claim, data_blind_identity
+from sparsecod_jax.sweep.study import Claim, identity_by_path
 from sparsecod_jax.sweep.study_dir import StudyDir
 
-LAST_VARIANCE = "last/variance/residual/-1"
+MISCONFIGURED = "misconfigured"
+BITS = "final/bits_per_byte"
+PROBE_VARIANCE = "scores/variance/residual/-1"  # over sequences of one length, whatever length arms were trained on
 ARM_COLUMNS = {
-    "bits per byte": "final/bits_per_byte",
-    "last-block variance": LAST_VARIANCE,
-    "usefulness": "scores/usefulness/score",
+    "bits per byte": BITS,
+    "last-block variance": PROBE_VARIANCE,
+    "usefulness (mean log loss ratio)": "scores/usefulness/score",
     "causal": "scores/causal/score",
     "permutation": "scores/permutation/score",
     "Jacobian": "scores/jacobian/distance_from_identity/mean",
@@ -35,6 +38,12 @@ class StudyData:
     described: dict[str, Any]  # study.json
     runs: dict[tuple[str, int], RunData]  # by arm and seed, those that have begun
     missing: list[str]  # names of those that have not
+    unscored: list[str]  # names of finished ones that lack scores
+
+    @property
+    def shown(self) -> dict[tuple[str, int], RunData]:
+        """Those that are what the study asked for."""
+        return {key: run for key, run in self.runs.items() if run.status != MISCONFIGURED}
 
     @property
     def finished(self) -> dict[tuple[str, int], RunData]:
@@ -48,22 +57,25 @@ class StudyData:
 def load_study(directory: StudyDir) -> StudyData:
     """Reads a study's runs wherever they lie; one that is another run than the study asked for is `misconfigured`."""
     described = read_json(directory.described)
-    runs, missing = {}, []
+    runs, missing, unscored = {}, [], []
     for name, entry in described["runs"].items():
         place = RunDir(directory.path / described["places"][name])
-        if place.config.exists():
-            run = load_run(place, name)
-            other = data_blind_identity(config.from_dict(run.config)) != entry["identity"]
-            runs[entry["arm"], entry["seed"]] = dataclasses.replace(run, status="misconfigured") if other else run
-        else:
+        if not place.config.exists():
             missing.append(name)
-    return StudyData(directory.path.name, described, runs, missing)
+            continue
+        run = load_run(place, name)
+        if identity_by_path(config.from_dict(run.config), entry["data"]) != entry["identity"]:
+            run = dataclasses.replace(run, status=MISCONFIGURED)
+        runs[entry["arm"], entry["seed"]] = run
+        if run.status == "finished" and described["analyze"] and not is_complete(place.analysis, described["analyze"].get("scores")):
+            unscored.append(name)
+    return StudyData(directory.path.name, described, runs, missing, unscored)
 
 
 def document(study: StudyData) -> Document:
     """The whole report."""
     verdicts = [judge(claim, study.finished) for claim in study.claims]
-    parts: list[Part] = [Text(answer(study, verdicts)), Text(_progress(study)), _protocol(study)]
+    parts: list[Part] = [Text(answer(study, verdicts)), Text(progress(study)), _protocol(study)]
     parts += [Heading("What was claimed"), *_claims(study, verdicts), Heading("Arms"), _arms(study), *_mechanism(study)]
     if study.described["published"]:
         parts += [Heading("Beside the published numbers"), published.source(), *_beside_published(study)]
@@ -73,33 +85,35 @@ def document(study: StudyData) -> Document:
 def answer(study: StudyData, verdicts: list[Verdict]) -> str:
     """One sentence drawn from the numbers."""
     if not verdicts:
-        best = min(study.finished.values(), key=lambda run: measure(run, "final/loss") or np.inf, default=None)
-        return f"The lowest held-out loss is that of {best.name}." if best else "No run has finished."
+        losses = {arm: _spread(study, arm, BITS) for arm in study.described["arms"]}
+        return f"This study tests no claim. Bits per byte: {', '.join(f'{arm} {loss}' for arm, loss in losses.items())}."
+    tested = [verdict for verdict in verdicts if verdict.pairs]
     found = []
     for outcome in ("seen", "opposite", "undecided"):
-        named = [_brief(verdict) for verdict in verdicts if verdict.outcome == outcome]
-        found.append(f"{outcome}: {'; '.join(named) if named else 'none'}")
-    return f"Of {len(verdicts)} claims tested: {'. '.join(part[0].upper() + part[1:] for part in found)}."
+        named = [_brief(verdict) for verdict in tested if verdict.outcome == outcome]
+        found.append(f"{outcome.capitalize()}: {'; '.join(named) if named else 'none'}.")
+    return " ".join([f"Of {len(verdicts)} claims {len(tested)} could be tested.", *found])
 
 
 def _brief(verdict: Verdict) -> str:
-    return verdict.claim.text + (f" ({_effect(verdict)})" if verdict.effect is not None else "")
+    return f"{verdict.claim.text} ({_effect(verdict)})"
 
 
 def _effect(verdict: Verdict) -> str:
-    if verdict.effect is None:
-        return "–"
-    return f"x {verdict.effect:.3g}" if verdict.claim.ratio else f"{verdict.effect:+.3g}"
+    return "–" if verdict.effect is None else _difference(verdict.claim, verdict.effect)
 
 
-def _progress(study: StudyData) -> str:
+def _difference(claim: Claim, value: float) -> str:
+    return f"x {value:.3g}" if claim.ratio else f"{value:+.3g}"
+
+
+def progress(study: StudyData) -> str:
     """How much of the study there is; whatever is not finished is named."""
     total = len(study.described["runs"])
     unfinished = [f"{run.name} is {run.status}" for run in study.runs.values() if run.status != "finished"]
     unfinished += [f"{name} is missing" for name in study.missing]
-    unscored = [run.name for run in study.finished.values() if study.described["analyze"] and not run.scores]
     text = f"{len(study.finished)} of {total} runs finished" + (f": {', '.join(unfinished)}" if unfinished else "")
-    return text + (f"; not scored: {', '.join(unscored)}" if unscored else "") + "."
+    return text + (f"; not fully scored: {', '.join(study.unscored)}" if study.unscored else "") + "."
 
 
 def _protocol(study: StudyData) -> Table:
@@ -118,10 +132,10 @@ def _claims(study: StudyData, verdicts: list[Verdict]) -> list[Part]:
         return [Text("Nothing: this study chooses a setting.")]
     reading = (
         f"Paired differences over seeds with a {CONFIDENCE:.0%} t-interval. Seen: the interval is on the claimed side and the mean is at"
-        f" least the smallest effect that counts; opposite: the same on the other side. Of {len(verdicts)} claims tested"
+        f" least the smallest effect that counts; opposite: the same on the other side. Of {len(verdicts)} intervals"
         f" {(1 - CONFIDENCE) * len(verdicts):.1g} would leave zero out by chance alone."
     )
-    columns = ("claim", "outcome", "greater", "than", "effect", "interval", "counts from", "seeds", "why undecided")
+    columns = ("claim", "outcome", "greater", "than", "effect", "interval", "counts from", "by seed", "why undecided")
     return [Text(reading, small=True), Table(columns, [_claim_row(verdict) for verdict in verdicts])]
 
 
@@ -130,8 +144,9 @@ def _claim_row(verdict: Verdict) -> list[str]:
     interval = " to ".join(f"{end:.3g}" for end in verdict.interval) if verdict.interval else "–"
     smallest = f"{'x ' if claim.ratio else ''}{claim.smallest:g}"
     outcome = Alarm(verdict.outcome) if verdict.outcome == "opposite" else verdict.outcome
+    by_seed = {seed: _difference(claim, a / b if claim.ratio else a - b) for seed, (a, b) in verdict.pairs.items()}
     row = [claim.text, outcome, claim.greater, claim.than, _effect(verdict), interval, smallest]
-    return [*row, ", ".join(map(str, verdict.pairs)), verdict.reason or "–"]
+    return [*row, ", ".join(f"{seed}: {difference}" for seed, difference in by_seed.items()) or "–", verdict.reason or "–"]
 
 
 def _arms(study: StudyData) -> Table:
@@ -158,19 +173,22 @@ def _spread(study: StudyData, arm: str, name: str) -> str:
 
 
 def _mechanism(study: StudyData) -> list[Part]:
-    """Each run's mechanism against the variance of its last block."""
+    """Each run's mechanism against the variance of its last block, where several arms have both."""
     drawn: list[Part] = []
     for label, name in study.described["mechanism"].items():
-        clouds = []
+        clouds, without = [], []
         for arm in study.described["arms"]:
-            runs = [run for (its_arm, _), run in study.finished.items() if its_arm == arm and measure(run, name) is not None]
-            points = [(measure(run, name), measure(run, LAST_VARIANCE), run.name) for run in runs]
+            both = [(measure(run, name), measure(run, PROBE_VARIANCE), run.name) for (its, _), run in study.finished.items() if its == arm]
+            points = [point for point in both if None not in point]
             if points:
                 x, y, names = zip(*points, strict=True)
                 clouds.append(Series(arm, arm, x, y, points=True, names=names))
+            else:
+                without.append(arm)
         reading = "One point a run. Where the mechanism is the cause, arms with more of it lie apart in variance too."
-        if clouds:
-            drawn.append(Figure(f"Variance against {label}", reading, label, "variance of the last block", clouds, log_y=True))
+        lacking = f" Without a value: {', '.join(without)}." if without else ""
+        if len(clouds) > 1:
+            drawn.append(Figure(f"Variance against {label}", reading + lacking, label, "variance of the last block", clouds, log_y=True))
     return drawn
 
 
@@ -187,32 +205,33 @@ def _beside_published(study: StudyData) -> list[Part]:
 def _our_table(study: StudyData, name: str) -> Table:
     columns = published.columns(name)
     rows = [[arm, *(_spread(study, arm, metric) for metric in columns.values())] for arm in study.described["arms"]]
-    meanings = ["the same columns of our arms", "usefulness is the share of blocks whose affine map raises the loss by more than 10 %"]
-    return Table(["arm", *columns], rows, meanings, f"{published.title(name)}, ours")
+    return Table(["arm", *columns], rows, published.MEANINGS, f"{published.TITLES[name]}, ours")
 
 
 def _our_curves(study: StudyData, name: str) -> Figure:
     theirs = published.curves(name)
-    if "variance" in name:
-        series = [
-            figures.curve(run, "variance/residual", run.name, layer=-1, group=arm) for (arm, _), run in study.runs.items() if run.lines
-        ]
-    else:
-        found = {key: run.scores["jacobian"]["distance_from_identity"] for key, run in study.finished.items() if run.scores}
-        series = [Series(f"{arm}-s{seed}", arm, list(range(1, len(y) + 1)), y) for (arm, seed), y in found.items()]
+    series = []
+    for (arm, _), run in study.shown.items():
+        distances = depth.find(run.scores, ("jacobian", "distance_from_identity"))
+        if "variance" in name and run.lines:
+            series.append(figures.curve(run, "variance/residual", run.name, layer=-1, group=arm))
+        elif "jacobian" in name and distances:
+            series.append(Series(run.name, arm, list(range(1, len(distances) + 1)), distances))
     reading = "Ours, every run; arms have a colour each."
-    return Figure(f"{published.title(name)}, ours", reading, theirs.x_label, theirs.y_label, series, log_y=True)
+    return Figure(f"{published.TITLES[name]}, ours", reading, theirs.x_label, theirs.y_label, series, log_y=True)
 
 
 def _runs(study: StudyData) -> list[Part]:
-    """All runs as a table, and the figures of those of the first seed."""
-    if not study.runs:
-        return []
-    first = [run for (_, seed), run in study.runs.items() if seed == study.described["seeds"][0]]
-    parts: list[Part] = [Heading("Runs"), overview.run_table(list(study.runs.values()))]
-    if scored := [run for run in study.runs.values() if run.scores]:
+    """All runs as a table, and the figures of those of the first seed that has any."""
+    parts: list[Part] = [Heading("Runs"), overview.run_table(list(study.runs.values()))] if study.runs else []
+    runs = list(study.shown.values())
+    if scored := [run for run in runs if run.scores]:
         parts.append(overview.scores_table(scored))
-    note = "Of the first seed; `sparsecod report` on a run's own directory draws the others."
+    if not runs:
+        return parts
+    seed = min(seed for _, seed in study.shown)
+    first = [run for (_, its), run in study.shown.items() if its == seed]
+    note = f"Of seed {seed}; `sparsecod report` on a run's own directory draws the others."
     return [*parts, Heading("How they learned"), Text(note, small=True), *figures.overview(first), *_contribution(first)]
 
 

@@ -19,15 +19,15 @@ def write_report(workdir: str) -> epath.Path:
       ConfigError: there is nothing of that kind.
     """
     root = files.absolute(workdir)
-    found = [StudyDir(folder.parent) for folder in sorted(root.glob("*/study.json"))] if root.is_dir() else []
-    if StudyDir(root).described.exists():
-        document = study.document(study.load_study(StudyDir(root)))
-    elif found:
-        document = studies.document(root.name, [study.load_study(directory) for directory in found])
+    directory = StudyDir(root)
+    if directory.described.exists():
+        document = study.document(study.load_study(directory))
+        markdown.write(document, directory.report)
+    elif found := sorted(root.glob("*/study.json")) if root.is_dir() else []:
+        document = studies.document(root.name, [study.load_study(StudyDir(file.parent)) for file in found])
+        markdown.write(document, directory.report)
     else:
         document = overview.document(root.name, [load_run(run) for run in find_runs(root)])
-    if found or StudyDir(root).described.exists():
-        markdown.write(document, root / "report.md")
     path = RunDir(root).report
     files.write(path, page.render(document).encode())
     return path

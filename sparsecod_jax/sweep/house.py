@@ -1,7 +1,7 @@
 """What do the studies of this house have in common? How finished runs are scored, what is claimed, and the least effects that count.
 
-The effects were chosen before the first run: a quarter in variance, a hundredth of a bit in loss, and in scores a fifth of log 1.10, the
-threshold above which the paper calls a block useful, or what the published scores of neighbouring depths differ by.
+The effects were chosen before the first run: a quarter in variance, a hundredth of a bit in loss; in usefulness a fifth of log 1.10, the
+threshold above which the paper calls a block useful; in causal and permutation less than published neighbours differ by (0.02, 0.13).
 """
 
 from sparsecod_jax.sweep.study import Claim

@@ -50,11 +50,14 @@ class Study:
         if not self.arms or not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ConfigError("a study needs arms, and seeds that differ: give some")
         for claim in self.claims:
-            unknown, none = [arm for arm in (claim.greater, claim.than) if arm not in self.arms], int(claim.ratio)
-            if unknown or claim.smallest <= none:
+            unknown = [arm for arm in (claim.greater, claim.than) if arm not in self.arms]
+            no_effect = 1 if claim.ratio else 0
+            if unknown or claim.smallest <= no_effect:
                 raise ConfigError(
-                    f"the claim {claim.text!r} names {unknown or claim.smallest}: name two arms and a smallest effect above {none}"
+                    f"the claim {claim.text!r} names {unknown or claim.smallest}: name two arms and a smallest effect above {no_effect}"
                 )
+        if len({claim.text for claim in self.claims}) < len(self.claims):
+            raise ConfigError("two claims have the same text: reports name them by it, so word each by itself")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,12 +72,12 @@ class Run:
 
     @property
     def identity(self) -> str:
-        return data_blind_identity(self.experiment)
+        return identity_by_path(self.experiment, self.experiment.data.path)
 
 
-def data_blind_identity(experiment: Experiment) -> str:
-    """Equal for runs that compute the same numbers, whatever study asks for them; the data is known by its path alone."""
-    return identity(identity_fields(experiment, experiment.data.path))
+def identity_by_path(experiment: Experiment, path: str) -> str:
+    """Equal for runs that compute the same numbers, whatever study asks for them; the data is known by a path alone."""
+    return identity(identity_fields(experiment, path))
 
 
 def load(spec: str) -> Study:

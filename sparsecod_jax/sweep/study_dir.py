@@ -24,6 +24,7 @@ class StudyDir:
         object.__setattr__(self, "path", files.absolute(self.path))
 
     described = property(lambda self: self.path / "study.json")
+    report = property(lambda self: self.path / "report.md")  # beside report.html
     logs = property(lambda self: self.path / "logs")  # what each run printed
 
     def run(self, name: str) -> RunDir:
@@ -56,7 +57,7 @@ def locate(directory: StudyDir, spec: str, study: Study, runs: list[Run]) -> dic
 
 def _describe(spec: str, study: Study, runs: list[Run]) -> dict[str, Any]:
     """The study as JSON has it."""
-    named = {run.name: {"arm": run.arm, "seed": run.seed, "identity": run.identity} for run in runs}
+    named = {run.name: {"arm": run.arm, "seed": run.seed, "data": run.experiment.data.path, "identity": run.identity} for run in runs}
     return json.loads(json.dumps({"sweep": spec, **dataclasses.asdict(study), "runs": named}))
 
 

@@ -49,6 +49,12 @@ CASES = {  # flat, deep -> outcome, why
     "reversed": ([2.0, 2.1, 2.22], [2.5, 2.6, 2.7], "opposite", ""),
     "noise": ([2.0, 2.5, 2.2], [2.4, 2.1, 2.2], "undecided", "the interval holds no effect and a large one alike"),
     "sure but small": ([2.05, 2.15, 2.25], [2.0, 2.1, 2.2001], "undecided", "smaller than what counts"),
+    "sure, but of open size": (
+        [2.0, 2.1, 2.2],
+        [1.94, 2.0, 2.099],
+        "undecided",
+        "there is an effect, but whether it is one that counts is open",
+    ),
     "one seed": ([2.5], [2.0], "undecided", "one seed gives no interval"),
 }
 

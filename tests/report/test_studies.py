@@ -35,15 +35,15 @@ def test_one_figure_has_the_runs_of_all_studies(folder):
 
 
 def test_rank_correlations_are_those_of_scipy_and_shared_runs_count_once(folder):
-    table = _table(studies.document("all", folder[1]), "runs")
+    table = _table(studies.document("all", folder[1]), "density and causal")
     column = list(table.columns).index("last-block variance and usefulness")
     by_study = {row[0]: row for row in table.rows}
     assert by_study["depth"][column].startswith("-1.00")  # usefulness was made 1 / variance
-    assert by_study["across all"][1] == "9"
+    assert by_study["across all"][column] == "-1.00 (9)"
     variances = [10.0, 11.0, 12.0, 12.0, 13.0, 14.0]
     causal = list(table.columns).index("last-block variance and causal")
     expected: Any = scipy.stats.spearmanr(variances, [2 / value for value in variances])
-    assert by_study["depth"][causal].startswith(f"{expected.statistic:+.2f}")
+    assert by_study["depth"][causal] == f"{expected.statistic:+.2f} (6)"
 
 
 def test_a_folder_of_studies_gets_one_report(folder):

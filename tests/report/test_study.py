@@ -1,21 +1,27 @@
 """The report of a study tells the truth, whatever the truth is."""
 
+import dataclasses
 import html
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 import studying
 
 from sparsecod_jax import config
-from sparsecod_jax.files import write_json
+from sparsecod_jax.files import read_json, write_json
+from sparsecod_jax.report import published
 from sparsecod_jax.report import study as report
 from sparsecod_jax.report.document import Alarm, Figure, Table, Text
+from sparsecod_jax.report.measures import measure
 from sparsecod_jax.report.writing import write_report
 from sparsecod_jax.rundir import RunDir
+from sparsecod_jax.sweep.study import load
 
 CHROMIUM = shutil.which("chromium")
+SWEEPS = sorted(Path("configs/sweeps").glob("*.py"))
 NOISE = (0.0, 0.7, -0.6)
 
 
@@ -88,15 +94,54 @@ def test_published_numbers_stand_beside_ours(tmp_path):
     document = _document(studying.loaded(tmp_path / "study", _numbers(3.0)))
     published = next(table for table in _tables(document) if table.columns[0] == "L")
     assert list(published.rows[0]) == ["12", "0.355", "0.985", "1.0"]
-    ours = next(table for table in _tables(document) if list(table.columns) == ["arm", "causal", "permutation", "usefulness"])
+    ours = next(table for table in _tables(document) if list(table.columns)[:3] == ["arm", "causal", "permutation"])
+    assert list(ours.columns)[3:] == ["usefulness", "usefulness, as published"]
     assert ours.rows[0][0] == "flat"
     assert ours.rows[0][1].startswith("0.2475 (0.2451 to 0.25)")  # 2 / 8, 2 / 8.08 and 2 / 8.16
     figures = {part.title: part for part in document.parts if isinstance(part, Figure)}
-    theirs, own = (figures[f"Variance of the last block against step, {whose}"] for whose in ("published", "ours"))
+    theirs, own = (figures[f"Variance of the last block, by depth, {whose}"] for whose in ("published", "ours"))
     assert [series.label for series in theirs.series] == [f"{depth}, published" for depth in (12, 16, 24, 32)]
     assert theirs.series[0].y[:2] == [65, 465]
     assert own.series[0].y[-1] == pytest.approx(8.0)
     assert len(own.series) == 6
+
+
+def test_a_run_that_is_being_scored_is_named_and_drawn_as_far_as_it_is(tmp_path):
+    directory = studying.write(tmp_path / "study")
+    file = directory.run("flat-s0").analysis.scores
+    scores = read_json(file)
+    write_json(file, {name: scores[name] for name in ("usefulness", "variance")} | {"sequences": {"usefulness": 4}})
+    document = _document(report.load_study(directory))
+    assert _texts(document)[1] == "6 of 6 runs finished; not fully scored: flat-s0."
+    figures = {part.title: part for part in document.parts if isinstance(part, Figure)}
+    assert len(figures["Distance of the Jacobian from the identity, by depth, ours"].series) == 5
+
+
+def test_data_that_was_brought_elsewhere_is_the_same_run(tmp_path):
+    directory = studying.write(tmp_path / "study")
+    file = directory.run("flat-s1").config
+    values = read_json(file)
+    values["data"]["path"] = "gs://bucket/data"
+    write_json(file, values)
+    assert _texts(_document(report.load_study(directory)))[1] == "6 of 6 runs finished."
+
+
+def test_claims_without_numbers_are_not_said_to_be_tested(tmp_path):
+    directory = studying.write(tmp_path / "study", deep_s0="failed", deep_s1="failed", deep_s2="failed")
+    assert _texts(_document(report.load_study(directory)))[0].startswith("Of 2 claims 0 could be tested.")
+
+
+@pytest.mark.parametrize("scale", ["nano", "mini", "paper"])
+@pytest.mark.parametrize("file", SWEEPS, ids=[file.stem for file in SWEEPS])
+def test_what_the_studies_of_the_house_name_is_there(file, scale, tmp_path):
+    study = load(f"{file}:{scale}")
+    for name in study.published:
+        assert published.columns(name) if name.startswith("tables/") else published.curves(name).series
+    scored = studying.loaded(tmp_path / "study").runs["flat", 0]
+    router = {"router/gate_square_sum": [0.1, 0.2]}
+    run = dataclasses.replace(scored, lines=[line | router for line in scored.lines])
+    for metric in (*(claim.metric for claim in study.claims), *study.mechanism.values()):
+        assert measure(run, metric) is not None, metric
 
 
 def test_declares_what_was_fixed_and_what_it_can_not_say(tmp_path):
@@ -111,7 +156,7 @@ def test_the_same_stands_in_markdown_with_its_pictures(tmp_path):
     titles = re.findall(r"<h2>(.*?)</h2>", page)
     assert [f"### {html.unescape(title)}" for title in titles] == re.findall(r"### .*", text)
     shown = re.findall(r"!\[.*?\]\((.*?)\)", text)
-    assert len(shown) == len(titles)
+    assert len(shown) == page.count("<section>")
     for file in shown:
         assert (root / file).read_bytes().startswith(b"\x89PNG")
 

@@ -69,6 +69,8 @@ def scores(layers: int, variance: float) -> dict[str, Any]:
     """What `analyze` would write, as far as reports read it; the larger the variance the less useful the blocks."""
     ones = [1.0] * layers
     return {
+        "sequences": dict.fromkeys(("profile", "usefulness", "causal", "permutation", "jacobian", "sparsity", "theory"), 4),
+        "variance": {"residual": np.linspace(0.5, variance, layers).tolist()},
         "usefulness": {
             "loss_ratio": ones,
             "score": 1 / variance,

@@ -43,6 +43,7 @@ def test_studies_of_the_house_expand_at_every_scale(file, scale):
         ({"claims": (dataclasses.replace(CLAIM, than="wide"),)}, r"names \['wide'\]: name two arms"),
         ({"claims": (dataclasses.replace(CLAIM, smallest=0.0),)}, "a smallest effect above 0"),
         ({"claims": (dataclasses.replace(CLAIM, smallest=1.0, ratio=True),)}, "a smallest effect above 1"),
+        ({"claims": (CLAIM, dataclasses.replace(CLAIM, smallest=0.2))}, "two claims have the same text"),
     ],
 )
 def test_what_is_no_study_is_refused(change, message):
