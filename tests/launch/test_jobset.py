@@ -15,7 +15,7 @@ import kubernetes_validate
 import process
 import pytest
 import sending
-import studies
+import study_files
 import xpk
 from compilers import needs_tpu_compiler
 from kubeflow_trainer_api.models import JobsetV1alpha2JobSet
@@ -379,7 +379,7 @@ def test_a_canary_among_the_secrets_appears_nowhere(cluster, tmp_path, monkeypat
 def test_a_study_in_a_bucket_is_planned_sent_once_and_cancelled(cluster, corpus, tmp_path, capsys):
     with emulator.running(process.free_port()):
         prepare(Request(str(corpus), vocab_size=300, validation_fraction=0.2), "gs://bucket/data")
-        study = [f"--sweep={studies.write(tmp_path, 'gs://bucket/data', studies.TWO)}", "--workdir=gs://bucket/study"]
+        study = [f"--sweep={study_files.write(tmp_path, 'gs://bucket/data', study_files.TWO)}", "--workdir=gs://bucket/study"]
         how = ["--topology=v5e:2x2", "--image=registry/image@sha256:0", "--allow_dirty"]
         for _ in range(2):
             assert launching.main(ENGINE, ["submit", *study, *how]) == 0

@@ -12,7 +12,7 @@ import process
 import pytest
 import slurm
 import slurm_here
-import studies
+import study_files
 from etils import epath
 
 from sparsecod_jax.rundir import RunDir
@@ -38,7 +38,7 @@ def cluster(tmp_path_factory):
 def undisturbed(tokens, tmp_path_factory) -> dict[str, list[dict]]:
     """The steps and the final numbers of four runs that nobody disturbed, by name."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    sweep(studies.write(folder, tokens, studies.TWO, seeds=SEEDS, steps=STEPS, every=EVERY), str(folder / "studies" / "a"), jobs=2)
+    sweep(study_files.write(folder, tokens, study_files.TWO, seeds=SEEDS, steps=STEPS, every=EVERY), str(folder / "studies" / "a"), jobs=2)
     return {place.path.name: numbers(place) for place in runs(folder / "studies" / "a")}
 
 
@@ -96,7 +96,7 @@ def take_its_place(cpus: int) -> None:
 
 @pytest.mark.slow
 def test_a_preempted_run_goes_back_into_the_queue_and_all_runs_find_what_undisturbed_ones_find(tokens, tmp_path, undisturbed, cluster):
-    spec, study = studies.write(tmp_path, tokens, studies.TWO, seeds=SEEDS, steps=STEPS, every=EVERY), tmp_path / "studies" / "a"
+    spec, study = study_files.write(tmp_path, tokens, study_files.TWO, seeds=SEEDS, steps=STEPS, every=EVERY), tmp_path / "studies" / "a"
     assert said("submit", spec, study).splitlines() == [f"{name}  sent" for name in ("flat-s0", "deep-s0", "flat-s1", "deep-s1")]
     wait_until(lambda: len(list(study.glob("runs/*/checkpoints/[1-9]*"))) > 0)
     assert "running" in said("submit", spec, study).splitlines()[0]
@@ -116,7 +116,10 @@ def test_a_preempted_run_goes_back_into_the_queue_and_all_runs_find_what_undistu
 @pytest.mark.slow
 def test_a_script_that_hides_a_preemption_is_found_out_and_the_run_sent_again(tokens, tmp_path, undisturbed, cluster):
     """The negative control: to Slurm this run is completed."""
-    spec, study = studies.write(tmp_path, tokens, '{"flat": {"model.n_layers": 2}}', steps=STEPS, every=EVERY), tmp_path / "studies" / "a"
+    spec, study = (
+        study_files.write(tmp_path, tokens, '{"flat": {"model.n_layers": 2}}', steps=STEPS, every=EVERY),
+        tmp_path / "studies" / "a",
+    )
     said("render", spec, study)
     (told,) = (study / "slurm").glob("runs-*.json")
     (run,) = json.loads(told.read_text())["runs"]
@@ -140,7 +143,7 @@ def test_of_six_runs_one_diverges_and_one_is_misconfigured_and_the_others_finish
     wild = '{"optimizer.peak_lr": 1e30, "execution.max_skipped_updates": 0}'
     others = '"a": {}, "b": {"model.n_layers": 2}, "e": {"steps": 5}, "f": {"steps": 4}'
     arms = f'{{{others}, "wild": {wild}, "small": {{"model.vocab_size": 200}}}}'
-    spec, study = studies.write(tmp_path, tokens, arms), tmp_path / "studies" / "a"
+    spec, study = study_files.write(tmp_path, tokens, arms), tmp_path / "studies" / "a"
     said("submit", spec, study, "--at_once=2")
     wait_until(lambda: not queue())
     lines = said("collect", spec, study).splitlines()
@@ -160,7 +163,7 @@ def test_of_six_runs_one_diverges_and_one_is_misconfigured_and_the_others_finish
 
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_a_submission_that_is_killed_and_repeated_sends_every_run_once(moment, tokens, tmp_path):
-    spec, study = studies.write(tmp_path, tokens, studies.TWO), tmp_path / "studies" / "a"
+    spec, study = study_files.write(tmp_path, tokens, study_files.TWO), tmp_path / "studies" / "a"
     real, stub = shutil.which("sbatch"), tmp_path / "bin" / "sbatch"
     stub.parent.mkdir()
     parts = [f'{real} --hold "$@"', f"touch {tmp_path}/there; sleep 600"]
@@ -180,7 +183,10 @@ def test_a_submission_that_is_killed_and_repeated_sends_every_run_once(moment, t
 
 
 def test_a_cancelled_run_saves_and_does_not_come_back_until_it_is_sent(tokens, tmp_path):
-    spec, study = studies.write(tmp_path, tokens, '{"flat": {"model.n_layers": 2}}', steps=100_000, every=50), tmp_path / "studies" / "a"
+    spec, study = (
+        study_files.write(tmp_path, tokens, '{"flat": {"model.n_layers": 2}}', steps=100_000, every=50),
+        tmp_path / "studies" / "a",
+    )
     said("submit", spec, study)
     place = RunDir(epath.Path(study / "runs" / "flat-s0"))
     wait_until(lambda: place.newest_checkpoint() > 0)
@@ -196,7 +202,7 @@ def test_a_cancelled_run_saves_and_does_not_come_back_until_it_is_sent(tokens, t
 
 @pytest.mark.slow
 def test_a_run_that_dies_without_progress_is_tried_three_times(tokens, tmp_path):
-    spec, study = studies.write(tmp_path, tokens, '{"flat": {"model.n_layers": 2}}'), tmp_path / "studies" / "a"
+    spec, study = study_files.write(tmp_path, tokens, '{"flat": {"model.n_layers": 2}}'), tmp_path / "studies" / "a"
     said("submit", spec, study, XLA_FLAGS="--xla_no_such_flag")
     wait_until(lambda: not queue())
     log = study / "logs" / "flat-s0.log"
@@ -213,7 +219,7 @@ def test_hostile_values_arrive_unchanged_and_secrets_nowhere(tokens, tmp_path):
     data = tmp_path / hostile
     shutil.copytree(tokens, data)
     study = tmp_path / "studies" / 'it\'s a "study"; $(touch PWNED)'
-    spec = studies.write(tmp_path, data, '{"flat": {"model.n_layers": 2}}')
+    spec = study_files.write(tmp_path, data, '{"flat": {"model.n_layers": 2}}')
     printed = [launch(verb, spec, study, WANDB_API_KEY=CANARY) for verb in ("plan", "render", "submit", "status")]
     wait_until(lambda: not queue())
     printed.append(launch("collect", spec, study, WANDB_API_KEY=CANARY))
@@ -243,7 +249,7 @@ def test_hostile_values_arrive_unchanged_and_secrets_nowhere(tokens, tmp_path):
     ],
 )
 def test_what_slurm_can_not_do_is_refused(folder, options, message, tokens, tmp_path, capsys):
-    spec = studies.write(tmp_path, tokens, studies.TWO)
+    spec = study_files.write(tmp_path, tokens, study_files.TWO)
     argv = ["submit", f"--sweep={spec}", f"--workdir={tmp_path / folder}", "--allow_dirty", *options]
     code = launching.main(slurm.Slurm(), argv)
     assert (code, (tmp_path / folder / "study.json").exists()) in ((78, False), (1, True))
@@ -254,7 +260,7 @@ def test_what_slurm_can_not_do_is_refused(folder, options, message, tokens, tmp_
 @pytest.mark.slow
 def test_all_processes_of_a_run_train_stop_together_and_go_on_and_one_scores(tokens, tmp_path):
     analyze = {"scores": "profile", "sequences": 4, "seq_len": 16}
-    spec = studies.write(tmp_path, tokens, '{"flat": {"model.n_layers": 2}}', steps=STEPS, every=EVERY, analyze=analyze)
+    spec = study_files.write(tmp_path, tokens, '{"flat": {"model.n_layers": 2}}', steps=STEPS, every=EVERY, analyze=analyze)
     study = tmp_path / "studies" / "a"
     said("submit", spec, study, "--processes=2")
     run = RunDir(epath.Path(study / "runs" / "flat-s0"))
@@ -270,7 +276,7 @@ def test_all_processes_of_a_run_train_stop_together_and_go_on_and_one_scores(tok
 
 
 def test_runs_of_a_wheel_use_the_code_that_was_sent(tokens, tmp_path):
-    spec, study = studies.write(tmp_path, tokens, '{"flat": {"model.n_layers": 2}}'), tmp_path / "studies" / "a"
+    spec, study = study_files.write(tmp_path, tokens, '{"flat": {"model.n_layers": 2}}'), tmp_path / "studies" / "a"
     said("submit", spec, study, "--package=wheel")
     wait_until(lambda: not queue())
     (run,) = runs(study)

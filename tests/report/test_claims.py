@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import scipy.stats
-import studying
+import study_dirs
 
 from sparsecod_jax.report.claims import judge
 from sparsecod_jax.sweep.study import Claim
@@ -21,7 +21,7 @@ def _judge(tmp_path, claim, flat, deep):
         value = values[run.arm][run.seed]
         return (value, 8.0) if claim.metric.startswith("final") else (2.0, value)
 
-    return judge(claim, studying.loaded(tmp_path / "study", numbers, studying.seeds(len(flat))).finished)
+    return judge(claim, study_dirs.loaded(tmp_path / "study", numbers, study_dirs.seeds(len(flat))).finished)
 
 
 @pytest.mark.parametrize("seeds", [2, 3, 5])
@@ -37,7 +37,7 @@ def test_the_interval_is_that_of_a_paired_t_test(seeds, tmp_path):
 
 def test_a_ratio_is_compared_by_logarithms(tmp_path):
     flat, deep = np.array([4.0, 5.0, 6.0]), np.array([13.0, 14.0, 19.0])
-    verdict = _judge(tmp_path, studying.DEEPER, flat.tolist(), deep.tolist())
+    verdict = _judge(tmp_path, study_dirs.DEEPER, flat.tolist(), deep.tolist())
     expected = scipy.stats.ttest_rel(np.log(deep), np.log(flat)).confidence_interval(0.95)
     assert verdict.outcome == "seen"
     assert verdict.effect == pytest.approx(np.exp(np.log(deep / flat).mean()))
@@ -66,7 +66,7 @@ def test_outcomes(flat, deep, outcome, reason, tmp_path):
 
 
 def test_a_seed_without_both_numbers_is_left_out(tmp_path):
-    study = studying.loaded(tmp_path / "study", lambda run: (2.0 + (run.arm == "flat") + 0.01 * run.seed, 8.0), deep_s1="diverged")
+    study = study_dirs.loaded(tmp_path / "study", lambda run: (2.0 + (run.arm == "flat") + 0.01 * run.seed, 8.0), deep_s1="diverged")
     verdict = judge(HIGHER, study.finished)
     assert set(verdict.pairs) == {0, 2}
     nowhere = judge(dataclasses.replace(HIGHER, metric="last/router/gate_sum/mean"), study.finished)

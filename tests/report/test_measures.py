@@ -1,7 +1,7 @@
 """Names of numbers."""
 
 import pytest
-import studying
+import study_dirs
 
 from sparsecod_jax.report.measures import measure
 
@@ -21,7 +21,7 @@ FOUND = {
 
 @pytest.fixture
 def study(tmp_path):
-    return studying.loaded(tmp_path / "study", flat_s1="running")
+    return study_dirs.loaded(tmp_path / "study", flat_s1="running")
 
 
 @pytest.mark.parametrize(("name", "value"), FOUND.items(), ids=FOUND)

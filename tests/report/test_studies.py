@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import scipy.stats
-import studying
+import study_dirs
 
 from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.report import studies
@@ -16,9 +16,9 @@ from sparsecod_jax.report.writing import write_report
 @pytest.fixture
 def folder(tmp_path):
     """Two studies; the second shares the flat runs of the first."""
-    first = studying.loaded(tmp_path / "depth", lambda run: (2.0, 8.0 + run.experiment.model.n_layers + run.seed))
-    study = dataclasses.replace(studying.STUDY, arms={"flat": {"model.n_layers": 2}, "wide": {"model.d_ff": 512}}, claims=())
-    second = studying.loaded(tmp_path / "width", lambda run: (2.0, 20.0 - run.seed), study)
+    first = study_dirs.loaded(tmp_path / "depth", lambda run: (2.0, 8.0 + run.experiment.model.n_layers + run.seed))
+    study = dataclasses.replace(study_dirs.STUDY, arms={"flat": {"model.n_layers": 2}, "wide": {"model.d_ff": 512}}, claims=())
+    second = study_dirs.loaded(tmp_path / "width", lambda run: (2.0, 20.0 - run.seed), study)
     return tmp_path, [first, second]
 
 

@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import studying
+import study_dirs
 
 from sparsecod_jax import config
 from sparsecod_jax.files import read_json, write_json
@@ -51,21 +51,21 @@ def _texts(document):
 
 @pytest.mark.parametrize(("numbers", "outcome"), STUDIES.values(), ids=STUDIES)
 def test_says_what_the_numbers_say(numbers, outcome, tmp_path):
-    document = _document(studying.loaded(tmp_path / "study", numbers))
+    document = _document(study_dirs.loaded(tmp_path / "study", numbers))
     claims = next(table for table in _tables(document) if "outcome" in table.columns)
     deeper, better = claims.rows
-    assert deeper[:2] == [studying.DEEPER.text, outcome]
-    assert better[:2] == [studying.BETTER.text, "undecided"]
+    assert deeper[:2] == [study_dirs.DEEPER.text, outcome]
+    assert better[:2] == [study_dirs.BETTER.text, "undecided"]
     assert isinstance(deeper[1], Alarm) == (outcome == "opposite")
     headline = _texts(document)[0]
     for word in ("seen", "opposite", "undecided"):
         part = re.search(rf"{word}: (.*?)\.(?: [A-Z]|$)", headline, re.IGNORECASE)
         assert part
-        assert (studying.DEEPER.text in part[1]) == (word == outcome), headline
+        assert (study_dirs.DEEPER.text in part[1]) == (word == outcome), headline
 
 
 def test_names_the_run_that_diverged_and_the_one_that_is_another_run(tmp_path):
-    directory = studying.write(tmp_path / "study", deep_s1="diverged")
+    directory = study_dirs.write(tmp_path / "study", deep_s1="diverged")
     place = RunDir(directory.path / "runs" / "flat-s2")
     other = config.from_dict(config.to_dict(config.Experiment(steps=7, schedule=config.Schedule(warmup_steps=1))))
     write_json(place.config, config.to_dict(other))
@@ -78,20 +78,20 @@ def test_names_the_run_that_diverged_and_the_one_that_is_another_run(tmp_path):
 
 
 def test_names_what_has_not_begun(tmp_path):
-    directory = studying.write(tmp_path / "study")
+    directory = study_dirs.write(tmp_path / "study")
     shutil.rmtree(directory.path / "runs" / "deep-s2")
     assert "5 of 6 runs finished: deep-s2 is missing." in _texts(_document(report.load_study(directory)))
 
 
 def test_a_study_without_any_run_has_a_report(tmp_path):
-    directory = studying.write(tmp_path / "study")
+    directory = study_dirs.write(tmp_path / "study")
     shutil.rmtree(directory.path / "runs")
     page = write_report(str(tmp_path / "study"))
     assert "0 of 6 runs finished" in page.read_text()
 
 
 def test_published_numbers_stand_beside_ours(tmp_path):
-    document = _document(studying.loaded(tmp_path / "study", _numbers(3.0)))
+    document = _document(study_dirs.loaded(tmp_path / "study", _numbers(3.0)))
     published = next(table for table in _tables(document) if table.columns[0] == "L")
     assert list(published.rows[0]) == ["12", "0.355", "0.985", "1.0"]
     ours = next(table for table in _tables(document) if list(table.columns)[:3] == ["arm", "causal", "permutation"])
@@ -107,7 +107,7 @@ def test_published_numbers_stand_beside_ours(tmp_path):
 
 
 def test_a_run_that_is_being_scored_is_named_and_drawn_as_far_as_it_is(tmp_path):
-    directory = studying.write(tmp_path / "study")
+    directory = study_dirs.write(tmp_path / "study")
     file = directory.run("flat-s0").analysis.scores
     scores = read_json(file)
     write_json(file, {name: scores[name] for name in ("usefulness", "variance")} | {"sequences": {"usefulness": 4}})
@@ -118,7 +118,7 @@ def test_a_run_that_is_being_scored_is_named_and_drawn_as_far_as_it_is(tmp_path)
 
 
 def test_data_that_was_brought_elsewhere_is_the_same_run(tmp_path):
-    directory = studying.write(tmp_path / "study")
+    directory = study_dirs.write(tmp_path / "study")
     file = directory.run("flat-s1").config
     values = read_json(file)
     values["data"]["path"] = "gs://bucket/data"
@@ -127,7 +127,7 @@ def test_data_that_was_brought_elsewhere_is_the_same_run(tmp_path):
 
 
 def test_claims_without_numbers_are_not_said_to_be_tested(tmp_path):
-    directory = studying.write(tmp_path / "study", deep_s0="failed", deep_s1="failed", deep_s2="failed")
+    directory = study_dirs.write(tmp_path / "study", deep_s0="failed", deep_s1="failed", deep_s2="failed")
     assert _texts(_document(report.load_study(directory)))[0].startswith("Of 2 claims 0 could be tested.")
 
 
@@ -137,7 +137,7 @@ def test_what_the_studies_of_the_house_name_is_there(file, scale, tmp_path):
     study = load(f"{file}:{scale}")
     for name in study.published:
         assert published.columns(name) if name.startswith("tables/") else published.curves(name).series
-    scored = studying.loaded(tmp_path / "study").runs["flat", 0]
+    scored = study_dirs.loaded(tmp_path / "study").runs["flat", 0]
     router = {"router/gate_square_sum": [0.1, 0.2]}
     run = dataclasses.replace(scored, lines=[line | router for line in scored.lines])
     for metric in (*(claim.metric for claim in study.claims), *study.mechanism.values()):
@@ -145,13 +145,13 @@ def test_what_the_studies_of_the_house_name_is_there(file, scale, tmp_path):
 
 
 def test_declares_what_was_fixed_and_what_it_can_not_say(tmp_path):
-    rows = [tuple(row) for row in _tables(_document(studying.loaded(tmp_path / "study")))[0].rows]
+    rows = [tuple(row) for row in _tables(_document(study_dirs.loaded(tmp_path / "study")))[0].rows]
     assert rows[0] == ("held fixed", "width, tokens")
     assert rows[2:] == [("seeds", "0, 1, 2"), ("not testable here", "accuracy")]
 
 
 def test_the_same_stands_in_markdown_with_its_pictures(tmp_path):
-    root = studying.write(tmp_path / "study", numbers=_numbers(3.0)).path
+    root = study_dirs.write(tmp_path / "study", numbers=_numbers(3.0)).path
     page, text = write_report(str(root)).read_text(), (root / "report.md").read_text()
     titles = re.findall(r"<h2>(.*?)</h2>", page)
     assert [f"### {html.unescape(title)}" for title in titles] == re.findall(r"### .*", text)
@@ -163,7 +163,7 @@ def test_the_same_stands_in_markdown_with_its_pictures(tmp_path):
 
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not on PATH")
 def test_a_browser_draws_every_figure_without_a_complaint(tmp_path):
-    page = write_report(str(studying.write(tmp_path / "study", numbers=_noise, deep_s1="diverged").path))
+    page = write_report(str(study_dirs.write(tmp_path / "study", numbers=_noise, deep_s1="diverged").path))
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--virtual-time-budget=20000"]
     flags += ["--enable-logging=stderr", f"--user-data-dir={tmp_path}/profile", "--dump-dom"]
     drawn = subprocess.run([str(CHROMIUM), *flags, f"file://{page}"], capture_output=True, text=True, timeout=300, check=True)

@@ -10,7 +10,7 @@ import compilers
 import emulator
 import process
 import pytest
-import studies
+import study_files
 from etils import epath
 
 from sparsecod_jax import files
@@ -52,7 +52,7 @@ class Notebook:
 
 @pytest.fixture
 def study(tokens, tmp_path):
-    return studies.write(tmp_path, tokens, studies.TWO, seeds=(0, 1)), tmp_path / "studies" / "a"
+    return study_files.write(tmp_path, tokens, study_files.TWO, seeds=(0, 1)), tmp_path / "studies" / "a"
 
 
 @pytest.fixture
@@ -145,7 +145,7 @@ def test_a_study_in_a_bucket_is_sent_from_there_with_its_data(there, tokens, tmp
     data = bucket / "data"
     with files.new_folder(data) as folder:
         shutil.copytree(tokens, folder, dirs_exist_ok=True)
-    study = studies.write(tmp_path, "data/not/here", studies.TWO), bucket / "studies" / "a"
+    study = study_files.write(tmp_path, "data/not/here", study_files.TWO), bucket / "studies" / "a"
     options = ["--topology=v5e:2x2", f"--data={data}", "--image=name"]
     launch(there, "render", study, *options)
     told = json.loads((study[1] / "notebook" / "jobs.json").read_text())[2]
@@ -178,10 +178,10 @@ def test_what_pods_can_not_see_is_refused_before_anything_is_written(options, me
 
 
 def test_data_that_is_not_there_or_not_one_is_refused(here, tokens, tmp_path, capsys):
-    spec = studies.write(tmp_path, tmp_path / "absent", studies.TWO)
+    spec = study_files.write(tmp_path, tmp_path / "absent", study_files.TWO)
     launch(here, "submit", (spec, tmp_path / "a"), code=78)
     assert f"there is no data in {tmp_path / 'absent'}: make it with `sparsecod data" in capsys.readouterr().err
-    two = studies.write(tmp_path, tokens, f'{{"a": {{}}, "b": {{"data.path": {str(tmp_path)!r}}}}}')
+    two = study_files.write(tmp_path, tokens, f'{{"a": {{}}, "b": {{"data.path": {str(tmp_path)!r}}}}}')
     launch(here, "submit", (two, tmp_path / "a"), f"--data={tokens}", code=78)
     assert "--data would put one directory in place of" in capsys.readouterr().err
     launch(here, "status", (two, tmp_path / "a"), code=78)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import process
 import pytest
-import studies
+import study_files
 from etils import epath
 
 from sparsecod_jax.errors import ConfigError, Fenced, Preempted, SparsecodError
@@ -24,7 +24,7 @@ def _starts(study: Path, name: str) -> int:
 
 def test_runs_are_trained_once_and_shared_between_studies(tokens, tmp_path):
     analyze = {"scores": "profile", "sequences": 4, "seq_len": 16}
-    spec = studies.write(tmp_path, tokens, studies.TWO, analyze=analyze)
+    spec = study_files.write(tmp_path, tokens, study_files.TWO, analyze=analyze)
     table = sweep(spec, str(tmp_path / "studies" / "a"), jobs=2)
     assert table == "flat-s0  finished\ndeep-s0  finished"
     a = tmp_path / "studies" / "a"
@@ -37,7 +37,7 @@ def test_runs_are_trained_once_and_shared_between_studies(tokens, tmp_path):
     assert sweep(spec, str(a)) == table
     assert json.loads(scores.read_text())["sequences"] == whole["sequences"]
     (tmp_path / "other").mkdir()
-    other = studies.write(tmp_path / "other", tokens, '{"shallow": {"model.n_layers": 2}}', analyze=analyze)
+    other = study_files.write(tmp_path / "other", tokens, '{"shallow": {"model.n_layers": 2}}', analyze=analyze)
     assert sweep(other, str(tmp_path / "studies" / "b")) == "shallow-s0  finished"
     assert not (tmp_path / "studies" / "b" / "runs").exists()
     assert [_starts(a, name) for name in ("flat-s0", "deep-s0")] == [1, 1]
@@ -47,7 +47,7 @@ def test_runs_are_trained_once_and_shared_between_studies(tokens, tmp_path):
 
 def test_killed_sweeps_go_on_with_every_run_once(tokens, tmp_path):
     """The sweep is killed, its run lives on, and the next sweep waits for it."""
-    spec = studies.write(tmp_path, tokens, studies.TWO, steps=2000, every=200)
+    spec = study_files.write(tmp_path, tokens, study_files.TWO, steps=2000, every=200)
     study = tmp_path / "study"
     command = [sys.executable, "-m", "sparsecod_jax", "sweep", f"--sweep={spec}", f"--workdir={study}"]
     first = subprocess.Popen(command, cwd=process.ROOT)
@@ -65,7 +65,7 @@ def test_killed_sweeps_go_on_with_every_run_once(tokens, tmp_path):
 
 
 def test_stops_at_a_checkpoint_when_asked_and_goes_on(tokens, tmp_path):
-    spec = studies.write(tmp_path, tokens, studies.TWO, steps=400)
+    spec = study_files.write(tmp_path, tokens, study_files.TWO, steps=400)
     study = tmp_path / "study"
     command = [sys.executable, "-m", "sparsecod_jax", "sweep", f"--sweep={spec}", f"--workdir={study}"]
     first = subprocess.Popen(command, cwd=process.ROOT, stderr=subprocess.PIPE, text=True)
@@ -82,7 +82,7 @@ def test_stops_at_a_checkpoint_when_asked_and_goes_on(tokens, tmp_path):
 
 def test_runs_that_diverge_are_named_and_the_others_finish(tokens, tmp_path):
     arms = '{"wild": {"optimizer.peak_lr": 1e30, "execution.max_skipped_updates": 0}, "tame": {}}'
-    spec = studies.write(tmp_path, tokens, arms)
+    spec = study_files.write(tmp_path, tokens, arms)
     with pytest.raises(SparsecodError, match=r"1 of 2 runs did not finish \(wild-s0\)"):
         sweep(spec, str(tmp_path / "study"))
     found = {
@@ -93,7 +93,7 @@ def test_runs_that_diverge_are_named_and_the_others_finish(tokens, tmp_path):
 
 
 def test_one_sweep_at_a_time(tokens, tmp_path):
-    spec = studies.write(tmp_path, tokens, studies.TWO)
+    spec = study_files.write(tmp_path, tokens, study_files.TWO)
     assert sweep(spec, str(tmp_path / "study"), dry_run=True).splitlines()[1].startswith("deep-s0  --config.")
     assert not (tmp_path / "study").exists()
     (tmp_path / "study").mkdir()
