@@ -2,8 +2,8 @@
 
 Command:   sparsecod sweep --sweep=configs/sweeps/smoke.py:nano --workdir=runs/quickstart --jobs=2
 Hardware:  nano two CPU cores; mini and paper any one accelerator
-Run time:  not yet run
-Result:    not yet run
+Run time:  nano 6 minutes with the data; mini and paper not yet run
+Result:    nano variance of the last block 7.4 times (1.9 to 28.5) as large with 16 blocks as with 4; usefulness and order undecided
 """
 
 from sparsecod_jax.sweep import house
@@ -23,7 +23,7 @@ def get_study(scale="nano"):
         ),
         not_testable=("whether depth pays: these models have seen too few tokens",),
         published=("tables/depth_scores", "curves/last_layer_variance_by_step/depth"),
-        changes={"steps": 100, "schedule.warmup_steps": 10},
+        changes={"steps": 80, "schedule.warmup_steps": 8},
         seeds=(0, 1),
         analyze={"sequences": 32, "seq_len": 128},
     )
