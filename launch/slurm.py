@@ -15,6 +15,7 @@ import re
 import sys
 from pathlib import Path
 
+from sparsecod_jax import topologies
 from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.files import is_remote
 from sparsecod_jax.sweep import launching, package
@@ -101,8 +102,6 @@ def _shape(args: argparse.Namespace) -> tuple[int, int, list[str]]:
     """Nodes, processes of each and options for their GPUs: JAX under Slurm has one process a GPU."""
     if not args.topology:
         return args.nodes or 1, args.processes or 1, []
-    from sparsecod_jax import topologies  # brings jax along, which takes seconds
-
     asked = topologies.shape(args.topology)
     if asked.is_tpu:
         raise ConfigError(f"--topology={args.topology} is no matter for Slurm: give GPUs, such as h100:2x8")

@@ -47,11 +47,13 @@ def paper() -> Any:
     return config
 
 
+# T = 4096 with as many sequences a step, 1,048,576 tokens: how the published mixtures, their dense partner and the groups were trained.
+LONG = {"steps": 4769, "data.seq_len": 4096, "evaluation.seq_len": 4096, "evaluation.every": 1000}
+
+
 def lengthen(config: Any) -> None:
-    """T = 4096 with as many sequences a step, 1,048,576 tokens: what the published mixtures and their dense partner were trained with."""
-    config.steps = 4769
-    config.data.seq_len = 4096
-    config.evaluation.update(seq_len=4096, every=1000)
+    """Makes a config LONG."""
+    config.update_from_flattened_dict(LONG)
 
 
 SCALES = {"nano": nano, "mini": mini, "paper": paper}

@@ -8,6 +8,7 @@ Run time:  not yet run
 Result:    not yet run
 """
 
+from sparsecod_jax import scales
 from sparsecod_jax.sweep import house
 from sparsecod_jax.sweep.study import Study
 
@@ -15,7 +16,6 @@ HEADS = {"nano": 4, "mini": 8, "paper": 16}
 GROUPS = {"nano": (1, 2, 4), "mini": (1, 2, 8), "paper": (1, 4, 16)}
 # What the largest group saves a block, 2 x width x (heads - 1) x head size parameters, is 3 x width x what is added to d_ff.
 WIDER_FFN = {"nano": 288, "mini": 2347, "paper": 9472}
-LONG = {"data.seq_len": 4096, "steps": 4769, "evaluation.seq_len": 4096}  # what the published arms were trained with
 
 
 def get_study(scale="nano"):
@@ -40,6 +40,6 @@ def get_study(scale="nano"):
             "attention density": "scores/sparsity/attention/heads/density/mean",
             "variance of attention": "last/variance/attention/mean",
         },
-        changes=LONG if scale == "paper" else {},
+        changes=scales.LONG if scale == "paper" else {},
         analyze=house.ANALYZE[scale],
     )

@@ -9,6 +9,7 @@ Run time:  not yet run
 Result:    not yet run
 """
 
+from sparsecod_jax import scales
 from sparsecod_jax.sweep import house
 from sparsecod_jax.sweep.study import Study
 
@@ -25,7 +26,6 @@ SMALLER = {  # the published pair of a quarter of the size
     "raw-400m": {"model.d_model": 768, "model.n_heads": 12, "model.d_ff": 1536, "model.n_experts": 32, "model.top_k": 4}
     | {"model.shared_expert": True, "model.d_shared": 1536},
 }
-LONG = {"data.seq_len": 4096, "steps": 4769, "evaluation.seq_len": 4096}  # what the published arms were trained with
 
 
 def get_study(scale="nano"):
@@ -53,9 +53,9 @@ def get_study(scale="nano"):
             house.more_variance("a mixture with raw gates has the smaller variance", "dense", "raw"),
             house.more_useful("a mixture with raw gates has the more useful blocks", "raw", "dense"),
             house.worse("a mixture with raw gates has the lower held-out loss", "dense", "raw"),
-            house.more_variance("renormalising the gates gives the variance back", "renormalised", "raw"),
-            house.more_variance("scaling a dense FFN as the gates do lowers the variance too", "dense", "dense-scaled"),
-            house.more_useful("but blocks of the mixture are more useful than those of the scaled dense model", "raw", "dense-scaled"),
+            house.more_variance("renormalising the gates raises the variance of a mixture", "renormalised", "raw"),
+            house.more_variance("scaling a dense FFN as raw gates do lowers its variance", "dense", "dense-scaled"),
+            house.more_useful("a mixture with raw gates has more useful blocks than a dense model scaled alike", "raw", "dense-scaled"),
         ),
         not_testable=house.NOT_TESTABLE[scale],
         published=("tables/moe", "curves/last_layer_variance_by_step/moe"),
@@ -64,6 +64,6 @@ def get_study(scale="nano"):
             "FFN variance at step 1": "first/variance/ffn/mean",
             "FFN variance at the end": "last/variance/ffn/mean",
         },
-        changes=LONG if scale == "paper" else {},
+        changes=scales.LONG if scale == "paper" else {},
         analyze=house.ANALYZE[scale],
     )

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from sparsecod_jax.report.document import Figure, Heatmap, Series
+from sparsecod_jax.report.measures import find
 from sparsecod_jax.report.runs import RunData
 
 DEEP_WORKS = "Higher in late blocks: they still do something."
@@ -217,10 +218,3 @@ def headlines(run: RunData) -> list[str]:
     """The cells of HEADLINES for a run; a dash for what it lacks or what is not finite."""
     found = [(find(run.scores, path), show) for path, show, _ in HEADLINES.values()]
     return ["–" if value is None or (isinstance(value, list) and None in value) else show(value) for value, show in found]
-
-
-def find(scores: Any, path: tuple[str, ...]) -> Any:
-    """The value at a path, None where a part of it is missing."""
-    for name in path:
-        scores = scores.get(name) if scores else None
-    return scores

@@ -77,7 +77,8 @@ def _draw_curves(axes: Axes, figure: Figure) -> None:
         style = "none" if series.points else "--" if series.dashed else "-"
         marker = "o" if series.points or len(series.x) < FEW else ""
         label = re.sub(r"([$\\])", r"\\\1", series.label)  # which begin mathematics
-        axes.plot(series.x, values, style, marker=marker, markersize=4, color=colour, linewidth=0.7 + nth, label=label.lstrip("_"))
+        look = {"linestyle": style, "linewidth": 0.7 + nth, "marker": marker, "markersize": 4, "color": colour}
+        axes.plot(series.x, values, label=label.lstrip("_"), **look)
     if figure.log_y:
         axes.set_yscale("log")
     axes.spines[["top", "right"]].set_visible(False)

@@ -8,6 +8,7 @@
 A name may end inside a list: an index takes one value, `mean` the mean over all that the list holds.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,19 +22,19 @@ def measure(run: RunData, name: str) -> float | None:
     """The number, None where the run has none, or one that is not finite."""
     root, *path = name.split("/")
     sources = {"final": run.final, "scores": run.scores, "last": run.lines[-1] if run.lines else None, "first": next(iter(run.lines), None)}
-    found = DERIVED[path[0]](run) if root == "derived" else _walk(sources[root], path)
+    found = DERIVED[path[0]](run) if root == "derived" else find(sources[root], path)
     return float(found) if isinstance(found, (int, float)) and np.isfinite(found) else None
 
 
-def _walk(value: Any, path: list[str]) -> Any:
-    """Follows names, of which one may span several parts of the path: a line has the field `variance/residual`."""
+def find(value: Any, path: Sequence[str]) -> Any:
+    """What lies at a path of names, None where a part of it is missing; a field, such as `variance/residual`, may span several of them."""
     if not path or value is None:
         return value
     if isinstance(value, list):
-        return _mean(value) if path == ["mean"] else _walk(value[int(path[0])], path[1:])
+        return _mean(value) if list(path) == ["mean"] else find(value[int(path[0])], path[1:])
     for parts in range(len(path), 0, -1):
         if (name := "/".join(path[:parts])) in value:
-            return _walk(value[name], path[parts:])
+            return find(value[name], path[parts:])
     return None
 
 
@@ -53,8 +54,8 @@ def _density(run: RunData) -> float | None:
     Each factor is 1 for uniform attention, no weight near zero, and a dense model. The share of weights is a plain mean over kinds of
     matrices and blocks; the share of experts leaves a shared one out.
     """
-    attention = _walk(run.scores, ["sparsity", "attention", "heads", "density", "mean"])
-    kinds = _walk(run.scores, ["sparsity", "weights", "kinds"])
+    attention = find(run.scores, ["sparsity", "attention", "heads", "density", "mean"])
+    kinds = find(run.scores, ["sparsity", "weights", "kinds"])
     if attention is None or kinds is None:
         return None
     near_zero = float(np.mean([np.mean(kind[NEAR_ZERO]) for kind in kinds.values()]))

@@ -6,8 +6,21 @@ from sparsecod_jax.report.document import Alarm, Document, Heading, Part, Table,
 from sparsecod_jax.report.measures import measure
 from sparsecod_jax.report.runs import RunData
 
-COLUMNS = ("run", "status", "blocks", "width", "parameters", "activated", "tokens", "held-out loss", "bits per byte")
-COLUMNS = (*COLUMNS, "unigram entropy", "last-block variance", "minutes", "MFU")
+COLUMNS = (
+    "run",
+    "status",
+    "blocks",
+    "width",
+    "parameters",
+    "activated",
+    "tokens",
+    "held-out loss",
+    "bits per byte",
+    "unigram entropy",
+    "last-block variance",
+    "minutes",
+    "MFU",
+)
 
 
 def document(title: str, runs: list[RunData]) -> Document:

@@ -11,7 +11,7 @@ from sparsecod_jax.files import read_json
 from sparsecod_jax.report import depth, figures, overview, published
 from sparsecod_jax.report.claims import CONFIDENCE, Verdict, judge
 from sparsecod_jax.report.document import Alarm, Document, Figure, Heading, Part, Series, Table, Text, number
-from sparsecod_jax.report.measures import measure
+from sparsecod_jax.report.measures import find, measure
 from sparsecod_jax.report.runs import RunData, load_run
 from sparsecod_jax.rundir import RunDir
 from sparsecod_jax.sweep.study import Claim, identity_by_path
@@ -212,7 +212,7 @@ def _our_curves(study: StudyData, name: str) -> Figure:
     theirs = published.curves(name)
     series = []
     for (arm, _), run in study.shown.items():
-        distances = depth.find(run.scores, ("jacobian", "distance_from_identity"))
+        distances = find(run.scores, ("jacobian", "distance_from_identity"))
         if "variance" in name and run.lines:
             series.append(figures.curve(run, "variance/residual", run.name, layer=-1, group=arm))
         elif "jacobian" in name and distances:

@@ -296,12 +296,7 @@ def cluster(tmp_path, monkeypatch):
 
 
 def send(tmp_path, jobs, *words):
-    args = sending.options(ENGINE, *words)
-    paths = {}
-    for name, content in ENGINE.render(jobs, IN_IMAGE, args).items():
-        paths[name] = tmp_path / name
-        paths[name].write_bytes(content)
-    ENGINE.submit(paths, jobs, args)
+    sending.submit(ENGINE, tmp_path, jobs, *words)
 
 
 def condition(name):

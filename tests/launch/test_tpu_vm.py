@@ -63,12 +63,7 @@ def described(topology="v5p:4x4x4", commands=(TRAIN,), shipment=IN_IMAGE, option
 
 
 def send(tmp_path, jobs, *words):
-    args = sending.options(ENGINE, *WHERE, *words)
-    paths = {}
-    for name, content in ENGINE.render(jobs, IN_IMAGE, args).items():
-        paths[name] = tmp_path / name
-        paths[name].write_bytes(content)
-    ENGINE.submit(paths, jobs, args)
+    sending.submit(ENGINE, tmp_path, jobs, *WHERE, *words)
 
 
 def verbs(cloud):

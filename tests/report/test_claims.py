@@ -48,6 +48,8 @@ CASES = {  # flat, deep -> outcome, why
     "present": ([2.5, 2.6, 2.7], [2.0, 2.1, 2.22], "seen", ""),
     "reversed": ([2.0, 2.1, 2.22], [2.5, 2.6, 2.7], "opposite", ""),
     "noise": ([2.0, 2.5, 2.2], [2.4, 2.1, 2.2], "undecided", "the interval holds no effect and a large one alike"),
+    "large but unsure": ([2.9, 2.1, 2.4], [2.0, 2.1, 2.2], "undecided", "the interval holds no effect and a large one alike"),
+    "large, unsure and reversed": ([2.0, 2.1, 2.2], [2.9, 2.1, 2.4], "undecided", "the interval holds no effect and a large one alike"),
     "sure but small": ([2.05, 2.15, 2.25], [2.0, 2.1, 2.2001], "undecided", "smaller than what counts"),
     "sure, but of open size": (
         [2.0, 2.1, 2.2],

@@ -46,6 +46,16 @@ def options(engine, *words: str) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
+def submit(engine, folder: Path, jobs: list[Job], *words: str) -> None:
+    """Renders jobs of an image into a folder, and submits them."""
+    args = options(engine, *words)
+    paths = {}
+    for name, content in engine.render(jobs, IN_IMAGE, args).items():
+        paths[name] = folder / name
+        paths[name].write_bytes(content)
+    engine.submit(paths, jobs, args)
+
+
 class Recorder:
     """Programs in a folder of PATH: each appends its words to a file of its own, and answers what is written for it."""
 
