@@ -12,8 +12,8 @@ from sparsecod_jax.sweep import house
 from sparsecod_jax.sweep.study import Claim, Study
 
 LENGTHS = {"nano": (64, 256, 1024), "mini": (256, 1024, 4096), "paper": (256, 512, 1024, 2048, 4096, 8192)}
-TOKENS = {"nano": 2048, "mini": 65536, "paper": 2097152}  # a step
-STEPS = {"nano": 1000, "mini": 7630, "paper": 2384}
+TOKENS = {"nano": 2048, "mini": 16384, "paper": 2097152}  # a step
+STEPS = {"nano": 1000, "mini": 2000, "paper": 2384}
 
 
 def get_study(scale="nano"):

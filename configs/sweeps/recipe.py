@@ -13,7 +13,7 @@ HEADS = {"nano": 4, "mini": 4, "paper": 16}
 DENSE = {"model.n_experts": 0, "model.top_k": 0}
 D_FF = {"nano": 384, "mini": 2240, "paper": 8960}  # of the dense arms: as many active parameters as the mixture has
 LENGTHS = {"nano": (128, 256), "mini": (1024, 4096), "paper": (1024, 4096)}
-TOKENS = {"nano": 2048, "mini": 65536, "paper": 1048576}  # a step
+TOKENS = {"nano": 2048, "mini": 16384, "paper": 1048576}  # a step
 
 
 def _length(scale: str, seq_len: int) -> dict[str, int]:

@@ -11,7 +11,7 @@ Result:    not yet run
 from sparsecod_jax.sweep import house
 from sparsecod_jax.sweep.study import Claim, Study
 
-# Half of learning rate x steps under the cosine: 2.1 a unit of decay at nano, 4.2 at mini and paper size.
+# Half of learning rate x steps under the cosine: 2.2 a unit of decay at nano and mini size, 4.2 at paper size.
 DECAYS = {"nano": (0.0, 0.1, 0.3, 1.0, 3.0), "mini": (0.0, 0.1, 0.3), "paper": (0.0, 0.01, 0.1, 1.0, 3.0)}
 MODERATE = {"nano": 0.3, "mini": 0.1, "paper": 0.1}
 STRONG = {"nano": 1.0, "mini": 0.3, "paper": 1.0}
