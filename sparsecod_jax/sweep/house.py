@@ -6,7 +6,7 @@ threshold above which the paper calls a block useful; in causal and permutation 
 
 from sparsecod_jax.sweep.study import Claim
 
-ANALYZE = {"nano": {"sequences": 64, "seq_len": 128}, "mini": {"sequences": 100}, "paper": {"sequences": 100}}
+ANALYZE = {"nano": {"sequences": 64, "seq_len": 128}, "mini": {"sequences": 100, "seq_len": 256}, "paper": {"sequences": 100}}
 NOT_TESTABLE = {
     "nano": ("accuracy on downstream tasks", "absolute perplexities and variances"),
     "mini": ("accuracy on downstream tasks", "absolute perplexities and variances"),
