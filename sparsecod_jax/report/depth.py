@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from sparsecod_jax.report.document import Figure, Heatmap, Series
+from sparsecod_jax.report.document import Figure, Heatmap, Series, short
 from sparsecod_jax.report.measures import find
 from sparsecod_jax.report.runs import RunData
 
@@ -184,29 +184,25 @@ def _heatmaps(
     return [Heatmap(f"{title}: {name}", reading, x_label, y_label, matrix, largest, signed) for name, matrix in matrices.items()]
 
 
-def _short(value: float) -> str:
-    return f"{value:.4g}"
-
-
 def _interval(value: list[float]) -> str:
     return f"{value[0]:.4f} to {value[1]:.4f}"
 
 
 def _last(values: list[float]) -> str:
-    return _short(values[-1])
+    return short(values[-1])
 
 
 HEADLINES: dict[str, tuple[tuple[str, ...], Callable[[Any], str], str]] = {
-    "usefulness": (("usefulness", "score"), _short, "mean log loss ratio of blocks replaced by affine maps"),
+    "usefulness": (("usefulness", "score"), short, "mean log loss ratio of blocks replaced by affine maps"),
     "95 % interval": (("usefulness", "ci95"), _interval, "of the usefulness, over sequences"),
-    "share above 1.10": (("usefulness", "share_above", "1.10", "share"), _short, "of blocks; the published threshold"),
+    "share above 1.10": (("usefulness", "share_above", "1.10", "share"), short, "of blocks; the published threshold"),
     "as published": (
         ("usefulness", "as_published", "share_above", "1.10", "share"),
-        _short,
+        short,
         "the same share with the transposed map of the released code, in sample",
     ),
-    "causal": (("causal", "score"), _short, "mean over pairs of blocks"),
-    "permutation": (("permutation", "score"), _short, "mean over pairs of blocks"),
+    "causal": (("causal", "score"), short, "mean over pairs of blocks"),
+    "permutation": (("permutation", "score"), short, "mean over pairs of blocks"),
     "Jacobian, last block": (("jacobian", "distance_from_identity"), _last, "distance from the identity"),
     "predicted variance, last block": (("theory", "predicted"), _last, "from sizes of weights, attention and gates"),
     "measured": (("theory", "measured"), _last, "variance of the last block, of the same sequences"),

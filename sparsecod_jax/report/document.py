@@ -61,6 +61,7 @@ class Figure:
     y_label: str
     series: list[Series]
     log_y: bool = False
+    log_x: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +91,13 @@ class Document:
     parts: list[Part]
 
 
-def number(value: float | None, style: str = ".4g") -> str:
+def number(value: float | None, style: str | None = None) -> str:
     """A number as text, a dash where there is none."""
-    return "–" if value is None else format(value, style)
+    if value is None:
+        return "–"
+    return short(value) if style is None else format(value, style)
+
+
+def short(value: float, digits: int = 4) -> str:
+    """A number with at least that many significant digits, up to a million without an exponent."""
+    return f"{value:,.0f}" if 10 ** (digits - 1) - 0.5 <= abs(value) < 1e6 else f"{value:.{digits}g}"

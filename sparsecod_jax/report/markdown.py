@@ -79,6 +79,8 @@ def _draw_curves(axes: Axes, figure: Figure) -> None:
         label = re.sub(r"([$\\])", r"\\\1", series.label)  # which begin mathematics
         look = {"linestyle": style, "linewidth": 0.7 + nth, "marker": marker, "markersize": 4, "color": colour}
         axes.plot(series.x, values, label=label.lstrip("_"), **look)
+    if figure.log_x:
+        axes.set_xscale("log")
     if figure.log_y:
         axes.set_yscale("log")
     axes.spines[["top", "right"]].set_visible(False)

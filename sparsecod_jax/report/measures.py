@@ -3,7 +3,8 @@
     final/bits_per_byte                     of final.json
     scores/usefulness/score                 of analysis/scores.json
     last/variance/residual/-1               of the last line of metrics.jsonl, its last block; `first` is the first line
-    derived/decay, derived/density          computed here
+    derived/decay, derived/density,         computed here
+    derived/growth, derived/later_usefulness
 
 A name may end inside a list: an index takes one value, `mean` the mean over all that the list holds.
 """
@@ -63,4 +64,16 @@ def _density(run: RunData) -> float | None:
     return attention * (1 - near_zero) * (model["top_k"] / model["n_experts"] if model["n_experts"] else 1.0)
 
 
-DERIVED = {"decay": _decay, "density": _density}
+def _growth(run: RunData) -> float | None:
+    """Variance after the last block over that after the first: what is left when the stream as a whole is larger or smaller."""
+    first, last = (find(run.scores, ["variance", "residual", end]) for end in ("0", "-1"))
+    return last / first if first and last is not None else None
+
+
+def _later_usefulness(run: RunData) -> float | None:
+    """Mean log loss ratio of the blocks after the first, which alone outweighs all others in small models."""
+    ratios = (find(run.scores, ["usefulness", "loss_ratio"]) or [])[1:]
+    return float(np.mean(np.log(ratios))) if ratios and None not in ratios else None
+
+
+DERIVED = {"decay": _decay, "density": _density, "growth": _growth, "later_usefulness": _later_usefulness}

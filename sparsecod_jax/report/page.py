@@ -1,9 +1,10 @@
 """How does a report look in a browser? One self-contained HTML page, its figures drawn by Plotly, whose code is inside the page."""
 
+import base64
+import gzip
 import html
 
 import plotly.graph_objects as go
-import plotly.io
 import plotly.offline
 
 from sparsecod_jax.report.document import COLOURS, FEW, Alarm, Document, Figure, Heading, Heatmap, Part, Series, Table, Text
@@ -11,10 +12,22 @@ from sparsecod_jax.report.document import COLOURS, FEW, Alarm, Document, Figure,
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 1080px; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.15rem; margin: 2rem 0 0; }
-p.reading { color: #555; margin: 0 0 .3rem; } div.table { overflow-x: auto; }
-table { border-collapse: collapse; } th, td { padding: .25rem .8rem; text-align: right; border-bottom: 1px solid #ddd; }
-th:first-child, td:first-child { text-align: left; } td.bad { color: #b00; font-weight: 600; }
+div.figure { min-height: 420px; } p.reading { color: #555; margin: 0 0 .3rem; } div.table { overflow-x: auto; }
+table { border-collapse: collapse; font-size: 85%; } th, td { padding: .25rem .8rem; text-align: right; border-bottom: 1px solid #ddd; }
+th:first-child, td:first-child { text-align: left; min-width: 6rem; } td.bad { color: #b00; font-weight: 600; }
 @media print { .modebar { display: none !important; } section { break-inside: avoid; } div.table { overflow-x: visible; font-size: 70%; } }
+"""
+
+# Stands there until all figures are drawn.
+WAITING = '<p id="waiting">Figures need a browser of 2023 or later with scripts allowed; report.md has them as pictures.</p>'
+# Plotly alone has 4.6 MB of code: packed, a page is small enough to mail and to commit.
+UNPACK = """
+const bytes = Uint8Array.from(atob("%s"), (letter) => letter.charCodeAt(0));
+new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text().then((code) => {
+  const script = document.createElement("script");
+  script.textContent = code;
+  document.body.append(script);
+});
 """
 
 
@@ -24,9 +37,27 @@ def render(document: Document) -> str:
     body = "".join(_part(place, part) for place, part in enumerate(document.parts))
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{title}</title><style>{STYLE}</style><script>{plotly.offline.get_plotlyjs()}</script></head>
-<body><h1>{title}</h1>{body}</body></html>
+<title>{title}</title><style>{STYLE}</style></head>
+<body><h1>{title}</h1>{WAITING}{body}<script>{UNPACK % _packed(document)}</script></body></html>
 """
+
+
+def _packed(document: Document) -> str:
+    """The code that draws all figures, compressed."""
+    pictures = {
+        place: _draw(part) if isinstance(part, Figure) else _draw_matrix(part)
+        for place, part in enumerate(document.parts)
+        if isinstance(part, Figure | Heatmap)
+    }
+    config = '{"displaylogo": false, "responsive": true}'
+    calls = (f'Plotly.newPlot("{_name(place)}", {{...{picture.to_json()}, config: {config}}});' for place, picture in pictures.items())
+    code = "\n".join((plotly.offline.get_plotlyjs(), *calls, 'document.querySelector("#waiting").remove();'))
+    return base64.b64encode(gzip.compress(code.encode(), mtime=0)).decode()
+
+
+def _name(place: int) -> str:
+    """Of the element in which a figure is drawn."""
+    return f"figure-{place}"
 
 
 def _part(place: int, part: Part) -> str:
@@ -38,10 +69,8 @@ def _part(place: int, part: Part) -> str:
             return f"<p{kind}>{html.escape(text)}</p>"
         case Table():
             return _table(part)
-        case Figure():
-            return _section(place, part, _draw(part))
-        case Heatmap():
-            return _section(place, part, _draw_matrix(part))
+        case Figure() | Heatmap():
+            return _section(place, part)
 
 
 def _table(table: Table) -> str:
@@ -57,9 +86,9 @@ def _cell(text: str) -> str:
     return f"<td{kind}>{html.escape(text)}</td>"
 
 
-def _section(place: int, figure: Figure | Heatmap, picture: go.Figure) -> str:
-    drawn = plotly.io.to_html(picture, full_html=False, include_plotlyjs=False, div_id=f"figure-{place}", config={"displaylogo": False})
-    return f'<section><h2>{html.escape(figure.title)}</h2><p class="reading">{html.escape(figure.reading)}</p>{drawn}</section>'
+def _section(place: int, figure: Figure | Heatmap) -> str:
+    title, reading = html.escape(figure.title), html.escape(figure.reading)
+    return f'<section><h2>{title}</h2><p class="reading">{reading}</p><div id="{_name(place)}" class="figure"></div></section>'
 
 
 def _draw(figure: Figure) -> go.Figure:
@@ -72,7 +101,8 @@ def _draw(figure: Figure) -> go.Figure:
         colour = COLOURS[groups.index(series.group) % len(COLOURS)]
         line = {"color": colour, "dash": "dash" if series.dashed else "solid", "width": 1 + nth}
         drawn.add_scatter(x=series.x, y=series.y, name=html.escape(series.label), mode=_mode(series), line=line, **_hover(series))
-    scale = {"type": "log" if figure.log_y else "linear", "title": figure.y_label}
+    across = {"type": "log" if figure.log_x else "linear", "title": figure.x_label}
+    upward = {"type": "log" if figure.log_y else "linear", "title": figure.y_label}
     menu = {
         "type": "buttons",
         "direction": "right",
@@ -84,7 +114,7 @@ def _draw(figure: Figure) -> go.Figure:
     }
     hover = "closest" if any(series.points for series in figure.series) else "x unified"
     layout = {"template": "simple_white", "height": 420, "margin": {"t": 60, "r": 10}, "hovermode": hover, "updatemenus": [menu]}
-    drawn.update_layout(xaxis={"title": figure.x_label}, yaxis=scale, **layout)
+    drawn.update_layout(xaxis=across, yaxis=upward, **layout)
     return drawn
 
 

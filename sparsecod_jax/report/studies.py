@@ -45,7 +45,8 @@ def _central(studies: list[StudyData]) -> list[Part]:
     figures: list[Part] = []
     for x, y in ((DENSITY, VARIANCE), (DENSITY, USEFULNESS), (VARIANCE, USEFULNESS), (VARIANCE, CAUSAL), (VARIANCE, PERMUTATION)):
         clouds = [cloud for study in studies if (cloud := _cloud(study, x, y)).x]
-        figures.append(Figure(f"{y.capitalize()} against {x}", "One point a run, a colour a study.", x, y, clouds, log_y=y == VARIANCE))
+        title, points = f"{y.capitalize()} against {x}", "One point a run, a colour a study."
+        figures.append(Figure(title, points, x, y, clouds, log_y=y == VARIANCE, log_x=x == VARIANCE))
     return [Text(reading, small=True), *figures, Heading("Rank correlations"), _correlations(studies)]
 
 

@@ -10,7 +10,7 @@ from sparsecod_jax.analysis.scores import is_complete
 from sparsecod_jax.files import read_json
 from sparsecod_jax.report import depth, figures, overview, published
 from sparsecod_jax.report.claims import CONFIDENCE, Verdict, judge
-from sparsecod_jax.report.document import Alarm, Document, Figure, Heading, Part, Series, Table, Text, number
+from sparsecod_jax.report.document import Alarm, Document, Figure, Heading, Part, Series, Table, Text, short
 from sparsecod_jax.report.measures import find, measure
 from sparsecod_jax.report.runs import RunData, load_run
 from sparsecod_jax.rundir import RunDir
@@ -23,7 +23,9 @@ PROBE_VARIANCE = "scores/variance/residual/-1"  # over sequences of one length, 
 ARM_COLUMNS = {
     "bits per byte": BITS,
     "last-block variance": PROBE_VARIANCE,
+    "growth over blocks": "derived/growth",
     "usefulness (mean log loss ratio)": "scores/usefulness/score",
+    "usefulness after block 1": "derived/later_usefulness",
     "causal": "scores/causal/score",
     "permutation": "scores/permutation/score",
     "Jacobian": "scores/jacobian/distance_from_identity/mean",
@@ -104,7 +106,7 @@ def _effect(verdict: Verdict) -> str:
 
 
 def _difference(claim: Claim, value: float) -> str:
-    return f"x {value:.3g}" if claim.ratio else f"{value:+.3g}"
+    return f"x {short(value, 3)}" if claim.ratio else f"{'+' if value > 0 else ''}{short(value, 3)}"
 
 
 def progress(study: StudyData) -> str:
@@ -141,7 +143,7 @@ def _claims(study: StudyData, verdicts: list[Verdict]) -> list[Part]:
 
 def _claim_row(verdict: Verdict) -> list[str]:
     claim = verdict.claim
-    interval = " to ".join(f"{end:.3g}" for end in verdict.interval) if verdict.interval else "–"
+    interval = " to ".join(short(end, 3) for end in verdict.interval) if verdict.interval else "–"
     smallest = f"{'x ' if claim.ratio else ''}{claim.smallest:g}"
     outcome = Alarm(verdict.outcome) if verdict.outcome == "opposite" else verdict.outcome
     by_seed = {seed: _difference(claim, a / b if claim.ratio else a - b) for seed, (a, b) in verdict.pairs.items()}
@@ -169,7 +171,8 @@ def _spread(study: StudyData, arm: str, name: str) -> str:
     values = _values(study, arm, name)
     if not values:
         return "–"
-    return number(float(np.mean(values))) + (f" ({number(min(values))} to {number(max(values))})" if len(values) > 1 else "")
+    lowest, highest = short(min(values)), short(max(values))
+    return short(float(np.mean(values))) + (f" ({lowest} to {highest})" if lowest != highest else "")
 
 
 def _mechanism(study: StudyData) -> list[Part]:

@@ -1,5 +1,6 @@
 """Names of numbers."""
 
+import numpy as np
 import pytest
 import study_dirs
 
@@ -16,6 +17,8 @@ FOUND = {
     "scores/sparsity/weights/kinds/ffn/down/near_zero_0.1/mean": 0.1,
     "derived/decay": 0.1 * (1e-3 + 2e-3 + 3e-3),
     "derived/density": 0.5 * 0.9,
+    "derived/growth": 8.0 / 0.5,
+    "derived/later_usefulness": 0.0,
 }
 
 
@@ -38,3 +41,18 @@ def test_a_run_that_is_under_way_has_only_lines(study):
     run = study.runs["flat", 1]
     assert measure(run, "last/loss") == pytest.approx(5 / 3)
     assert measure(run, "final/loss") is measure(run, "scores/causal/score") is measure(run, "derived/density") is None
+
+
+@pytest.mark.parametrize("variance", [[None, 2.0], [2.0, None], [0.0, 2.0]])
+def test_what_can_t_be_divided_has_no_growth(variance, study):
+    run = study.runs["flat", 0]
+    run.scores["variance"]["residual"] = variance
+    assert measure(run, "derived/growth") is None
+
+
+def test_later_usefulness_leaves_the_first_block_out(study):
+    run = study.runs["flat", 0]
+    run.scores["usefulness"]["loss_ratio"] = [7.0, np.e, 1.0]
+    assert measure(run, "derived/later_usefulness") == pytest.approx(0.5)
+    run.scores["usefulness"]["loss_ratio"] = [7.0, None, 1.0]
+    assert measure(run, "derived/later_usefulness") is None

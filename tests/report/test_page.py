@@ -1,5 +1,7 @@
 """The report page of runs in every state, read as a browser reads it."""
 
+import base64
+import gzip
 import html
 import html.parser
 import re
@@ -149,13 +151,28 @@ def test_one_run_has_its_report_inside(study):
 
 def test_needs_nothing_from_elsewhere(study):
     page = _Page(write_report(str(study)))
-    assert sum(tag == "script" for tag, _ in page.tags) > 1
+    assert sum(tag == "script" for tag, _ in page.tags) == 1
     for tag, attributes in page.tags:
         assert tag not in ("link", "iframe", "img", "object", "embed", "base")
         assert not {"src", "href", "srcset", "data", "action"} & set(attributes), (tag, attributes)
     style = re.search(r"<style>(.*?)</style>", (study / "report.html").read_text(), re.DOTALL)
     assert style
     assert not re.search(r"url\(|@import", style[1])
+
+
+def _unpacked(path):
+    """The code that the page runs."""
+    packed = re.search(r'atob\("([^"]+)"\)', path.read_text())
+    assert packed
+    return gzip.decompress(base64.b64decode(packed[1])).decode()
+
+
+def test_every_figure_has_its_place_and_the_code_that_draws_it(study):
+    path = write_report(str(study))
+    places = re.findall(r'<div id="(figure-\d+)"', path.read_text())
+    assert len(places) > 3
+    assert re.findall(r'^Plotly.newPlot\("(figure-\d+)", {', _unpacked(path), re.MULTILINE) == places
+    assert _unpacked(path).startswith("/**")  # Plotly's own
 
 
 def test_a_hostile_run_name_is_text(tmp_path):
@@ -169,6 +186,7 @@ def test_a_hostile_run_name_is_text(tmp_path):
     assert HOSTILE in "".join(page.text)
     assert f"{HOSTILE}2 is running" in page.headline
     assert "<script>alert" not in path.read_text()
+    assert "<script>alert" not in _unpacked(path)
 
 
 @pytest.mark.parametrize("status", ["running", "preempted", "diverged", "failed", None])

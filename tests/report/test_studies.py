@@ -9,7 +9,7 @@ import study_dirs
 
 from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.report import studies
-from sparsecod_jax.report.document import Figure, Table
+from sparsecod_jax.report.document import Figure, Table, Text
 from sparsecod_jax.report.writing import write_report
 
 
@@ -32,6 +32,10 @@ def test_one_figure_has_the_runs_of_all_studies(folder):
     assert [series.label for series in figure.series] == ["depth", "width"]
     assert [len(series.x) for series in figure.series] == [6, 6]
     assert figure.series[0].y[0] == pytest.approx(10.0)
+    assert any("a correlation across them is no effect" in part.text for part in document.parts if isinstance(part, Text))
+    scales = {part.title: (part.log_x, part.log_y) for part in document.parts if isinstance(part, Figure)}
+    assert scales["Last-block variance against density"] == (False, True)
+    assert scales["Usefulness against last-block variance"] == (True, False)
 
 
 def test_rank_correlations_are_those_of_scipy_and_shared_runs_count_once(folder):

@@ -14,7 +14,7 @@ from sparsecod_jax import config
 from sparsecod_jax.files import read_json, write_json
 from sparsecod_jax.report import published
 from sparsecod_jax.report import study as report
-from sparsecod_jax.report.document import Alarm, Figure, Table, Text
+from sparsecod_jax.report.document import Alarm, Figure, Table, Text, short
 from sparsecod_jax.report.measures import measure
 from sparsecod_jax.report.writing import write_report
 from sparsecod_jax.rundir import RunDir
@@ -75,6 +75,33 @@ def test_names_the_run_that_diverged_and_the_one_that_is_another_run(tmp_path):
     assert set(study.finished) == {("flat", 0), ("deep", 0), ("flat", 1), ("deep", 2)}
     runs = next(table for table in _tables(document) if table.columns[:2] == ("run", "status"))
     assert len(runs.rows) == 6
+
+
+def test_large_effects_are_written_in_full(tmp_path):
+    headline = _texts(_document(study_dirs.loaded(tmp_path / "study", _numbers(2379.0))))[0]
+    assert f"{study_dirs.DEEPER.text} (x 2,379)" in headline
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "text"),
+    [
+        (9999.6, 4, "10,000"),
+        (999.6, 3, "1,000"),
+        (3933.4, 4, "3,933"),
+        (0.012345, 3, "0.0123"),
+        (2.5e6, 3, "2.5e+06"),
+        (-1234.5, 3, "-1,234"),
+    ],
+)
+def test_numbers_are_short_and_plain(value, digits, text):
+    assert short(value, digits) == text
+
+
+def test_equal_values_have_no_range(tmp_path):
+    document = _document(study_dirs.loaded(tmp_path / "study", lambda run: (2.0, 8.0 + run.seed)))
+    arms = next(table for table in _tables(document) if list(table.columns)[:2] == ["arm", "seeds"])
+    row = dict(zip(arms.columns, arms.rows[0], strict=True))
+    assert (row["bits per byte"], row["last-block variance"], row["growth over blocks"]) == ("2", "9 (8 to 10)", "18 (16 to 20)")
 
 
 def test_names_what_has_not_begun(tmp_path):
