@@ -97,6 +97,8 @@ def load(spec: str) -> Study:
         described.loader.exec_module(module)
         study = module.get_study(scale) if scale else module.get_study()
     except (AttributeError, KeyError, TypeError, ValueError, SyntaxError) as error:
+        if error.args == (scale,):
+            raise ConfigError(f"{file} has no scale {scale!r}: give another, such as {file}:nano") from error
         raise ConfigError(f"{spec} can't be read ({type(error).__name__}: {error}): correct it") from error
     if not isinstance(study, Study):
         raise ConfigError(f"get_study of {file} returns no Study: correct it")

@@ -64,12 +64,13 @@ def test_arms_that_are_the_same_run_or_none_are_refused():
         ("x = (", "SyntaxError"),
         ("x = 1", "get_study"),
         ("def get_study(scale): return 3", "returns no Study"),
-        ("def get_study(scale): return {}[scale]", "KeyError: 'nano'"),
+        ("def get_study(scale): return {}[scale]", "study.py has no scale 'huge': give another"),
+        ("def get_study(scale): return {}['typo']", "KeyError: 'typo'"),
     ],
 )
 def test_files_that_declare_no_study_are_refused(text, message, tmp_path):
     (tmp_path / "study.py").write_text(text)
     with pytest.raises(ConfigError, match=message):
-        load(f"{tmp_path / 'study.py'}:nano")
+        load(f"{tmp_path / 'study.py'}:huge")
     with pytest.raises(ConfigError, match="there is no study"):
         load(f"{tmp_path / 'absent.py'}:nano")
