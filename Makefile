@@ -23,7 +23,7 @@ test-aot: $(VENV)/dev $(VENV)/tpu
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m aot
 
 test-gpu: $(VENV)/dev $(VENV)/gpu
-	JAX_PLATFORMS=cuda $(BIN)/python -m pytest -m gpu
+	JAX_PLATFORMS=cuda XLA_PYTHON_CLIENT_PREALLOCATE=false $(BIN)/python -m pytest -m gpu
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .

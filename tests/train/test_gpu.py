@@ -1,0 +1,111 @@
+"""Training on NVIDIA GPUs: as on a CPU, on several as on one, after a stop as without one. `make test-gpu`."""
+
+import dataclasses
+import signal
+
+import jax
+import numpy as np
+import process
+import pytest
+import tiny
+
+from sparsecod_jax import config
+from sparsecod_jax.errors import Preempted
+from sparsecod_jax.rundir import RunDir
+
+pytestmark = pytest.mark.gpu
+
+# Heads and widths that cuDNN's attention and the Hopper kernels take.
+DENSE = dataclasses.replace(tiny.MODEL, d_model=128, n_heads=2, n_kv_heads=1, head_dim=64, d_ff=256)
+MODELS = {"dense": DENSE, "mixture": dataclasses.replace(DENSE, d_ff=128, n_experts=8, top_k=2)}
+SURROUNDINGS = {
+    "XLA_FLAGS": "--xla_gpu_deterministic_ops=true",
+    "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+    "JAX_DEFAULT_MATMUL_PRECISION": "highest",
+}
+EXACT, TIMES = ("step", "tokens", "first_example", "batch_digest"), ("tokens_per_second",)
+
+
+@pytest.fixture(scope="module")
+def two_gpus():
+    if jax.device_count() < 2:
+        pytest.skip("needs two GPUs")
+
+
+def _experiment(tokens, model, **sections):
+    sections = {"steps": 20, "log": {"moments_every": 10}, "execution": {"attention": "auto"}, **sections}
+    calm = {"peak_lr": 3e-4}  # so that rounding does not grow over the steps
+    return tiny.experiment(model=model, data={"path": str(tokens), "seq_len": 64}, optimizer=calm, **sections)
+
+
+def _start(experiment, workdir, platform="cuda", gpus="0"):
+    return process.start(experiment, workdir, environment=SURROUNDINGS | {"JAX_PLATFORMS": platform, "CUDA_VISIBLE_DEVICES": gpus})
+
+
+def _train(*args, **where):
+    process.finish(_start(*args, **where))
+    return RunDir(args[1]).read_metrics()
+
+
+def _column(lines, name):
+    return np.array([line[name] for line in lines])
+
+
+def _assert_close(lines, expected, tolerance):
+    for name in EXACT:
+        assert (_column(lines, name) == _column(expected, name)).all()
+    for name in ("loss", "grad_norm", "variance/residual"):
+        np.testing.assert_allclose(_column(lines, name), _column(expected, name), rtol=tolerance, err_msg=name)
+
+
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
+def test_float32_is_that_of_a_cpu(model, tokens, tmp_path):
+    experiment = _experiment(tokens, model)
+    on_cpu, on_gpu = (_train(experiment, tmp_path / platform, platform=platform) for platform in ("cpu", "cuda"))
+    _assert_close(on_gpu, on_cpu, 1e-4)
+
+
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
+def test_bfloat16_differs_from_that_of_a_cpu_by_its_noise(model, tokens, tmp_path):
+    """The noise is what rounding to bfloat16 changes on the CPU."""
+    wide, narrow = (_experiment(tokens, dataclasses.replace(model, compute_dtype=dtype)) for dtype in ("float32", "bfloat16"))
+    exact, on_cpu = (
+        _column(_train(each, tmp_path / name, platform="cpu"), "loss") for name, each in (("exact", wide), ("rounded", narrow))
+    )
+    on_gpu = _column(_train(narrow, tmp_path / "gpu"), "loss")
+    noise = np.abs(on_cpu - exact).max()
+    assert 0 < np.abs(on_gpu - exact).max() < 3 * noise
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
+def test_goes_on_after_a_stop_bit_for_bit(model, dtype, tokens, tmp_path):
+    model = dataclasses.replace(model, compute_dtype=dtype)
+    experiment = _experiment(tokens, model, steps=400, checkpoint={"every": 50}, log={"moments_every": 50})
+    undisturbed = _train(experiment, tmp_path / "undisturbed")
+    stopped = _start(experiment, tmp_path / "stopped")
+    process.signal_at_line(stopped, RunDir(tmp_path / "stopped").metrics, 60, signal.SIGTERM)
+    process.finish(stopped, Preempted.exit_code)
+    continued = _train(experiment, tmp_path / "stopped")
+    assert len(list((tmp_path / "stopped" / "attempts").iterdir())) == 2
+    for line in (*undisturbed, *continued):
+        for name in TIMES:
+            line.pop(name)
+    assert continued == undisturbed
+
+
+@pytest.mark.usefixtures("two_gpus")
+@pytest.mark.parametrize(
+    ("model", "mesh"),
+    [
+        ("dense", config.Mesh(1, 2, 1, 1)),
+        ("dense", config.Mesh(1, 1, 1, 2)),
+        ("mixture", config.Mesh(1, 2, 1, 1)),
+        ("mixture", config.Mesh(1, 1, 2, 1)),
+    ],
+    ids=["fsdp", "tensor", "fsdp of a mixture", "expert"],
+)
+def test_two_are_one(model, mesh, tokens, tmp_path):
+    one, two = (_experiment(tokens, MODELS[model], mesh=sizes, steps=6) for sizes in (config.Mesh(), mesh))
+    alone, together = _train(one, tmp_path / "alone"), _train(two, tmp_path / "together", gpus="0,1")
+    _assert_close(together, alone, 1e-5)
