@@ -21,7 +21,7 @@ def nano() -> Any:
 
 
 def mini() -> Any:
-    """Minutes a run on one H100: 33 M tokens of the text in a folder of your own, ours is docs/results/mini/corpus.py."""
+    """Minutes a run on one H100: 33 M tokens of text in a folder of your own; docs/results/mini/corpus.py makes ours."""
     config = default_config()
     config.steps = 2000
     config.global_batch = 16

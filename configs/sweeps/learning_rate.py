@@ -4,8 +4,9 @@ The rate whose held-out losses at both ends have the smallest sum is the scale's
 
 Command:   sparsecod sweep --sweep=configs/sweeps/learning_rate.py:nano --workdir=runs/learning_rate --jobs=2
 Hardware:  nano two CPU cores; mini one GPU of 80 GB; paper 64 TPU v5p chips, or 8 GPUs of 80 GB a run
-Run time:  not yet run
-Result:    not yet run
+Run time:  nano 15 minutes of two H100s for all seven studies, or half an hour a run of 32 blocks on two CPU cores, two at a
+           time; mini and paper not yet run
+Result:    nano 8e-3 is best at both ends; see docs/results/nano/learning_rate
 """
 
 from sparsecod_jax.sweep.study import Study

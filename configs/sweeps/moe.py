@@ -5,8 +5,9 @@ them; another is the dense model with its FFN scaled to what the raw gates' mixt
 
 Command:   sparsecod sweep --sweep=configs/sweeps/moe.py:nano --workdir=runs/moe --jobs=2
 Hardware:  nano two CPU cores; mini one GPU of 80 GB; paper 64 TPU v5p chips, or 8 GPUs of 80 GB a run
-Run time:  not yet run
-Result:    not yet run
+Run time:  nano 15 minutes of two H100s for all seven studies, or 12.5 minutes a run of 16 blocks on two CPU cores, two at a
+           time; mini and paper not yet run
+Result:    nano raw gates 2.2 times less variance than dense, no less once renormalised; better loss either way; see docs/results/nano/moe
 """
 
 from sparsecod_jax import scales

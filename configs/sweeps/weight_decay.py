@@ -4,14 +4,17 @@ What decay can do is bounded by learning rate x decay, added up over steps: 0.42
 
 Command:   sparsecod sweep --sweep=configs/sweeps/weight_decay.py:nano --workdir=runs/weight_decay --jobs=2
 Hardware:  nano two CPU cores; mini one GPU of 80 GB; paper 64 TPU v5p chips, or 8 GPUs of 80 GB a run
-Run time:  not yet run
-Result:    not yet run
+Run time:  nano 15 minutes of two H100s for all seven studies, or 12.5 minutes a run of 16 blocks on two CPU cores, two at a
+           time; mini trained in part; paper not yet run
+Result:    nano variance of the last block 3,933, 199, 1.7, 0.0025, 0.0006 with decay 0, 0.1, 0.3, 1, 3; mean usefulness does not
+           rise; see docs/results/nano/weight_decay
 """
 
 from sparsecod_jax.sweep import house
 from sparsecod_jax.sweep.study import Claim, Study
 
-# Half of learning rate x steps under the cosine: 2.2 a unit of decay at nano and mini size, 4.2 at paper size.
+# Learning rate x steps under the cosine: 4.4 a unit of decay at nano size, 2.2 at mini and 4.2 at paper size. When these arms were declared
+# it was 2.2 at nano size too; the study of the learning rate then doubled it.
 DECAYS = {"nano": (0.0, 0.1, 0.3, 1.0, 3.0), "mini": (0.0, 0.1, 0.3), "paper": (0.0, 0.01, 0.1, 1.0, 3.0)}
 MODERATE = {"nano": 0.3, "mini": 0.1, "paper": 0.1}
 STRONG = {"nano": 1.0, "mini": 0.3, "paper": 1.0}
