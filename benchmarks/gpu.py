@@ -8,6 +8,8 @@ Command:  python benchmarks/gpu.py [CASE ...]
 import contextlib
 import sys
 import time
+from typing import NamedTuple
+from unittest import mock
 
 import jax
 from paired import Stepper, program, without_statistics
@@ -15,19 +17,37 @@ from paired import Stepper, program, without_statistics
 from sparsecod_jax import config_file, counts, devices
 from sparsecod_jax.config import Experiment
 
-TOKENS, STEPS = 32768, 5
-BEST = ("execution.attention=cudnn", "execution.remat=dots")
+TOKENS, STEPS = 32768, 10
+LOOP = ("execution.attention=cudnn", "execution.remat=dots")
+BEST = (*LOOP, "execution.unroll=True")
 FULL_REMAT = ("execution.attention=cudnn", "execution.remat=full")
+
+
+class Case(NamedTuple):
+    """What is measured."""
+
+    config: str
+    seq_len: int
+    overrides: tuple[str, ...]
+    statistics: bool = True
+    chunked: bool = True  # the cross-entropy
+
+
 CASES = {
-    "dense_1b, T=4096": ("dense_1b", 4096, BEST),
-    "dense_1b, T=4096, full remat": ("dense_1b", 4096, FULL_REMAT),
-    "dense_1b, T=4096, attention by XLA": ("dense_1b", 4096, ("execution.attention=xla", "execution.remat=full")),
-    "dense_1b, T=1024": ("dense_1b", 1024, BEST),
-    "dense_400m, T=4096": ("dense_400m", 4096, BEST),
-    "moe_400m_2b, T=4096": ("moe_400m_2b", 4096, BEST),
-    "moe_400m_2b, T=4096, full remat": ("moe_400m_2b", 4096, FULL_REMAT),
+    "dense_1b, T=4096": Case("dense_1b", 4096, BEST),
+    "dense_1b, T=4096, no statistics": Case("dense_1b", 4096, BEST, statistics=False),
+    "moe_400m_2b, T=4096": Case("moe_400m_2b", 4096, BEST),
+    "moe_400m_2b, T=4096, no statistics": Case("moe_400m_2b", 4096, BEST, statistics=False),
+    "dense_1b, T=4096, loop": Case("dense_1b", 4096, LOOP),
+    "dense_1b, T=4096, loop, whole logits": Case("dense_1b", 4096, LOOP, chunked=False),
+    "dense_1b, T=4096, loop, full remat": Case("dense_1b", 4096, FULL_REMAT),
+    "dense_1b, T=4096, loop, full remat, XLA attention": Case("dense_1b", 4096, ("execution.attention=xla", "execution.remat=full")),
+    "dense_1b, T=1024, loop": Case("dense_1b", 1024, LOOP),
+    "dense_400m, T=4096, loop": Case("dense_400m", 4096, LOOP),
+    "moe_400m_2b, T=4096, loop": Case("moe_400m_2b", 4096, LOOP),
+    "moe_400m_2b, T=4096, loop, full remat": Case("moe_400m_2b", 4096, FULL_REMAT),
+    "recipe_1b_32l, 8 of its blocks, T=4096, loop": Case("recipe_1b_32l", 4096, (*LOOP, "model.n_layers=8")),
 }
-WITHOUT_STATISTICS = ("dense_1b, T=4096", "moe_400m_2b, T=4096")
 HEADER = "case | tokens/s | step ms | MFU | MFU, whole attention | GiB | compile s"
 
 
@@ -40,31 +60,41 @@ def main(names: list[str]) -> None:
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, bfloat16, {TOKENS:,} tokens a step; {counts.FLOPS_CONVENTION}\n")
     print(f"| {HEADER} |\n|{'---|' * (HEADER.count('|') + 1)}")
     for name in names or CASES:
-        print(_row(name, contextlib.nullcontext()), flush=True)
-        if name in WITHOUT_STATISTICS:
-            print(_row(name, without_statistics(), ", no statistics"), flush=True)
+        print(f"| {name} | {_row(CASES[name])} |", flush=True)
 
 
-def _row(name: str, context: contextlib.AbstractContextManager, suffix: str = "") -> str:
-    experiment = _experiment(*CASES[name])
-    with context:
+def _row(case: Case) -> str:
+    experiment = _experiment(case)
+    try:
+        return _measured(case, experiment)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return " | ".join(["out of memory", *["n/a"] * (HEADER.count("|") - 1)])
+
+
+def _measured(case: Case, experiment: Experiment) -> str:
+    with contextlib.ExitStack() as while_compiling:
+        if not case.statistics:
+            while_compiling.enter_context(without_statistics())
+        if not case.chunked:
+            while_compiling.enter_context(mock.patch("sparsecod_jax.model.loss.LOGITS", sys.maxsize))
         began = time.perf_counter()
         step = Stepper(program(experiment))
     compiling = time.perf_counter() - began
     step()
     began = time.perf_counter()
-    for _ in range(STEPS):
-        step()
+    step.go(STEPS)
     seconds = (time.perf_counter() - began) / STEPS
     memory = step.compiled.memory_analysis()
     gibibytes = (memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 2**30 if memory else float("nan")
     mfu = _utilisations(experiment, TOKENS / seconds)
-    return f"| {name}{suffix} | {TOKENS / seconds:,.0f} | {seconds * 1e3:.0f} | {mfu} | {gibibytes:.0f} | {compiling:.0f} |"
+    return f"{TOKENS / seconds:,.0f} | {seconds * 1e3:.0f} | {mfu} | {gibibytes:.0f} | {compiling:.0f}"
 
 
-def _experiment(name: str, seq_len: int, overrides: tuple[str, ...]) -> Experiment:
-    sizes = (f"data.seq_len={seq_len}", f"global_batch={TOKENS // seq_len}", "evaluation.batch_size=8")
-    return config_file.load(f"configs/{name}.py:paper", [f"--config.{setting}" for setting in (*sizes, *overrides)])
+def _experiment(case: Case) -> Experiment:
+    sizes = (f"data.seq_len={case.seq_len}", f"global_batch={TOKENS // case.seq_len}", "evaluation.batch_size=8")
+    return config_file.load(f"configs/{case.config}.py:paper", [f"--config.{setting}" for setting in (*sizes, *case.overrides)])
 
 
 def _utilisations(experiment: Experiment, tokens_per_second: float) -> str:

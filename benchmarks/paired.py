@@ -81,3 +81,12 @@ class Stepper:
     def __call__(self):
         self.state, metrics = self.compiled(self.state, self.batch)
         return jax.device_get(metrics)
+
+    def go(self, steps: int) -> None:
+        """As the training loop does, the metrics of a step are fetched when the next one is on its way."""
+        late = None
+        for _ in range(steps):
+            self.state, metrics = self.compiled(self.state, self.batch)
+            jax.device_get(late)
+            late = metrics
+        jax.device_get(late)

@@ -4,6 +4,7 @@ R rows sorted by group, E groups, D and F widths.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -13,29 +14,29 @@ from sparsecod_jax.model import hopper
 BLOCK = 128  # rows multiplied at once on CPU: smaller blocks are slower a row, larger ones multiply more rows that don't count
 
 
-@jax.custom_vjp
-def grouped_matmul(x_RD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array) -> jax.Array:
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def grouped_matmul(x_RD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array, all_grouped: bool = False) -> jax.Array:
     """Row r times the matrix of its group, [R, F].
 
-    The first sizes_E[0] rows are group 0, the next sizes_E[1] rows group 1, and so on. The groups may end before the rows do: the rows
-    beyond them must be finite, give zeros, and take no part in any gradient.
+    The first sizes_E[0] rows are group 0, the next sizes_E[1] rows group 1, and so on. Unless `all_grouped`, the groups may end before the
+    rows do: the rows beyond them must be finite, give zeros, and take no part in any gradient.
 
     On TPU this is `jax.lax.ragged_dot`. Elsewhere that one multiplies every row by every matrix, so on CPU rows go block by block, and on
     NVIDIA's Hopper in bfloat16 through kernels of JAX's own. Other GPUs and types are left to `ragged_dot`.
     """
     y_RF = jax.lax.platform_dependent(x_RD, w_EDF, sizes_E, cpu=_blocked, cuda=_cuda, default=jax.lax.ragged_dot)
-    return _in_groups(y_RF, sizes_E)
+    return y_RF if all_grouped else _in_groups(y_RF, sizes_E)
 
 
-def _forward(x_RD, w_EDF, sizes_E):
-    return grouped_matmul(x_RD, w_EDF, sizes_E), (x_RD, w_EDF, sizes_E)
+def _forward(x_RD, w_EDF, sizes_E, all_grouped):
+    return grouped_matmul(x_RD, w_EDF, sizes_E, all_grouped), (x_RD, w_EDF, sizes_E)
 
 
-def _backward(saved, grad_RF):
+def _backward(all_grouped, saved, grad_RF):
     x_RD, w_EDF, sizes_E = saved
     gradients = {"cpu": _blocked_backward, "cuda": _cuda_backward, "default": _ragged_backward}
     grad_x_RD, grad_w_EDF = jax.lax.platform_dependent(x_RD, w_EDF, sizes_E, grad_RF, **gradients)
-    return _in_groups(grad_x_RD, sizes_E), grad_w_EDF, None
+    return grad_x_RD if all_grouped else _in_groups(grad_x_RD, sizes_E), grad_w_EDF, None
 
 
 grouped_matmul.defvjp(_forward, _backward)

@@ -64,7 +64,7 @@ def _exchange_and_run(x_BTD, experts_BTS, gates_BTS, gate_EDF, up_EDF, down_EFD)
     def chunk(x_ND, experts_NS, gates_NS):
         x_ND, experts_NS, gates_NS = (sharding.gather(part, "experts", 0) for part in (x_ND, experts_NS, gates_NS))
         weights = (w.astype(x_ND.dtype) for w in (gate_EDF, up_EDF, down_EFD))
-        y_ND, rows = run_experts(x_ND, experts_NS - first_expert, gates_NS, *weights)
+        y_ND, rows = run_experts(x_ND, experts_NS - first_expert, gates_NS, *weights, all_here=sharding.ways("experts") == 1)
         return sharding.total(sharding.scatter_sum(y_ND, "experts", 0), "hidden"), rows
 
     tokens = [z.reshape(-1, z.shape[-1]) for z in (x_BTD, experts_BTS, gates_BTS)]
@@ -78,10 +78,10 @@ def _exchange_and_run(x_BTD, experts_BTS, gates_BTS, gate_EDF, up_EDF, down_EFD)
     return y_ND.reshape(x_BTD.shape), dropped
 
 
-def run_experts(x_ND, experts_NS, gates_NS, gate_EDF, up_EDF, down_EFD) -> tuple[jax.Array, jax.Array]:
+def run_experts(x_ND, experts_NS, gates_NS, gate_EDF, up_EDF, down_EFD, *, all_here: bool = False) -> tuple[jax.Array, jax.Array]:
     """The gated sum over those slots whose expert is one of these, 0 <= expert < E, and the number of rows multiplied for it.
 
-    The experts of a token differ from one another.
+    The experts of a token differ from one another; with `all_here` every slot's is one of these.
     """
     N, S = experts_NS.shape
     E = len(gate_EDF)
@@ -91,15 +91,15 @@ def run_experts(x_ND, experts_NS, gates_NS, gate_EDF, up_EDF, down_EFD) -> tuple
     slot_of_row_R, row_of_slot_NS = order[: N * min(S, E)], jnp.argsort(order).reshape(N, S)
 
     x_RD = _rows_of_tokens(x_ND, slot_of_row_R, row_of_slot_NS)
-    multiply = partial(_product, sizes_E=sizes_E)
+    multiply = partial(_product, sizes_E=sizes_E, all_grouped=all_here)
     y_RD = multiply(nn.silu(multiply(x_RD, gate_EDF)) * multiply(x_RD, up_EDF), down_EFD)
     y_NSD = _slots_of_rows(y_RD, slot_of_row_R, row_of_slot_NS)
     y_ND = jnp.sum(at_least_float32(y_NSD) * gates_NS[:, :, None], axis=1)
     return y_ND.astype(x_ND.dtype), jnp.minimum(sizes_E.sum(), len(x_RD))
 
 
-def _product(x_RD, w_EDF, sizes_E):
-    return checkpoint_name(grouped_matmul(x_RD, w_EDF, sizes_E), PRODUCT)
+def _product(x_RD, w_EDF, sizes_E, all_grouped):
+    return checkpoint_name(grouped_matmul(x_RD, w_EDF, sizes_E, all_grouped), PRODUCT)
 
 
 # Tokens to rows and rows to slots are each other's transposes: stated here, as adding at an index is slow where reading at one is not.

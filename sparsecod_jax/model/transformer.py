@@ -36,7 +36,7 @@ def norm_scales(cfg: Model) -> jax.Array:
 
 
 class Transformer(nn.Module):
-    """A Pre-LN decoder whose blocks are stored stacked, [L, ...], and applied by one scan."""
+    """A Pre-LN decoder whose blocks are stored stacked, [L, ...], and applied by one scan, or one by one if `execution` unrolls it."""
 
     cfg: Model
     execution: Execution = Execution(attention="xla")
@@ -44,15 +44,19 @@ class Transformer(nn.Module):
 
     def setup(self):
         cfg = self.cfg
-        block = Block
+        block, unroll = Block, self.execution.unroll
         if self.execution.remat != "none":
-            block = nn.remat(Block, policy=REMAT_POLICIES[self.execution.remat], prevent_cse=False)
+            # Without a loop the compiler takes what forward has computed for what backward computes again. Under `full` it must not. Under
+            # `dots` that is faster than the copies of parameters that forbidding it would cost.
+            forbid = unroll and self.execution.remat == "full"
+            block = nn.remat(Block, policy=REMAT_POLICIES[self.execution.remat], prevent_cse=forbid)
         scanned = nn.scan(
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
             length=cfg.n_layers,
+            unroll=cfg.n_layers if unroll else 1,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
         self.embedding = weight(self, "embedding", (cfg.vocab_size, cfg.d_model), ("layers", "table"), EMBEDDING_STD)

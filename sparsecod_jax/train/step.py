@@ -121,9 +121,11 @@ def train_step(experiment: Experiment, param_shardings, with_moments: bool, stat
     grad_norm = optax.global_norm(grads)
     lr = learning_rate(experiment, state.step + 1)
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+    # Norms before the update: computed in one pass with it, they would keep it from writing over the parameters, and these be copied.
+    parameter_norm_L, before = jax.lax.optimization_barrier((layer_norms(state.params["blocks"]), state.params))
     # Chosen value by value, while they are at hand: a conditional would copy parameters and moments.
-    updated = _update(experiment, state.params, state.opt_state, grads, lr)
-    params, opt_state = jax.tree.map(partial(jnp.where, finite), updated, (state.params, state.opt_state))
+    updated = _update(experiment, before, state.opt_state, grads, lr)
+    params, opt_state = jax.tree.map(partial(jnp.where, finite), updated, (before, state.opt_state))
     metrics = {
         "loss": loss,
         "lr": lr,
@@ -131,7 +133,7 @@ def train_step(experiment: Experiment, param_shardings, with_moments: bool, stat
         "skipped_updates": state.skipped + ~finite,
         "batch_digest": array_digest(batch.tokens)[0],
         "norm/gradient": layer_norms(grads["blocks"]),
-        "norm/parameter": layer_norms(state.params["blocks"]),
+        "norm/parameter": parameter_norm_L,
         **summarise(stats),
     }
     if experiment.model.n_experts:
