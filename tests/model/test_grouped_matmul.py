@@ -62,6 +62,16 @@ def test_equals_a_loop_over_groups(rows, sizes):
             np.testing.assert_allclose(actual, expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("case", ["uneven", "many blocks", "last group empty"])
+def test_is_the_same_when_all_rows_are_known_to_be_grouped(case):
+    rows, sizes = SIZES[case]
+    inputs = _inputs(rows, sizes, np.float32)
+    told = jax.jit(lambda *inputs: _both_ways(lambda x, w, sizes: grouped_matmul(x, w, sizes, True), *inputs))
+    assert sum(sizes) == rows
+    for actual, expected in zip(told(*inputs), _ours(*inputs), strict=True):
+        np.testing.assert_array_equal(actual, expected)
+
+
 @each_size
 def test_equals_ragged_dot(rows, sizes):
     inputs = _inputs(rows, sizes, np.float32)

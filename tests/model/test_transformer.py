@@ -108,6 +108,22 @@ def test_remat_changes_nothing(remat):
     assert "remat" in text
 
 
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+def test_unrolling_changes_nothing(remat):
+    params = tiny.init(tiny.MODEL)
+    grad = jax.value_and_grad(_loss, argnums=2, has_aux=True)
+
+    def run(**execution):
+        return jax.jit(lambda p: grad(tiny.MODEL, Execution(attention="xla", **execution), p)).lower(params)
+
+    looped, unrolled = run(remat=remat), run(remat=remat, unroll=True)
+    assert "stablehlo.while" in looped.as_text()
+    assert "stablehlo.while" not in unrolled.as_text()
+    # Without a barrier the compiler would keep what `full` is to compute again.
+    assert ("optimization_barrier" in unrolled.as_text()) == (remat == "full")
+    tiny.assert_relative(unrolled.compile()(params), looped.compile()(params), 1e-5)
+
+
 def test_scan_equals_unrolled_and_jit_equals_no_jit():
     cfg, execution = dataclasses.replace(tiny.MODEL, n_layers=2), Execution(remat="none", attention="xla")
     params = tiny.init(cfg)

@@ -53,6 +53,14 @@ def test_float64_stays():
         assert {name: float(value) for name, value in measured.items()} == pytest.approx(_expected(X, ATTENTION, FFN, Y), rel=1e-12)
 
 
+def test_a_token_far_from_zero():
+    """Ten deviations off, as a large bias would put it; and one without any variance, which rounding must not make negative."""
+    far = RNG.normal(size=(2, 3, 512)) + 10
+    measured = jax.jit(taps.token_variance)(far.astype(np.float32))
+    np.testing.assert_allclose(measured, np.var(far, axis=-1, ddof=1), rtol=1e-4)
+    assert (np.asarray(jax.jit(taps.token_variance)(np.full((1, 4, 511), 0.1, np.float32))) >= 0).all()
+
+
 def test_no_gradient_flows_through_the_statistics():
     def loss(taps_BTD):
         stats = taps.block_stats(*taps_BTD, with_moments=True)
