@@ -115,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     sweep = verbs.add_parser("sweep", help="run a study on this machine, or go on where it stopped", allow_abbrev=False)
     sweep.add_argument("--sweep", required=True, help="study file, configs/sweeps/depth.py:nano or the like")
     sweep.add_argument("--workdir", required=True, help="directory of the study")
-    sweep.add_argument("--jobs", type=int, default=1, help="runs at a time (default %(default)s)")
+    sweep.add_argument("--jobs", type=int, default=1, help="runs at a time, which share out the GPUs (default %(default)s)")
     sweep.add_argument("--max_hours", type=float, help="stop after this time, at a checkpoint")
     sweep.add_argument("--dry_run", action="store_true", help="list the runs and write nothing")
     sweep.set_defaults(run=_sweep)

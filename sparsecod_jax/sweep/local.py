@@ -18,6 +18,7 @@ from sparsecod_jax.data.store import MANIFEST, prepare_arguments, prepare_comman
 from sparsecod_jax.errors import ATTEMPTS, FINAL, ConfigError, Fenced, Preempted, SparsecodError
 from sparsecod_jax.processes import note
 from sparsecod_jax.rundir import RunDir, locked
+from sparsecod_jax.sweep import gpus
 from sparsecod_jax.sweep.study import Run, Study, expand, load
 from sparsecod_jax.sweep.study_dir import StudyDir, begin, remaining
 
@@ -42,7 +43,7 @@ def sweep(spec: str, workdir: str, *, jobs: int = 1, max_hours: float | None = N
 
     Args:
       spec: configs/sweeps/x.py:scale.
-      jobs: runs at a time.
+      jobs: runs at a time; several share out the GPUs of this machine.
       max_hours: after which those under way are stopped at a checkpoint.
       dry_run: only lists the runs; nothing is written.
 
@@ -52,8 +53,10 @@ def sweep(spec: str, workdir: str, *, jobs: int = 1, max_hours: float | None = N
       Preempted: the time is over, or SIGTERM or SIGINT came; start again to go on.
       SparsecodError: some runs failed; the message names them. The others are finished.
     """
-    if jobs < 1 or (max_hours is not None and max_hours <= 0):
-        raise ConfigError(f"--jobs={jobs} is below 1 or --max_hours={max_hours} not above 0: raise it")
+    if jobs < 1:
+        raise ConfigError(f"--jobs={jobs} is below 1: raise it")
+    if max_hours is not None and max_hours <= 0:
+        raise ConfigError(f"--max_hours={max_hours} is not above 0: raise it")
     study = load(spec)
     runs = expand(study)
     if dry_run:
@@ -66,7 +69,7 @@ def sweep(spec: str, workdir: str, *, jobs: int = 1, max_hours: float | None = N
         places = begin(directory, spec, study, runs)
         _prepare_data(runs)
         deadline = None if max_hours is None else time.monotonic() + 3600 * max_hours
-        failed = _Sweep(study, directory, deadline).go([_Job(run, places[run.name]) for run in runs], jobs)
+        failed = _Sweep(study, directory, deadline).go([_Job(run, places[run.name]) for run in runs], gpus.places(jobs))
     table = "\n".join(f"{run.name}  {places[run.name].read_status()}" for run in runs)
     if failed:
         raise SparsecodError(f"{len(failed)} of {len(runs)} runs did not finish ({', '.join(failed)}): see {directory.logs}")
@@ -91,35 +94,39 @@ class _Sweep:
         self._study, self._directory, self._deadline = study, directory, deadline
         self._stopped_by: str | None = None
 
-    def go(self, waiting: list[_Job], at_once: int) -> list[str]:
-        """Returns the names of the runs that did not finish."""
-        running: list[tuple[_Job, subprocess.Popen]] = []
+    def go(self, waiting: list[_Job], free: list[dict[str, str]]) -> list[str]:
+        """Returns the names of the runs that did not finish; `free` has the environment of each that may run at a time."""
+        running: list[tuple[_Job, subprocess.Popen, dict[str, str]]] = []
         failed: list[str] = []
         with self._signals():
             while waiting or running:
-                for job, process in [pair for pair in running if pair[1].poll() is not None]:
-                    running.remove((job, process))
+                for job, process, environment in [each for each in running if each[1].poll() is not None]:
+                    running.remove((job, process, environment))
+                    free.append(environment)
                     self._after(job, process.returncode, waiting, failed)
                 if self._deadline is not None and time.monotonic() > self._deadline:
                     self._stopped_by = self._stopped_by or "the time is over"
                 if self._stopped_by:
-                    _stop([process for _, process in running])
+                    _stop([process for _, process, _ in running])
                     raise Preempted(f"{self._stopped_by}, {len(waiting) + len(running)} runs are not finished: start again to go on")
                 ready = [job for job in waiting if job.not_before <= time.monotonic()]
-                for job in ready[: at_once - len(running)]:
+                for job in ready[: len(free)]:
                     waiting.remove(job)
                     for argv in remaining(self._study, job.run, job.place)[:1]:
-                        running.append((job, self._start(job, argv)))
+                        environment = free.pop(0)
+                        running.append((job, self._start(job, argv, environment), environment))
                 time.sleep(POLL)
         return failed
 
-    def _start(self, job: _Job, argv: list[str]) -> subprocess.Popen:
+    def _start(self, job: _Job, argv: list[str], environment: dict[str, str]) -> subprocess.Popen:
         note(f"{job.run.name}: {argv[0]}")
         job.reached = job.place.newest_checkpoint()
         self._directory.logs.mkdir(parents=True, exist_ok=True)
         with open(os.fspath(self._directory.logs / f"{job.run.name}.log"), "ab") as log:
             # A session of its own, so that Ctrl-C reaches the sweep alone, which then asks its runs to save.
-            return subprocess.Popen([*SPARSECOD, *argv], stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+            return subprocess.Popen(
+                [*SPARSECOD, *argv], stdout=log, stderr=subprocess.STDOUT, start_new_session=True, env=os.environ | environment
+            )
 
     def _after(self, job: _Job, code: int, waiting: list[_Job], failed: list[str]) -> None:
         """Decides by the exit code whether a run is tried again."""
