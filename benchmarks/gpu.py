@@ -18,9 +18,9 @@ from sparsecod_jax import config_file, counts, devices
 from sparsecod_jax.config import Experiment
 
 TOKENS, STEPS = 32768, 10
-LOOP = ("execution.attention=cudnn", "execution.remat=dots")
+LOOP = ("execution.remat=dots",)
 BEST = (*LOOP, "execution.unroll=True")
-FULL_REMAT = ("execution.attention=cudnn", "execution.remat=full")
+FULL_REMAT = ("execution.remat=full",)
 
 
 class Case(NamedTuple):

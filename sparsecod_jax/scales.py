@@ -30,7 +30,7 @@ def mini() -> Any:
     config.optimizer.peak_lr = 2e-3
     config.schedule.warmup_steps = 200
     config.evaluation.update(every=500, seq_len=1024, batch_size=32)
-    config.execution.remat = "none"
+    config.execution.remat = "dots"
     return config
 
 
