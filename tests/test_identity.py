@@ -58,6 +58,7 @@ OUTSIDE = {
     "execution.accumulation": 2,
     "execution.remat": "none",
     "execution.attention": "reference",
+    "execution.unroll": True,
     "execution.max_skipped_updates": 3,
     "evaluation.every": 3,
     "evaluation.seq_len": 16,
