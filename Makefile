@@ -42,7 +42,7 @@ bench: $(VENV)/dev
 	$(BIN)/python benchmarks/analysis.py
 
 gpu-bench: $(VENV)/dev $(VENV)/gpu
-	XLA_PYTHON_CLIENT_MEM_FRACTION=0.93 $(BIN)/python benchmarks/gpu.py
+	XLA_CLIENT_MEM_FRACTION=0.93 $(BIN)/python benchmarks/gpu.py
 
 plans: export JAX_PLATFORMS ?= cpu
 plans: $(VENV)/dev $(VENV)/gpu $(VENV)/tpu

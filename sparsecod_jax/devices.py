@@ -4,7 +4,7 @@ import dataclasses
 import re
 
 GIB = 2**30
-GPU_SHARE = 0.75  # of its memory, which is what JAX takes unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise
+GPU_SHARE = 0.75  # of its memory, which is what JAX takes unless XLA_CLIENT_MEM_FRACTION says otherwise
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ from sparsecod_jax.sweep.local import sweep
 
 @pytest.fixture(autouse=True)
 def _no_settings(monkeypatch):
-    for name in ("XLA_PYTHON_CLIENT_PREALLOCATE", "XLA_PYTHON_CLIENT_MEM_FRACTION", gpus.VISIBLE):
+    for name in ("XLA_PYTHON_CLIENT_PREALLOCATE", "XLA_PYTHON_CLIENT_MEM_FRACTION", "XLA_CLIENT_MEM_FRACTION", gpus.VISIBLE):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -30,7 +30,7 @@ def test_each_gets_its_own(tmp_path, monkeypatch):
 
 
 def test_only_those_that_this_process_may_use(monkeypatch):
-    monkeypatch.setenv(gpus.VISIBLE, "5,GPU-0ab")
+    monkeypatch.setenv(gpus.VISIBLE, "5, GPU-0ab")
     assert [place[gpus.VISIBLE] for place in gpus.places(2)] == ["5", "GPU-0ab"]
     monkeypatch.setenv(gpus.VISIBLE, "")
     assert gpus.places(2) == [{}, {}]
@@ -40,7 +40,7 @@ def test_more_runs_than_gpus_share_memory(monkeypatch):
     monkeypatch.setenv(gpus.VISIBLE, "0,1")
     places = gpus.places(5)
     assert [place[gpus.VISIBLE] for place in places] == ["0", "1", "0", "1", "0"]
-    assert {place["XLA_PYTHON_CLIENT_MEM_FRACTION"] for place in places} == {"0.300"}
+    assert {place["XLA_CLIENT_MEM_FRACTION"] for place in places} == {"0.300"}
     monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     assert gpus.places(5)[0] == {gpus.VISIBLE: "0"}
 
