@@ -169,7 +169,7 @@ class Execution:
     accumulation: int = 0  # microbatches a step
     remat: Remat = "full"
     attention: AttentionKernel = "auto"
-    unroll: bool = False  # blocks one by one instead of in a loop: faster steps on GPUs, compile time that grows with depth
+    unroll: bool = False  # blocks one by one instead of in a loop: faster on GPUs, more memory, compile time that grows with depth
     max_skipped_updates: int = 10  # non-finite updates tolerated over the whole run
 
     def __post_init__(self):

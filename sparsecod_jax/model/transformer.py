@@ -44,10 +44,11 @@ class Transformer(nn.Module):
 
     def setup(self):
         cfg = self.cfg
-        block, unroll = Block, self.execution.unroll
+        block = Block
+        unroll = self.execution.unroll and not self.with_moments  # whose sorts take minutes to compile for each block
         if self.execution.remat != "none":
             # Without a loop the compiler takes what forward has computed for what backward computes again. Under `full` it must not. Under
-            # `dots` that is faster than the copies of parameters that forbidding it would cost.
+            # `dots` it may, as forbidding it costs copies of the parameters.
             forbid = unroll and self.execution.remat == "full"
             block = nn.remat(Block, policy=REMAT_POLICIES[self.execution.remat], prevent_cse=forbid)
         scanned = nn.scan(

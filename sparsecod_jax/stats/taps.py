@@ -36,17 +36,13 @@ def variance(z_BTD: jax.Array) -> jax.Array:
 
 def branch_norm(z_BTD: jax.Array) -> jax.Array:
     """Mean over tokens of the L2 norm, scalar."""
-    return _lengths(at_least_float32(z_BTD)).mean()
-
-
-def _lengths(z_BTD: jax.Array) -> jax.Array:
-    return jnp.sqrt(jnp.square(z_BTD).sum(axis=-1))
+    return jnp.linalg.norm(at_least_float32(z_BTD), axis=-1).mean()
 
 
 def update_cosine(x_BTD: jax.Array, y_BTD: jax.Array) -> jax.Array:
     """Mean over tokens of cos(x, y - x) for a block that maps x to y; 0 for a token that it does not change."""
     x, update = at_least_float32(x_BTD), at_least_float32(y_BTD) - at_least_float32(x_BTD)
-    lengths = _lengths(x) * _lengths(update)
+    lengths = jnp.linalg.norm(x, axis=-1) * jnp.linalg.norm(update, axis=-1)
     dots = jnp.sum(x * update, axis=-1)
     return jnp.where(lengths > 0, dots / jnp.where(lengths > 0, lengths, 1), 0).mean()
 

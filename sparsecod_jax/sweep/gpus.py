@@ -5,25 +5,24 @@ import shutil
 import subprocess
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
-ALLOCATOR = ("XLA_CLIENT_", "XLA_PYTHON_CLIENT_")  # how its variables begin
-MEMORY = 0.9  # of a GPU, for the runs that share it
+FRACTIONS = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")  # jax's variable, and its older name
+MEMORY = 0.9  # of a GPU, for the runs that share it, unless such a variable says otherwise
 
 
-def places(jobs: int) -> list[dict[str, str]]:
+def environments(jobs: int) -> list[dict[str, str]]:
     """What the environment of each of `jobs` runs at a time adds to this process's.
 
-    Each gets as many GPUs of its own as there are for all. Where there are fewer GPUs than runs, each gets one, and an equal share of its
-    memory unless a variable of JAX's allocator says otherwise. Nothing is added for one run, or without GPUs.
+    Each gets as many GPUs of its own as there are for all. Where there are fewer GPUs than runs, each gets one and an equal share of its
+    memory. Nothing is added for one run, or without GPUs.
     """
-    gpus = _gpus()
-    if jobs == 1 or not gpus:
+    gpus = _gpus() if jobs > 1 else []
+    if not gpus:
         return [{}] * jobs
     if each := len(gpus) // jobs:
         return [{VISIBLE: ",".join(gpus[place * each : (place + 1) * each])} for place in range(jobs)]
-    is_told = any(name.startswith(ALLOCATOR) for name in os.environ)
-    share = MEMORY / -(-jobs // len(gpus))
-    memory = {} if is_told else {"XLA_CLIENT_MEM_FRACTION": f"{share:.3f}"}
-    return [{VISIBLE: gpus[place % len(gpus)], **memory} for place in range(jobs)]
+    name = next((name for name in FRACTIONS if os.environ.get(name)), FRACTIONS[0])
+    share = float(os.environ.get(name) or MEMORY) / -(-jobs // len(gpus))
+    return [{VISIBLE: gpus[place % len(gpus)], name: f"{share:.3f}"} for place in range(jobs)]
 
 
 def _gpus() -> list[str]:
@@ -33,4 +32,5 @@ def _gpus() -> list[str]:
     if shutil.which("nvidia-smi") is None:
         return []
     listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=False)
-    return [str(number) for number, _ in enumerate(listed.stdout.splitlines())] if listed.returncode == 0 else []
+    lines = listed.stdout.splitlines() if listed.returncode == 0 else []
+    return [str(number) for number in range(sum(line.startswith("GPU ") for line in lines))]  # other lines are parts of a divided one

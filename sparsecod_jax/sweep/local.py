@@ -69,7 +69,8 @@ def sweep(spec: str, workdir: str, *, jobs: int = 1, max_hours: float | None = N
         places = begin(directory, spec, study, runs)
         _prepare_data(runs)
         deadline = None if max_hours is None else time.monotonic() + 3600 * max_hours
-        failed = _Sweep(study, directory, deadline).go([_Job(run, places[run.name]) for run in runs], gpus.places(jobs))
+        waiting = [_Job(run, places[run.name]) for run in runs if remaining(study, run, places[run.name])]
+        failed = _Sweep(study, directory, deadline).go(waiting, gpus.environments(min(jobs, len(waiting))))
     table = "\n".join(f"{run.name}  {places[run.name].read_status()}" for run in runs)
     if failed:
         raise SparsecodError(f"{len(failed)} of {len(runs)} runs did not finish ({', '.join(failed)}): see {directory.logs}")
@@ -113,7 +114,8 @@ class _Sweep:
                 for job in ready[: len(free)]:
                     waiting.remove(job)
                     for argv in remaining(self._study, job.run, job.place)[:1]:
-                        environment = free.pop(0)
+                        environment = min(free, key=[each[2] for each in running].count)  # where fewest are
+                        free.remove(environment)
                         running.append((job, self._start(job, argv, environment), environment))
                 time.sleep(POLL)
         return failed

@@ -121,7 +121,7 @@ def train_step(experiment: Experiment, param_shardings, with_moments: bool, stat
     grad_norm = optax.global_norm(grads)
     lr = learning_rate(experiment, state.step + 1)
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-    # Norms before the update: computed in one pass with it, they would keep it from writing over the parameters, and these be copied.
+    # The norms first: fused with the update they would keep it from writing in place, and the parameters would be copied.
     parameter_norm_L, before = jax.lax.optimization_barrier((layer_norms(state.params["blocks"]), state.params))
     # Chosen value by value, while they are at hand: a conditional would copy parameters and moments.
     updated = _update(experiment, before, state.opt_state, grads, lr)

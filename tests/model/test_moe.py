@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 import re
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from flax import linen as nn
 from jax.ad_checkpoint import print_saved_residuals
 
 from sparsecod_jax import config
+from sparsecod_jax.model.grouped_matmul import grouped_matmul
 from sparsecod_jax.model.moe import MixtureOfExperts
 from sparsecod_jax.model.transformer import REMAT_POLICIES
 from sparsecod_jax.sharding import batch_sharding, make_mesh, tree_shardings
@@ -194,6 +196,15 @@ def test_no_token_counts_as_dropped_when_the_batch_does_not_divide_the_mesh():
     params, x, _ = _setting(MODEL, shape=(1, 6))
     with jax.set_mesh(_mesh((1, 1, 4, 1))):
         assert jax.jit(MixtureOfExperts(MODEL).apply)({"params": params}, x)[1]["router/dropped"] == 0
+
+
+@pytest.mark.parametrize(("sizes", "all_grouped"), [((1, 1, 1, 1), True), ((2, 2, 1, 2), True), ((1, 1, 4, 1), False)])
+def test_rows_are_taken_to_be_in_groups_only_where_all_experts_are(sizes, all_grouped):
+    """A kernel may leave other rows uninitialised, which none of a CPU does."""
+    setting = _setting(MODEL, shape=(8, 6))
+    with jax.set_mesh(_mesh(sizes)), mock.patch("sparsecod_jax.model.moe.grouped_matmul", wraps=grouped_matmul) as multiply:
+        jax.make_jaxpr(_ours(MODEL))(*setting)
+    assert {call.args[3] for call in multiply.call_args_list} == {all_grouped}
 
 
 def _exchanges(sizes):

@@ -124,6 +124,11 @@ def test_unrolling_changes_nothing(remat):
     tiny.assert_relative(unrolled.compile()(params), looped.compile()(params), 1e-5)
 
 
+def test_the_program_with_moments_keeps_its_loop():
+    net = Transformer(tiny.MODEL, Execution(attention="xla", unroll=True), with_moments=True)
+    assert "stablehlo.while" in jax.jit(net.apply).lower({"params": tiny.init(tiny.MODEL)}, TOKENS).as_text()
+
+
 def test_scan_equals_unrolled_and_jit_equals_no_jit():
     cfg, execution = dataclasses.replace(tiny.MODEL, n_layers=2), Execution(remat="none", attention="xla")
     params = tiny.init(cfg)

@@ -11,7 +11,7 @@ from sparsecod_jax.sweep.local import sweep
 
 @pytest.fixture(autouse=True)
 def _no_settings(monkeypatch):
-    for name in ("XLA_PYTHON_CLIENT_PREALLOCATE", "XLA_PYTHON_CLIENT_MEM_FRACTION", "XLA_CLIENT_MEM_FRACTION", gpus.VISIBLE):
+    for name in (*gpus.FRACTIONS, gpus.VISIBLE):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -22,27 +22,31 @@ def _install(folder, monkeypatch, script):
 
 
 def test_each_gets_its_own(tmp_path, monkeypatch):
-    _install(tmp_path, monkeypatch, 'test "$1" = --list-gpus && echo "GPU 0: A" && echo "GPU 1: A" && echo "GPU 2: A" && echo "GPU 3: A"')
-    assert gpus.places(4) == [{gpus.VISIBLE: str(number)} for number in range(4)]
-    assert gpus.places(2) == [{gpus.VISIBLE: "0,1"}, {gpus.VISIBLE: "2,3"}]
-    assert gpus.places(3) == [{gpus.VISIBLE: "0"}, {gpus.VISIBLE: "1"}, {gpus.VISIBLE: "2"}]
-    assert gpus.places(1) == [{}]
+    _install(
+        tmp_path,
+        monkeypatch,
+        'test "$1" = --list-gpus && echo "GPU 0: A" && echo "  MIG 1g: B" && echo "GPU 1: A" && echo "GPU 2: A" && echo "GPU 3: A"',
+    )
+    assert gpus.environments(4) == [{gpus.VISIBLE: str(number)} for number in range(4)]
+    assert gpus.environments(2) == [{gpus.VISIBLE: "0,1"}, {gpus.VISIBLE: "2,3"}]
+    assert gpus.environments(3) == [{gpus.VISIBLE: "0"}, {gpus.VISIBLE: "1"}, {gpus.VISIBLE: "2"}]
+    assert gpus.environments(1) == [{}]
 
 
 def test_only_those_that_this_process_may_use(monkeypatch):
     monkeypatch.setenv(gpus.VISIBLE, "5, GPU-0ab")
-    assert [place[gpus.VISIBLE] for place in gpus.places(2)] == ["5", "GPU-0ab"]
+    assert [place[gpus.VISIBLE] for place in gpus.environments(2)] == ["5", "GPU-0ab"]
     monkeypatch.setenv(gpus.VISIBLE, "")
-    assert gpus.places(2) == [{}, {}]
+    assert gpus.environments(2) == [{}, {}]
 
 
 def test_more_runs_than_gpus_share_memory(monkeypatch):
     monkeypatch.setenv(gpus.VISIBLE, "0,1")
-    places = gpus.places(5)
+    places = gpus.environments(5)
     assert [place[gpus.VISIBLE] for place in places] == ["0", "1", "0", "1", "0"]
     assert {place["XLA_CLIENT_MEM_FRACTION"] for place in places} == {"0.300"}
-    monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    assert gpus.places(5)[0] == {gpus.VISIBLE: "0"}
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.6")
+    assert gpus.environments(3)[2] == {gpus.VISIBLE: "0", "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.300"}
 
 
 @pytest.mark.parametrize("script", ["echo NVIDIA-SMI has failed; exit 9", None])
@@ -50,7 +54,7 @@ def test_a_machine_without_gpus(script, tmp_path, monkeypatch):
     _install(tmp_path, monkeypatch, script)
     if not script:
         (tmp_path / "nvidia-smi").unlink()
-    assert gpus.places(2) == [{}, {}]
+    assert gpus.environments(2) == [{}, {}]
 
 
 def test_a_sweep_hands_them_to_its_runs(tokens, tmp_path, monkeypatch):
