@@ -4,6 +4,8 @@ import os
 import shutil
 import subprocess
 
+from sparsecod_jax.errors import ConfigError
+
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 FRACTIONS = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")  # jax's variable, and its older name
 MEMORY = 0.9  # of a GPU, for the runs that share it, unless such a variable says otherwise
@@ -14,6 +16,9 @@ def environments(jobs: int) -> list[dict[str, str]]:
 
     Each gets as many GPUs of its own as there are for all. Where there are fewer GPUs than runs, each gets one and an equal share of its
     memory. Nothing is added for one run, or without GPUs.
+
+    Raises:
+      ConfigError: a variable that says how much memory jax takes is no number.
     """
     gpus = _gpus() if jobs > 1 else []
     if not gpus:
@@ -21,7 +26,11 @@ def environments(jobs: int) -> list[dict[str, str]]:
     if each := len(gpus) // jobs:
         return [{VISIBLE: ",".join(gpus[place * each : (place + 1) * each])} for place in range(jobs)]
     name = next((name for name in FRACTIONS if os.environ.get(name)), FRACTIONS[0])
-    share = float(os.environ.get(name) or MEMORY) / -(-jobs // len(gpus))
+    told = os.environ.get(name) or MEMORY
+    try:
+        share = float(told) / -(-jobs // len(gpus))
+    except ValueError as error:
+        raise ConfigError(f"{name}={told} is not a number: write it like 0.9, or unset it") from error
     return [{VISIBLE: gpus[place % len(gpus)], name: f"{share:.3f}"} for place in range(jobs)]
 
 

@@ -61,6 +61,7 @@ def sweep(spec: str, workdir: str, *, jobs: int = 1, max_hours: float | None = N
     runs = expand(study)
     if dry_run:
         return "\n".join(f"{run.name}  {' '.join(run.overrides)}" for run in runs)
+    environments = gpus.environments(min(jobs, len(runs)))
     directory = StudyDir(files.absolute(workdir))
     if files.is_remote(directory.path):
         raise ConfigError(f"a sweep on this machine keeps its logs here: give a local --workdir, not {workdir}")
@@ -69,8 +70,7 @@ def sweep(spec: str, workdir: str, *, jobs: int = 1, max_hours: float | None = N
         places = begin(directory, spec, study, runs)
         _prepare_data(runs)
         deadline = None if max_hours is None else time.monotonic() + 3600 * max_hours
-        waiting = [_Job(run, places[run.name]) for run in runs if remaining(study, run, places[run.name])]
-        failed = _Sweep(study, directory, deadline).go(waiting, gpus.environments(min(jobs, len(waiting))))
+        failed = _Sweep(study, directory, deadline).go([_Job(run, places[run.name]) for run in runs], environments)
     table = "\n".join(f"{run.name}  {places[run.name].read_status()}" for run in runs)
     if failed:
         raise SparsecodError(f"{len(failed)} of {len(runs)} runs did not finish ({', '.join(failed)}): see {directory.logs}")

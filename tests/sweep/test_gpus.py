@@ -5,6 +5,7 @@ import sys
 import pytest
 import study_files
 
+from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.sweep import gpus
 from sparsecod_jax.sweep.local import sweep
 
@@ -47,6 +48,13 @@ def test_more_runs_than_gpus_share_memory(monkeypatch):
     assert {place["XLA_CLIENT_MEM_FRACTION"] for place in places} == {"0.300"}
     monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.6")
     assert gpus.environments(3)[2] == {gpus.VISIBLE: "0", "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.300"}
+
+
+def test_memory_that_is_no_number_is_refused(monkeypatch):
+    monkeypatch.setenv(gpus.VISIBLE, "0")
+    monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", "0,9")
+    with pytest.raises(ConfigError, match=r"XLA_CLIENT_MEM_FRACTION=0,9 is not a number: write it like 0\.9"):
+        gpus.environments(2)
 
 
 @pytest.mark.parametrize("script", ["echo NVIDIA-SMI has failed; exit 9", None])
