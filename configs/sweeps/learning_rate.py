@@ -12,7 +12,7 @@ Result:    nano 8e-3 is best at both ends; see docs/results/nano/learning_rate
 from sparsecod_jax.sweep.study import Study
 
 ENDS = {"nano": (4, 32), "mini": (12, 48), "paper": (12, 32)}
-RATES = {"nano": (2e-3, 4e-3, 8e-3), "mini": (1e-3, 2e-3, 4e-3), "paper": (2e-4, 4e-4, 8e-4)}
+RATES = {"nano": (2e-3, 4e-3, 8e-3), "mini": (5e-4, 1e-3, 2e-3), "paper": (2e-4, 4e-4, 8e-4)}
 
 
 def get_study(scale="nano"):
