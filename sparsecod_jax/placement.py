@@ -145,7 +145,7 @@ def describe(experiment: config.Experiment, asked: config.Experiment) -> str:
     rows = experiment.global_batch // (execution.accumulation * mesh.data * mesh.fsdp * mesh.expert)
     return (
         f"mesh {axes} ({_reason(experiment, asked)}); microbatches {execution.accumulation} of {rows} rows a device;"
-        f" remat {execution.remat}; attention by {execution.attention}"
+        f"{' blocks one by one;' if execution.unroll else ''} remat {execution.remat}; attention by {execution.attention}"
     )
 
 

@@ -184,20 +184,23 @@ def every_remat_policy(experiment: Experiment, topology: Topology, planned: dict
 def _changes(experiment: Experiment) -> Iterator[list[dict[str, Any]]]:
     """Groups of changes, each with less memory towards its end.
 
-    Smaller microbatches first, which cost least, then full remat, then data-parallel replicas turned into shards, each with one row.
+    Smaller microbatches first, which cost least, then a loop over blocks that were unrolled, then full remat, then data-parallel replicas
+    turned into shards, each with one row.
     """
     mesh, execution = experiment.mesh, experiment.execution
     rows = experiment.global_batch // (mesh.data * mesh.fsdp * mesh.expert)
     splits = [count for count in range(execution.accumulation, rows + 1) if rows % count == 0]
     if splits[1:]:
         yield [{"execution.accumulation": count} for count in splits[1:]]
-    remat = {} if execution.remat == "full" else {"execution.remat": "full"}
-    if remat:
-        yield [{"execution.accumulation": count, **remat} for count in splits]
+    kept: dict[str, Any] = {}
+    for field, least in (("unroll", False), ("remat", "full")):
+        if getattr(execution, field) != least:
+            kept[f"execution.{field}"] = least
+            yield [{"execution.accumulation": count, **kept} for count in splits]
     for data in range(mesh.data - 1, 0, -1):
         if mesh.data % data == 0:
             wider = {"mesh.data": data, "mesh.fsdp": mesh.fsdp * mesh.data // data}
-            yield [{**wider, **remat, "execution.accumulation": rows}]
+            yield [{**wider, **kept, "execution.accumulation": rows}]
 
 
 def report(found: dict[str, Any]) -> str:

@@ -332,6 +332,7 @@ def test_what_was_chosen_is_told_with_its_reason():
         "mesh fsdp 2 x tensor 3 (global_batch / execution.accumulation=256 is not a multiple of 6 (mesh.data x mesh.fsdp x mesh.expert));"
         " microbatches 8 of 16 rows a device; remat full; attention by splash"
     )
+    assert "rows a device; blocks one by one; remat full; " in _described(_paper("dense_400m", "execution.unroll=True"), 1)
     assert _described(_paper("dense_1b"), 1).startswith("mesh one device (FSDP within a slice, at most 32 ways); ")
     assert _described(_paper("recipe_1b_32l"), 64).startswith("mesh data 2 x fsdp 32 (FSDP within a slice, at most 32 ways); ")
     assert _described(_paper("dense_1b"), 512).startswith(

@@ -136,6 +136,21 @@ def test_the_smallest_change_is_found_by_few_compilations(rent, monkeypatch, nee
     assert len(tried) <= (4 if needed <= 64 else 5)
 
 
+def test_a_loop_over_blocks_that_were_unrolled_comes_before_full_remat(rent, monkeypatch):
+    """On a CPU a loop does not take less, so here memory is what was seen on GPUs."""
+    rent(GENEROUS, count=1)
+    unrolled = tiny.experiment(global_batch=2, execution={"remat": "none", "unroll": True})
+    for remat, change in (("none", ""), ("full", " --config.execution.remat=full")):
+
+        def compiled(program, topology, remat=remat):
+            execution = program.experiment.execution
+            return {"fits": not execution.unroll and execution.remat == remat}
+
+        monkeypatch.setattr(plan, "compiled", compiled)
+        proposed = plan.smallest_change(unrolled, topologies.find("here"))
+        assert proposed == f"--config.execution.accumulation=1 --config.execution.unroll=False{change}"
+
+
 def test_a_mixture_for_a_hopper_says_which_kernels_it_lacks(rent, monkeypatch):
     rent(GENEROUS, count=1)
     mixture = tiny.experiment(model=dataclasses.asdict(tiny.MIXTURE))
