@@ -115,7 +115,7 @@ def test_where_nothing_helps_a_larger_slice_is_proposed(rent):
     rent(1000, count=1)
     found = plan.plan(tiny.experiment(global_batch=1), topologies.find("here"), 0.4)
     assert not found["fits"]
-    assert found["change"] == "none of microbatches, remat and fsdp makes it fit: take a larger slice"
+    assert found["change"] == "none of microbatches, a loop over blocks, remat and fsdp makes it fit: take a larger slice"
 
 
 @pytest.mark.parametrize("needed", [2, 4, 8, 16, 32, 64, 128])
@@ -136,19 +136,26 @@ def test_the_smallest_change_is_found_by_few_compilations(rent, monkeypatch, nee
     assert len(tried) <= (4 if needed <= 64 else 5)
 
 
-def test_a_loop_over_blocks_that_were_unrolled_comes_before_full_remat(rent, monkeypatch):
+@pytest.mark.parametrize(
+    ("remat", "enough", "fsdp", "change"),
+    [
+        ("none", "none", 1, "execution.accumulation=1 execution.unroll=False"),
+        ("none", "full", 1, "execution.accumulation=1 execution.unroll=False execution.remat=full"),
+        ("full", "full", 1, "execution.accumulation=1 execution.unroll=False"),
+        ("none", "full", 2, "mesh.data=4 mesh.fsdp=2 execution.unroll=False execution.remat=full execution.accumulation=1"),
+    ],
+)
+def test_blocks_that_were_unrolled_are_looped_over_before_full_remat(rent, monkeypatch, remat, enough, fsdp, change):
     """On a CPU a loop does not take less, so here memory is what was seen on GPUs."""
-    rent(GENEROUS, count=1)
-    unrolled = tiny.experiment(global_batch=2, execution={"remat": "none", "unroll": True})
-    for remat, change in (("none", ""), ("full", " --config.execution.remat=full")):
+    rent(GENEROUS)
 
-        def compiled(program, topology, remat=remat):
-            execution = program.experiment.execution
-            return {"fits": not execution.unroll and execution.remat == remat}
+    def compiled(program, topology):
+        execution, mesh = program.experiment.execution, program.experiment.mesh
+        return {"fits": not execution.unroll and execution.remat == enough and mesh.fsdp >= fsdp}
 
-        monkeypatch.setattr(plan, "compiled", compiled)
-        proposed = plan.smallest_change(unrolled, topologies.find("here"))
-        assert proposed == f"--config.execution.accumulation=1 --config.execution.unroll=False{change}"
+    monkeypatch.setattr(plan, "compiled", compiled)
+    unrolled = tiny.experiment(mesh={"data": 8}, execution={"remat": remat, "unroll": True})
+    assert plan.smallest_change(unrolled, topologies.find("here")) == " ".join(f"--config.{each}" for each in change.split())
 
 
 def test_a_mixture_for_a_hopper_says_which_kernels_it_lacks(rent, monkeypatch):

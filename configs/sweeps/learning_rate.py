@@ -1,6 +1,7 @@
 """Which learning rate is fair to the shallowest and to the deepest model of the depth study?
 
-The rate whose held-out losses at both ends have the smallest sum is the scale's own (`sparsecod_jax/scales.py`), for every study.
+The rate whose held-out losses at both ends have the smallest sum is the scale's own (`sparsecod_jax/scales.py`), for every study. At mini
+size 2e-3, with which two studies were run, is the largest that is tried, as attention was very sharp there.
 
 Command:   sparsecod sweep --sweep=configs/sweeps/learning_rate.py:nano --workdir=runs/learning_rate --jobs=2
 Hardware:  nano two CPU cores; mini one GPU of 80 GB; paper 64 TPU v5p chips, or 8 GPUs of 80 GB a run
