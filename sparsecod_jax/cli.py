@@ -157,8 +157,9 @@ def _train(args, overrides) -> None:
 def _analyze(args, overrides) -> None:
     from sparsecod_jax import processes
     from sparsecod_jax.analysis.scores import analyze
-    from sparsecod_jax.train.compilation import keep_programs
+    from sparsecod_jax.train.compilation import keep_programs, leave_products_to_libraries
 
+    leave_products_to_libraries()
     processes.check_alone("analyze is one process, with all the devices of its host: start it once")
     keep_programs()
     options = ("scores", "tokens", "sequences", "seq_len", "split", "seed", "every_sequence", "jacobian", "out", "hf", "data")

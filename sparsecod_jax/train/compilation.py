@@ -1,9 +1,18 @@
-"""Where are compiled programs kept, so that the next start need not compile?"""
+"""How does XLA compile, and where are compiled programs kept, so that the next start need not compile?"""
 
 import os
 
 import jax
 from etils import epath
+
+
+def leave_products_to_libraries() -> None:
+    """Has XLA multiply matrices on GPUs by NVIDIA's libraries alone, for float32, before jax starts its devices.
+
+    Otherwise it also tries kernels of its own, which takes longer than many a score, and some of those that it then chooses are slow. What
+    XLA_FLAGS says already wins.
+    """
+    os.environ["XLA_FLAGS"] = f"--xla_gpu_enable_triton_gemm=false {os.environ.get('XLA_FLAGS', '')}"
 
 
 def keep_programs() -> None:

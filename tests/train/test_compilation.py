@@ -1,4 +1,4 @@
-"""Compiled programs are kept where the user's caches are, or where JAX was told."""
+"""Compiled programs are kept where the user's caches are, or where JAX was told; scores are compiled with the libraries' products."""
 
 import json
 import os
@@ -9,7 +9,7 @@ import process
 import pytest
 import tiny
 
-from sparsecod_jax.train.compilation import keep_programs
+from sparsecod_jax.train.compilation import keep_programs, leave_products_to_libraries
 
 
 @pytest.fixture
@@ -38,6 +38,12 @@ def test_where_jax_was_told(untold, tmp_path):
     jax.config.update("jax_compilation_cache_dir", str(tmp_path))
     keep_programs()
     assert jax.config.values["jax_compilation_cache_dir"] == str(tmp_path)
+
+
+def test_the_users_flags_win(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_enable_triton_gemm=true")
+    leave_products_to_libraries()
+    assert os.environ["XLA_FLAGS"].split() == ["--xla_gpu_enable_triton_gemm=false", "--xla_gpu_enable_triton_gemm=true"]
 
 
 def test_the_second_run_finds_the_program_of_the_first(tokens, tmp_path):
