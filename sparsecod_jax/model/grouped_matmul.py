@@ -22,7 +22,7 @@ def grouped_matmul(x_RD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array, all_gr
     rows do: the rows beyond them must be finite, give zeros, and take no part in any gradient.
 
     On TPU this is `jax.lax.ragged_dot`. Elsewhere that one multiplies every row by every matrix, so on CPU rows go block by block, and on
-    NVIDIA's Hopper in bfloat16 through kernels of JAX's own. Other GPUs and types are left to `ragged_dot`.
+    NVIDIA's Hopper in bfloat16 through kernels for it (`hopper`). Other GPUs and types are left to `ragged_dot`.
     """
     y_RF = jax.lax.platform_dependent(x_RD, w_EDF, sizes_E, cpu=_blocked, cuda=_cuda, default=jax.lax.ragged_dot)
     return y_RF if all_grouped else _in_groups(y_RF, sizes_E)

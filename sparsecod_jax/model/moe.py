@@ -92,7 +92,9 @@ def run_experts(x_ND, experts_NS, gates_NS, gate_EDF, up_EDF, down_EFD, *, all_h
 
     x_RD = _rows_of_tokens(x_ND, slot_of_row_R, row_of_slot_NS)
     multiply = partial(_product, sizes_E=sizes_E, all_grouped=all_here)
-    y_RD = multiply(nn.silu(multiply(x_RD, gate_EDF)) * multiply(x_RD, up_EDF), down_EFD)
+    # One product for both: the rows are read once, and so are their gradients, which otherwise are added in a pass of their own.
+    gate_RF, up_RF = jnp.split(multiply(x_RD, jnp.concatenate([gate_EDF, up_EDF], axis=2)), 2, axis=1)
+    y_RD = multiply(nn.silu(gate_RF) * up_RF, down_EFD)
     y_NSD = _slots_of_rows(y_RD, slot_of_row_R, row_of_slot_NS)
     y_ND = jnp.sum(at_least_float32(y_NSD) * gates_NS[:, :, None], axis=1)
     return y_ND.astype(x_ND.dtype), jnp.minimum(sizes_E.sum(), len(x_RD))
