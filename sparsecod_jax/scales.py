@@ -27,7 +27,7 @@ def mini() -> Any:
     config.global_batch = 16
     config.model.vocab_size = 16384
     config.data.update(path="data/mini", source="corpus", tokenizer="bpe", seq_len=1024)
-    config.optimizer.peak_lr = 2e-3
+    config.optimizer.peak_lr = 1e-3
     config.schedule.warmup_steps = 200
     config.evaluation.update(every=500, seq_len=1024, batch_size=32)
     config.execution.remat = "dots"
