@@ -4,6 +4,13 @@ import pytest
 
 from sparsecod_jax import devices
 from sparsecod_jax.devices import GIB
+from sparsecod_jax.errors import ConfigError
+
+
+@pytest.fixture(autouse=True)
+def _no_settings(monkeypatch):
+    for name in devices.SHARES:
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.mark.parametrize(
@@ -25,6 +32,16 @@ from sparsecod_jax.devices import GIB
 )
 def test_devices_that_are_known(kind, peak, gibibytes):
     assert devices.find(kind) == devices.Device(peak, gibibytes * GIB)
+
+
+@pytest.mark.parametrize("name", devices.SHARES)
+def test_a_gpu_has_the_memory_that_jax_was_told_to_take(name, monkeypatch):
+    monkeypatch.setenv(name, "0.4")
+    assert devices.find("NVIDIA H100 80GB HBM3") == devices.Device(989e12, 0.4 * 79 * GIB)
+    assert devices.find("TPU v4") == devices.Device(275e12, 30.75 * GIB)
+    monkeypatch.setenv(name, "0,4")
+    with pytest.raises(ConfigError, match=rf"{name}=0,4 is not a number: write it like 0\.9"):
+        devices.find("NVIDIA H100 80GB HBM3")
 
 
 @pytest.mark.parametrize("kind", ["NVIDIA RTX A1000", "NVIDIA GeForce RTX 4090", "TPU v3", "TPU v7x", "cpu", ""])

@@ -4,11 +4,10 @@ import os
 import shutil
 import subprocess
 
-from sparsecod_jax.errors import ConfigError
+from sparsecod_jax.devices import gpu_share
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
-FRACTIONS = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")  # jax's variable, and its older name
-MEMORY = 0.9  # of a GPU, for the runs that share it, unless such a variable says otherwise
+MEMORY = 0.9  # of a GPU, for the runs that share it, unless jax was told otherwise
 
 
 def environments(jobs: int) -> list[dict[str, str]]:
@@ -25,12 +24,8 @@ def environments(jobs: int) -> list[dict[str, str]]:
         return [{}] * jobs
     if each := len(gpus) // jobs:
         return [{VISIBLE: ",".join(gpus[place * each : (place + 1) * each])} for place in range(jobs)]
-    name = next((name for name in FRACTIONS if os.environ.get(name)), FRACTIONS[0])
-    told = os.environ.get(name) or MEMORY
-    try:
-        share = float(told) / -(-jobs // len(gpus))
-    except ValueError as error:
-        raise ConfigError(f"{name}={told} is not a number: write it like 0.9, or unset it") from error
+    name, memory = gpu_share(MEMORY)
+    share = memory / -(-jobs // len(gpus))
     return [{VISIBLE: gpus[place % len(gpus)], name: f"{share:.3f}"} for place in range(jobs)]
 
 

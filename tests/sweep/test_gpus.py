@@ -5,6 +5,7 @@ import sys
 import pytest
 import study_files
 
+from sparsecod_jax import devices
 from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.sweep import gpus
 from sparsecod_jax.sweep.local import sweep
@@ -12,7 +13,7 @@ from sparsecod_jax.sweep.local import sweep
 
 @pytest.fixture(autouse=True)
 def _no_settings(monkeypatch):
-    for name in (*gpus.FRACTIONS, gpus.VISIBLE):
+    for name in (*devices.SHARES, gpus.VISIBLE):
         monkeypatch.delenv(name, raising=False)
 
 
