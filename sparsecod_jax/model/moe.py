@@ -14,6 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from sparsecod_jax import sharding
 from sparsecod_jax.config import Model
+from sparsecod_jax.model import hopper
 from sparsecod_jax.model.grouped_matmul import grouped_matmul
 from sparsecod_jax.model.layers import PRODUCT, SwiGLU, weight
 from sparsecod_jax.model.router import route
@@ -91,17 +92,24 @@ def run_experts(x_ND, experts_NS, gates_NS, gate_EDF, up_EDF, down_EFD, *, all_h
     slot_of_row_R, row_of_slot_NS = order[: N * min(S, E)], jnp.argsort(order).reshape(N, S)
 
     x_RD = _rows_of_tokens(x_ND, slot_of_row_R, row_of_slot_NS)
-    multiply = partial(_product, sizes_E=sizes_E, all_grouped=all_here)
-    # One product for both: the rows are read once, and so are their gradients, which otherwise are added in a pass of their own.
-    gate_RF, up_RF = jnp.split(multiply(x_RD, jnp.concatenate([gate_EDF, up_EDF], axis=2)), 2, axis=1)
-    y_RD = multiply(nn.silu(gate_RF) * up_RF, down_EFD)
+    multiply = partial(_products, sizes_E=sizes_E, all_grouped=all_here)
+    gate_RF, up_RF = multiply(x_RD, gate_EDF, up_EDF)
+    (y_RD,) = multiply(nn.silu(gate_RF) * up_RF, down_EFD)
     y_NSD = _slots_of_rows(y_RD, slot_of_row_R, row_of_slot_NS)
     y_ND = jnp.sum(at_least_float32(y_NSD) * gates_NS[:, :, None], axis=1)
     return y_ND.astype(x_ND.dtype), jnp.minimum(sizes_E.sum(), len(x_RD))
 
 
-def _product(x_RD, w_EDF, sizes_E, all_grouped):
-    return checkpoint_name(grouped_matmul(x_RD, w_EDF, sizes_E, all_grouped), PRODUCT)
+def _products(x_RD, *matrices_EDF, sizes_E, all_grouped):
+    """The rows times each of these matrices of their group."""
+
+    def product(w_EDF):
+        return checkpoint_name(grouped_matmul(x_RD, w_EDF, sizes_E, all_grouped), PRODUCT)
+
+    if hopper.is_served(x_RD):
+        # Side by side: so rows are read once, and so are their gradients, which otherwise are added in a pass of their own.
+        return jnp.split(product(jnp.concatenate(matrices_EDF, axis=2)), len(matrices_EDF), axis=1)
+    return [product(w_EDF) for w_EDF in matrices_EDF]
 
 
 # Tokens to rows and rows to slots are each other's transposes: stated here, as adding at an index is slow where reading at one is not.

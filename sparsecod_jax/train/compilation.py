@@ -7,12 +7,14 @@ from etils import epath
 
 
 def leave_products_to_libraries() -> None:
-    """Has XLA multiply matrices on GPUs by NVIDIA's libraries alone, for float32, before jax starts its devices.
+    """Has XLA multiply matrices on NVIDIA's GPUs by the libraries for them; to be called before jax starts its devices.
 
-    Otherwise it also tries kernels of its own, which takes longer than many a score, and some of those that it then chooses are slow. What
-    XLA_FLAGS says already wins.
+    It also has kernels of its own. In float32 to try those takes longer than many a score, and to take them untried is slow. Flags in
+    XLA_FLAGS win; where that is the name of a file with flags, nothing is changed.
     """
-    os.environ["XLA_FLAGS"] = f"--xla_gpu_enable_triton_gemm=false {os.environ.get('XLA_FLAGS', '')}"
+    told = os.environ.get("XLA_FLAGS", "").strip()
+    if not told or told.startswith("-"):
+        os.environ["XLA_FLAGS"] = f"--xla_gpu_enable_triton_gemm=false {told}"
 
 
 def keep_programs() -> None:
