@@ -44,9 +44,9 @@ bench: $(VENV)/dev
 gpu-bench: $(VENV)/dev $(VENV)/gpu
 	XLA_CLIENT_MEM_FRACTION=0.93 $(BIN)/python benchmarks/gpu.py
 
-plans: export JAX_PLATFORMS ?= cpu
+plans: export JAX_PLATFORMS = cpu
 plans: $(VENV)/dev $(VENV)/gpu $(VENV)/tpu
-	XLA_PYTHON_CLIENT_PREALLOCATE=false $(BIN)/python benchmarks/plans.py
+	$(BIN)/python benchmarks/plans.py
 
 check-python:
 	@test -f $(CONSTRAINTS) || { echo "$$($(PYTHON) --version) is not supported: use Python 3.11, 3.12 or 3.13, for example make PYTHON=python3.12"; exit 1; }

@@ -2,9 +2,9 @@
 
 Each case is compiled for the smallest slice of each kind that holds it, for 64 chips, and two of them for 512. What is in docs/plans.json
 already is not compiled again, so the script may be stopped at any time; delete what code or compiler have overtaken. The second program
-of a run, with the costly statistics, is left out here; `sparsecod plan` compiles both. Mixtures on H100 need a Hopper GPU to be compiled.
+of a run, with the costly statistics, is left out here; `sparsecod plan` compiles both.
 
-Command:  make plans, or with a Hopper make plans JAX_PLATFORMS=cuda      (three hours on two cores; some of it: --cases CASE --kinds KIND)
+Command:  make plans      (three hours on two cores; some of it: --cases CASE --kinds KIND)
 """
 
 import argparse
@@ -20,8 +20,7 @@ from etils import epath
 
 from sparsecod_jax import config_file, counts, files, topologies
 from sparsecod_jax.config import Experiment
-from sparsecod_jax.model import hopper
-from sparsecod_jax.plan import GIB, lacks_kernels, plan
+from sparsecod_jax.plan import GIB, plan
 
 DOCS = epath.Path(__file__).resolve().parents[1] / "docs"
 MFU = 0.4
@@ -59,9 +58,6 @@ AT_512 = ("dense 1B, 16 blocks", "moe 1B/7B")
 def main(cases: Iterable[str], kinds: Iterable[str]) -> None:
     for name in cases:
         for kind in kinds:
-            if lacks_kernels(_experiment(name), kind):
-                print(f"{name} on {kind} is left out: there is no Hopper GPU here", flush=True)
-                continue
             while topology := _next(name, kind, _read()):
                 _compile(name, topology)
 
@@ -95,18 +91,13 @@ def _experiment(name: str) -> Experiment:
 def _compile(name: str, topology: str) -> None:
     print(f"[{time.strftime('%H:%M:%S')}] {name} on {topology}", flush=True)
     experiment = _experiment(name)
-    searched = not experiment.model.n_experts  # a mixture would compile for a quarter of an hour in search of a change
+    searched = not experiment.model.n_experts or topology.startswith("h100")  # TPUs: a quarter of an hour in search of a change
     found = plan(experiment, topologies.find(topology), MFU, search=searched)
-    found |= {"case": name, "machine": _machine(), "jax": jax.__version__}
+    found |= {"case": name, "machine": f"{os.cpu_count()} CPU cores", "jax": jax.__version__}
     plans = _read() | {f"{name} on {topology}": found}  # read now, as another process may have written while this one compiled
     files.write_json(DOCS / "plans.json", plans)
     files.write(DOCS / "plans.md", page(plans).encode())
     jax.clear_caches()
-
-
-def _machine() -> str:
-    """What compiles here."""
-    return f"{os.cpu_count()} CPU cores" + (f" and an {jax.devices()[0].device_kind}" if hopper.is_here() else "")
 
 
 def _read() -> dict[str, dict[str, Any]]:
@@ -129,8 +120,7 @@ Microbatches, mesh and attention are those that the package chooses. Step time a
 
 What does not fit stands with the smallest change that makes it fit; for a mixture on TPUs, which takes long to compile, `sparsecod plan`
 searches for one. The lengths 1,024 and 4,096 of the study of context are the programs
-of `dense 1B, 16 blocks` and of `G=1, T=4096`, run for 2,384 steps. Mixtures on H100 are compiled with the kernels that `train` uses, which
-takes a Hopper GPU; without one they are left out.
+of `dense 1B, 16 blocks` and of `G=1, T=4096`, run for 2,384 steps.
 
 | {COLUMNS} |
 |{"---|" * (COLUMNS.count("|") + 1)}

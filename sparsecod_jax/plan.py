@@ -13,15 +13,11 @@ from sparsecod_jax import config, counts, devices, hlo, placement, topologies
 from sparsecod_jax.config import Experiment
 from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.files import absolute, write_json
-from sparsecod_jax.model import hopper
 from sparsecod_jax.topologies import Topology
 from sparsecod_jax.train.step import Program, build_on
 
 GIB = devices.GIB
 OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
-GROUPED_MATMUL = (
-    "without a GPU the experts' products are compiled as ragged_dot, not as the kernels that train uses: more memory than needed"
-)
 
 
 def plan_all(experiment: Experiment, names: list[str], mfu: float, out: str | None, *, every_remat: bool = False) -> None:
@@ -71,7 +67,6 @@ def plan(experiment: Experiment, topology: Topology, mfu: float, *, search: bool
         "placement": placement.describe(program.experiment, experiment),
         "mesh": dataclasses.asdict(program.experiment.mesh),
         "execution": dataclasses.asdict(program.experiment.execution),
-        "caveats": [GROUPED_MATMUL] if lacks_kernels(experiment, topology.name) else [],
         **budget(experiment, topology, mfu),
         **compiled(program, topology),
     }
@@ -136,11 +131,6 @@ def _reason(error: str) -> str:
     if title.endswith(":") and details:
         title += " " + details[0].partition(" = ")[0]
     return re.sub(r"\s+", " ", title)
-
-
-def lacks_kernels(experiment: Experiment, topology: str) -> bool:
-    """Whether `train` would run kernels there that can't be compiled here."""
-    return topology.startswith("h100") and experiment.model.n_experts > 0 and not hopper.is_here()
 
 
 def smallest_change(experiment: Experiment, topology: Topology) -> str:
@@ -220,7 +210,6 @@ def report(found: dict[str, Any]) -> str:
             f"  at MFU {found['assumed_mfu']:.0%}: {found['step_seconds']:.2f} s a step,"
             f" {found['chip_hours']:,.0f} chip-hours for {found['tokens']:,} tokens",
             f"  compiled in {found['compile_seconds']:.0f} s",
-            *(f"  note: {caveat}" for caveat in found["caveats"]),
             *(f"  remat {policy}: {_verdict(each)}" for policy, each in found.get("remat", {}).items()),
         ]
     )

@@ -3,21 +3,18 @@
 R rows sorted by group, E groups, D and F widths.
 """
 
+import re
+
 import jax
 import jax.numpy as jnp
 
+KINDS = re.compile(r"\bG?H(20|100|200|800)\b")  # of devices, as jax names them
 ALIGNMENT = 64  # the kernels' step; widths are padded to it
 
 
-def is_here() -> bool:
-    """Whether the first device is a Hopper: without one nobody says how many cores the kernels have."""
-    device = jax.devices()[0]
-    return device.platform == "gpu" and device.compute_capability == "9.0"
-
-
 def is_served(x_RD: jax.Array) -> bool:
-    """Whether these kernels run here on such rows: bfloat16, and a multiple of 8."""
-    return is_here() and x_RD.dtype == jnp.bfloat16 and len(x_RD) % 8 == 0
+    """Whether these kernels take such rows, bfloat16 and a multiple of 8, where this is compiled for."""
+    return bool(KINDS.search(_device().device_kind)) and x_RD.dtype == jnp.bfloat16 and len(x_RD) % 8 == 0
 
 
 def grouped_matmul(x_RD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array, *, transpose: bool = False) -> jax.Array:
@@ -39,7 +36,15 @@ def grouped_matmul_backward(x_RD, w_EDF, sizes_E, grad_RF) -> tuple[jax.Array, j
 
 
 def _cores() -> int:
-    return jax.devices()[0].core_count
+    cores = _device().num_cores
+    assert cores, "jax counts the cores of every GPU"
+    return cores
+
+
+def _device() -> jax.sharding.AbstractDevice:
+    """What this is compiled for: the devices of the mesh, which need not be here; without a mesh the first that is."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return mesh.abstract_device or jax.make_mesh((1,), ("device",), devices=jax.devices()[:1]).abstract_mesh.abstract_device
 
 
 def _padded(z: jax.Array, *axes: int) -> jax.Array:

@@ -98,6 +98,28 @@ def test_which_platform_is_given_ragged_dot(platform, ragged):
         assert ("stablehlo.while" in text) != ragged
 
 
+@pytest.mark.parametrize(
+    ("kind", "dtype", "kernels"),
+    [
+        ("NVIDIA H100 80GB HBM3", jnp.bfloat16, 3),
+        ("NVIDIA GH200 480GB", jnp.bfloat16, 3),
+        ("NVIDIA H200", jnp.float32, 0),
+        ("NVIDIA A100-SXM4-80GB", jnp.bfloat16, 0),
+    ],
+)
+def test_a_hopper_is_given_kernels_of_its_own(kind, dtype, kernels):
+    """For the devices of the mesh, though they are not here."""
+    device = jax.sharding.AbstractDevice(device_kind=kind, num_cores=132, platform="gpu")
+    x, w, sizes, grad = _inputs(40, [21, 19], np.float32)
+    x, w, grad = (jnp.asarray(z, dtype) for z in (x, w, grad))
+    mesh = jax.sharding.AbstractMesh((1,), ("data",), (jax.sharding.AxisType.Auto,), abstract_device=device)
+    with jax.sharding.use_abstract_mesh(mesh):
+        traced = jax.jit(lambda *inputs: _both_ways(grouped_matmul, *inputs)).trace(x, w, sizes, grad)
+        text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("@mosaic_gpu") == kernels
+    assert ("ragged_dot" in text) == (not kernels)
+
+
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])
 def test_the_gradients_of_ragged_dot_are_ragged_dots(platform):
     x, w, sizes, grad = _inputs(40, [21, 19], np.float32)
