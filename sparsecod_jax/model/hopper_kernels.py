@@ -29,12 +29,13 @@ def rows_times_matrices(x_RD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array, *
       cores: of the device.
     """
     (R, D), F = x_RD.shape, w_EDF.shape[1 if transpose else 2]
-    products_4P = _products(sizes_E, R)
+    products_4P, count_1 = _products(sizes_E, R)
+    across = pl.cdiv(F, TILE)
     matrix = ((TILE, STEP), lambda step: (0, step)) if transpose else ((STEP, TILE), lambda step: (step, 0))
     pipeline = partial(_pipeline, ((TILE, STEP), lambda step: (0, step)), matrix, D // STEP)
 
-    def tile(index, me, loaded, stored, products, x, w, y):
-        number, column = plgpu.planar_snake(index, (products_4P.shape[1], pl.cdiv(F, TILE)), 1, ACROSS)
+    def tile(index, me, loaded, stored, products, count, x, w, y):
+        number, column = plgpu.planar_snake(index, (count[0], across), 1, ACROSS)
         group, block, first, end = (products[field, number] for field in range(4))
 
         def multiply(_, x_smem, w_smem, sums):
@@ -49,11 +50,11 @@ def rows_times_matrices(x_RD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array, *
         some = w.at[group].at[columns] if transpose else w.at[group].at[:, columns]
         pipeline(multiply, store)(rows, some, allocations=loaded)
 
-    def buffers(products, x, w, y):
+    def buffers(products, count, x, w, y):
         return pipeline(None, None).get_allocations(x, w.at[0])
 
-    tiles = products_4P.shape[1] * pl.cdiv(F, TILE)
-    return _on_all(cores, tiles, tile, buffers, jax.ShapeDtypeStruct((R, F), x_RD.dtype), products_4P, x_RD, w_EDF)
+    out = jax.ShapeDtypeStruct((R, F), x_RD.dtype)
+    return _on_all(cores, lambda products, count, *_: count[0] * across, tile, buffers, out, products_4P, count_1, x_RD, w_EDF)
 
 
 def rows_times_rows(x_RD: jax.Array, y_RF: jax.Array, sizes_E: jax.Array, *, cores: int) -> jax.Array:
@@ -97,32 +98,33 @@ def rows_times_rows(x_RD: jax.Array, y_RF: jax.Array, sizes_E: jax.Array, *, cor
     def buffers(spans, x, y, w):
         return pipeline(0, IN_FLIGHT, None, None).get_allocations(x, y)
 
-    return _on_all(cores, E * down * across, tile, buffers, jax.ShapeDtypeStruct((E, D, F), x_RD.dtype), spans_2E, x_RD, y_RF)
+    out = jax.ShapeDtypeStruct((E, D, F), x_RD.dtype)
+    return _on_all(cores, lambda *_: E * down * across, tile, buffers, out, spans_2E, x_RD, y_RF)
 
 
-def _products(sizes_E: jax.Array, rows: int) -> jax.Array:
-    """Of each product the group, the tile, and its first row and the row after its last one within the tile.
+def _products(sizes_E: jax.Array, rows: int) -> tuple[jax.Array, jax.Array]:
+    """Of each product the group, the tile, and its first row and the row after its last one within the tile; and how many there are.
 
-    A tile in which groups meet has a product for each of them; the last products may have no rows.
+    A tile in which groups meet has a product for each of them. Under expert parallelism most rows are in no group: entries beyond the
+    count are for no product.
     """
     ends_E = jnp.cumsum(sizes_E)
     starts_E = ends_E - sizes_E
     tiles_E = jnp.where(sizes_E > 0, (ends_E - 1) // TILE - starts_E // TILE + 1, 0)
     ends_of_tiles_E = jnp.cumsum(tiles_E)
     number_P = jnp.arange(pl.cdiv(rows, TILE) + len(sizes_E) - 1)
-    group_P = jnp.minimum((number_P[:, None] >= ends_of_tiles_E[None, :]).sum(axis=1), len(sizes_E) - 1)
-    used_P = number_P < ends_of_tiles_E[-1]
-    tile_P = jnp.where(used_P, (starts_E // TILE - ends_of_tiles_E + tiles_E)[group_P] + number_P, 0)
+    group_P = (number_P[:, None] >= ends_of_tiles_E[None, :]).sum(axis=1)
+    tile_P = (starts_E // TILE - ends_of_tiles_E + tiles_E)[group_P] + number_P
     first_P, end_P = (jnp.clip(bound_E[group_P] - tile_P * TILE, 0, TILE) for bound_E in (starts_E, ends_E))
-    return jnp.stack([group_P, tile_P, first_P, jnp.where(used_P, end_P, first_P)]).astype(jnp.int32)
+    return jnp.stack([group_P, tile_P, first_P, end_P]).astype(jnp.int32), ends_of_tiles_E[-1:].astype(jnp.int32)
 
 
 def _on_all(cores, tiles, tile, buffers, out, *operands):
-    """Every core takes its share of the tiles; the buffers serve them all."""
+    """Every core takes its share of the tiles, whose number may follow from operands; the buffers serve them all."""
 
     def body(*refs):
         def run(loaded, stored):
-            @plgpu.nd_loop((tiles,), collective_axes="core")
+            @plgpu.nd_loop((tiles(*refs),), collective_axes="core")
             def _(loop):
                 tile(loop.index[0], lax.axis_index("warpgroup"), loaded, stored, *refs)
 
