@@ -1,6 +1,6 @@
 """What does one NVIDIA GPU reach? Aims: dense 1B at T=4096 50 % MFU, the mixture 400M/2B 35 % by activated FLOPs, statistics at most 2 %.
 
-Each case is the real train step of a published config, on 32,768 random tokens a microbatch. The table is Markdown, for docs/benchmarks.
+Each case is the real train step of a published config, on random tokens, 32,768 a step where nothing else is said. The table is Markdown.
 
 Command:  python benchmarks/gpu.py [CASE ...]
 """
@@ -29,16 +29,21 @@ class Case(NamedTuple):
     config: str
     seq_len: int
     overrides: tuple[str, ...]
-    tokens: int = TOKENS  # a step
+    microbatches: int = 0  # of 32,768 tokens each; with 0 that many a step, and microbatches follow from the device's memory
     statistics: bool = True
     chunked: bool = True  # the cross-entropy
+
+    @property
+    def tokens(self) -> int:
+        """A step."""
+        return TOKENS * max(self.microbatches, 1)
 
 
 CASES = {
     "dense_1b, T=4096": Case("dense_1b", 4096, BEST),
     "dense_1b, T=4096, no statistics": Case("dense_1b", 4096, BEST, statistics=False),
     "moe_400m_2b, T=4096": Case("moe_400m_2b", 4096, BEST),
-    "moe_400m_2b, T=4096, 4 microbatches": Case("moe_400m_2b", 4096, (*BEST, "execution.accumulation=4"), tokens=4 * TOKENS),
+    "moe_400m_2b, T=4096, 4 microbatches": Case("moe_400m_2b", 4096, BEST, microbatches=4),
     "moe_400m_2b, T=4096, no statistics": Case("moe_400m_2b", 4096, BEST, statistics=False),
     "dense_1b, T=4096, loop": Case("dense_1b", 4096, LOOP),
     "dense_1b, T=4096, loop, whole logits": Case("dense_1b", 4096, LOOP, chunked=False),
@@ -59,7 +64,8 @@ def main(names: list[str]) -> None:
         raise SystemExit(f"there are no cases {unknown}: choose from {list(CASES)}")
     if jax.default_backend() != "gpu":
         raise SystemExit(f"this is a {jax.default_backend()}: run it where jax finds an NVIDIA GPU (extra gpu)")
-    print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, bfloat16, {TOKENS:,} tokens a microbatch; {counts.FLOPS_CONVENTION}\n")
+    usual = f"{TOKENS:,} tokens a step where nothing else is said"
+    print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, bfloat16, {usual}; {counts.FLOPS_CONVENTION}\n")
     print(f"| {HEADER} |\n|{'---|' * (HEADER.count('|') + 1)}")
     for name in names or CASES:
         print(f"| {name} | {_row(CASES[name])} |", flush=True)
@@ -95,8 +101,9 @@ def _measured(case: Case, experiment: Experiment) -> str:
 
 
 def _experiment(case: Case) -> Experiment:
-    sizes = (f"data.seq_len={case.seq_len}", f"global_batch={case.tokens // case.seq_len}", "evaluation.batch_size=8")
-    return config_file.load(f"configs/{case.config}.py:paper", [f"--config.{setting}" for setting in (*sizes, *case.overrides)])
+    batch = (f"global_batch={case.tokens // case.seq_len}", f"execution.accumulation={case.microbatches}", "evaluation.batch_size=8")
+    settings = (f"data.seq_len={case.seq_len}", *batch, *case.overrides)
+    return config_file.load(f"configs/{case.config}.py:paper", [f"--config.{setting}" for setting in settings])
 
 
 def _utilisations(experiment: Experiment, tokens_per_second: float) -> str:

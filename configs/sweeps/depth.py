@@ -3,7 +3,7 @@
 Command:   sparsecod sweep --sweep=configs/sweeps/depth.py:nano --workdir=runs/depth --jobs=2
 Hardware:  nano two CPU cores; mini one GPU of 80 GB; paper 64 TPU v5p chips, or 8 GPUs of 80 GB a run
 Run time:  nano 15 minutes of two H100s for all seven studies, or 12.5 minutes a run of 16 blocks on two CPU cores, two at a
-           time; mini 1.5 to 5 minutes a run, two at a time on an H200, and 1 to 7 its scores; paper not yet run
+           time; mini 1 to 5.5 minutes a run, two at a time on an H200, and 1 to 7 its scores; paper not yet run
 Result:    nano variance of the last block 30, 78, 199, 558 with 4 to 32 blocks, mean scores a block fall; loss
            undecided; see docs/results/nano/depth; mini variance 192, 526, 1,637 with 12, 24, 48 blocks, all
            scores fall, the loss does not; see docs/results/mini/depth

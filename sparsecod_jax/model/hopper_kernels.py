@@ -105,8 +105,8 @@ def rows_times_rows(x_RD: jax.Array, y_RF: jax.Array, sizes_E: jax.Array, *, cor
 def _products(sizes_E: jax.Array, rows: int) -> tuple[jax.Array, jax.Array]:
     """Of each product the group, the tile, and its first row and the row after its last one within the tile; and how many there are.
 
-    A tile in which groups meet has a product for each of them. Under expert parallelism most rows are in no group: entries beyond the
-    count are for no product.
+    A tile in which groups meet has a product for each of them. There are entries for as many as there can be: those beyond the number
+    mean nothing.
     """
     ends_E = jnp.cumsum(sizes_E)
     starts_E = ends_E - sizes_E
@@ -119,12 +119,12 @@ def _products(sizes_E: jax.Array, rows: int) -> tuple[jax.Array, jax.Array]:
     return jnp.stack([group_P, tile_P, first_P, end_P]).astype(jnp.int32), ends_of_tiles_E[-1:].astype(jnp.int32)
 
 
-def _on_all(cores, tiles, tile, buffers, out, *operands):
-    """Every core takes its share of the tiles, whose number may follow from operands; the buffers serve them all."""
+def _on_all(cores, count_tiles, tile, buffers, out, *operands):
+    """Every core takes its share of the tiles, which are counted from the operands; the buffers serve them all."""
 
     def body(*refs):
         def run(loaded, stored):
-            @plgpu.nd_loop((tiles(*refs),), collective_axes="core")
+            @plgpu.nd_loop((count_tiles(*refs),), collective_axes="core")
             def _(loop):
                 tile(loop.index[0], lax.axis_index("warpgroup"), loaded, stored, *refs)
 

@@ -58,10 +58,11 @@ def _assert_close(lines, expected, tolerance):
         np.testing.assert_allclose(_column(lines, name), _column(expected, name), rtol=tolerance, err_msg=name)
 
 
-def _assert_as_noisy(lines, rounded, exact):
-    """The noise is what rounding changes in the losses."""
+def _assert_noisy_at_most(lines, rounded, exact):
+    """The noise is what rounding changes in the losses; what FFNs add to the stream at first it hardly touches."""
     losses, rounded_losses, exact_losses = (_column(each, "loss") for each in (lines, rounded, exact))
-    assert 0 < np.abs(losses - exact_losses).max() < 3 * np.abs(rounded_losses - exact_losses).max()
+    assert np.abs(losses - exact_losses).max() < 3 * np.abs(rounded_losses - exact_losses).max()
+    np.testing.assert_allclose(lines[0]["variance/ffn"], exact[0]["variance/ffn"], rtol=2e-2)
 
 
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
@@ -76,7 +77,7 @@ def test_bfloat16_differs_from_that_of_a_cpu_by_its_noise(model, tokens, tmp_pat
     wide, narrow = (_experiment(tokens, dataclasses.replace(model, compute_dtype=dtype)) for dtype in ("float32", "bfloat16"))
     exact, on_cpu = (_train(each, tmp_path / name, platform="cpu") for name, each in (("exact", wide), ("rounded", narrow)))
     on_gpu = _train(narrow, tmp_path / "gpu")
-    _assert_as_noisy(on_gpu, on_cpu, exact)
+    _assert_noisy_at_most(on_gpu, on_cpu, exact)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -114,12 +115,12 @@ def test_two_are_one(model, mesh, tokens, tmp_path):
 
 
 @pytest.mark.usefixtures("two_gpus")
-def test_experts_shared_out_in_bfloat16_are_as_noisy_as_on_one(tokens, tmp_path):
+def test_experts_shared_out_in_bfloat16_differ_by_its_noise(tokens, tmp_path):
     """The experts' kernels take bfloat16 alone, and half of their rows are no expert's of this GPU.
 
-    Not under FSDP: with deterministic operations, jax 0.11.2 aborts where it meets a mixture and cuDNN's attention.
+    FSDP is left out: with deterministic operations jax 0.11.2 aborts there, for a mixture in bfloat16 with cuDNN's attention (docs/log.md).
     """
     wide, narrow = (dataclasses.replace(MODELS["mixture"], compute_dtype=dtype) for dtype in ("float32", "bfloat16"))
     exact, alone = (_train(_experiment(tokens, model, mesh=config.Mesh()), tmp_path / model.compute_dtype) for model in (wide, narrow))
     together = _train(_experiment(tokens, narrow, mesh=config.Mesh(1, 1, 2, 1)), tmp_path / "together", gpus="0,1")
-    _assert_as_noisy(together, alone, exact)
+    _assert_noisy_at_most(together, alone, exact)
