@@ -80,7 +80,7 @@ def find(name: str) -> Topology:
     """The devices of a topology such as v5p:4x4x4, v5p:4x4x4*2 or h100:8x8.
 
     Raises:
-      ConfigError: there is no such topology, its compiler is not installed, or jax was told no number for its share of a GPU's memory.
+      ConfigError: there is no such topology, or its compiler is not installed.
     """
     wanted = shape(name)
     found = _tpu(name.partition("*")[0], wanted.kind, wanted.slices) if wanted.is_tpu else _gpu(wanted.slices, wanted.chips)
@@ -110,5 +110,4 @@ def _gpu(hosts: int, gpus: int) -> list[Any]:
 
     if importlib.util.find_spec("jax_cuda13_plugin") is None:
         raise ConfigError("compiling for an H100 needs its compiler: pip install 'sparsecod-jax[gpu]'")
-    devices.gpu_share()  # refuses what jax's plugin would fail to start with
     return list(topologies.get_topology_desc("", "cuda", target_config=H100, topology=f"1x{hosts}x{gpus}").devices)

@@ -86,6 +86,17 @@ def test_what_is_missing_is_refused_in_one_sentence(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    "words", [["train", "--config=configs/smoke.py"], ["plan", "--config=configs/smoke.py", "--topology=h100:1"]], ids=" ".join
+)
+def test_a_share_of_gpu_memory_that_is_no_number_is_refused(words, tmp_path, monkeypatch):
+    monkeypatch.setitem(ENVIRONMENT, "XLA_CLIENT_MEM_FRACTION", "0,4")
+    where = "--workdir" if words[0] == "train" else "--out"
+    sentence = _refused(*words, f"{where}={tmp_path}/new")
+    assert sentence == f"sparsecod {words[0]}: XLA_CLIENT_MEM_FRACTION=0,4 is not a number: write it like 0.9, or unset it"
+    assert not list(tmp_path.iterdir())
+
+
 def test_from_text_to_report(corpus, tmp_path):
     data, run = tmp_path / "data", tmp_path / "runs" / "first"
     output, _ = _sparsecod("data", f"--source={corpus}", f"--out={data}", "--vocab_size=300", "--validation_fraction=0.2")

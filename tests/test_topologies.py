@@ -97,10 +97,3 @@ def test_without_its_compiler_a_topology_is_refused(name, package, sentence, mon
     with pytest.raises(ConfigError) as refused:
         topologies.find(name)
     assert str(refused.value) == sentence
-
-
-def test_a_share_of_memory_that_is_no_number_is_refused_before_the_compiler_starts(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda wanted: wanted)
-    monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", "0,4")
-    with pytest.raises(ConfigError, match=r"XLA_CLIENT_MEM_FRACTION=0,4 is not a number: write it like 0\.9"):
-        topologies.find("h100:1")
