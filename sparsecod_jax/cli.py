@@ -21,7 +21,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         if unknown or (overrides and not hasattr(args, "config")):
             raise ConfigError(f"{' '.join(unknown or overrides)} is not an option of {args.verb}: see sparsecod {args.verb} --help")
-        devices.gpu_share()  # refused here: of what is no number jax only warns, and goes on without the GPU
+        devices.gpu_share()  # refuses what jax would lose the GPU over
         args.run(args, overrides)
     except SparsecodError as error:
         print(f"sparsecod {args.verb}: {error}", file=sys.stderr)

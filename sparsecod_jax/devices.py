@@ -58,9 +58,12 @@ def gpu_share(default: float = GPU_SHARE) -> tuple[str, float]:
     """The variable that says which part of a GPU's memory jax takes, and that part.
 
     Raises:
-      ConfigError: it is no number.
+      ConfigError: it is no number, or both variables say one. Either way jax would only warn, and go on without the GPU.
     """
-    name = next((name for name in SHARES if os.environ.get(name)), SHARES[0])
+    told_by = [name for name in SHARES if os.environ.get(name)]
+    if len(told_by) > 1:
+        raise ConfigError(f"{' and '.join(told_by)} are both set, where jax takes only one: unset the latter")
+    name = told_by[0] if told_by else SHARES[0]
     told = os.environ.get(name) or default
     try:
         return name, float(told)

@@ -44,6 +44,14 @@ def test_a_gpu_has_the_memory_that_jax_was_told_to_take(name, monkeypatch):
         devices.find("NVIDIA H100 80GB HBM3")
 
 
+def test_two_variables_for_one_share_are_refused(monkeypatch):
+    for name in devices.SHARES:
+        monkeypatch.setenv(name, "0.4")
+    sentence = "XLA_CLIENT_MEM_FRACTION and XLA_PYTHON_CLIENT_MEM_FRACTION are both set, where jax takes only one: unset the latter"
+    with pytest.raises(ConfigError, match=sentence):
+        devices.find("NVIDIA H100 80GB HBM3")
+
+
 @pytest.mark.parametrize("kind", ["NVIDIA RTX A1000", "NVIDIA GeForce RTX 4090", "TPU v3", "TPU v7x", "cpu", ""])
 def test_of_others_nothing_is_said(kind):
     assert devices.find(kind) is None
