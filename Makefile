@@ -7,7 +7,7 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("%d%d" % sys.version_info[:2]
 CONSTRAINTS := constraints/py$(VERSION).txt
 QUICKSTART := runs/quickstart
 
-.PHONY: quickstart test test-slow test-aot test-gpu lint format bench gpu-bench plans check-python
+.PHONY: quickstart test test-slow test-faults test-aot test-gpu lint format bench gpu-bench plans check-python
 
 quickstart: $(VENV)/demo
 	$(BIN)/sparsecod sweep --sweep=configs/sweeps/smoke.py --workdir=$(QUICKSTART) --jobs=2
@@ -18,6 +18,9 @@ test: $(VENV)/dev
 
 test-slow: $(VENV)/dev
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m slow -s
+
+test-faults: $(VENV)/dev
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m faults -s
 
 test-aot: $(VENV)/dev $(VENV)/tpu
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m aot

@@ -5,6 +5,7 @@ written beside it and renamed; it never grows, so what is appended to is kept in
 """
 
 import contextlib
+import hashlib
 import importlib.util
 import io
 import json
@@ -26,6 +27,8 @@ from sparsecod_jax.errors import ConfigError
 # By itself gcsfs remembers every listing, so a newer attempt or checkpoint of another process would never be seen. This holds for the
 # file systems that epath and Orbax open as well.
 fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
+
+CHECKSUM = "checksum"  # the name under which a record carries it
 
 
 def absolute(path: epath.PathLike) -> epath.Path:
@@ -106,6 +109,31 @@ def read_json(path: epath.Path) -> Any:
         return json.loads(path.read_text())
     except json.JSONDecodeError as error:
         raise ConfigError(f"{path} is not JSON ({error}): restore it from a copy, or start in another --workdir") from error
+
+
+def write_record(path: epath.Path, values: dict[str, Any]) -> None:
+    """Writes a JSON object with a checksum over its content, whole or not at all."""
+    write_json(path, {**values, CHECKSUM: _checksum(values)})
+
+
+def read_record(path: epath.Path) -> dict[str, Any]:
+    """Reads what `write_record` wrote, without the checksum. Earlier versions wrote none, so a record without one is taken as it is.
+
+    Raises:
+      ConfigError: it is damaged, or was changed after it was written.
+    """
+    values = read_json(path)
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} does not hold an object: restore it from a copy")
+    checksum = values.pop(CHECKSUM, None)
+    if checksum is not None and checksum != _checksum(values):
+        raise ConfigError(f"{path} was changed after it was written: restore it from a copy")
+    return values
+
+
+def _checksum(values: dict[str, Any]) -> str:
+    """Of the content as JSON, whatever the order of its names."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def read_range(path: epath.PathLike, start: int, stop: int) -> bytes:
