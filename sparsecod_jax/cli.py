@@ -7,7 +7,7 @@ import argparse
 import json
 import sys
 
-from sparsecod_jax import devices
+from sparsecod_jax import devices, xla_flags
 from sparsecod_jax.errors import ConfigError, SparsecodError
 
 
@@ -22,6 +22,7 @@ def main(argv: list[str] | None = None) -> None:
         if unknown or (overrides and not hasattr(args, "config")):
             raise ConfigError(f"{' '.join(unknown or overrides)} is not an option of {args.verb}: see sparsecod {args.verb} --help")
         devices.gpu_share()  # refuses what jax would lose the GPU over
+        xla_flags.compute_own_reductions()
         args.run(args, overrides)
     except SparsecodError as error:
         print(f"sparsecod {args.verb}: {error}", file=sys.stderr)
@@ -159,9 +160,9 @@ def _train(args, overrides) -> None:
 def _analyze(args, overrides) -> None:
     from sparsecod_jax import processes
     from sparsecod_jax.analysis.scores import analyze
-    from sparsecod_jax.train.compilation import keep_programs, leave_products_to_libraries
+    from sparsecod_jax.train.compilation import keep_programs
 
-    leave_products_to_libraries()
+    xla_flags.leave_products_to_libraries()
     processes.check_alone("analyze is one process, with all the devices of its host: start it once")
     keep_programs()
     options = ("scores", "tokens", "sequences", "seq_len", "split", "seed", "every_sequence", "jacobian", "out", "hf", "data")

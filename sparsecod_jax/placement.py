@@ -11,6 +11,7 @@ import numpy as np
 
 from sparsecod_jax import config, devices
 from sparsecod_jax.errors import ConfigError
+from sparsecod_jax.self_check import check_compiler
 from sparsecod_jax.sharding import MESH_AXES, count_slices
 
 FSDP_WAYS = 32  # over a whole slice of 64 or more the compiler for TPU gathers by all-reduce, which sends twice as much (docs/log.md)
@@ -133,7 +134,8 @@ def _attention(experiment: config.Experiment, device) -> config.AttentionKernel:
 
 
 def check_platform(model: config.Model) -> None:
-    """Raises ConfigError when JAX would compute the model in less than it asks for."""
+    """Raises ConfigError when JAX would compute the model in less than it asks for, or wrongly."""
+    check_compiler()
     if "float64" in (model.compute_dtype, model.residual_dtype) and not jax.config.read("jax_enable_x64"):
         raise ConfigError("float64 is computed as float32 unless JAX is told otherwise: set the environment variable JAX_ENABLE_X64=1")
 

@@ -1,20 +1,9 @@
-"""How does XLA compile, and where are compiled programs kept, so that the next start need not compile?"""
+"""Where are compiled programs kept, so that the next start need not compile?"""
 
 import os
 
 import jax
 from etils import epath
-
-
-def leave_products_to_libraries() -> None:
-    """Has XLA multiply matrices on NVIDIA's GPUs by the libraries for them; to be called before jax starts its devices.
-
-    It also has kernels of its own. In float32 to try those takes longer than many a score, and to take them untried is slow. Flags in
-    XLA_FLAGS win; where that is the name of a file with flags, nothing is changed.
-    """
-    told = os.environ.get("XLA_FLAGS", "").strip()
-    if not told or told.startswith("-"):
-        os.environ["XLA_FLAGS"] = f"--xla_gpu_enable_triton_gemm=false {told}"
 
 
 def keep_programs() -> None:

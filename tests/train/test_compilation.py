@@ -1,4 +1,4 @@
-"""Compiled programs are kept where the user's caches are, or where JAX was told; scores are compiled with the libraries' products."""
+"""Compiled programs are kept where the user's caches are, or where JAX was told."""
 
 import json
 import os
@@ -9,8 +9,7 @@ import process
 import pytest
 import tiny
 
-from sparsecod_jax import cli
-from sparsecod_jax.train.compilation import keep_programs, leave_products_to_libraries
+from sparsecod_jax.train.compilation import keep_programs
 
 
 @pytest.fixture
@@ -39,23 +38,6 @@ def test_where_jax_was_told(untold, tmp_path):
     jax.config.update("jax_compilation_cache_dir", str(tmp_path))
     keep_programs()
     assert jax.config.values["jax_compilation_cache_dir"] == str(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("told", "then"), [("--xla_gpu_enable_triton_gemm=true", "--xla_gpu_enable_triton_gemm=false {}"), ("folder/flags.txt", "{}")]
-)
-def test_the_users_flags_win(told, then, monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", told)
-    leave_products_to_libraries()
-    assert os.environ["XLA_FLAGS"] == then.format(told)
-
-
-def test_scores_leave_products_to_libraries(untold):
-    untold.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"])
-    seen = []
-    untold.setattr("sparsecod_jax.analysis.scores.analyze", lambda *_, **__: seen.append(os.environ["XLA_FLAGS"]))
-    cli.main(["analyze", "--workdir=x"])
-    assert ["--xla_gpu_enable_triton_gemm=false" in flags for flags in seen] == [True]
 
 
 def test_the_second_run_finds_the_program_of_the_first(tokens, tmp_path):
