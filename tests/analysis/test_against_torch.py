@@ -47,9 +47,11 @@ SLOW_CASES = [
     pytest.param(DENSE, 8, 96, ALL, id="64: 8 x 96"),
     pytest.param(DENSE, 4, 512, ALL, id="64: 4 x 512"),
     pytest.param(DENSE, 100, 128, ALL, id="64: 100 x 128"),
-    pytest.param(SCALED, 2, 1024, ALL, id="LayerNorm Scaling"),
+    # A block that is swapped in the exported model would take its folded factor along.
+    pytest.param(SCALED, 2, 1024, ALL.replace("permutation,", ""), id="LayerNorm Scaling"),
     pytest.param(WIDE, 2, 1024, ALL, id="256: 2 x 1024"),
-    pytest.param(WIDEST, 2, 1024, ALL, id="512: 2 x 1024"),
+    # Maps of 512 channels need many tokens, or they pass on every rounding error.
+    pytest.param(WIDEST, 4, 1024, ALL, id="512: 4 x 1024"),
     pytest.param(MIXTURE, 2, 1024, ALL, id="mixture"),
 ]
 

@@ -21,9 +21,9 @@ class Exported:
     """A model of transformers whose blocks are called one by one."""
 
     def __init__(self, folder):
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float64, attn_implementation="eager"
-        )
+        # The default experts of transformers have no float64.
+        eager = {"attn_implementation": "eager", "experts_implementation": "eager"}
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, **eager)
         self.model = model.eval().requires_grad_(False)
         self.layers = model.model.layers
         self.width = model.config.hidden_size
