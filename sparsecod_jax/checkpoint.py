@@ -14,12 +14,11 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from etils import epath
 
 from sparsecod_jax import files
 from sparsecod_jax.digest import digests, names
 from sparsecod_jax.errors import ConfigError, SparsecodError
-from sparsecod_jax.processes import first_decides, say, together
+from sparsecod_jax.processes import first_decides, is_first, say, together
 from sparsecod_jax.rundir import RunDir
 
 
@@ -89,6 +88,12 @@ class Checkpointer:
         # Orbax drops some failed steps without raising, so that the absence of the step is the only sure sign.
         if step not in self.steps():
             raise SparsecodError(f"saving step {step} failed ({reason}): make room in {self._run.checkpoints} and run again")
+        self._record_commit(step)
+
+    def _record_commit(self, step: int) -> None:
+        """So that a run whose checkpoints are gone later does not begin again in silence."""
+        if is_first() and not self._run.committed.exists():
+            files.write_record(self._run.committed, {"first_step": step})
 
     def close(self) -> None:
         self._reader.close()
@@ -114,6 +119,7 @@ class Checkpointer:
             if not self._read_only:
                 first_decides(partial(self._quarantine, newer_than=step))
                 self._manager.reload()
+                self._record_commit(step)
             return restored
         if steps:
             raise ConfigError(f"no checkpoint in {self._run.checkpoints} can be used: put back a copy of one, or choose another --workdir")
@@ -142,7 +148,7 @@ class Checkpointer:
     def _quarantine(self, newer_than: int) -> None:
         for step in self.steps():
             if step > newer_than:
-                files.move(self._run.checkpoints / str(step), _free_name(self._run.quarantine / str(step)))
+                files.move(self._run.checkpoints / str(step), files.free_name(self._run.quarantine / str(step)))
                 print(f"checkpoint {step} was moved to {self._run.quarantine}", flush=True)
 
 
@@ -171,13 +177,6 @@ def _unseal(sealed: dict[str, str]) -> dict[str, Any]:
     if hashlib.sha256(sealed["body"].encode()).hexdigest() != sealed["sha256"]:
         raise ValueError("its record was changed")
     return json.loads(sealed["body"])
-
-
-def _free_name(path: epath.Path) -> epath.Path:
-    taken = 0
-    while (candidate := path.with_name(f"{path.name}-{taken}")).exists():
-        taken += 1
-    return candidate
 
 
 def _brief(error: Exception) -> str:

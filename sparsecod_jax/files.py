@@ -218,6 +218,14 @@ def move(folder: epath.Path, target: epath.Path) -> None:
         _sync_folder(folder.parent)
 
 
+def free_name(path: epath.Path) -> epath.Path:
+    """`path` with the first number behind it that is not taken."""
+    taken = 0
+    while (candidate := path.with_name(f"{path.name}-{taken}")).exists():
+        taken += 1
+    return candidate
+
+
 @contextlib.contextmanager
 def new_folder(target: epath.Path) -> Iterator[epath.Path]:
     """A local folder to be filled, which becomes `target` when the context ends well, and else is gone.

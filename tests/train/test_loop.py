@@ -21,6 +21,7 @@ from sparsecod_jax.data.pipeline import example_stream
 from sparsecod_jax.data.store import Windows, read_manifest
 from sparsecod_jax.errors import ConfigError, Diverged, Fenced
 from sparsecod_jax.evaluate.perplexity import evaluator
+from sparsecod_jax.files import read_record
 from sparsecod_jax.rundir import RunDir, claim
 from sparsecod_jax.sharding import make_mesh
 from sparsecod_jax.train import loop
@@ -165,7 +166,7 @@ def test_metrics_have_the_promised_names(tokens, tmp_path, monkeypatch):
     assert final["mfu"] is None
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert manifest["mesh"] == {"data": 1, "fsdp": 8, "expert": 1, "tensor": 1}
-    assert config.from_dict(json.loads((tmp_path / "config.json").read_text())) == experiment
+    assert config.from_dict(read_record(epath.Path(tmp_path) / "config.json")) == experiment
     assert list((tmp_path / "tensorboard").iterdir())
 
 
