@@ -218,6 +218,15 @@ def move(folder: epath.Path, target: epath.Path) -> None:
         _sync_folder(folder.parent)
 
 
+def sync_tree(folder: epath.Path) -> None:
+    """Returns when a local folder is on the disk with all that it holds and with its own name."""
+    for place, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            _sync(os.path.join(place, name))
+        _sync(place)
+    _sync_folder(folder.parent)
+
+
 def free_name(path: epath.Path) -> epath.Path:
     """`path` with the first number behind it that is not taken."""
     taken = 0
@@ -245,8 +254,7 @@ def new_folder(target: epath.Path) -> Iterator[epath.Path]:
     _remove_unfinished(target.parent)
     with _unfinished_folder(target) as beside:
         yield beside
-        for file in _walk(beside):
-            _sync(file)
+        sync_tree(beside)
         try:
             os.rename(beside, target)
         except OSError as error:
@@ -323,13 +331,6 @@ def _write_all(descriptor: int, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(descriptor)
-
-
-def _walk(folder: epath.Path) -> Iterator[str]:
-    """All files below a folder, each before the folder that holds it."""
-    for place, _, names in os.walk(folder, topdown=False):
-        yield from (os.path.join(place, name) for name in names)
-        yield place
 
 
 def _sync_folder(folder: epath.Path) -> None:

@@ -140,7 +140,8 @@ class _Run:
         self.data = data
         self.train_windows = Windows(directory, data, data.train, experiment.data.seq_len)
         self.evaluate = evaluator(program.experiment, program.mesh, directory, data)
-        self.checkpointer = Checkpointer(run, experiment.checkpoint.keep, experiment.checkpoint.keep_every)
+        kept = (experiment.checkpoint.keep, experiment.checkpoint.keep_every)
+        self.checkpointer = Checkpointer(run, *kept, check_owner=attempt.check_still_owner)
         self._compiled: dict[bool, Any] = {}
         self.compile_seconds = 0.0  # of this attempt
 
