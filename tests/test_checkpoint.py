@@ -218,8 +218,8 @@ def test_a_step_is_not_committed_for_one_who_does_not_own_the_run_any_more(run):
     with pytest.raises(SparsecodError, match=r"saving step 20 failed \(.*attempt 2 took over"):
         checkpointer.wait()
     checkpointer.close()
+    assert not (run.checkpoints / "20").exists()
     assert _restore(run).step == 10
-    assert [path.name for path in run.checkpoints.iterdir()] == ["10"]
 
 
 def test_a_run_that_lost_its_checkpoints_is_not_begun_again(run):
