@@ -201,6 +201,11 @@ def _checksum(values: dict[str, Any]) -> str:
     return CHECKSUM_KIND + hashlib.sha256(json.dumps(as_read, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def digest(path: epath.Path) -> str:
+    """A short hash of a file's content."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
 def read_range(path: epath.PathLike, start: int, stop: int) -> bytes:
     """Bytes start..stop-1 of an object, in one request."""
     return _store().cat_file(os.fspath(path), start, stop)  # pyright: ignore[reportReturnType]

@@ -135,5 +135,13 @@ def _check_config(run: RunDir, experiment: config.Experiment, restored: Restored
 def _tokenizer(run: RunDir) -> Tokenizer:
     if not run.tokenizer.exists():
         raise ConfigError(f"{run.path} has no tokenizer.json: copy the one of its data there")
+    _check_tokenizer(run)
     ids = read_record(run.manifest).get("tokenizer", {})
     return load_tokenizer(run.tokenizer, ids.get("eos_id"), ids.get("start_id"))
+
+
+def _check_tokenizer(run: RunDir) -> None:
+    """Another tokenizer would give other ids in silence. Earlier versions recorded no digest of it."""
+    recorded = read_record(run.manifest).get("tokenizer_digest")
+    if recorded not in (None, files.digest(run.tokenizer)):
+        raise ConfigError(f"{run.tokenizer} is not the tokenizer that this run was trained with: copy the one of its data there")

@@ -103,15 +103,18 @@ class RunDir:
         self._complain(found)
         return [values for values, _ in found.lines.values()]
 
-    def begin_metrics(self, step: int) -> bytes:
-        """The lines up to `step`, with which an attempt goes on. Where others are damaged or doubled, the file is kept aside as it was."""
+    def begin_metrics(self, step: int) -> list[tuple[dict[str, Any], bytes]]:
+        """The lines up to `step`, with which an attempt goes on: their values, and as they stand in the file.
+
+        Where any line is damaged or doubled, the file is kept aside as it was.
+        """
         found = self._journal(step)
         self._complain(found)
         if found.damaged or found.doubled:
             aside = files.free_name(self.metrics)
             files.write(aside, self.metrics.read_bytes())
             print(f"metrics.jsonl as it was is kept as {aside.name}", file=sys.stderr, flush=True)
-        return b"".join(text for number, (_, text) in found.lines.items() if number <= step)
+        return [line for number, line in found.lines.items() if number <= step]
 
     def _journal(self, until: int = 0) -> journal.Journal:
         return journal.read(self.metrics.read_bytes() if self.metrics.exists() else b"", until)
@@ -145,7 +148,7 @@ def check_identity(run: RunDir, fields: dict[str, Any]) -> None:
     check_free_or_ours(run.path, ours=_is_ours(run), option="--workdir", kind="a run")
     if run.manifest.exists():
         _check_fields(run, read_record(run.manifest).get("identity_fields", {}), fields)
-    elif left := [place.name for place in (run.checkpoints, run.metrics, run.final) if place.exists()]:
+    elif left := _results(run):
         lacking = f"{run.path} holds {', '.join(left)} of a run, but no manifest.json that says of which"
         raise ConfigError(f"{lacking}: put it back from a copy, or choose another --workdir")
     if not run.final.exists() and not run.newest_checkpoint() and run.had_checkpoint():
@@ -158,6 +161,12 @@ def _check_fields(run: RunDir, before: dict[str, Any], fields: dict[str, Any]) -
     if names:
         changes = ", ".join(f"{name} was {before.get(name)!r}, is {fields.get(name)!r}" for name in names)
         raise ConfigError(f"{run.path} holds another run ({changes}): undo the change or choose another --workdir")
+
+
+def _results(run: RunDir) -> list[str]:
+    """What training has made, by name."""
+    files_of = [file.name for file in (run.metrics, run.final) if file.exists()]
+    return [*([run.checkpoints.name] if names_in(run.checkpoints) else []), *files_of]
 
 
 def _is_ours(run: RunDir) -> bool:

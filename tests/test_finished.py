@@ -66,6 +66,9 @@ def test_what_is_no_trained_model_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="holds no run: give a --workdir"):
         finished.find(str(tmp_path))
     run = saved.run(tmp_path / "run", tiny.MODEL)
+    write_record(run.manifest, read_record(run.manifest) | {"tokenizer_digest": "another"})
+    with pytest.raises(ConfigError, match=r"tokenizer\.json is not the tokenizer that this run was trained with: copy the one of"):
+        finished.find(str(run.path)).tokenizer()
     Path(run.tokenizer).unlink()
     with pytest.raises(ConfigError, match=r"has no tokenizer\.json: copy the one of its data there"):
         finished.find(str(run.path)).tokenizer()

@@ -234,6 +234,7 @@ def test_a_run_without_its_manifest_is_never_begun_again(run, left):
     _begun(run)
     for path in (run.manifest, run.metrics):
         path.unlink()
+    run.checkpoints.mkdir()
     check_identity(run, {"steps": 6})  # nothing was found out yet
     (run.path / left).parent.mkdir(parents=True, exist_ok=True)
     (run.path / left).write_text("{}")

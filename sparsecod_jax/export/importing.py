@@ -43,7 +43,8 @@ def import_model(hf: str, workdir: str) -> epath.Path:
         files.make_folder(run.origin)
         for name, content in words.items():
             files.write(run.origin / name, content)
-        write_record(run.manifest, _manifest(model, tokenizer.eos_id, tokenizer.start_id))
+        described = _manifest(model, tokenizer.eos_id, tokenizer.start_id)
+        write_record(run.manifest, described | {"tokenizer_digest": files.digest(run.tokenizer)})
         write_record(run.config, config.to_dict(experiment))
         run.set_status("finished")
     return run.path

@@ -37,7 +37,7 @@ class Writers:
     def __init__(self, attempt: Attempt, restored_step: int):
         self._attempt, self._mirror = attempt, files.Mirror(attempt.run.path)
         local = RunDir(self._mirror.path)
-        files.write(local.metrics, attempt.run.begin_metrics(restored_step))
+        files.write(local.metrics, b"".join(text for _, text in attempt.run.begin_metrics(restored_step)))
         self._jsonl = local.metrics.open("a")
         self._tensorboard = tensorboardX.SummaryWriter(os.fspath(local.tensorboard), purge_step=restored_step + 1)
         self._thread = concurrent.futures.ThreadPoolExecutor(max_workers=1)
