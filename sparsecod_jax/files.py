@@ -195,6 +195,12 @@ def read_record(path: epath.Path) -> dict[str, Any]:
     return values
 
 
+def say_if_unchecked(path: epath.Path) -> None:
+    """One line, where an earlier version wrote this record: damage to it and to what lies beside it may go unseen."""
+    if path.exists() and CHECKSUM not in read_json(path):
+        print(f"{path.parent} was made before checksums were recorded: its records are taken as they are", flush=True)
+
+
 def _checksum(values: dict[str, Any]) -> str:
     """Of the content as JSON, whatever the order of its names."""
     as_read = json.loads(json.dumps(values))  # numbers as names become words, which sort otherwise

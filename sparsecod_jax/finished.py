@@ -67,6 +67,7 @@ def find(workdir: str | None = None, hf: str | None = None) -> Source:
     if not run.config.exists():
         raise ConfigError(f"{run.path} holds no run: give a --workdir that `sparsecod train` wrote")
     experiment = config.from_dict(read_record(run.config))
+    files.say_if_unchecked(run.config)
     imported = run.manifest.exists() and "imported" in read_record(run.manifest)
     restore = partial(_restore, run, experiment)
     return Source(run.path, experiment.model, experiment.data.seq_len, None if imported else experiment, restore, lambda: _tokenizer(run))

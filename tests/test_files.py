@@ -283,11 +283,14 @@ def test_home_and_paths_that_are_none(folder, monkeypatch):
 RECORD = {"steps": 3, "loss": 1.5, "names": {"2": [1, 2.5, None], "10": "x"}, "id": "0123456789abcdef"}
 
 
-def test_records_come_back_and_old_ones_without_a_checksum_too(folder):
+def test_records_come_back_and_old_ones_without_a_checksum_too(folder, capsys):
     files.write_record(folder / "new.json", RECORD)
     files.write_record(folder / "numbered.json", {10: "a", 9: "b"})  # pyright: ignore[reportArgumentType]
     files.write_json(folder / "old.json", RECORD)
     assert files.read_record(folder / "new.json") == files.read_record(folder / "old.json") == RECORD
+    for name in ("new", "old", "absent"):
+        files.say_if_unchecked(folder / f"{name}.json")
+    assert capsys.readouterr().out == f"{folder} was made before checksums were recorded: its records are taken as they are\n"
     assert files.read_record(folder / "numbered.json") == {"10": "a", "9": "b"}
 
 

@@ -55,6 +55,7 @@ def locate(directory: StudyDir, spec: str, study: Study, runs: list[Run]) -> dic
         elsewhere = _elsewhere(directory)
         return {run.name: elsewhere.get(run.identity) or directory.run(run.name) for run in runs}
     before, described = read_record(directory.described), _describe(spec, study, runs)
+    files.say_if_unchecked(directory.described)
     # The same study may be spelled otherwise, as from another working folder: what it says decides.
     changed = sorted(name for name in described if name != "sweep" and before.get(name) != described.get(name))
     if changed:

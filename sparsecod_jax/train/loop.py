@@ -68,6 +68,7 @@ def train(experiment: config.Experiment, workdir: str, *, profile: bool = False)
 def _finished(run: RunDir, fields: dict[str, Any]) -> dict[str, Any] | None:
     """The final numbers, if this run has them already."""
     check_identity(run, fields)
+    files.say_if_unchecked(run.manifest)
     if not run.final.exists():
         return None
     note(f"{run.path} is already finished")
