@@ -1,4 +1,4 @@
-"""One flipped bit in any file of a run or its scores: whoever reads it names the damage, or reads what was written."""
+"""One flipped bit in any file that was made: whoever reads it names the damage, or reads what was written."""
 
 import contextlib
 import dataclasses
@@ -7,6 +7,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,13 @@ from etils import epath
 from sparsecod_jax import finished
 from sparsecod_jax.analysis.scores import analyze
 from sparsecod_jax.checkpoint import Checkpointer
-from sparsecod_jax.data.store import read_manifest
+from sparsecod_jax.data.store import Windows, read_manifest
+from sparsecod_jax.data.tokenizer import TOKENIZER
+from sparsecod_jax.data.tokenizer import load as load_tokenizer
 from sparsecod_jax.digest import digests
 from sparsecod_jax.errors import SparsecodError
 from sparsecod_jax.export import card
+from sparsecod_jax.export.exporting import export
 from sparsecod_jax.identity import identity_fields
 from sparsecod_jax.report.runs import load_run
 from sparsecod_jax.rundir import RunDir, check_identity
@@ -111,26 +115,47 @@ READERS: list[Callable[[Trained], Any]] = [_continued, _tokenized, _reported]
 RESTORING: list[Callable[[Trained], Any]] = [_resumed, _loaded]
 
 
-def _read(reader: Callable[[Trained], Any], trained: Trained) -> tuple[str, Any]:
-    """Whether the reader named a damage, and what it read."""
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-        try:
-            found = json.loads(json.dumps(reader(trained), default=repr))
-        except SparsecodError:
-            return "named", None
-    named = [line for line in said.getvalue().splitlines() if not line.startswith("[")]  # notes on progress begin with the time
-    return "named" if named else "", found
-
-
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_flipped_bit_is_named_or_harmless(kind, trained, tmp_path):
+def test_a_flipped_bit_of_a_run_is_named_or_harmless(kind, trained, tmp_path):
     readers = RESTORING if "checkpoints" in KINDS[kind] else [*READERS, *(RESTORING if kind == "config.json" else [])]
-    wanted = {reader: _read(reader, trained) for reader in readers}
-    assert {named for named, _ in wanted.values()} == {""}
     shutil.copytree(trained.run.path, tmp_path / "run")
-    broken = dataclasses.replace(trained, run=RunDir(epath.Path(tmp_path) / "run"))
-    where = [path for path in Path(broken.run.path).glob(KINDS[kind]) if path.is_file() and path.stat().st_size]
+    copy = dataclasses.replace(trained, run=RunDir(epath.Path(tmp_path) / "run"))
+    _flip(kind, tmp_path / "run", KINDS[kind], [partial(reader, copy) for reader in readers])
+
+
+@pytest.mark.parametrize("kind", ["manifest.json", "tokenizer.json", "train-*", "validation-*"])
+def test_a_flipped_bit_of_data_is_named_or_harmless(kind, tokens, tmp_path):
+    shutil.copytree(tokens, tmp_path / "data")
+    data = epath.Path(tmp_path) / "data"
+
+    def streams():
+        manifest = read_manifest(data, "command")
+        tokenizer = load_tokenizer(data / TOKENIZER, manifest.eos_id)
+        windows = [Windows(data, manifest, split, 32) for split in (manifest.train, manifest.validation)]
+        ids = [[each[index].tolist() for index in range(len(each))] for each in windows]
+        return manifest.fingerprint, ids, tokenizer.inner.to_str()
+
+    _flip(f"data, {kind}", tmp_path / "data", kind, [streams])
+
+
+@pytest.mark.parametrize("kind", ["config.json", "model.safetensors", "tokenizer.json", "README.md", "*_config.json"])
+def test_a_flipped_bit_of_an_export_is_named_or_harmless(kind, trained, tmp_path):
+    """Read as import and `--hf` read it."""
+    export(str(trained.run.path), str(tmp_path / "hf"))
+
+    def loaded():
+        source = finished.find(hf=str(tmp_path / "hf"))
+        tokenizer = source.tokenizer()
+        return finished.load(source).weights, source.model, source.longest, tokenizer.inner.to_str(), tokenizer.eos_id
+
+    _flip(f"export, {kind}", tmp_path / "hf", kind, [loaded])
+
+
+def _flip(kind: str, folder: Path, pattern: str, readers: list[Callable[[], Any]]) -> None:
+    """Flips bits in those files; no reader may then read anything else without a word."""
+    wanted = [_read(reader) for reader in readers]
+    assert {named for named, _ in wanted} == {""}
+    where = [path for path in folder.glob(pattern) if path.is_file() and path.stat().st_size]
     assert where, "there is no such file"
     dice, outcomes = faults.dice(), Counter()
     for _ in range(faults.trials(USUAL)):
@@ -140,18 +165,25 @@ def test_a_flipped_bit_is_named_or_harmless(kind, trained, tmp_path):
         flipped = bytearray(content)
         flipped[bit // 8] ^= 1 << (bit % 8)
         outcome = "harmless"
-        for reader in readers:
+        for reader, (_, before) in zip(readers, wanted, strict=True):
             file.write_bytes(flipped)
-            named, found = _read(reader, broken)
-            assert named or found == _as_of(wanted[reader][1], trained, broken), f"bit {bit} of {file} changed {reader.__name__} in silence"
+            named, found = _read(reader)
+            assert named or found == before, f"bit {bit} of {file} is read in silence"
             outcome = named or outcome
         outcomes[outcome] += 1
         file.write_bytes(content)
-        for aside in Path(broken.run.path).glob("metrics.jsonl-*"):
+        for aside in folder.glob("metrics.jsonl-*"):
             aside.unlink()
     print(f"{kind}: {dict(outcomes)}, silent 0")
 
 
-def _as_of(found: Any, trained: Trained, broken: Trained) -> Any:
-    """What was read, with the place of the copy."""
-    return json.loads(json.dumps(found).replace(str(trained.run.path), str(broken.run.path)))
+def _read(reader: Callable[[], Any]) -> tuple[str, Any]:
+    """Whether a damage was named, and what was read."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        try:
+            found = json.dumps(reader(), default=repr)
+        except SparsecodError:
+            return "named", None
+    named = [line for line in said.getvalue().splitlines() if not line.startswith("[")]  # notes on progress begin with the time
+    return "named" if named else "", found
