@@ -4,8 +4,9 @@ Asynchronous Orbax checkpoints with a sealed record beside the arrays: the shape
 go on. A step whose record or arrays do not verify is moved to quarantine and the next older one is used; when none verifies the run
 stops, because starting afresh would overwrite what may still be saved by hand.
 
-Orbax writes every file below `checkpoints`, and gives a step its name by a rename without waiting for the disk, so that a power cut could
-leave a named step of empty files: here its files are forced to the disk first, in Orbax's own thread.
+Orbax writes every file below `checkpoints`, and gives a step its name by a rename without waiting
+for the disk, so that a power cut could leave a named step of empty files: here its files are forced
+to the disk first, in Orbax's own thread.
 """
 
 import asyncio
@@ -48,7 +49,7 @@ class Checkpointer:
         read_only: bool = False,
         check_owner: Callable[[], None] = lambda: None,
     ):
-        """`check_owner` is asked in the last moment before a step is committed, and raises if it may not be."""
+        """`check_owner` is asked just before a step is committed, and raises if it may not be."""
         self._run, self._read_only = run, read_only
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
@@ -107,7 +108,7 @@ class Checkpointer:
         self._record_commit(step)
 
     def _durable(self, check_owner: Callable[[], None]) -> type[ocp.path.atomicity.AtomicRenameTemporaryPath]:
-        """How Orbax is to commit a step on a local file system, in its own thread of the first process."""
+        """How Orbax commits a step on a local file system, in a thread of the first process."""
         steps, record_commit = self._run.checkpoints, self._record_commit
 
         class Durable(ocp.path.atomicity.AtomicRenameTemporaryPath):

@@ -1,10 +1,11 @@
 """How is a file written whole or not at all, on a disk or in an object store?
 
-Paths that a user names enter through `absolute`. On a disk a file or folder is made beside its place, under a random name that nobody can
-have planted a link at, and renamed when its bytes are on the disk, so that neither a kill nor a power cut leaves half of it. What a killed
-process left under such a name is removed by the next one that writes there. In an object store (gs://) an object appears when all of it has
-arrived, so nothing is written beside it and renamed; it never grows, so what is appended to is kept in a `Mirror`; and folders need no
-making.
+Paths that a user names enter through `absolute`. On a disk a file or folder is made beside its
+place, under a random name that nobody can have planted a link at, and renamed when its bytes are on
+the disk, so that neither a kill nor a power cut leaves half of it. What a killed process left under
+such a name is removed by the next one that writes there. In an object store (gs://) an object
+appears when all of it has arrived, so nothing is written beside it and renamed; it never grows, so
+what is appended to is kept in a `Mirror`; and folders need no making.
 """
 
 import contextlib
@@ -35,9 +36,10 @@ from sparsecod_jax.errors import ConfigError, Fenced
 fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
 
 CHECKSUM = "checksum"  # the name under which a record carries it
-CHECKSUM_KIND = "sha256:"  # begins each checksum, so that one is known even where a flipped bit changed its name
+CHECKSUM_KIND = "sha256:"  # begins each checksum, so that one is known even if its name is damaged
 
-# Locks of folders on a network's file system hold on one host alone, so unfinished files and folders of other hosts are left alone.
+# Locks of folders on a network's file system hold on one host alone, so unfinished files and folders
+# of other hosts are left alone.
 UNFINISHED = f".sparsecod-{hashlib.sha256(os.uname().nodename.encode()).hexdigest()[:8]}-"
 
 
@@ -94,7 +96,7 @@ def check_can_write(path: epath.Path) -> None:
 
 
 def write(path: epath.Path, content: bytes) -> None:
-    """Writes a file whole or not at all; where `path` is a link, the link is replaced and what it points to left alone."""
+    """Writes a file whole or not at all; a link at `path` is replaced, and what it names left alone."""
     if is_remote(path):
         _put(path, content, "overwrite")
         return
@@ -106,7 +108,7 @@ def write(path: epath.Path, content: bytes) -> None:
 
 
 def create(path: epath.Path, content: bytes) -> None:
-    """Writes a new file; of several processes that try, one succeeds. A power cut may leave it empty, but not gone once this has returned.
+    """Writes a new file; of several processes that try, one succeeds. A kill may leave it empty.
 
     Raises:
       FileExistsError: there is one already.
@@ -196,7 +198,7 @@ def read_record(path: epath.Path) -> dict[str, Any]:
 
 
 def say_if_unchecked(path: epath.Path) -> None:
-    """One line, where an earlier version wrote this record: damage to it and to what lies beside it may go unseen."""
+    """One line, where an earlier version wrote this record, to which damage may go unseen."""
     if path.exists() and CHECKSUM not in read_json(path):
         print(f"{path.parent} was made before checksums were recorded: its records are taken as they are", flush=True)
 
@@ -277,7 +279,7 @@ def new_folder(target: epath.Path) -> Iterator[epath.Path]:
 
 @contextlib.contextmanager
 def _unfinished_file(folder: epath.Path) -> Iterator[tuple[epath.Path, int]]:
-    """A new file and its descriptor, locked while the context lasts; gone afterwards, unless it was renamed."""
+    """A new file and its descriptor, locked while the context lasts; then gone, unless renamed."""
     while True:
         path = folder / f"{UNFINISHED}{secrets.token_hex(8)}"
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
@@ -296,7 +298,7 @@ def _unfinished_file(folder: epath.Path) -> Iterator[tuple[epath.Path, int]]:
 
 @contextlib.contextmanager
 def _unfinished_folder(target: epath.Path) -> Iterator[epath.Path]:
-    """A new folder beside `target`, locked while the context lasts; gone afterwards, unless it was renamed."""
+    """A new folder beside `target`, locked while the context lasts; then gone, unless renamed."""
     while True:
         path = target.with_name(f"{UNFINISHED}{secrets.token_hex(8)}")
         with _sentence(target, "made"):
@@ -315,14 +317,14 @@ def _unfinished_folder(target: epath.Path) -> Iterator[epath.Path]:
 
 
 def _claimed(path: epath.Path, descriptor: int) -> bool:
-    """Locks what was just made. False if another process took it for a dead one's in the moment before, and removed it."""
-    with contextlib.suppress(OSError):  # without locks nobody can tell that it is unfinished, and all leave it alone
+    """Locks what was just made. False if another process took it for a dead one's, and removed it."""
+    with contextlib.suppress(OSError):  # where there are no locks nobody removes it
         fcntl.flock(descriptor, fcntl.LOCK_EX)
     return path.exists()
 
 
 def _remove_unfinished(folder: epath.Path) -> None:
-    """Removes what processes of this host left in `folder` when they were killed: those that live hold a lock on theirs."""
+    """Removes what killed processes of this host left in `folder`; live ones hold a lock on theirs."""
     with os.scandir(folder) as entries:
         left = [entry for entry in entries if entry.name.startswith(UNFINISHED)]
     for entry in left:

@@ -120,7 +120,7 @@ def _restore(run: RunDir, experiment: config.Experiment, abstract: Any) -> tuple
 
 
 def _check_config(run: RunDir, experiment: config.Experiment, restored: Restored) -> None:
-    """Compares config.json, which anything may have changed, with the config that is sealed in the checkpoint."""
+    """Compares config.json, which may have been changed, with the config sealed in the checkpoint."""
     if "config" not in restored.record:
         note(f"checkpoint {restored.step} does not record its config: config.json is taken as it is")
         return
@@ -142,7 +142,7 @@ def _tokenizer(run: RunDir) -> Tokenizer:
 
 
 def _check_tokenizer(run: RunDir) -> None:
-    """Another tokenizer would give other ids in silence. Earlier versions recorded no digest of it."""
+    """Another tokenizer would give other ids. Earlier versions recorded no digest of it."""
     recorded = read_record(run.manifest).get("tokenizer_digest")
     if recorded not in (None, files.digest(run.tokenizer)):
         raise ConfigError(f"{run.tokenizer} is not the tokenizer that this run was trained with: copy the one of its data there")

@@ -1,7 +1,8 @@
-"""How are the lines of metrics.jsonl kept whole? One JSON object a step, which ends with a checksum of its line.
+"""How are the lines of metrics.jsonl kept whole? One JSON object a step, which ends with a checksum.
 
-A line that a crash cut off, so that it has no end, is left out without a word: it is written again after the resume. Whatever else is
-damaged, doubled or missing is named. Earlier versions wrote no checksums; their lines are taken as they are, where no newer one precedes.
+A line that a crash cut off, so that it has no end, is left out without a word: it is written again
+after the resume. Whatever else is damaged, doubled or missing is named. Earlier versions wrote no
+checksums; their lines are taken as they are, where no newer one precedes.
 """
 
 import dataclasses
@@ -17,7 +18,7 @@ TAIL = len(f', "{NAME}": "01234567"}}')
 class Journal:
     """What a file of lines holds, in the order of the steps."""
 
-    lines: dict[int, tuple[dict[str, Any], bytes]]  # by step: the values, and the line as it stands in the file
+    lines: dict[int, tuple[dict[str, Any], bytes]]  # by step: the values, and the line itself
     damaged: list[int]  # numbers of lines that can't be read
     doubled: list[int]  # numbers of lines whose step an earlier line has; the last one counts
     missing: list[int]  # steps that no line tells of

@@ -27,7 +27,7 @@ def check_free_or_ours(folder: epath.Path, *, ours: bool, option: str, kind: str
 
 
 def names_in(folder: epath.Path) -> set[str]:
-    """What lies in a folder, which may be absent, apart from what a killed process of ours left half written."""
+    """What lies in a folder, which may be absent, but for what a killed process left half written."""
     if is_remote(folder):
         names = {path.name for path in folder.iterdir()} if folder.exists() else set()
     else:

@@ -23,7 +23,7 @@ from sparsecod_jax.errors import ConfigError, Fenced
 from sparsecod_jax.files import read_json, read_record, write_record
 from sparsecod_jax.ownership import check_free_or_ours, names_in
 
-# stopped: it was killed; damaged: what status.json says can't be read, the next attempt writes it anew
+# stopped: it was killed; damaged: status.json can't be read, the next attempt writes it anew
 Status = Literal["pending", "running", "stopped", "preempted", "finished", "diverged", "failed", "damaged"]
 
 
@@ -55,7 +55,7 @@ class RunDir:
     tensorboard = property(lambda self: self.path / "tensorboard")
     profile = property(lambda self: self.path / "profile")
     checkpoints = property(lambda self: self.path / "checkpoints")
-    committed = property(lambda self: self.path / "committed.json")  # there since a checkpoint was first known to be on disk
+    committed = property(lambda self: self.path / "committed.json")  # there since the first checkpoint
     quarantine = property(lambda self: self.path / "quarantine")  # checkpoints that failed verification
     final = property(lambda self: self.path / "final.json")
     analysis = property(lambda self: AnalysisDir(self.path / "analysis"))
@@ -68,7 +68,7 @@ class RunDir:
         write_record(self.status, {"status": status, "time": time.time(), **_this_process(), **details})
 
     def read_status(self) -> Status:
-        """What status.json says: pending where there is none, stopped where it says running and the process that said so is dead."""
+        """What status.json says; pending where there is none, stopped where the process is dead."""
         if not self.status.exists():
             return "pending"
         try:
@@ -91,7 +91,7 @@ class RunDir:
         first = self.attempts / "0001.json"
         if first.exists() and "token" in read_loosely(first):
             return False
-        # Begun by a version that did not record it: then lines beyond the first checkpoint are the sign, or a stop that saved one.
+        # Begun by a version that did not record it: lines beyond the first checkpoint are a sign.
         every = read_loosely(self.config).get("checkpoint", {}).get("every", 0)
         last = max(self._journal().lines, default=0)
         return 0 < every < last or read_loosely(self.status).get("status") == "preempted"
@@ -104,7 +104,7 @@ class RunDir:
         return [values for values, _ in found.lines.values()]
 
     def begin_metrics(self, step: int) -> list[tuple[dict[str, Any], bytes]]:
-        """The lines up to `step`, with which an attempt goes on: their values, and as they stand in the file.
+        """The lines up to `step`, with which an attempt goes on: their values, and the lines themselves.
 
         Where any line is damaged or doubled, the file is kept aside as it was.
         """
@@ -140,7 +140,7 @@ def find_runs(path: epath.Path) -> list[RunDir]:
 
 
 def check_identity(run: RunDir, fields: dict[str, Any]) -> None:
-    """Refuses to begin in a folder that holds something else, and to go on with a run under another identity, or without its checkpoints.
+    """Refuses a folder that holds something else, another run, or one that lost its checkpoints.
 
     Raises:
       ConfigError: says what lies there, names the fields that changed, or the folder that is missing.
@@ -170,7 +170,7 @@ def _results(run: RunDir) -> list[str]:
 
 
 def _is_ours(run: RunDir) -> bool:
-    """Whether a record in the directory proves that this package made it; the status may be a launcher's, of a run that never began."""
+    """Whether a record proves that this package made it; a status may be a launcher's of a lost run."""
     attempts = list(run.attempts.iterdir()) if run.attempts.is_dir() else []
     if names_in(run.path) == {"attempts"} and not any(_read(file).strip(b"\0") for file in attempts):
         return True  # of a process that was killed while it wrote the first record
@@ -203,7 +203,7 @@ class Attempt:
             raise ConfigError(f"attempt {self.number} is not in {self.run.path} as seen here: give a --workdir that all processes share")
 
     def check_still_owner(self) -> None:
-        """Raises Fenced when a newer attempt has taken the directory over, or it is not the directory any more that was claimed."""
+        """Raises Fenced when a newer attempt, or another directory, has taken this one's place."""
         newest = _newest_attempt(self.run)
         if newest > self.number:
             raise Fenced(f"attempt {newest} took over {self.run.path}: this attempt ({self.number}) stops before writing more")
@@ -228,7 +228,7 @@ def claim(run: RunDir) -> Iterator[Attempt]:
 
 
 def _enter(run: RunDir) -> Attempt:
-    """A new attempt. When another process takes its number at the same moment, the next one: the later start goes on, as ever."""
+    """A new attempt; where another process takes its number first, the next one, as the later wins."""
     files.make_folder(run.attempts)
     token = secrets.token_hex(8)
     record = json.dumps({**_this_process(), "time": time.time(), "token": token})
@@ -249,9 +249,9 @@ def _this_process() -> dict[str, Any]:
 
 
 def _is_dead(said: dict[str, Any], path: epath.Path) -> bool:
-    """Whether the process of this host that wrote `said` in `path` is gone for certain. Of other hosts nobody knows."""
+    """Whether the process of this host that wrote `said` in `path` is gone for certain."""
     if said.get("host") != os.uname().nodename:
-        return False
+        return False  # of other hosts nobody knows
     try:
         os.kill(said["pid"], 0)
     except ProcessLookupError:  # or it lives in another container of this host, and holds the lock

@@ -103,7 +103,7 @@ def _is_scored(study: Study, place: RunDir) -> bool:
 
 
 def _elsewhere(directory: StudyDir) -> dict[str, RunDir]:
-    """Where the runs of the studies beside this one are, by identity. A folder that only looks like a study is named and left out."""
+    """Where the runs of the studies beside this one are, by identity; what is no study is named."""
     found: dict[str, RunDir] = {}
     for file in sorted(directory.path.parent.glob("*/study.json")):
         if file.parent == directory.path:
