@@ -7,25 +7,28 @@ import argparse
 import json
 import sys
 
-from sparsecod_jax import devices
-from sparsecod_jax.errors import ConfigError, SparsecodError
+from sparsecod_jax import devices, options
+from sparsecod_jax.ending import exit_code_of
+from sparsecod_jax.errors import UsageError
 
 
 def main(argv: list[str] | None = None) -> None:
     """The console script `sparsecod`; exits with the codes of `errors`."""
     argv = sys.argv[1:] if argv is None else argv
-    parser = _parser()
-    args, rest = parser.parse_known_args(argv)
+    args, rest = _parser().parse_known_args(argv)
+    if code := exit_code_of(f"sparsecod {args.verb}", lambda: _run(args, rest, argv)):
+        sys.exit(code)
+
+
+def _run(args: argparse.Namespace, rest: list[str], argv: list[str]) -> None:
     overrides = [word for word in rest if word.startswith("--config.")]
     unknown = [word for word in rest if word not in overrides]
-    try:
-        if unknown or (overrides and not hasattr(args, "config")):
-            raise ConfigError(f"{' '.join(unknown or overrides)} is not an option of {args.verb}: see sparsecod {args.verb} --help")
-        devices.gpu_share()  # refuses what jax would lose the GPU over
-        args.run(args, overrides)
-    except SparsecodError as error:
-        print(f"sparsecod {args.verb}: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    if unknown or (overrides and not hasattr(args, "config")):
+        words = " ".join(unknown or overrides)
+        raise UsageError(f"{words} is not an option of {args.verb}: see sparsecod {args.verb} --help")
+    options.check(args, argv)
+    devices.gpu_share()  # refuses what jax would lose the GPU over
+    args.run(args, overrides)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -164,8 +167,8 @@ def _analyze(args, overrides) -> None:
     leave_products_to_libraries()
     processes.check_alone("analyze is one process, with all the devices of its host: start it once")
     keep_programs()
-    options = ("scores", "tokens", "sequences", "seq_len", "split", "seed", "every_sequence", "jacobian", "out", "hf", "data")
-    print(f"scores: {analyze(args.workdir, **{name: getattr(args, name) for name in options})}")
+    taken = ("scores", "tokens", "sequences", "seq_len", "split", "seed", "every_sequence", "jacobian", "out", "hf", "data")
+    print(f"scores: {analyze(args.workdir, **{name: getattr(args, name) for name in taken})}")
 
 
 def _export(args, overrides) -> None:
@@ -191,8 +194,8 @@ def _eval(args, overrides) -> None:
 
     processes.check_alone("eval is one process, with all the devices of its host: start it once")
     keep_programs()
-    options = ("limit", "num_fewshot", "data", "include", "out")
-    print(evaluate(args.workdir, args.hf, args.tasks, **{name: getattr(args, name) for name in options}))
+    taken = ("limit", "num_fewshot", "data", "include", "out")
+    print(evaluate(args.workdir, args.hf, args.tasks, **{name: getattr(args, name) for name in taken}))
 
 
 def _generate(args, overrides) -> None:

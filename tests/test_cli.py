@@ -23,9 +23,9 @@ def _sparsecod(*words, code=0):
     return done.stdout, done.stderr
 
 
-def _refused(*words):
+def _refused(*words, code=78):
     """The one sentence with which a verb refuses, and nothing else."""
-    output, error = _sparsecod(*words, code=78)
+    output, error = _sparsecod(*words, code=code)
     assert output == ""
     assert error.count("\n") == 1, error
     return error.strip()
@@ -61,7 +61,7 @@ def test_no_verb_is_told():
 )
 def test_unknown_options_are_refused_in_one_sentence(words, unknown):
     verb = words[0]
-    assert _refused(*words) == f"sparsecod {verb}: {unknown} is not an option of {verb}: see sparsecod {verb} --help"
+    assert _refused(*words, code=2) == f"sparsecod {verb}: {unknown} is not an option of {verb}: see sparsecod {verb} --help"
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])
