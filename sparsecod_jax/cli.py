@@ -95,7 +95,8 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--limit", type=int, help="questions of a task at most, to try it out")
     evaluate.add_argument("--num_fewshot", type=int, help="examples before each question (default: as the task says, else 0)")
     evaluate.add_argument("--data", help="folder of data sets, DATASET/CONFIG_OR_none/SPLIT, to be used in place of the hub's")
-    evaluate.add_argument("--include", help="folder of further tasks, as lm-eval's YAML files")
+    evaluate.add_argument("--include", help="folder of further tasks, as lm-eval's YAML files, which are code: see --trust")
+    evaluate.add_argument("--trust", action="store_true", help="run what the tasks of --include hold, as you trust whoever wrote them")
     evaluate.add_argument("--out", help="JSON file to write (default WORKDIR/evaluation.json; with --hf none)")
     evaluate.set_defaults(run=_eval)
 
@@ -127,6 +128,7 @@ def _parser() -> argparse.ArgumentParser:
 
     report = verbs.add_parser("report", help="draw a run, or a folder of runs, as one page", allow_abbrev=False)
     report.add_argument("--workdir", required=True, help="run directory or folder of run directories")
+    report.add_argument("--out", help="folder to write report.html into (default WORKDIR)")
     report.set_defaults(run=_report)
     return parser
 
@@ -194,7 +196,7 @@ def _eval(args, overrides) -> None:
 
     processes.check_alone("eval is one process, with all the devices of its host: start it once")
     keep_programs()
-    taken = ("limit", "num_fewshot", "data", "include", "out")
+    taken = ("limit", "num_fewshot", "data", "include", "trust", "out")
     print(evaluate(args.workdir, args.hf, args.tasks, **{name: getattr(args, name) for name in taken}))
 
 
@@ -227,4 +229,4 @@ def _sweep(args, overrides) -> None:
 def _report(args, overrides) -> None:
     from sparsecod_jax.report.writing import write_report
 
-    print(f"report: {write_report(args.workdir)}")
+    print(f"report: {write_report(args.workdir, args.out)}")

@@ -119,7 +119,7 @@ class _Sent:
             place = self.places[run.name]
             if not remaining(self.study, run, place):
                 found[run.name] = "finished"
-            elif place.read_status() == "diverged":
+            elif results.describe(self.study, run, place)["status"] == "diverged":
                 found[run.name] = "diverged, as it would again"
             elif held.get(run.name) in LIVE:
                 found[run.name] = held[run.name]
@@ -171,7 +171,7 @@ def _checked(engine: Engine, args: argparse.Namespace) -> _Sent:
     study = load(args.sweep)
     runs = expand(study)
     _check(engine, study, runs, args)
-    rehearsed = _Sent(study, runs, locate(StudyDir(files.absolute(args.workdir)), args.sweep, study, runs))
+    rehearsed = _Sent(study, runs, locate(StudyDir(files.absolute(args.workdir)), study, runs))
     engine.render(rehearsed.jobs(args), package.rehearse(args), args)  # refuses what can't be sent
     files.absolute(args.workdir).mkdir(parents=True, exist_ok=True)
     return _begin(study, runs, args)
