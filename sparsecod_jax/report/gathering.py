@@ -1,4 +1,4 @@
-"""What lies in a folder that can be reported, and what is left out? One damaged or foreign folder does not keep others from their report."""
+"""What lies in a folder that can be reported, and what is left out? One damaged folder keeps no other from its report."""
 
 import dataclasses
 from collections.abc import Callable
