@@ -132,8 +132,8 @@ def test_an_interruption_leaves_the_file_as_it_was(source, folder, tmp_path, mon
 
 def test_evaluations_in_turn_are_all_kept(source, folder, tmp_path):
     out = tmp_path / "out.json"
-    for tasks in ("boolq", "arc_easy", "arc_easy"):
-        evaluate("run", None, tasks, data=str(folder), out=str(out), limit=2)
+    for name in ("boolq", "arc_easy", "arc_easy"):
+        evaluate("run", None, name, data=str(folder), out=str(out), limit=2)
     newest = json.loads(out.read_text())
     assert newest["asked"] == {"tasks": ["arc_easy"], "limit": 2, "num_fewshot": None}
     assert [set(earlier["results"]) for earlier in newest["earlier"]] == [{"boolq"}]

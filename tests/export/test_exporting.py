@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import shutil
 from pathlib import Path
 
 import ml_dtypes
@@ -289,12 +288,11 @@ def test_a_flipped_bit_of_an_export_is_named(tmp_path):
             import_model(str(folder), str(tmp_path / "imported"))
         _flip(folder / "model.safetensors", place)
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "digests.json"):
-        _flip(folder / name, (folder / name).read_bytes().index(b"5"))
-        with pytest.raises(ConfigError, match=rf"{name} was changed after it was|is not JSON"):
+        place = (folder / name).read_bytes().index(b"a")
+        _flip(folder / name, place)
+        with pytest.raises(ConfigError, match=rf"{name} was changed after it was"):
             import_model(str(folder), str(tmp_path / "imported"))
-        _flip(folder / name, (folder / name).read_bytes().index(b"4"))
-        shutil.rmtree(folder)
-        export(str(run.path), str(folder))
+        _flip(folder / name, place)
     assert not (tmp_path / "imported").exists()
     (folder / "digests.json").unlink()
     import_model(str(folder), str(tmp_path / "imported"))

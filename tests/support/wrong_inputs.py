@@ -71,8 +71,20 @@ INTEGERS = ("", "x", "1.5", "1e3", "nan", "9" * 30, "-" + "9" * 30)
 FLOATS = ("", "x", "nan", "inf", "-inf", "-1")
 
 
-def build(root: Path, tokens: Path) -> None:
+def build(root: Path) -> None:
     """The world."""
+    build_files(root)
+    run = Path(saved.run(root / "run", tiny.MODEL).path)
+    for file in ("config.json", "manifest.json", "tokenizer.json"):
+        for name, content in RECORDS.items():
+            if not (file == "manifest.json" and name == "object"):  # an old one may say as little
+                spoilt = Path(shutil.copytree(run, root / "runs" / f"{file} {name}"))
+                (spoilt / file).write_bytes(content)
+    shutil.copytree(run, root / "no checkpoint", ignore=shutil.ignore_patterns("checkpoints"))
+
+
+def build_files(root: Path) -> None:
+    """The world without runs."""
     (root / "precious").mkdir(parents=True)
     (root / "precious" / "work").mkdir()
     (root / "precious" / "work" / "thesis.txt").write_text("years")
@@ -89,13 +101,6 @@ def build(root: Path, tokens: Path) -> None:
     for name, change in STUDIES.items():
         (root / "code" / f"study, {name}.py").write_text(STUDY.format(change=repr(change)))
     (root / "code" / "study.py").write_text(STUDY.format(change={}))
-    run = Path(saved.run(root / "run", tiny.MODEL).path)
-    for file in ("config.json", "manifest.json", "tokenizer.json"):
-        for name, content in RECORDS.items():
-            if not (file == "manifest.json" and name == "object"):  # an old one may say as little
-                spoilt = Path(shutil.copytree(run, root / "runs" / f"{file} {name}"))
-                (spoilt / file).write_bytes(content)
-    shutil.copytree(run, root / "no checkpoint", ignore=shutil.ignore_patterns("checkpoints"))
     for name, content in RECORDS.items():
         (root / f"data {name}").mkdir()
         (root / f"data {name}" / "manifest.json").write_bytes(content)
@@ -106,7 +111,7 @@ def build(root: Path, tokens: Path) -> None:
 
 
 def command_lines(root: Path, tokens: Path) -> Iterator[list[str]]:
-    """Each with one mistake, all others words being right."""
+    """Each with one mistake; all other words are right."""
     for verb, (words, wrong) in _verbs(root, tokens).items():
         yield [verb]
         yield [verb, *words, "--nothing=3"]
@@ -129,7 +134,7 @@ def _verbs(root: Path, tokens: Path) -> dict[str, tuple[list[str], dict[str, lis
     no_place += ["/proc/nowhere/x", "http://host/x", "gs://", f"{root}/\udcff", f"{root}/a\0b", "~nobody-of-that-name/x"]
     code = [f"{root}/code/{name}.py" for name in CODE] + [f"{root}/code/absent.py", f"{root}/code", f"{root}/pipe", "", f"{root}/bytes"]
     studies = code + [f"{root}/code/study, {name}.py" for name in STUDIES]
-    runs = [f"{root}/runs/{file} {name}" for file in ("config.json",) for name in RECORDS]
+    runs = [f"{root}/runs/{file} {name}" for file in ("config.json",) for name in RECORDS if name != "object"]
     smoke, new = "--config=configs/smoke.py", f"--workdir={root}/new"
     tiny_flags = tiny.flags(tiny.experiment(data={"path": str(tokens)}))
     overrides = {
@@ -159,7 +164,7 @@ def _verbs(root: Path, tokens: Path) -> dict[str, tuple[list[str], dict[str, lis
             },
         ),
         "train": (
-            [smoke, *tiny_flags, new],
+            [smoke, *tiny_flags, new, "--process_count=1"],
             {
                 "config": code,
                 "workdir": no_place,
@@ -191,7 +196,8 @@ def _verbs(root: Path, tokens: Path) -> dict[str, tuple[list[str], dict[str, lis
         "eval": (
             [run, "--tasks=arc_easy", f"--out={root}/new.json"],
             {
-                **model,
+                "workdir": no_folder,
+                "hf": no_folder,
                 "tasks": ["", ",", " , "],
                 "limit": [*INTEGERS, "0", "-1"],
                 "num_fewshot": [*INTEGERS, "-1"],
