@@ -15,6 +15,7 @@ from sparsecod_jax.errors import ConfigError
 Dtype = Literal["float32", "bfloat16", "float64"]
 Remat = Literal["none", "dots", "full"]  # what is computed again in the backward pass: nothing, all but matrix products, all
 AttentionKernel = Literal["auto", "xla", "splash", "cudnn", "reference"]
+LARGEST_FLOAT = 3.4e38  # beyond it float32 has no number
 LARGEST = 2**40  # of a whole number; beyond it no size means what it says
 
 
@@ -284,7 +285,7 @@ def _field(value, hint, where: str):
     if hint is float and type(value) is int:
         value = float(value)
     _require(type(value) is hint, f"{where}={_brief(value)} is not of type {hint.__name__}: write it as one")
-    _require(hint is not float or math.isfinite(value), f"{where}={value!r} is not finite: choose a number")
+    _require(hint is not float or abs(value) < LARGEST_FLOAT, f"{where}={value!r} is not finite in float32: choose another number")
     return value
 
 

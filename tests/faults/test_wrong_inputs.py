@@ -17,7 +17,7 @@ def test_wrong_inputs(tokens, tmp_path):
     wrong_inputs.build(root)
     before, tried, failures = wrong_inputs.snapshot(root), Counter(), {}
     for words in wrong_inputs.command_lines(root, Path(tokens)):
-        tried[words[0]] += 1
+        tried[" ".join(words[: 1 + (words[0] == "slurm")])] += 1
         began = time.monotonic()
         found = wrong_inputs.complaint(words)
         after = wrong_inputs.snapshot(root)

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import saved
+import slurm
 import tiny
 
 from sparsecod_jax.cli import main
+from sparsecod_jax.sweep import launching
 
 CODE = {  # of a config file or study that is none
     "syntax": "def get_config(:\n",
@@ -112,15 +114,16 @@ def build_files(root: Path) -> None:
 
 def command_lines(root: Path, tokens: Path) -> Iterator[list[str]]:
     """Each with one mistake; all other words are right."""
-    for verb, (words, wrong) in _verbs(root, tokens).items():
-        yield [verb]
-        yield [verb, *words, "--nothing=3"]
-        yield [verb, *words, "stray"]
-        yield [verb, *words, "--\x1b[31m=3"]
+    for name, (words, wrong) in _verbs(root, tokens).items():
+        verb = name.split()
+        yield verb
+        yield [*verb, *words, "--nothing=3"]
+        yield [*verb, *words, "stray"]
+        yield [*verb, *words, "--\x1b[31m=3"]
         for option, values in wrong.items():
             others = [word for word in words if not word.startswith(f"--{option}=")]
             for value in values:
-                yield [verb, *others, f"--{option}={value}"]
+                yield [*verb, *others, f"--{option}={value}"]
 
 
 def _verbs(root: Path, tokens: Path) -> dict[str, tuple[list[str], dict[str, list[str]]]]:
@@ -236,6 +239,22 @@ def _verbs(root: Path, tokens: Path) -> dict[str, tuple[list[str], dict[str, lis
             [f"--sweep={root}/code/study.py", new, "--dry_run"],
             {"sweep": studies, "jobs": [*INTEGERS, "0", "-1"], "max_hours": [*FLOATS, "0"]},
         ),
+        "slurm plan": (
+            [f"--sweep={root}/code/study.py", new],
+            {"sweep": studies, "topology": ["x", "v5e:0x0"], "mfu": [*FLOATS, "0", "2"]},
+        ),
+        "slurm render": (
+            [f"--sweep={root}/code/study.py", new, "--allow_dirty", f"--data={tokens}"],
+            {
+                "sweep": studies,
+                "workdir": [*no_place, "gs://", f"{root}/100%", f"{root}/a\nb"],
+                "data": no_folder,
+                "nodes": [*INTEGERS, "0"],
+                "at_once": [*INTEGERS, "-1"],
+                "sbatch": ["x", "-p gpu", ""],
+                "package": ["egg", ""],
+            },
+        ),
         "report": (
             [f"--workdir={root}/run"],
             {"workdir": [*no_folder, *runs], "out": ["", f"{root}/file", f"{root}/file/x", f"{root}/pipe", "gs://"]},
@@ -259,7 +278,10 @@ def complaint(words: list[str]) -> str | None:
     output, error, code = io.StringIO(), io.StringIO(), 0
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(error):
         try:
-            main(words)
+            if words[0] == "slurm":
+                code = launching.main(slurm.Slurm(), words[1:])
+            else:
+                main(words)
         except SystemExit as ended:
             code = ended.code
         except BaseException as escaped:
