@@ -164,12 +164,19 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def check_plain(path: epath.Path) -> None:
+    """Refuses what is there but no file, such as a pipe, which a reader would wait at for ever; raises ConfigError."""
+    if not is_remote(path) and os.path.exists(path) and not os.path.isfile(path):
+        raise ConfigError(f"{path} is not a plain file: restore it from a copy")
+
+
 def read_json(path: epath.Path) -> Any:
     """Reads a JSON file that this package wrote.
 
     Raises:
-      ConfigError: it is damaged.
+      ConfigError: it is damaged, or no plain file.
     """
+    check_plain(path)
     try:
         return json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, or brackets without end

@@ -81,7 +81,7 @@ class RunDir:
 
     def newest_checkpoint(self) -> int:
         """The step of the newest checkpoint, verified or not; 0 where there is none."""
-        steps = [int(step.name) for step in self.checkpoints.iterdir() if step.name.isdigit()] if self.checkpoints.exists() else []
+        steps = [int(step.name) for step in self.checkpoints.iterdir() if step.name.isdigit()] if self.checkpoints.is_dir() else []
         return max(steps, default=0)
 
     def had_checkpoint(self) -> bool:

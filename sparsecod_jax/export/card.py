@@ -23,6 +23,8 @@ SCORES = {
     "block influence": ("block_influence",),
     "residual variance": ("variance", "residual"),
 }
+PLACES = ("path", "source", "tokenizer")  # fields that name files
+PRIVATE = ("host", "hostname", "pid", "workdir", "coordinator")  # what a record may say of a machine
 READING = """Usefulness: loss with the block replaced by the best affine map of each token, over the loss; 1 means that the map does as
 well. Jacobian: |J - I| / width; block influence: 1 - cos(input, output); both are 0 for a block that passes on what it gets."""
 
@@ -76,8 +78,20 @@ def _layers(run: RunDir, weights: str) -> str:
 
 
 def _training(run: RunDir, manifest: dict[str, Any]) -> str:
-    config = json.dumps(read_record(run.config), indent=1)
-    return f"## Training\n\nManifest:\n\n```json\n{json.dumps(manifest, indent=1)}\n```\n\nConfig:\n\n```json\n{config}\n```"
+    manifest, config = (json.dumps(_public(values), indent=1) for values in (manifest, read_record(run.config)))
+    return f"## Training\n\nManifest:\n\n```json\n{manifest}\n```\n\nConfig:\n\n```json\n{config}\n```"
+
+
+def _public(value: Any, name: str = "") -> Any:
+    """What may be told of a record, and of what it has under `name`: of places their last name, and nothing of hosts and processes."""
+    if isinstance(value, dict):
+        return {key: _public(item, key) for key, item in value.items() if key not in PRIVATE}
+    if isinstance(value, list):
+        return [_public(item) for item in value]
+    if not isinstance(value, str) or value.startswith("hf:"):
+        return value
+    is_place = name in PLACES or value.startswith(("/", "~", ".")) or "://" in value
+    return value.rstrip("/").rpartition("/")[2] if is_place else value
 
 
 def _table(heading: str, columns: list[str], rows: list[list[str]]) -> str:

@@ -15,6 +15,7 @@ from sparsecod_jax.checkpoint import Checkpointer
 from sparsecod_jax.data.tokenizer import TOKENIZER
 from sparsecod_jax.files import write_record
 from sparsecod_jax.huggingface.folder import CONFIG, INDEX, open_folder
+from sparsecod_jax.huggingface.plain_files import DIGESTS
 from sparsecod_jax.ownership import check_free_or_ours
 from sparsecod_jax.processes import note
 from sparsecod_jax.rundir import RunDir, claim
@@ -31,7 +32,7 @@ def import_model(hf: str, workdir: str) -> epath.Path:
     folder = open_folder(files.absolute(hf))
     source, words = finished.of_folder(folder), folder.words()
     tokenizer = source.tokenizer()
-    left = {file.name for file in source.path.iterdir()} - {*words, TOKENIZER, CONFIG, INDEX}
+    left = {file.name for file in source.path.iterdir()} - {*words, TOKENIZER, CONFIG, INDEX, DIGESTS}
     if others := sorted(name for name in left if not name.endswith(".safetensors")):
         note(f"not taken along: {', '.join(others)}")
     model = finished.load(source)

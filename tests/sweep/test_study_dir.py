@@ -1,80 +1,113 @@
-"""Whose directory is a study's, and where are its runs?"""
+"""A study is known by what it says, and studies beside it that can't be read stop nothing."""
+
+import json
+import os
+from pathlib import Path
 
 import pytest
-import study_dirs
-from etils import epath
+import study_files
 
+from sparsecod_jax import files
 from sparsecod_jax.errors import ConfigError
-from sparsecod_jax.files import read_record, write_json, write_record
-from sparsecod_jax.sweep.study import expand
-from sparsecod_jax.sweep.study_dir import StudyDir, begin, locate
-
-RUNS = expand(study_dirs.STUDY)
-SPEC = "configs/sweeps/made_up.py:nano"
+from sparsecod_jax.sweep.local import sweep
+from sparsecod_jax.sweep.study import expand, load
+from sparsecod_jax.sweep.study_dir import StudyDir, begin, locate, read, remaining
 
 
 @pytest.fixture
-def directory(tmp_path):
-    made = StudyDir(epath.Path(tmp_path) / "studies" / "a")
-    made.path.mkdir(parents=True)
-    return made
+def spec(tokens, tmp_path):
+    return study_files.write(tmp_path, tokens, study_files.TWO)
 
 
-def _locate(directory, spec=SPEC):
-    return {name: str(place.path) for name, place in locate(directory, spec, study_dirs.STUDY, RUNS).items()}
+def _begun(folder: Path, spec: str) -> StudyDir:
+    directory, study = StudyDir(folder), load(spec)  # pyright: ignore[reportArgumentType]
+    directory.path.mkdir(parents=True)
+    begin(directory, spec, study, expand(study))
+    return directory
 
 
-@pytest.mark.parametrize("name", ["notes.txt", "study.json", "runs/flat-s0/config.json"])
-def test_a_folder_with_somebody_elses_files_is_refused(directory, name):
-    file = directory.path / name
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text('{"study": "of bees"}')
+def test_a_study_spelled_otherwise_is_the_same(spec, tmp_path):
+    directory = _begun(tmp_path / "studies" / "a", spec)
+    file = os.path.relpath(spec)
+    for other in (file, f"./{file}", f"{tmp_path}/../{tmp_path.name}/study.py:nano"):
+        study = load(other)
+        assert set(locate(directory, study, expand(study))) == {"flat-s0", "deep-s0"}
+
+
+def test_studies_beside_it_that_can_not_be_read_are_named_and_left_out(spec, tmp_path, capsys):
+    first = _begun(tmp_path / "studies" / "a", spec)
+    for name, content in {"b": "{}", "c": "[]", "d": "", "e": '{"runs": {"x": 3}}', "f": "\x00"}.items():
+        (tmp_path / "studies" / name).mkdir()
+        (tmp_path / "studies" / name / "study.json").write_text(content)
+    (tmp_path / "studies" / "g").mkdir()
+    os.mkfifo(tmp_path / "studies" / "g" / "study.json")
+    second = _begun(tmp_path / "studies" / "z", spec)
+    assert read(second)[1]["flat-s0"] == first.run("flat-s0")
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split(" is left out")[0][-1] for line in said] == list("bcdefg")
+
+
+def test_another_study_and_a_changed_record_are_refused(spec, tokens, tmp_path):
+    directory = _begun(tmp_path / "studies" / "a", spec)
+    (tmp_path / "other").mkdir()
+    other = load(study_files.write(tmp_path / "other", tokens, '{"shallow": {"model.n_layers": 2}}'))
+    with pytest.raises(ConfigError, match=r"holds another study \(arms, runs differ\)"):
+        locate(directory, other, expand(other))
+    directory.described.write_text(directory.described.read_text().replace("Why?", "Who?"))
+    with pytest.raises(ConfigError, match="was changed after it was written"):
+        locate(directory, load(spec), expand(load(spec)))
+
+
+def test_a_study_of_an_earlier_version_goes_on(spec, tmp_path):
+    directory = _begun(tmp_path / "studies" / "a", spec)
+    described = files.read_record(directory.described)
+    files.write_json(directory.described, described)  # without a checksum
+    assert set(locate(directory, load(spec), expand(load(spec)))) == {"flat-s0", "deep-s0"}
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"sequences": 3}', '{"sequences": {"profile": "\x00'])
+def test_scores_that_can_not_be_read_are_left_to_analyze(tokens, tmp_path, content):
+    spec = study_files.write(tmp_path, tokens, study_files.TWO, analyze={"scores": "profile"})
+    directory, study = _begun(tmp_path / "studies" / "a", spec), load(spec)
+    run = expand(study)[0]
+    place = directory.run(run.name)
+    place.analysis.path.mkdir(parents=True)
+    place.analysis.scores.write_text(content)
+    assert [verb[0] for verb in remaining(study, run, place)] == ["train", "analyze"]
+
+
+@pytest.mark.faults
+def test_a_damaged_run_does_not_stop_the_others(spec, tmp_path):
+    directory = _begun(tmp_path / "studies" / "a", spec)
+    place = directory.run("flat-s0")
+    place.path.mkdir(parents=True)
+    place.manifest.write_text("{")
+    place.status.write_text("[]")
+    with pytest.raises(Exception, match=r"1 of 2 runs did not finish \(flat-s0\)"):
+        sweep(spec, str(directory.path))
+    assert json.loads(directory.run("deep-s0").final.read_text())["steps"] == 6
+
+
+@pytest.mark.faults
+def test_runs_do_not_import_the_working_folder(spec, tmp_path, monkeypatch):
+    (tmp_path / "random.py").write_text("raise SystemExit('shadowed')\n")
+    text = Path(spec.split(":")[0]).read_text()
+    Path(spec.split(":")[0]).write_text(text.replace("configs/smoke.py", str(Path("configs/smoke.py").resolve())))
+    monkeypatch.setenv("PYTHONPATH", str(Path.cwd()))
+    monkeypatch.chdir(tmp_path)
+    assert sweep(spec, "studies/a") == "flat-s0  finished\ndeep-s0  finished"
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "runs/flat-s0/config.json"])
+def test_a_folder_with_somebody_elses_files_is_refused(spec, tmp_path, name):
+    directory, study = StudyDir(tmp_path / "a"), load(spec)  # pyright: ignore[reportArgumentType]
+    (tmp_path / "a" / name).parent.mkdir(parents=True)
+    (tmp_path / "a" / name).write_text("of bees")
     with pytest.raises(ConfigError, match=r"/a holds files but not a study: choose another --workdir, a folder that is new or empty"):
-        _locate(directory)
+        locate(directory, study, expand(study))
 
 
-def test_what_a_launcher_compiled_before_the_study_began_is_ours(directory):
-    (directory.path / "plans").mkdir()
-    assert len(_locate(directory)) == len(RUNS)
-
-
-@pytest.mark.parametrize("spec", ["./configs/sweeps/made_up.py:nano", "/elsewhere/made_up.py:nano"])
-def test_a_study_that_is_spelled_otherwise_is_the_same(directory, spec):
-    begin(directory, SPEC, study_dirs.STUDY, RUNS)
-    assert _locate(directory, spec) == _locate(directory)
-
-
-def test_a_study_of_an_earlier_version_goes_on(directory):
-    places = begin(directory, SPEC, study_dirs.STUDY, RUNS)
-    write_json(directory.described, read_record(directory.described))
-    assert begin(directory, SPEC, study_dirs.STUDY, RUNS) == places
-
-
-def test_a_study_that_was_changed_is_named(directory):
-    begin(directory, SPEC, study_dirs.STUDY, RUNS)
-    directory.described.write_text(directory.described.read_text().replace("runs/flat-s0", "runs/flat-s1"))
-    with pytest.raises(ConfigError, match=r"study\.json was changed after it was written: restore it from a copy"):
-        _locate(directory)
-
-
-@pytest.mark.parametrize("place", ["../../../elsewhere", "/elsewhere", ".."])
-def test_runs_lie_in_this_study_or_in_one_beside_it(directory, place):
-    begin(directory, SPEC, study_dirs.STUDY, RUNS)
-    described = read_record(directory.described)
-    described["places"]["flat-s0"] = place
-    write_record(directory.described, described)
-    with pytest.raises(ConfigError, match=r"study\.json places a run at .*, outside of the studies here: restore it from a copy"):
-        _locate(directory)
-
-
-def test_runs_of_a_study_beside_this_one_are_shared_and_what_is_no_study_is_named_and_left_out(directory, capsys):
-    beside = StudyDir(directory.path.parent / "b")
-    beside.path.mkdir()
-    shared = begin(beside, SPEC, study_dirs.STUDY, RUNS)
-    strays = {"bees": '{"study": "of bees"}', "list": "[]", "broken": "{", "runs": '{"runs": [], "places": 3}'}
-    for name, content in strays.items():
-        (directory.path.parent / name).mkdir()
-        (directory.path.parent / name / "study.json").write_text(content)
-    assert _locate(directory) == {name: str(place.path) for name, place in shared.items()}
-    said = capsys.readouterr().out
-    assert all(f"/studies/{name}/study.json is left out (" in said for name in strays)
+def test_what_a_launcher_compiled_before_the_study_began_is_ours(spec, tmp_path):
+    (tmp_path / "a" / "plans").mkdir(parents=True)
+    directory, study = StudyDir(tmp_path / "a"), load(spec)  # pyright: ignore[reportArgumentType]
+    assert set(locate(directory, study, expand(study))) == {"flat-s0", "deep-s0"}
