@@ -7,26 +7,29 @@ import argparse
 import json
 import sys
 
-from sparsecod_jax import devices, xla_flags
-from sparsecod_jax.errors import ConfigError, SparsecodError
+from sparsecod_jax import devices, options, xla_flags
+from sparsecod_jax.ending import exit_code_of
+from sparsecod_jax.errors import UsageError
 
 
 def main(argv: list[str] | None = None) -> None:
     """The console script `sparsecod`; exits with the codes of `errors`."""
     argv = sys.argv[1:] if argv is None else argv
-    parser = _parser()
-    args, rest = parser.parse_known_args(argv)
+    args, rest = _parser().parse_known_args(argv)
+    if code := exit_code_of(f"sparsecod {args.verb}", lambda: _run(args, rest, argv)):
+        sys.exit(code)
+
+
+def _run(args: argparse.Namespace, rest: list[str], argv: list[str]) -> None:
     overrides = [word for word in rest if word.startswith("--config.")]
     unknown = [word for word in rest if word not in overrides]
-    try:
-        if unknown or (overrides and not hasattr(args, "config")):
-            raise ConfigError(f"{' '.join(unknown or overrides)} is not an option of {args.verb}: see sparsecod {args.verb} --help")
-        devices.gpu_share()  # refuses what jax would lose the GPU over
-        xla_flags.compute_own_reductions()
-        args.run(args, overrides)
-    except SparsecodError as error:
-        print(f"sparsecod {args.verb}: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    if unknown or (overrides and not hasattr(args, "config")):
+        words = " ".join(unknown or overrides)
+        raise UsageError(f"{words} is not an option of {args.verb}: see sparsecod {args.verb} --help")
+    options.check(args, argv)
+    devices.gpu_share()  # refuses what jax would lose the GPU over
+    xla_flags.compute_own_reductions()
+    args.run(args, overrides)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -93,7 +96,8 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--limit", type=int, help="questions of a task at most, to try it out")
     evaluate.add_argument("--num_fewshot", type=int, help="examples before each question (default: as the task says, else 0)")
     evaluate.add_argument("--data", help="folder of data sets, DATASET/CONFIG_OR_none/SPLIT, to be used in place of the hub's")
-    evaluate.add_argument("--include", help="folder of further tasks, as lm-eval's YAML files")
+    evaluate.add_argument("--include", help="folder of further tasks, as lm-eval's YAML files, which are code: see --trust")
+    evaluate.add_argument("--trust", action="store_true", help="run what the tasks of --include hold, as you trust whoever wrote them")
     evaluate.add_argument("--out", help="JSON file to write (default WORKDIR/evaluation.json; with --hf none)")
     evaluate.set_defaults(run=_eval)
 
@@ -125,6 +129,7 @@ def _parser() -> argparse.ArgumentParser:
 
     report = verbs.add_parser("report", help="draw a run, or a folder of runs, as one page", allow_abbrev=False)
     report.add_argument("--workdir", required=True, help="run directory or folder of run directories")
+    report.add_argument("--out", help="folder to write report.html into (default WORKDIR)")
     report.set_defaults(run=_report)
     return parser
 
@@ -165,8 +170,8 @@ def _analyze(args, overrides) -> None:
     xla_flags.leave_products_to_libraries()
     processes.check_alone("analyze is one process, with all the devices of its host: start it once")
     keep_programs()
-    options = ("scores", "tokens", "sequences", "seq_len", "split", "seed", "every_sequence", "jacobian", "out", "hf", "data")
-    print(f"scores: {analyze(args.workdir, **{name: getattr(args, name) for name in options})}")
+    taken = ("scores", "tokens", "sequences", "seq_len", "split", "seed", "every_sequence", "jacobian", "out", "hf", "data")
+    print(f"scores: {analyze(args.workdir, **{name: getattr(args, name) for name in taken})}")
 
 
 def _export(args, overrides) -> None:
@@ -192,8 +197,8 @@ def _eval(args, overrides) -> None:
 
     processes.check_alone("eval is one process, with all the devices of its host: start it once")
     keep_programs()
-    options = ("limit", "num_fewshot", "data", "include", "out")
-    print(evaluate(args.workdir, args.hf, args.tasks, **{name: getattr(args, name) for name in options}))
+    taken = ("limit", "num_fewshot", "data", "include", "trust", "out")
+    print(evaluate(args.workdir, args.hf, args.tasks, **{name: getattr(args, name) for name in taken}))
 
 
 def _generate(args, overrides) -> None:
@@ -225,4 +230,4 @@ def _sweep(args, overrides) -> None:
 def _report(args, overrides) -> None:
     from sparsecod_jax.report.writing import write_report
 
-    print(f"report: {write_report(args.workdir)}")
+    print(f"report: {write_report(args.workdir, args.out)}")

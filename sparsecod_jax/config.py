@@ -15,6 +15,8 @@ from sparsecod_jax.errors import ConfigError
 Dtype = Literal["float32", "bfloat16", "float64"]
 Remat = Literal["none", "dots", "full"]  # what is computed again in the backward pass: nothing, all but matrix products, all
 AttentionKernel = Literal["auto", "xla", "splash", "cudnn", "reference"]
+LARGEST_FLOAT = 3.4e38  # beyond it float32 has no number
+LARGEST = 2**40  # of a whole number; beyond it no size means what it says
 
 
 def _require(condition: bool, message: str) -> None:
@@ -257,10 +259,11 @@ class Experiment:
 
 def from_dict(values: dict[str, Any], cls: type = Experiment, where: str = "") -> Any:
     """Builds `cls` from nested plain values (a ConfigDict's or config.json's); refuses unknown keys and wrong types."""
+    _require(isinstance(values, dict), f"{where.rstrip('.') or 'the config'}={_brief(values)} is not a section: give it fields")
     hints = get_type_hints(cls)
     for name in values:
         if name not in hints:
-            guess = difflib.get_close_matches(name, hints, n=1)
+            guess = difflib.get_close_matches(str(name), hints, n=1)
             hint = f"did you mean {where}{guess[0]}?" if guess else f"choose from {sorted(hints)}"
             raise ConfigError(f"{where}{name} is not a config field: {hint}")
     fields = {name: _field(value, hints[name], where + name) for name, value in values.items()}
@@ -269,20 +272,25 @@ def from_dict(values: dict[str, Any], cls: type = Experiment, where: str = "") -
 
 def _field(value, hint, where: str):
     if dataclasses.is_dataclass(hint):
-        _require(isinstance(value, dict), f"{where}={value!r} is not a section: give it fields")
         return from_dict(value, hint, where + ".")  # pyright: ignore[reportArgumentType]
     if get_origin(hint) is Literal:
-        _require(value in get_args(hint), f"{where}={value!r} is not known: choose from {list(get_args(hint))}")
+        _require(value in get_args(hint), f"{where}={_brief(value)} is not known: choose from {list(get_args(hint))}")
         return value
     if get_origin(hint) is tuple:
         names = isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value)
-        _require(names, f"{where}={value!r} is not a list of names: write it as one")
+        _require(names, f"{where}={_brief(value)} is not a list of names: write it as one")
         return tuple(value)
+    if type(value) is int:
+        _require(abs(value) < LARGEST, f"{where} is {_brief(value)}: choose a smaller one")
     if hint is float and type(value) is int:
         value = float(value)
-    _require(type(value) is hint, f"{where}={value!r} is not of type {hint.__name__}: write it as one")
-    _require(hint is not float or math.isfinite(value), f"{where}={value!r} is not finite: choose a number")
+    _require(type(value) is hint, f"{where}={_brief(value)} is not of type {hint.__name__}: write it as one")
+    _require(hint is not float or abs(value) < LARGEST_FLOAT, f"{where}={value!r} is not finite in float32: choose another number")
     return value
+
+
+def _brief(value: Any) -> str:
+    return "a huge number" if isinstance(value, int) and abs(value) >= LARGEST else repr(value)[:200]
 
 
 def to_dict(experiment: Experiment) -> dict[str, Any]:

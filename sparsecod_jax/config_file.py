@@ -1,12 +1,12 @@
 """How does a config file become an experiment? ConfigDict and flags stop at this door."""
 
 import dataclasses
-import os
 from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from sparsecod_jax import python_file
 from sparsecod_jax.config import Experiment, from_dict
 from sparsecod_jax.errors import ConfigError
 
@@ -30,16 +30,15 @@ def load(spec: str, overrides: list[str] | tuple[str, ...] = ()) -> Experiment:
     Raises:
       ConfigError: the file, a field or a value is not usable; the message names the fix.
     """
-    file = spec.split(":")[0]
-    if not os.path.isfile(file):
-        raise ConfigError(f"there is no config file {file}: give a path such as configs/smoke.py")
-    argv = ["sparsecod", f"--config={spec}", *overrides]
-    values = flags.FlagValues()
-    holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    made = python_file.call(spec, "get_config", "config file")
+    if not isinstance(made, ConfigDict):
+        raise ConfigError(f"get_config of {spec} returns no ConfigDict: have it change and return `config_file.default_config()`")
+    argv, values = ["sparsecod", *overrides], flags.FlagValues()
     try:
+        holder = config_flags.DEFINE_config_dict("config", made, flag_values=values, sys_argv=argv)
         values(argv)
         fields = holder.value.to_dict()
-    except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+    except Exception as error:  # the libraries raise unrelated types for words that they can't read
         raise ConfigError(f"{' '.join([spec, *overrides])} can't be read: {_gist(error)}") from error
     return from_dict(fields)
 

@@ -1,6 +1,6 @@
 """Which mistakes and events end a verb, and with which exit code?
 
-The codes are a contract with schedulers (docs/design.md, "Exit codes"): 75 asks to be run again, 70, 76 and 78 must not be retried.
+The codes are a contract with schedulers (docs/design.md, "Exit codes"): 75 asks to be run again, 2, 70, 76 and 78 must not be retried.
 """
 
 
@@ -8,6 +8,12 @@ class SparsecodError(Exception):
     """Ends a verb with one sentence for the user and an exit code for the scheduler."""
 
     exit_code = 1
+
+
+class UsageError(SparsecodError):
+    """The command line has an option or a word that the verb does not know."""
+
+    exit_code = 2
 
 
 class ConfigError(SparsecodError):
@@ -34,5 +40,7 @@ class Diverged(SparsecodError):
     exit_code = 70
 
 
-FINAL = (Diverged.exit_code, ConfigError.exit_code)  # codes of runs that would end so again
+FINAL = (UsageError.exit_code, Diverged.exit_code, ConfigError.exit_code)  # codes of runs that would end so again
+INTERRUPTED = 130  # Ctrl-C where nothing can be saved, as shells have it
+PIPE_CLOSED = 141  # whoever read the output has left, as shells have it
 ATTEMPTS = 3  # in a row that may die of anything else without a newer checkpoint

@@ -15,14 +15,16 @@ from flax import linen as nn
 from jax.sharding import Mesh
 
 from sparsecod_jax import config, files, placement
-from sparsecod_jax.checkpoint import Checkpointer
+from sparsecod_jax.checkpoint import Checkpointer, Restored
 from sparsecod_jax.data.tokenizer import Tokenizer
 from sparsecod_jax.data.tokenizer import load as load_tokenizer
 from sparsecod_jax.digest import digests
 from sparsecod_jax.errors import ConfigError
-from sparsecod_jax.files import read_json
+from sparsecod_jax.files import read_record
 from sparsecod_jax.huggingface.folder import Folder, open_folder
+from sparsecod_jax.identity import identity_fields
 from sparsecod_jax.model import Transformer
+from sparsecod_jax.processes import note
 from sparsecod_jax.rundir import RunDir
 from sparsecod_jax.sharding import make_mesh, tree_shardings
 
@@ -64,9 +66,10 @@ def find(workdir: str | None = None, hf: str | None = None) -> Source:
     run = RunDir(files.absolute(str(workdir)))
     if not run.config.exists():
         raise ConfigError(f"{run.path} holds no run: give a --workdir that `sparsecod train` wrote")
-    experiment = config.from_dict(read_json(run.config))
-    imported = run.manifest.exists() and "imported" in read_json(run.manifest)
-    restore = partial(_restore, run, experiment.checkpoint.keep)
+    experiment = config.from_dict(read_record(run.config))
+    files.say_if_unchecked(run.config)
+    imported = run.manifest.exists() and "imported" in read_record(run.manifest)
+    restore = partial(_restore, run, experiment)
     return Source(run.path, experiment.model, experiment.data.seq_len, None if imported else experiment, restore, lambda: _tokenizer(run))
 
 
@@ -106,17 +109,40 @@ def at_least_float32(model: config.Model) -> config.Experiment:
     )
 
 
-def _restore(run: RunDir, keep: int, abstract: Any) -> tuple[int, Any]:
-    """The newest checkpoint that verifies."""
-    with contextlib.closing(Checkpointer(run, keep, read_only=True)) as checkpointer:
+def _restore(run: RunDir, experiment: config.Experiment, abstract: Any) -> tuple[int, Any]:
+    """The newest checkpoint that verifies, of the model that config.json tells of."""
+    with contextlib.closing(Checkpointer(run, experiment.checkpoint.keep, read_only=True)) as checkpointer:
         restored = checkpointer.restore_latest({"state": {"params": abstract}})
     if restored is None:
         raise ConfigError(f"{run.path} has no checkpoint: train it first, with `sparsecod train`")
+    _check_config(run, experiment, restored)
     return restored.step, restored.items["state"]["params"]
+
+
+def _check_config(run: RunDir, experiment: config.Experiment, restored: Restored) -> None:
+    """Compares config.json, which may have been changed, with the config sealed in the checkpoint."""
+    if "config" not in restored.record:
+        note(f"checkpoint {restored.step} does not record its config: config.json is taken as it is")
+        return
+    says = identity_fields(experiment, "")
+    sealed = identity_fields(config.from_dict(restored.record["config"]), "")
+    differing = sorted(name for name in {*says, *sealed} if says.get(name) != sealed.get(name))
+    if differing:
+        values = ", ".join(f"{name}={says.get(name)!r} instead of {sealed.get(name)!r}" for name in differing)
+        other = f"than checkpoint {restored.step} was made with"
+        raise ConfigError(f"{run.config} holds another model {other} ({values}): restore it from a copy")
 
 
 def _tokenizer(run: RunDir) -> Tokenizer:
     if not run.tokenizer.exists():
         raise ConfigError(f"{run.path} has no tokenizer.json: copy the one of its data there")
-    ids = read_json(run.manifest).get("tokenizer", {})
+    _check_tokenizer(run)
+    ids = read_record(run.manifest).get("tokenizer", {})
     return load_tokenizer(run.tokenizer, ids.get("eos_id"), ids.get("start_id"))
+
+
+def _check_tokenizer(run: RunDir) -> None:
+    """Another tokenizer would give other ids. Earlier versions recorded no digest of it."""
+    recorded = read_record(run.manifest).get("tokenizer_digest")
+    if recorded not in (None, files.digest(run.tokenizer)):
+        raise ConfigError(f"{run.tokenizer} is not the tokenizer that this run was trained with: copy the one of its data there")

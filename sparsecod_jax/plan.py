@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from typing import Any, get_args
 
 import jax
+from etils import epath
 
-from sparsecod_jax import config, counts, devices, hlo, placement, topologies
+from sparsecod_jax import config, counts, devices, files, hlo, placement, topologies
 from sparsecod_jax.config import Experiment
 from sparsecod_jax.errors import ConfigError
-from sparsecod_jax.files import absolute, write_json
 from sparsecod_jax.topologies import Topology
 from sparsecod_jax.train.step import Program, build_on
 
@@ -27,7 +27,7 @@ def plan_all(experiment: Experiment, names: list[str], mfu: float, out: str | No
       every_remat: also compiles every remat policy, so that the one that recomputes least can be chosen among those that fit.
 
     Raises:
-      ConfigError: as `plan` does.
+      ConfigError: as `plan` does, or `out` can't be written.
     """
     if not 0 < mfu <= 1:
         raise ConfigError(f"--mfu={mfu} is not a share of the peak: use a number above 0 and up to 1, such as 0.4")
@@ -35,9 +35,9 @@ def plan_all(experiment: Experiment, names: list[str], mfu: float, out: str | No
     wanted = [topologies.find(name) for name in names]
     for topology in wanted:
         placement.choose_mesh(experiment, topology.devices, topology.slices)
-    target = absolute(out) if out else None
+    target = files.absolute(out) if out else None
     if target:
-        target.parent.mkdir(parents=True, exist_ok=True)  # now, as compiling takes minutes
+        _check_target(target)  # now, as compiling takes minutes
     found = []
     for topology in wanted:
         found.append(plan(experiment, topology, mfu))
@@ -45,7 +45,17 @@ def plan_all(experiment: Experiment, names: list[str], mfu: float, out: str | No
             found[-1]["remat"] = every_remat_policy(experiment, topology, found[-1])
         print(report(found[-1]), flush=True)
         if target:
-            write_json(target, found)
+            files.write_json(target, found)
+
+
+def _check_target(target: epath.Path) -> None:
+    """Refuses a file that can't be written, or that holds something else than plans."""
+    files.check_can_write(target)
+    if not target.exists():
+        return
+    found = files.read_json(target)
+    if not isinstance(found, list) or not all(isinstance(each, dict) and "topology" in each for each in found):
+        raise ConfigError(f"{target} holds something else than plans: choose another --out")
 
 
 def plan(experiment: Experiment, topology: Topology, mfu: float, *, search: bool = True) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from sparsecod_jax.config_file import default_config
+from sparsecod_jax.errors import ConfigError
 
 
 def nano() -> Any:
@@ -64,8 +65,8 @@ def base(scale: str) -> Any:
     """The ConfigDict of a scale, with the model's sizes still to be set.
 
     Raises:
-      ValueError: there is no such scale.
+      ConfigError: there is no such scale.
     """
     if scale not in SCALES:
-        raise ValueError(f"there is no scale {scale!r}: choose from {', '.join(SCALES)}")
+        raise ConfigError(f"there is no scale {scale!r}: choose from {', '.join(SCALES)}")
     return SCALES[scale]()

@@ -9,6 +9,7 @@ import sys
 import process
 import pytest
 import tiny
+import wrong_inputs
 
 from sparsecod_jax.cli import main
 
@@ -23,9 +24,9 @@ def _sparsecod(*words, code=0):
     return done.stdout, done.stderr
 
 
-def _refused(*words):
+def _refused(*words, code=78):
     """The one sentence with which a verb refuses, and nothing else."""
-    output, error = _sparsecod(*words, code=78)
+    output, error = _sparsecod(*words, code=code)
     assert output == ""
     assert error.count("\n") == 1, error
     return error.strip()
@@ -61,7 +62,7 @@ def test_no_verb_is_told():
 )
 def test_unknown_options_are_refused_in_one_sentence(words, unknown):
     verb = words[0]
-    assert _refused(*words) == f"sparsecod {verb}: {unknown} is not an option of {verb}: see sparsecod {verb} --help"
+    assert _refused(*words, code=2) == f"sparsecod {verb}: {unknown} is not an option of {verb}: see sparsecod {verb} --help"
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])
@@ -95,6 +96,20 @@ def test_a_share_of_gpu_memory_that_is_no_number_is_refused(words, tmp_path, mon
     sentence = _refused(*words, f"{where}={tmp_path}/new")
     assert sentence == f"sparsecod {words[0]}: XLA_CLIENT_MEM_FRACTION=0,4 is not a number: write it like 0.9, or unset it"
     assert not list(tmp_path.iterdir())
+
+
+def test_wrong_inputs_are_one_sentence_and_leave_everything_as_it_was(tmp_path):
+    """A part of tests/faults/test_wrong_inputs.py that needs no model."""
+    root = tmp_path / "world"
+    wrong_inputs.build_files(root)
+    before, failures = wrong_inputs.snapshot(root), {}
+    lines = [line for line in wrong_inputs.command_lines(root, tmp_path / "tokens") if line[0] in ("train", "sweep", "report", "data")]
+    for words in lines[::5]:
+        if found := wrong_inputs.complaint(words):
+            failures[" ".join(words)[-200:]] = found
+    assert not failures, wrong_inputs.report(failures)
+    assert wrong_inputs.snapshot(root) == before
+    assert len(lines[::5]) > 30
 
 
 def test_from_text_to_report(corpus, tmp_path):

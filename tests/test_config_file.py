@@ -52,12 +52,20 @@ def test_mistakes_in_overrides_are_one_sentence(override, sentence):
     [
         ("c.model.n_layer = 3; return c", r"^model\.n_layer is not a config field: did you mean model\.n_layers\?"),
         ("c.optimiser = 3; return c", r"^optimiser is not a config field: did you mean optimizer\?"),
-        ("c.model.n_layers = '3'; return c", "can't be read: TypeError: Could not override field 'n_layers'"),
+        ("c.model.n_layers = '3'; return c", r"can't be read \(line 5: TypeError: Could not override field 'n_layers'"),
         ("c.optimizer.peak_lr = -1.0; return c", r"^optimizer\.peak_lr is -1\.0: set it above 0"),
         ("return scales.base('huge')", "there is no scale 'huge': choose from nano, mini, paper"),
-        ("return None", "can't be read: 'NoneType' object"),
-        ("open('/nowhere/at/all')", "can't be read: .*No such file or directory: '/nowhere/at/all'"),
-        ("raise KeyError('width')", "can't be read: unknown name width"),
+        ("return None", "returns no ConfigDict"),
+        ("return {'steps': 3}", "returns no ConfigDict"),
+        ("open('/nowhere/at/all')", r"can't be read \(line 5: FileNotFoundError: .*'/nowhere/at/all'\): correct it"),
+        ("raise KeyError('width')", r"can't be read \(line 5: KeyError: 'width'\)"),
+        ("raise RuntimeError", r"can't be read \(line 5: RuntimeError\)"),
+        ("return widht", r"can't be read \(line 5: NameError: name 'widht' is not defined\)"),
+        ("import nowhere", r"can't be read \(line 5: ModuleNotFoundError: No module named 'nowhere'\)"),
+        ("return c c", r"can't be read \(line 5: SyntaxError: invalid syntax\)"),
+        ("raise SystemExit(3)", r"can't be read \(line 5: SystemExit: 3\)"),
+        ("return get_config()", r"can't be read \(line 4: RecursionError: "),
+        ("c.data.seed = 2**70; return c", "data.seed is a huge number: choose a smaller one"),
     ],
 )
 def test_mistakes_in_a_config_file_are_one_sentence(body, sentence, tmp_path):
@@ -74,7 +82,7 @@ def test_mistakes_in_a_config_file_are_one_sentence(body, sentence, tmp_path):
         ("configs/nowhere.py", r"^there is no config file configs/nowhere\.py: give a path such as configs/smoke\.py$"),
         ("configs/nowhere.py:nano", r"^there is no config file configs/nowhere\.py: "),
         (str(ROOT / "configs"), "^there is no config file .*/configs: "),
-        (f"{ROOT}/configs/dense_1b.py:huge", "there is no scale 'huge': choose from nano, mini, paper$"),
+        (f"{ROOT}/configs/dense_1b.py:huge", "^there is no scale 'huge': choose from nano, mini, paper$"),
     ],
 )
 def test_a_missing_file_or_scale_is_one_sentence(spec, sentence):

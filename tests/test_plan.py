@@ -191,13 +191,24 @@ def _refused(capsys, *words):
 def test_mistakes_are_refused_in_one_sentence(capsys, tmp_path, monkeypatch):
     out = f"--out={tmp_path}/plans.json"
     assert _refused(capsys, "--topology=v5p:4", out).startswith("--topology=v5p:4 is not known: write it like v4:2x2x2, ")
-    for mfu in ("0", "1.5", "-0.4", "nan"):
+    assert _refused(capsys, "--topology=v5e:2x2", "--mfu=nan", out) == "--mfu=nan is not finite: give a number"
+    for mfu in ("0", "1.5", "-0.4"):
         sentence = f"--mfu={float(mfu)} is not a share of the peak: use a number above 0 and up to 1, such as 0.4"
         assert _refused(capsys, "--topology=v5e:2x2", f"--mfu={mfu}", out) == sentence
     installed = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda wanted: None if wanted == "libtpu" else installed(wanted))
     assert _refused(capsys, "--topology=v5e:2x2", out) == "compiling for a TPU needs its compiler: pip install 'sparsecod-jax[tpu]'"
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("place", ["folder", "absent/plans.json", "notes.json", "text.txt"])
+def test_a_place_for_plans_is_looked_at_first(place, capsys, tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "notes.json").write_text('{"mine": 1}')
+    (tmp_path / "text.txt").write_text("mine")
+    before = {file.name: file.is_file() and file.read_bytes() for file in tmp_path.iterdir()}
+    _refused(capsys, "--topology=h100:1", f"--out={tmp_path / place}")
+    assert {file.name: file.is_file() and file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
 def test_plans_are_printed_and_written(rent, capsys, tmp_path):

@@ -121,7 +121,7 @@ def read_manifest(directory: epath.Path, command: str) -> Manifest:
     if not path.exists():
         raise ConfigError(f"there is no data in {directory}: run `{command}`")
     try:
-        values = json.loads(path.read_bytes())
+        values = files.read_json(path)
         checksum = values.pop("checksum")
         intact = checksum == _checksum(values)
         del values["fingerprint"]

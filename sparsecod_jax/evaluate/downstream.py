@@ -29,6 +29,7 @@ def evaluate(
     num_fewshot: int | None = None,
     data: str | None = None,
     include: str | None = None,
+    trust: bool = False,
     out: str | None = None,
 ) -> str:
     """Scores a finished model on tasks of lm-eval and returns tables for people.
@@ -39,11 +40,12 @@ def evaluate(
       limit: questions of a task at most.
       num_fewshot: examples before each question; None is as each task says.
       data: a folder of data sets (see `tasks`), in place of the hub's.
-      include: a folder of further tasks in YAML.
-      out: the JSON file to write; None is evaluation.json in the run directory, and no file for a Hugging Face directory.
+      include: a folder of further tasks in YAML; their templates and functions are code, so `trust` must be given with it.
+      out: the JSON file to write; None is evaluation.json in the run directory, and no file for a Hugging Face directory. What it has of
+        other evaluations is kept.
 
     Raises:
-      ConfigError: model, tasks or data can't be used; nothing was computed.
+      ConfigError: model, tasks or data can't be used, or `out` can't be written; nothing was computed.
     """
     if importlib.util.find_spec("lm_eval") is None:
         raise ConfigError("eval runs the tasks of lm-eval, which is not installed: pip install 'sparsecod-jax[eval]'")
@@ -52,20 +54,65 @@ def evaluate(
         raise ConfigError("--tasks names no task: give some, such as --tasks=arc_easy,hellaswag")
     if (limit is not None and limit < 1) or (num_fewshot is not None and num_fewshot < 0):
         raise ConfigError(f"--limit={limit} is below 1 or --num_fewshot={num_fewshot} below 0: raise it, or leave it out")
+    if include is not None and not trust:
+        raise ConfigError(
+            f"the tasks in --include={include} may run any code: add --trust if you trust whoever wrote them, else leave them out"
+        )
     source = finished.find(workdir, hf)
     source.tokenizer()  # or it is told before tasks are loaded that there is none
-    target = files.absolute(out) if out is not None else RunDir(files.absolute(workdir)).evaluation if workdir else None
-    if target and not target.parent.is_dir() and not files.is_remote(target):
-        raise ConfigError(f"--out={target} lies in a folder that is not there: make it, or choose another")
+    target = _target(workdir, out)
+    earlier = _earlier(target) if target else []
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of each local data set
     from sparsecod_jax.evaluate import tasks as questions
 
     asked = questions.load(names, files.absolute(data) if data else None, files.absolute(include) if include else None, num_fewshot)
     results = _run(finished.load(source), asked, limit)
-    if target:
-        files.write_json(target, results)
-    return _describe(results, target)
+    table = _describe(results)
+    if target is None:
+        return table
+    results |= {"asked": {"tasks": names, "limit": limit, "num_fewshot": num_fewshot}}
+    try:
+        files.write_record(target, results | {"earlier": [found for found in earlier if not _same(found, results)]})
+    except BaseException:
+        print(table, flush=True)  # hours may have gone into it
+        raise
+    return f"{table}\nresults: {target}"
+
+
+def _target(workdir: str | None, out: str | None) -> epath.Path | None:
+    """The file for the results, which can be written.
+
+    Raises:
+      ConfigError: it can't.
+    """
+    if out is None and workdir is None:
+        return None
+    target = RunDir(files.absolute(str(workdir))).evaluation if out is None else files.absolute(out)
+    try:
+        files.check_can_write(target)
+    except ConfigError as error:
+        raise ConfigError(f"the results have no place ({error}): give --out, a JSON file in a folder that is there") from error
+    return target
+
+
+def _earlier(target: epath.Path) -> list[dict[str, Any]]:
+    """The evaluations that a file holds, the newest first.
+
+    Raises:
+      ConfigError: it holds something else.
+    """
+    if not target.exists():
+        return []
+    found = files.read_record(target)
+    if "versions_of" not in found or not isinstance(earlier := found.pop("earlier", []), list):
+        raise ConfigError(f"{target} holds something else than results of eval: choose another --out")
+    return [found, *earlier]
+
+
+def _same(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    """Whether two evaluations asked the same of the same model."""
+    return all(a.get(name) == b.get(name) for name in ("asked", "model"))
 
 
 def _run(model: finished.Finished, asked: "Asked", limit: int | None) -> dict[str, Any]:
@@ -129,7 +176,7 @@ def _accuracy(result: dict[str, Any]) -> dict[str, Any] | None:
     return None
 
 
-def _describe(results: dict[str, Any], target: epath.Path | None) -> str:
+def _describe(results: dict[str, Any]) -> str:
     """A table of every metric, and what to know about it."""
     lines = [("task", "questions", "examples", "metric", "value", "error")]
     for name, result in results["results"].items():
@@ -150,8 +197,6 @@ def _describe(results: dict[str, Any], target: epath.Path | None) -> str:
             parts.append(f"{task} was scored on {described['split']}, as {described['folder']} has no {described['usual_split']}")
     if results["truncated"]:
         parts.append(f"{results['truncated']} texts are longer than {results['model']['max_length']} tokens and lost their beginning")
-    if target:
-        parts.append(f"results: {target}")
     return "\n".join(parts)
 
 

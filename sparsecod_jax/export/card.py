@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from sparsecod_jax import counts, finished
-from sparsecod_jax.files import read_json
+from sparsecod_jax.files import read_record
 from sparsecod_jax.rundir import RunDir
 
 HEAD = """---
@@ -23,13 +23,15 @@ SCORES = {
     "block influence": ("block_influence",),
     "residual variance": ("variance", "residual"),
 }
+PLACES = ("path", "source", "tokenizer")  # fields that name files
+PRIVATE = ("host", "hostname", "pid", "workdir", "coordinator")  # what a record may say of a machine
 READING = """Usefulness: loss with the block replaced by the best affine map of each token, over the loss; 1 means that the map does as
 well. Jacobian: |J - I| / width; block influence: 1 - cos(input, output); both are 0 for a block that passes on what it gets."""
 
 
 def write(run: RunDir, model: finished.Finished) -> str:
     """Markdown: what the model is, how it was trained, how well it predicts, and what each layer contributes, as far as that is known."""
-    manifest = read_json(run.manifest)
+    manifest = read_record(run.manifest)
     sections = [_description(run.path.name, model), _results(run, model.step), _layers(run, model.weights), _training(run, manifest)]
     return HEAD + "\n" + "\n\n".join(section for section in sections if section) + "\n"
 
@@ -52,7 +54,7 @@ def _description(name: str, model: finished.Finished) -> str:
 
 
 def _results(run: RunDir, step: int) -> str:
-    final = read_json(run.final) if run.final.exists() else {}
+    final = read_record(run.final) if run.final.exists() else {}
     if final.get("steps") != step:
         return ""
     numbers = {name: final[name] for name in ("loss", "perplexity", "bits_per_byte", "unigram_entropy") if name in final}
@@ -62,7 +64,7 @@ def _results(run: RunDir, step: int) -> str:
 
 def _layers(run: RunDir, weights: str) -> str:
     """The scores of these weights, a row a layer."""
-    scores = read_json(run.analysis.scores) if run.analysis.scores.exists() else {}
+    scores = read_record(run.analysis.scores) if run.analysis.scores.exists() else {}
     if scores.get("model", {}).get("weights") != weights:
         return ""
     columns = {name: values for name, path in SCORES.items() if (values := _find(scores, path))}
@@ -76,8 +78,20 @@ def _layers(run: RunDir, weights: str) -> str:
 
 
 def _training(run: RunDir, manifest: dict[str, Any]) -> str:
-    config = json.dumps(read_json(run.config), indent=1)
-    return f"## Training\n\nManifest:\n\n```json\n{json.dumps(manifest, indent=1)}\n```\n\nConfig:\n\n```json\n{config}\n```"
+    manifest, config = (json.dumps(_public(values), indent=1) for values in (manifest, read_record(run.config)))
+    return f"## Training\n\nManifest:\n\n```json\n{manifest}\n```\n\nConfig:\n\n```json\n{config}\n```"
+
+
+def _public(value: Any, name: str = "") -> Any:
+    """What may be told of a record, and of what it has under `name`: of places their last name, and nothing of hosts and processes."""
+    if isinstance(value, dict):
+        return {key: _public(item, key) for key, item in value.items() if key not in PRIVATE}
+    if isinstance(value, list):
+        return [_public(item) for item in value]
+    if not isinstance(value, str) or value.startswith("hf:"):
+        return value
+    is_place = name in PLACES or value.startswith(("/", "~", ".")) or "://" in value
+    return value.rstrip("/").rpartition("/")[2] if is_place else value
 
 
 def _table(heading: str, columns: list[str], rows: list[list[str]]) -> str:

@@ -3,6 +3,7 @@
 Nothing in the folder depends on when or where it was made, so exporting again gives the same bytes.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -21,8 +22,10 @@ from sparsecod_jax.data.tokenizer import TOKENIZER, Tokenizer
 from sparsecod_jax.digest import names
 from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.export import card
+from sparsecod_jax.huggingface import plain_files
 from sparsecod_jax.huggingface.architectures import to_config
-from sparsecod_jax.huggingface.folder import CONFIG, INDEX, WEIGHTS
+from sparsecod_jax.huggingface.folder import CONFIG, INDEX, WEIGHTS, digest
+from sparsecod_jax.huggingface.plain_files import DIGESTS
 from sparsecod_jax.huggingface.tensors import Tensor, tensors, to_theirs
 from sparsecod_jax.processes import note
 from sparsecod_jax.rundir import RunDir
@@ -50,15 +53,18 @@ def export(workdir: str, out: str, *, dtype: Dtype = "float32", shard_bytes: int
         raise ConfigError(f"{target} is there already: delete it, or choose another --out")
     tokenizer = source.tokenizer()
     described = to_config(source.model, source.longest, dtype, tokenizer.eos_id, tokenizer.start_id)
+    words = _settings(tokenizer, source.longest) | (plain_files.read_words(run.origin, {}) if run.origin.exists() else {})
     model = finished.load(source)
     with files.new_folder(target) as folder:
         files.write_json(folder / CONFIG, described)
-        _write_weights(folder, source.model, model.params, dtype, shard_bytes)
-        words = {TOKENIZER: run.tokenizer.read_bytes(), CARD: card.write(run, model).encode(), **_settings(tokenizer, source.longest)}
-        if run.origin.exists():  # what an import came with
-            words |= {file.name: file.read_bytes() for file in run.origin.iterdir()}
-        for name, content in words.items():
+        digests = _write_weights(folder, source.model, model.params, dtype, shard_bytes)
+        for name, content in {
+            TOKENIZER: run.tokenizer.read_bytes(),
+            **words,
+            CARD: words.get(CARD) or card.write(run, model).encode(),
+        }.items():
             files.write(folder / name, content)
+        files.write_record(folder / DIGESTS, {"tensors": digests, "files": _digests_of_files(folder)})
     note(f"step {model.step} of {run.path} as {dtype}")
     return target
 
@@ -78,20 +84,28 @@ def _settings(tokenizer: Tokenizer, longest: int) -> dict[str, bytes]:
     return {name: json.dumps(values, indent=1).encode() for name, values in files_of.items()}
 
 
-def _write_weights(folder: epath.Path, model: Model, params: Any, dtype: Dtype, shard_bytes: int) -> None:
-    """One file, or several and an index of them; one of them is in memory at a time."""
+def _digests_of_files(folder: epath.Path) -> dict[str, str]:
+    """Of all files but those of weights, whose tensors have their own."""
+    listed = sorted(file for file in folder.iterdir() if file.suffix != ".safetensors")
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in listed}
+
+
+def _write_weights(folder: epath.Path, model: Model, params: Any, dtype: Dtype, shard_bytes: int) -> dict[str, str]:
+    """One file, or several and an index of them, of which one is in memory at a time; returns the digest of each tensor."""
     shards = list(_shards(model, np.dtype(DTYPES[dtype]).itemsize, shard_bytes))
     leaves = dict(zip(names(params), jax.tree.leaves(params), strict=True))
-    places = {}
+    places, digests = {}, {}
     for number, shard in enumerate(shards):
         file = WEIGHTS if len(shards) == 1 else f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
         values = {tensor.name: _values(tensor, leaves, dtype) for tensor in shard}
         safetensors.numpy.save_file(values, os.fspath(folder / file), metadata={"format": "pt"})
         shutil.copymode(folder / CONFIG, folder / file)  # the library lets only its caller read the file
         places |= dict.fromkeys(values, file)
+        digests |= {name: digest(value) for name, value in values.items()}
     if len(shards) > 1:
         total = sum(np.prod(tensor.shape, dtype=int) for tensor in tensors(model)) * np.dtype(DTYPES[dtype]).itemsize
         files.write_json(folder / INDEX, {"metadata": {"total_size": int(total)}, "weight_map": places})
+    return digests
 
 
 def _shards(model: Model, itemsize: int, shard_bytes: int) -> Iterator[list[Tensor]]:

@@ -13,6 +13,8 @@ from sparsecod_jax.errors import ConfigError
 LLAMA, MISTRAL, MIXTURE = "LlamaForCausalLM", "MistralForCausalLM", "Qwen2MoeForCausalLM"
 MODEL_TYPES = {LLAMA: "llama", MISTRAL: "mistral", MIXTURE: "qwen2_moe"}
 NO_SHARED_EXPERT = 1  # the width, of zeros: not every engine takes tensors of size 0
+EXPERTS = 8  # numbers: the width of experts is a multiple of it there, as their products take rows of whole 16 bytes
+OWN_WIDTH = "sparsecod_expert_width"  # ours, where zeros fill it up
 LARGEST = 2**31  # of a size; beyond it, a config.json does not mean what it says
 
 # What transformers assumes where a config.json is silent.
@@ -43,8 +45,12 @@ def to_config(model: Model, longest: int, dtype: str, eos_id: int, start_id: int
     Rotary settings and dtype are written as transformers 4 reads them and as 5 does.
 
     Raises:
-      ConfigError: the model has a shared expert of width 1, which stands for none there.
+      ConfigError: the model has a shared expert of width 1, which stands for none there, or experts whose rows can't be padded.
     """
+    if model.n_experts and model.d_model % EXPERTS:
+        raise ConfigError(
+            f"model.d_model={model.d_model} is no multiple of {EXPERTS}, as stock code for mixtures needs: it can't be exported"
+        )
     if model.d_shared == NO_SHARED_EXPERT:
         raise ConfigError(f"a shared expert of width {NO_SHARED_EXPERT} can't be told from none there: such a model can't be exported")
     name = MIXTURE if model.n_experts else LLAMA
@@ -76,7 +82,8 @@ def _mixture_config(model: Model) -> dict[str, Any]:
     return {
         "num_experts": model.n_experts,
         "num_experts_per_tok": model.top_k,
-        "moe_intermediate_size": model.d_ff,
+        "moe_intermediate_size": padded_width(model),
+        **({} if padded_width(model) == model.d_ff else {OWN_WIDTH: model.d_ff}),
         "norm_topk_prob": model.normalize_gates,
         "shared_expert_intermediate_size": shared_width(model),
         "router_aux_loss_coef": model.load_balance_weight,
@@ -85,6 +92,16 @@ def _mixture_config(model: Model) -> dict[str, Any]:
         "qkv_bias": True,  # zeros, as older transformers and other engines expect them to be there
         "use_sliding_window": False,
     }
+
+
+def padded_width(model: Model) -> int:
+    """Width of an expert with the columns of zeros that `Qwen2MoeForCausalLM` gets from us."""
+    return -(-model.d_ff // EXPERTS) * EXPERTS
+
+
+def expert_width(values: Mapping[str, Any]) -> int:
+    """Width of an expert in the tensors that a config.json describes; 0 where it describes no mixture."""
+    return _size(values, "moe_intermediate_size") if values.get("architectures") == [MIXTURE] else 0
 
 
 def shared_width(model: Model) -> int:
@@ -119,13 +136,22 @@ def from_config(values: Mapping[str, Any]) -> tuple[Model, int]:
 def _experts(values: Mapping[str, Any]) -> dict[str, Any]:
     shared = _size(values, "shared_expert_intermediate_size")
     return {
-        "d_ff": _size(values, "moe_intermediate_size"),
+        "d_ff": _own_width(values),
         "n_experts": _size(values, "num_experts"),
         "top_k": _size(values, "num_experts_per_tok"),
         "normalize_gates": values.get("norm_topk_prob", False) is True,
         "load_balance_weight": _number(values, "router_aux_loss_coef", 0.001),
         **({} if shared == NO_SHARED_EXPERT else {"shared_expert": True, "d_shared": shared}),
     }
+
+
+def _own_width(values: Mapping[str, Any]) -> int:
+    """Width of an expert of ours."""
+    width = _size(values, "moe_intermediate_size")
+    own = _size(values, OWN_WIDTH, width)
+    if not width - EXPERTS < own <= width:
+        raise ConfigError(f"config.json has {OWN_WIDTH}={own} with moe_intermediate_size={width}: correct one of them")
+    return own
 
 
 def _check_window(values: Mapping[str, Any], longest: int) -> None:

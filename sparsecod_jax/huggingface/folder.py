@@ -5,12 +5,10 @@ the model that config.json describes before anything is allocated. Weights then 
 """
 
 import dataclasses
-import json
+import hashlib
 import os
-import stat
 from collections import defaultdict
 from collections.abc import Iterable
-from fnmatch import fnmatch
 from functools import partial
 from typing import Any
 
@@ -25,22 +23,12 @@ from sparsecod_jax.data.tokenizer import TOKENIZER, Tokenizer
 from sparsecod_jax.data.tokenizer import load as load_tokenizer
 from sparsecod_jax.digest import names
 from sparsecod_jax.errors import ConfigError
-from sparsecod_jax.huggingface.architectures import from_config
+from sparsecod_jax.huggingface import plain_files
+from sparsecod_jax.huggingface.architectures import expert_width, from_config
 from sparsecod_jax.huggingface.tensors import Tensor, tensors, to_ours
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 DTYPES = ("F64", "F32", "F16", "BF16")
-WORDS = (  # what a folder may say beside config and weights
-    "README.md",
-    "LICENSE*",
-    "NOTICE*",
-    "USE_POLICY*",
-    "generation_config.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-)
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
@@ -53,6 +41,9 @@ class Folder:
     model: Model
     longest: int  # tokens of a sequence
     places: dict[str, Any]  # the open file of each tensor
+    digests: dict[str, str]  # of tensors, where an export left them
+    digests_of_files: dict[str, str]
+    verified: set[str] = dataclasses.field(default_factory=set)  # tensors whose digests were compared
 
     def tokenizer(self) -> Tokenizer:
         """Its tokenizer.
@@ -60,7 +51,8 @@ class Folder:
         Raises:
           ConfigError: there is none, or it has ids that the model has not.
         """
-        found = load_tokenizer(_plain_file(self.path, TOKENIZER), *(self._token(name) for name in ("eos_token_id", "bos_token_id")))
+        plain_files.read(self.path, TOKENIZER, plain_files.LARGEST_JSON, self.digests_of_files)
+        found = load_tokenizer(self.path / TOKENIZER, *(self._token(name) for name in ("eos_token_id", "bos_token_id")))
         if found.vocab_size > self.model.vocab_size:
             raise ConfigError(
                 f"{self.path / TOKENIZER} has {found.vocab_size} ids and the model {self.model.vocab_size}: put the model's own there"
@@ -69,8 +61,7 @@ class Folder:
 
     def words(self) -> dict[str, bytes]:
         """What the folder says about itself, by file: card, licence, settings."""
-        listed = sorted(file.name for file in self.path.iterdir())
-        return {name: _plain_file(self.path, name).read_bytes() for name in listed if any(fnmatch(name, kept) for kept in WORDS)}
+        return plain_files.read_words(self.path, self.digests_of_files)
 
     def _token(self, name: str) -> int | None:
         """The id of a token, the first of several; None where config.json has none."""
@@ -87,7 +78,9 @@ class Folder:
           ConfigError: a tensor that our model has no place for is not zero.
         """
         parts: dict[str, list[Tensor]] = defaultdict(list)
-        for tensor in tensors(self.model):
+        if not self.digests:
+            print(f"{self.path.name} has no digests of its tensors: damage to their bits would not be noticed", flush=True)
+        for tensor in tensors(self.model, expert_width(self.values)):
             parts[tensor.path].append(tensor)
         for tensor in parts.pop("", []):
             if self._read(tensor).any():
@@ -114,10 +107,25 @@ class Folder:
 
     def _read(self, tensor: Tensor) -> np.ndarray:
         name = tensor.name if tensor.name in self.places else EMBEDDING  # where the two are tied
-        values = self.places[name].get_tensor(name).astype(np.float32)
+        stored = self.places[name].get_tensor(name)
+        self._verify(name, stored)
+        values = stored.astype(np.float32)
         if not np.isfinite(values).all():
             raise ConfigError(f"{name} of {self.path} has values that are not finite in float32: choose another checkpoint")
         return values
+
+    def _verify(self, name: str, stored: np.ndarray) -> None:
+        """Compares a tensor with its digest, once."""
+        if not self.digests or name in self.verified:
+            return
+        if self.digests.get(name) != digest(stored):
+            raise ConfigError(f"{name} of {self.path} was changed after it was exported: copy the file that holds it again")
+        self.verified.add(name)
+
+
+def digest(stored: np.ndarray) -> str:
+    """Of the bytes of a tensor as they are stored."""
+    return hashlib.sha256(np.ascontiguousarray(stored).view(np.uint8)).hexdigest()
 
 
 def open_folder(path: epath.Path) -> Folder:
@@ -128,13 +136,14 @@ def open_folder(path: epath.Path) -> Folder:
     """
     if files.is_remote(path) or not path.is_dir():
         raise ConfigError(f"{path} is not a folder on this machine: give --hf a local copy of the model")
-    values = _read_json(_plain_file(path, CONFIG))
+    digests, digests_of_files = plain_files.read_digests(path)
+    values = plain_files.read_json(path, CONFIG, plain_files.LARGEST_WORDS, digests_of_files)
     model, longest = from_config(values)
     tied = values.get("tie_word_embeddings", False)
     if type(tied) is not bool:
         raise ConfigError(f"config.json of {path} has tie_word_embeddings={tied!r}: correct it to true or false")
     places, headers = {}, {}
-    for file, listed in _files(path).items():
+    for file, listed in _files(path, digests_of_files).items():
         opened, inside = _open(file)
         absent = [name for name in listed or [] if name not in inside]
         twice = [name for name in inside if name in headers]
@@ -144,53 +153,26 @@ def open_folder(path: epath.Path) -> Folder:
         places |= dict.fromkeys(inside, opened)
         headers |= inside
     shared_head = tied and HEAD not in headers  # where both are there transformers takes the head
-    _compare(path, (tensor for tensor in tensors(model) if not (shared_head and tensor.name == HEAD)), headers)
-    return Folder(path, values, model, longest, places)
+    _compare(path, (tensor for tensor in tensors(model, expert_width(values)) if not (shared_head and tensor.name == HEAD)), headers)
+    return Folder(path, values, model, longest, places, digests, digests_of_files)
 
 
-def _files(path: epath.Path) -> dict[epath.Path, list[str] | None]:
+def _files(path: epath.Path, digests: dict[str, str]) -> dict[epath.Path, list[str] | None]:
     """The files of weights, with the names that an index places in each."""
     if (path / INDEX).exists() and (path / WEIGHTS).exists():
         raise ConfigError(f"{path} has both {WEIGHTS} and {INDEX}: delete the one that is not meant")
     if (path / INDEX).exists():
-        places = _read_json(_plain_file(path, INDEX)).get("weight_map")
+        places = plain_files.read_json(path, INDEX, plain_files.LARGEST_JSON, digests).get("weight_map")
         if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
             raise ConfigError(f"{path / INDEX} has no weight_map from tensors to files: download it again")
         by_file = defaultdict(list)
         for name, file in places.items():
             by_file[file].append(name)
-        return {_plain_file(path, file): listed for file, listed in by_file.items()}
+        return {plain_files.find(path, file): listed for file, listed in by_file.items()}
     pickles = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt") for file in path.glob(pattern))
     if pickles and not (path / WEIGHTS).exists():
         raise ConfigError(f"{path} has its weights in {pickles[0]}, which may run code when it is read: convert it to safetensors first")
-    return {_plain_file(path, WEIGHTS): None}
-
-
-def _plain_file(path: epath.Path, name: str) -> epath.Path:
-    """A file in the folder itself, not a way out of it."""
-    file = path / name
-    if epath.Path(name).name != name or name in ("", ".", ".."):
-        raise ConfigError(f"{path} names the file {name!r}, which is not in the folder itself: get the model from a source that you trust")
-    try:
-        mode = os.lstat(file).st_mode
-    except (OSError, ValueError):
-        needed = f"{CONFIG}, {WEIGHTS} (or its index and shards) and {TOKENIZER}"
-        raise ConfigError(f"there is no {file}: a folder of Hugging Face has {needed}, download what is missing") from None
-    if stat.S_ISLNK(mode):
-        raise ConfigError(f"{file} is a link to another place: copy the folder with its links resolved, as `cp -rL` does")
-    if not stat.S_ISREG(mode):
-        raise ConfigError(f"{file} is not a plain file: get the model from a source that you trust")
-    return file
-
-
-def _read_json(file: epath.Path) -> dict[str, Any]:
-    try:
-        values = json.loads(file.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{file} is not JSON ({error}): download it again") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{file} does not hold an object: download it again")
-    return values
+    return {plain_files.find(path, WEIGHTS): None}
 
 
 def _open(file: epath.Path) -> tuple[Any, dict[str, tuple[tuple[int, ...], str]]]:

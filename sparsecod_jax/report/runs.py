@@ -3,8 +3,10 @@
 import dataclasses
 from typing import Any
 
-from sparsecod_jax import config
-from sparsecod_jax.files import read_json
+from sparsecod_jax import config, files
+from sparsecod_jax.errors import ConfigError
+from sparsecod_jax.files import read_record
+from sparsecod_jax.python_file import gist
 from sparsecod_jax.rundir import RunDir
 
 
@@ -21,12 +23,25 @@ class RunData:
 
 
 def load_run(run: RunDir, name: str | None = None) -> RunData:
-    """Reads what a run has written so far; its name is that of its folder unless one is given."""
-    return RunData(
-        name=name or run.path.name,
-        status=run.read_status(),
-        config=config.to_dict(config.from_dict(read_json(run.config))),
-        lines=run.read_metrics(),
-        final=read_json(run.final) if run.final.exists() else None,
-        scores=read_json(run.analysis.scores) if run.analysis.scores.exists() else None,
-    )
+    """Reads what a run has written so far; its name is that of its folder unless one is given.
+
+    Raises:
+      ConfigError: it is no run, or damaged.
+    """
+    files.check_plain(run.metrics)
+    if not run.config.exists():
+        raise ConfigError(f"{run.path} has no config.json: restore it from a copy")
+    described = read_record(run.config)
+    if "architectures" in described:
+        raise ConfigError(f"{run.path} holds a model of Hugging Face and no run: make one of it with `sparsecod import`")
+    try:
+        return RunData(
+            name=name or run.path.name,
+            status=run.read_status(),
+            config=config.to_dict(config.from_dict(described)),
+            lines=run.read_metrics(),
+            final=read_record(run.final) if run.final.exists() else None,
+            scores=read_record(run.analysis.scores) if run.analysis.scores.exists() else None,
+        )
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise ConfigError(f"{run.path} is damaged ({gist(error)}): restore it from a copy") from error

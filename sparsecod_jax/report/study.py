@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from sparsecod_jax import config
-from sparsecod_jax.analysis.scores import is_complete
-from sparsecod_jax.files import read_json
+from sparsecod_jax.ending import printable
+from sparsecod_jax.errors import SparsecodError
 from sparsecod_jax.report import depth, figures, overview, published
 from sparsecod_jax.report.claims import CONFIDENCE, Verdict, judge
 from sparsecod_jax.report.document import Alarm, Document, Figure, Heading, Part, Series, Table, Text, short
@@ -15,7 +15,7 @@ from sparsecod_jax.report.measures import find, measure
 from sparsecod_jax.report.runs import RunData, load_run
 from sparsecod_jax.rundir import RunDir
 from sparsecod_jax.sweep.study import Claim, identity_by_path
-from sparsecod_jax.sweep.study_dir import StudyDir
+from sparsecod_jax.sweep.study_dir import StudyDir, is_begun, is_scored, read
 
 MISCONFIGURED = "misconfigured"
 BITS = "final/bits_per_byte"
@@ -41,6 +41,7 @@ class StudyData:
     runs: dict[tuple[str, int], RunData]  # by arm and seed, those that have begun
     missing: list[str]  # names of those that have not
     unscored: list[str]  # names of finished ones that lack scores
+    damaged: dict[str, str] = dataclasses.field(default_factory=dict)  # why runs can't be read, by their names
 
     @property
     def shown(self) -> dict[tuple[str, int], RunData]:
@@ -57,21 +58,32 @@ class StudyData:
 
 
 def load_study(directory: StudyDir) -> StudyData:
-    """Reads a study's runs wherever they lie; one that is another run than the study asked for is `misconfigured`."""
-    described = read_json(directory.described)
-    runs, missing, unscored = {}, [], []
+    """Reads a study's runs wherever they lie; one that is another run than the study asked for is `misconfigured`.
+
+    Raises:
+      ConfigError: study.json is damaged, or not what a sweep writes.
+    """
+    described, places = read(directory)
+    data = StudyData(directory.path.name, described, {}, [], [])
     for name, entry in described["runs"].items():
-        place = RunDir(directory.path / described["places"][name])
-        if not place.config.exists():
-            missing.append(name)
+        if not is_begun(places[name]):
+            data.missing.append(name)
             continue
-        run = load_run(place, name)
-        if identity_by_path(config.from_dict(run.config), entry["data"]) != entry["identity"]:
-            run = dataclasses.replace(run, status=MISCONFIGURED)
-        runs[entry["arm"], entry["seed"]] = run
-        if run.status == "finished" and described["analyze"] and not is_complete(place.analysis, described["analyze"].get("scores")):
-            unscored.append(name)
-    return StudyData(directory.path.name, described, runs, missing, unscored)
+        try:
+            _add(data, name, entry, places[name])
+        except SparsecodError as error:
+            data.damaged[name] = str(error)
+    return data
+
+
+def _add(data: StudyData, name: str, entry: dict[str, Any], place: RunDir) -> None:
+    """Reads a run of a study, whose study.json says `entry` of it."""
+    run, analyze = load_run(place, name), data.described["analyze"]
+    if identity_by_path(config.from_dict(run.config), entry["data"]) != entry["identity"]:
+        run = dataclasses.replace(run, status=MISCONFIGURED)
+    data.runs[entry["arm"], entry["seed"]] = run
+    if run.status == "finished" and analyze and not is_scored(place, analyze.get("scores")):
+        data.unscored.append(name)
 
 
 def document(study: StudyData) -> Document:
@@ -114,6 +126,7 @@ def progress(study: StudyData) -> str:
     total = len(study.described["runs"])
     unfinished = [f"{run.name} is {run.status}" for run in study.runs.values() if run.status != "finished"]
     unfinished += [f"{name} is missing" for name in study.missing]
+    unfinished += [f"{name} is left out ({printable(reason, 300)})" for name, reason in study.damaged.items()]
     text = f"{len(study.finished)} of {total} runs finished" + (f": {', '.join(unfinished)}" if unfinished else "")
     return text + (f"; not fully scored: {', '.join(study.unscored)}" if study.unscored else "") + "."
 

@@ -9,14 +9,14 @@ import contextlib
 import dataclasses
 import hashlib
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
-from sparsecod_jax import files
+from sparsecod_jax import files, options
 from sparsecod_jax.data.store import MANIFEST, prepare_command
-from sparsecod_jax.errors import ConfigError, SparsecodError
+from sparsecod_jax.ending import exit_code_of
+from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.rundir import RunDir, locked
 from sparsecod_jax.sweep import package, results
 from sparsecod_jax.sweep.package import Shipment
@@ -72,13 +72,13 @@ def study_id(args: argparse.Namespace) -> str:
 def main(engine: Engine, argv: list[str]) -> int:
     """The command line of launch/ENGINE.py; returns the exit code of `errors`."""
     args = _parser(engine).parse_args(argv)
-    try:
+
+    def run() -> None:
+        options.check(args, argv)
         args.workdir = os.fspath(files.absolute(args.workdir))
         _VERBS[args.verb](engine, args)
-    except SparsecodError as error:
-        print(f"{engine.name} {args.verb}: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+
+    return exit_code_of(f"{engine.name} {args.verb}", run)
 
 
 def _parser(engine: Engine) -> argparse.ArgumentParser:
@@ -119,7 +119,7 @@ class _Sent:
             place = self.places[run.name]
             if not remaining(self.study, run, place):
                 found[run.name] = "finished"
-            elif place.read_status() == "diverged":
+            elif results.describe(self.study, run, place)["status"] == "diverged":
                 found[run.name] = "diverged, as it would again"
             elif held.get(run.name) in LIVE:
                 found[run.name] = held[run.name]
@@ -171,7 +171,7 @@ def _checked(engine: Engine, args: argparse.Namespace) -> _Sent:
     study = load(args.sweep)
     runs = expand(study)
     _check(engine, study, runs, args)
-    rehearsed = _Sent(study, runs, locate(StudyDir(files.absolute(args.workdir)), args.sweep, study, runs))
+    rehearsed = _Sent(study, runs, locate(StudyDir(files.absolute(args.workdir)), study, runs))
     engine.render(rehearsed.jobs(args), package.rehearse(args), args)  # refuses what can't be sent
     files.absolute(args.workdir).mkdir(parents=True, exist_ok=True)
     return _begin(study, runs, args)

@@ -19,10 +19,11 @@ from sparsecod_jax.errors import ATTEMPTS, FINAL, ConfigError, Fenced, Preempted
 from sparsecod_jax.processes import note
 from sparsecod_jax.rundir import RunDir, locked
 from sparsecod_jax.sweep import gpus
+from sparsecod_jax.sweep.results import describe
 from sparsecod_jax.sweep.study import Run, Study, expand, load
-from sparsecod_jax.sweep.study_dir import StudyDir, begin, remaining
+from sparsecod_jax.sweep.study_dir import StudyDir, begin, locate, remaining
 
-SPARSECOD = (sys.executable, "-m", "sparsecod_jax")
+SPARSECOD = (sys.executable, "-P", "-m", "sparsecod_jax")  # what lies in the working folder is not imported
 POLL = 0.2  # seconds
 BUSY = 10.0  # seconds until a run is tried again that another process is at
 
@@ -65,13 +66,14 @@ def sweep(spec: str, workdir: str, *, jobs: int = 1, max_hours: float | None = N
     directory = StudyDir(files.absolute(workdir))
     if files.is_remote(directory.path):
         raise ConfigError(f"a sweep on this machine keeps its logs here: give a local --workdir, not {workdir}")
-    directory.path.mkdir(parents=True, exist_ok=True)
+    locate(directory, study, runs)  # refuses another's folder before anything is written
+    files.make_folder(directory.path)
     with locked(directory.path):
         places = begin(directory, spec, study, runs)
         _prepare_data(runs)
         deadline = None if max_hours is None else time.monotonic() + 3600 * max_hours
         failed = _Sweep(study, directory, deadline).go([_Job(run, places[run.name]) for run in runs], environments)
-    table = "\n".join(f"{run.name}  {places[run.name].read_status()}" for run in runs)
+    table = "\n".join(f"{run.name}  {describe(study, run, places[run.name])['status']}" for run in runs)
     if failed:
         raise SparsecodError(f"{len(failed)} of {len(runs)} runs did not finish ({', '.join(failed)}): see {directory.logs}")
     return table

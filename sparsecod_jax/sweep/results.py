@@ -7,6 +7,7 @@ from typing import Any
 from etils import epath
 
 from sparsecod_jax import config, files
+from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.rundir import RunDir
 from sparsecod_jax.sweep.study import Run, Study
 from sparsecod_jax.sweep.study_dir import remaining
@@ -14,19 +15,27 @@ from sparsecod_jax.sweep.study_dir import remaining
 
 def describe(study: Study, run: Run, place: RunDir) -> dict[str, Any]:
     """What the run directory says of a run; `final` is None where it is not finished."""
-    said = files.read_json(place.status) if place.status.exists() else {}
-    final = files.read_json(place.final) if place.final.exists() else None
+    said, why = _read(place.status)
+    final, why_not = _read(place.final)
     return {
         "name": run.name,
         "arm": run.arm,
         "seed": run.seed,
-        "status": "finished" if final else said.get("status", "pending"),
-        "reason": said.get("reason"),
+        "status": "finished" if final else place.read_status(),
+        "reason": said.get("reason") or why or why_not,
         "step": run.experiment.steps if final else place.newest_checkpoint(),
         "steps": run.experiment.steps,
         "left": [verb[0] for verb in remaining(study, run, place)],
-        "final": final,
+        "final": final or None,
     }
+
+
+def _read(file: epath.Path) -> tuple[dict[str, Any], str | None]:
+    """What a record holds, nothing where there is none; and why it can't be read."""
+    try:
+        return (files.read_record(file) if file.exists() else {}), None
+    except (OSError, ConfigError) as error:
+        return {}, str(error)
 
 
 def status_table(study: Study, runs: list[Run], places: dict[str, RunDir], held: dict[str, str]) -> str:
@@ -36,7 +45,7 @@ def status_table(study: Study, runs: list[Run], places: dict[str, RunDir], held:
     for run in runs:
         found = describe(study, run, places[run.name])
         progress = f"step {found['step']} of {found['steps']}"
-        lines.append(f"{run.name:<{width}}  {found['status']:<9}  {progress}  scheduler: {held.get(run.name, '-')}")
+        lines.append(f"{run.name:<{width}}  {found['status']!s:<9}  {progress}  scheduler: {held.get(run.name, '-')}")
     return "\n".join(lines)
 
 

@@ -1,12 +1,10 @@
 """What is a study? A question, arms that differ in what is asked about, and claims that are written down before the first run."""
 
 import dataclasses
-import importlib.util
-import os
 import re
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
-from sparsecod_jax import config_file
+from sparsecod_jax import config_file, python_file
 from sparsecod_jax.config import Experiment
 from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.identity import identity, identity_fields
@@ -26,6 +24,9 @@ class Claim:
     smallest: float  # the least effect that counts: a difference, or where a `ratio` is claimed a factor above 1
     ratio: bool = False
 
+    def __post_init__(self):
+        _check_types(self, "a claim")
+
 
 @dataclasses.dataclass(frozen=True)
 class Study:
@@ -44,6 +45,7 @@ class Study:
     analyze: dict[str, Any] = dataclasses.field(default_factory=dict)  # options of `sparsecod analyze` for finished runs
 
     def __post_init__(self):
+        _check_types(self, "a study")
         for arm in self.arms:
             if not NAME.fullmatch(f"{arm}-s0") or len(f"{arm}-s{max(self.seeds, default=0)}") > LONGEST_NAME:
                 raise ConfigError(f"the arm {arm!r} can't name a job: use at most {LONGEST_NAME - 4} of a-z, 0-9 and -, a letter first")
@@ -52,7 +54,7 @@ class Study:
         for claim in self.claims:
             unknown = [arm for arm in (claim.greater, claim.than) if arm not in self.arms]
             no_effect = 1 if claim.ratio else 0
-            if unknown or claim.smallest <= no_effect:
+            if unknown or not claim.smallest > no_effect:
                 raise ConfigError(
                     f"the claim {claim.text!r} names {unknown or claim.smallest}: name two arms and a smallest effect above {no_effect}"
                 )
@@ -75,6 +77,26 @@ class Run:
         return identity_by_path(self.experiment, self.experiment.data.path)
 
 
+def _check_types(instance: Any, kind: str) -> None:
+    """Refuses fields that are not what their annotations say: such files are written by hand, and Python does not look."""
+    for name, hint in get_type_hints(type(instance)).items():
+        if not _is(value := getattr(instance, name), hint):
+            wanted = hint.__name__ if isinstance(hint, type) else hint
+            raise ConfigError(f"{name} of {kind} is {repr(value)[:80]}, not of the type {wanted}: write it as one")
+
+
+def _is(value: Any, hint: Any) -> bool:
+    """Whether a value is of the type in an annotation; a list is as good as a tuple."""
+    kind, items = get_origin(hint) or hint, get_args(hint)
+    if kind is tuple:
+        return isinstance(value, (tuple, list)) and all(_is(item, items[0]) for item in value)
+    if kind is dict:
+        return isinstance(value, dict) and all(_is(name, items[0]) and _is(item, items[1]) for name, item in value.items())
+    if kind is float:
+        return type(value) in (int, float)
+    return kind is Any or type(value) is kind
+
+
 def identity_by_path(experiment: Experiment, path: str) -> str:
     """Equal for runs that compute the same numbers, whatever study asks for them; the data is known by a path alone."""
     return identity(identity_fields(experiment, path))
@@ -86,22 +108,9 @@ def load(spec: str) -> Study:
     Raises:
       ConfigError: the file or the scale is not there, or it declares no study.
     """
-    file, _, scale = spec.partition(":")
-    if not os.path.isfile(file):
-        raise ConfigError(f"there is no study {file}: give a path such as configs/sweeps/depth.py:nano")
-    described = importlib.util.spec_from_file_location("study", file)
-    if described is None or described.loader is None:
-        raise ConfigError(f"{file} is not a Python file: give one that has get_study")
-    module = importlib.util.module_from_spec(described)
-    try:
-        described.loader.exec_module(module)
-        study = module.get_study(scale) if scale else module.get_study()
-    except (AttributeError, KeyError, TypeError, ValueError, SyntaxError) as error:
-        if error.args == (scale,):
-            raise ConfigError(f"{file} has no scale {scale!r}: give another, such as {file}:nano") from error
-        raise ConfigError(f"{spec} can't be read ({type(error).__name__}: {error}): correct it") from error
+    study = python_file.call(spec, "get_study", "study")
     if not isinstance(study, Study):
-        raise ConfigError(f"get_study of {file} returns no Study: correct it")
+        raise ConfigError(f"get_study of {spec} returns no Study: correct it")
     return study
 
 

@@ -8,10 +8,15 @@ from typing import Any
 from etils import epath
 
 from sparsecod_jax import files
+from sparsecod_jax.ending import printable
 from sparsecod_jax.errors import ConfigError
-from sparsecod_jax.files import read_json, write_json
+from sparsecod_jax.ownership import check_free_or_ours, names_in
+from sparsecod_jax.python_file import gist
 from sparsecod_jax.rundir import RunDir
-from sparsecod_jax.sweep.study import Run, Study
+from sparsecod_jax.sweep.study import Claim, Run, Study
+
+PLANS = "plans"  # what a launcher compiles before the study begins
+FIELDS = tuple(field.name for field in dataclasses.fields(Study))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,34 +36,77 @@ class StudyDir:
         return RunDir(self.path / "runs" / name)
 
 
+def read(directory: StudyDir) -> tuple[dict[str, Any], dict[str, RunDir]]:
+    """What study.json says, and the directory of each run.
+
+    Raises:
+      ConfigError: it is damaged, or not what a sweep writes.
+    """
+    described = files.read_record(directory.described)
+    try:
+        study = Study(**{name: described[name] for name in FIELDS if name in described} | {"claims": _claims(described)})
+        expected = {f"{arm}-s{seed}" for arm in study.arms for seed in study.seeds}
+        if expected != set(described["runs"]):
+            raise ValueError("its runs are not those of its arms and seeds")
+        if not all(isinstance(entry[name], str) for entry in described["runs"].values() for name in ("arm", "data", "identity")):
+            raise TypeError("its runs have no words for arm, data and identity")
+        places = {name: _place(directory, described["places"][name]) for name in described["runs"]}
+    except (LookupError, TypeError, ValueError, AttributeError, ConfigError) as error:
+        raise ConfigError(f"{directory.described} is not what a sweep writes ({gist(error)}): restore it from a copy") from error
+    return described, places
+
+
+def _claims(described: dict[str, Any]) -> tuple[Claim, ...]:
+    return tuple(Claim(**claim) for claim in described["claims"])
+
+
+def _place(directory: StudyDir, relative: str) -> RunDir:
+    """The directory of a run, which lies in that of its study, or in that of a study beside it.
+
+    Raises:
+      ValueError: it lies anywhere else.
+    """
+    parts = relative.split("/")
+    own, shared = len(parts) == 2, len(parts) == 4 and parts[0] == ".."
+    if not (own or shared) or parts[-2] != "runs" or {"", ".", ".."}.intersection(parts[-3:]):
+        raise ValueError(f"{relative!r} is no place of a run of a study")
+    return RunDir(directory.path / relative)
+
+
 def begin(directory: StudyDir, spec: str, study: Study, runs: list[Run]) -> dict[str, RunDir]:
     """Writes study.json where there is none; returns the directory of each run, and raises, as `locate` does."""
-    places = locate(directory, spec, study, runs)
+    places = locate(directory, study, runs)
     if not directory.described.exists():
         relative = {name: os.path.relpath(place.path, directory.path) for name, place in places.items()}
-        write_json(directory.described, {**_describe(spec, study, runs), "places": relative})
+        files.write_record(directory.described, {"sweep": spec, **_describe(study, runs), "places": relative})
     return places
 
 
-def locate(directory: StudyDir, spec: str, study: Study, runs: list[Run]) -> dict[str, RunDir]:
+def locate(directory: StudyDir, study: Study, runs: list[Run]) -> dict[str, RunDir]:
     """The directory of each run. A run that another study beside this one has, by its identity, is that one: it is trained once.
 
+    A study is the same by what it says, whatever path its file was named by.
+
     Raises:
-      ConfigError: the directory holds another study.
+      ConfigError: the directory holds another study, or something else.
     """
+    ours = directory.described.exists() or names_in(directory.path) <= {PLANS}
+    check_free_or_ours(directory.path, ours=ours, option="--workdir", kind="a study")
     if not directory.described.exists():
-        return {run.name: _elsewhere(directory, run) or directory.run(run.name) for run in runs}
-    before, described = read_json(directory.described), _describe(spec, study, runs)
-    changed = sorted(name for name in described if before.get(name) != described.get(name))
+        shared = _runs_beside(directory)
+        return {run.name: shared.get(run.identity) or directory.run(run.name) for run in runs}
+    files.say_if_unchecked(directory.described)
+    (before, places), now = read(directory), _describe(study, runs)
+    changed = sorted(name for name in now if before.get(name) != now.get(name))
     if changed:
         raise ConfigError(f"{directory.path} holds another study ({', '.join(changed)} differ): choose another --workdir")
-    return {name: RunDir(directory.path / place) for name, place in before["places"].items()}
+    return places
 
 
-def _describe(spec: str, study: Study, runs: list[Run]) -> dict[str, Any]:
+def _describe(study: Study, runs: list[Run]) -> dict[str, Any]:
     """The study as JSON has it."""
     named = {run.name: {"arm": run.arm, "seed": run.seed, "data": run.experiment.data.path, "identity": run.identity} for run in runs}
-    return json.loads(json.dumps({"sweep": spec, **dataclasses.asdict(study), "runs": named}))
+    return json.loads(json.dumps({**dataclasses.asdict(study), "runs": named}))
 
 
 def verbs(study: Study, run: Run, place: RunDir) -> list[list[str]]:
@@ -73,21 +121,34 @@ def remaining(study: Study, run: Run, place: RunDir) -> list[list[str]]:
     """Those of its verbs that are not done."""
     train, *analyze = verbs(study, run, place)
     left = [] if place.final.exists() else [train]
-    return left if not analyze or _is_scored(study, place) else [*left, *analyze]
+    return left if not analyze or is_scored(place, study.analyze.get("scores")) else [*left, *analyze]
 
 
-def _is_scored(study: Study, place: RunDir) -> bool:
+def is_begun(place: RunDir) -> bool:
+    """Whether anything of a run is there."""
+    return any(file.exists() for file in (place.config, place.metrics, place.status, place.attempts))
+
+
+def is_scored(place: RunDir, scores: str | None) -> bool:
+    """Whether these scores of a run (None: all) can be read; whatever is wrong with them, `analyze` will say."""
     from sparsecod_jax.analysis.scores import is_complete  # knows what scores there are, and brings jax along, which takes seconds
 
-    return is_complete(place.analysis, study.analyze.get("scores"))
+    try:
+        return is_complete(place.analysis, scores)
+    except Exception:  # damage shows as almost any type
+        return False
 
 
-def _elsewhere(directory: StudyDir, run: Run) -> RunDir | None:
+def _runs_beside(directory: StudyDir) -> dict[str, RunDir]:
+    """The runs of the studies beside this one, by identity; a study that can't be read is left out and named."""
+    found: dict[str, RunDir] = {}
     for file in sorted(directory.path.parent.glob("*/study.json")):
         if file.parent == directory.path:
             continue
-        other = read_json(file)
-        for name, entry in other["runs"].items():
-            if entry["identity"] == run.identity:
-                return RunDir(file.parent / other["places"][name])
-    return None
+        try:
+            described, places = read(StudyDir(file.parent))
+        except ConfigError as error:
+            print(printable(f"the study in {file.parent} is left out: {error}"), flush=True)
+            continue
+        found = {entry["identity"]: places[name] for name, entry in described["runs"].items()} | found
+    return found

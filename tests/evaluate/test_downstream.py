@@ -106,7 +106,7 @@ def test_a_rolling_task_has_no_accuracy(source, tmp_path):
     (tmp_path / "pages.jsonl").write_text('{"page": "the river is old"}\n{"page": "it was light"}\n')
     (tmp_path / "pages.yaml").write_text(questions.PERPLEXITY.replace("FILE", str(tmp_path / "pages.jsonl")))
     out = tmp_path / "out.json"
-    assert "average" not in evaluate("run", None, "pages", include=str(tmp_path), out=str(out))
+    assert "average" not in evaluate("run", None, "pages", include=str(tmp_path), trust=True, out=str(out))
     results = json.loads(out.read_text())
     assert results["average"] == {"value": None, "tasks": {}, "left_out": ["pages"]}
     assert results["results"]["pages"]["bits_per_byte,none"] > 0
@@ -119,7 +119,7 @@ def test_a_hugging_face_directory_is_not_written_to(source, folder, tmp_path):
 
 def test_an_interruption_leaves_the_file_as_it_was(source, folder, tmp_path, monkeypatch):
     out = tmp_path / "out.json"
-    out.write_text("before")
+    out.write_text(before := '{"versions_of": {}}')
 
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
@@ -127,7 +127,34 @@ def test_an_interruption_leaves_the_file_as_it_was(source, folder, tmp_path, mon
     monkeypatch.setattr(LanguageModel, "_loglikelihood_tokens", interrupted)
     with pytest.raises(KeyboardInterrupt):
         evaluate("run", None, "boolq", data=str(folder), out=str(out))
-    assert out.read_text() == "before"
+    assert out.read_text() == before
+
+
+def test_evaluations_in_turn_are_all_kept(source, folder, tmp_path):
+    out = tmp_path / "out.json"
+    for name in ("boolq", "arc_easy", "arc_easy"):
+        evaluate("run", None, name, data=str(folder), out=str(out), limit=2)
+    newest = json.loads(out.read_text())
+    assert newest["asked"] == {"tasks": ["arc_easy"], "limit": 2, "num_fewshot": None}
+    assert [set(earlier["results"]) for earlier in newest["earlier"]] == [{"boolq"}]
+
+
+def test_results_are_printed_though_they_can_not_be_written(source, folder, tmp_path, monkeypatch, capsys):
+    def full(path, values):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(downstream.files, "write_record", full)
+    with pytest.raises(OSError, match="No space left"):
+        evaluate("run", None, "boolq", data=str(folder), out=str(tmp_path / "out.json"), limit=2)
+    assert "boolq" in capsys.readouterr().out
+
+
+def test_tasks_of_others_need_trust(unloadable, tmp_path):
+    (tmp_path / "evil.yaml").write_text(f"task: evil\ndoc_to_text: !function evil.{tmp_path.name}\n")
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'sprung')!r}, 'w')\n")
+    with pytest.raises(ConfigError, match=r"may run any code: add --trust"):
+        evaluate("run", None, "evil", include=str(tmp_path), out=str(tmp_path / "out.json"))
+    assert not (tmp_path / "sprung").exists()
 
 
 @pytest.mark.parametrize(
@@ -139,7 +166,9 @@ def test_an_interruption_leaves_the_file_as_it_was(source, folder, tmp_path, mon
         ("arc_easy,sciq", {}, "lacks allenai/sciq of sciq"),
         ("arc_easy", {"limit": 0}, "--limit=0 is below 1"),
         ("arc_easy", {"num_fewshot": -1}, "--num_fewshot=-1 below 0"),
-        ("arc_easy", {"out": "/absent/folder/out.json"}, "lies in a folder that is not there"),
+        ("arc_easy", {"out": "/absent/folder/out.json"}, "the results have no place .* give --out"),
+        ("arc_easy", {"out": "/tmp"}, "the results have no place .*is a folder"),
+        ("arc_easy", {"out": __file__}, "is not JSON"),
     ],
 )
 def test_mistakes_are_told_before_the_model_is_loaded(unloadable, folder, names, options, message):

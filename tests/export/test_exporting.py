@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 import ml_dtypes
@@ -11,7 +12,7 @@ import safetensors.numpy
 import saved
 import tiny
 
-from sparsecod_jax import finished
+from sparsecod_jax import config_file, finished
 from sparsecod_jax.analysis.scores import analyze
 from sparsecod_jax.cli import main
 from sparsecod_jax.config import Model
@@ -30,6 +31,7 @@ MODELS: dict[str, Model] = {
     "scaled FFN": dataclasses.replace(tiny.MODEL, ffn_scale=0.3),
     "mixture": dataclasses.replace(tiny.MIXTURE, **WITHOUT_SHARED),
     "mixture, shared": dataclasses.replace(tiny.MIXTURE, top_k=3),
+    "mixture, odd widths": dataclasses.replace(tiny.MIXTURE, d_ff=19, d_shared=13),
     "mixture, renormalised": dataclasses.replace(tiny.MIXTURE, **WITHOUT_SHARED, normalize_gates=True),
     "mixture, shared, renormalised": dataclasses.replace(tiny.MIXTURE, normalize_gates=True, layer_norm_scaling=True),
 }
@@ -219,3 +221,102 @@ def test_verbs(tmp_path, capsys):
     assert f"exported: {tmp_path / 'hf'}" in text
     assert f"imported: {tmp_path / 'imported'}" in text
     assert json.loads((tmp_path / "hf" / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_what_an_origin_has_that_is_no_word_stays(tmp_path):
+    """Somebody else's run may have anything there."""
+    run = saved.run(tmp_path / "run", tiny.MODEL)
+    origin = Path(run.origin)
+    (origin / "inner").mkdir(parents=True)
+    (origin / "config.json").write_text('{"auto_map": {"AutoConfig": "evil.Config"}}')
+    (origin / "evil.py").write_text("raise SystemExit")
+    (origin / "model.safetensors").write_bytes(b"")
+    (origin / "tokenizer.json").write_text("{}")
+    (origin / "README.md").write_text("# Mine\n")
+    export(str(run.path), str(tmp_path / "hf"))
+    assert "auto_map" not in (tmp_path / "hf" / "config.json").read_text()
+    assert (tmp_path / "hf" / "README.md").read_text() == "# Mine\n"
+    assert not (tmp_path / "hf" / "evil.py").exists()
+    assert finished.find(hf=str(tmp_path / "hf")).tokenizer().vocab_size == 257
+
+
+@pytest.mark.parametrize("plant", ["link", "pipe", "code", "large"])
+def test_an_origin_that_leads_elsewhere_is_refused(tmp_path, plant):
+    run = saved.run(tmp_path / "run", tiny.MODEL)
+    origin, secret = Path(run.origin), tmp_path / "secret"
+    origin.mkdir()
+    secret.write_text("secret")
+    if plant == "link":
+        (origin / "README.md").symlink_to(secret)
+    elif plant == "pipe":
+        os.mkfifo(origin / "LICENSE")
+    elif plant == "code":
+        (origin / "tokenizer_config.json").write_text('{"auto_map": {"AutoTokenizer": ["theirs/repository--evil.Tokenizer", null]}}')
+    else:
+        with open(origin / "README.md", "wb") as file:
+            file.truncate(2**40)
+    with pytest.raises(ConfigError, match=r"is a link|is not a plain file|names code of its own|bytes, where"):
+        export(str(run.path), str(tmp_path / "hf"))
+    assert not (tmp_path / "hf").exists()
+
+
+def test_the_card_does_not_tell_where_things_lay(tmp_path):
+    run = saved.run(tmp_path / "run", tiny.MODEL)
+    values = json.loads(run.config.read_text())
+    values["data"] |= {"path": "/home/someone/private/sotu", "source": "../corpus/", "tokenizer": "gs://bucket/words/tokenizer.json"}
+    write_json(run.config, values)
+    write_json(run.manifest, json.loads(run.manifest.read_text()) | {"host": "cluster-7", "data": {"place": "/home/someone/sotu"}})
+    export(str(run.path), str(tmp_path / "hf"))
+    for file in (tmp_path / "hf").iterdir():
+        for private in (b"someone", b"bucket", b"cluster-7", b"../", str(tmp_path).encode()):
+            assert private not in file.read_bytes(), file
+    assert '"path": "sotu"' in (tmp_path / "hf" / "README.md").read_text()
+
+
+def _flip(file: Path, place: int) -> None:
+    content = bytearray(file.read_bytes())
+    content[place] ^= 1
+    file.write_bytes(content)
+
+
+def test_a_flipped_bit_of_an_export_is_named(tmp_path):
+    run = saved.run(tmp_path / "run", tiny.MODEL)
+    folder = Path(export(str(run.path), str(tmp_path / "hf")))
+    for place, name in ((-1, r"\S+"), (-tiny.MODEL.d_model * 4 - 1, r"\S+"), (20_000, r"\S+")):
+        _flip(folder / "model.safetensors", place)
+        with pytest.raises(ConfigError, match=rf"^{name} of .* was changed after it was exported"):
+            import_model(str(folder), str(tmp_path / "imported"))
+        _flip(folder / "model.safetensors", place)
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "digests.json"):
+        place = (folder / name).read_bytes().index(b"a")
+        _flip(folder / name, place)
+        with pytest.raises(ConfigError, match=rf"{name} was changed after it was"):
+            import_model(str(folder), str(tmp_path / "imported"))
+        _flip(folder / name, place)
+    assert not (tmp_path / "imported").exists()
+    (folder / "digests.json").unlink()
+    import_model(str(folder), str(tmp_path / "imported"))
+
+
+CONFIGS = sorted(path.stem for path in Path("configs").glob("*.py"))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_stock_transformers_run_every_config_at_nano(name, dtype, tmp_path):
+    """With the implementations that they choose themselves, on which the widths of our experts have to agree."""
+    torch = pytest.importorskip("torch", reason="the parity extra is not installed")
+    transformers = pytest.importorskip("transformers", reason="the parity extra is not installed")
+    model = dataclasses.replace(config_file.load(f"configs/{name}.py:nano").model, vocab_size=304, n_layers=2)
+    run = saved.run(tmp_path / "run", model)
+    folder = export(str(run.path), str(tmp_path / "hf"), dtype=dtype)
+    theirs, info = transformers.AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, dtype=getattr(torch, dtype))
+    assert not any(info.values()), info
+    with torch.no_grad():
+        found = theirs(torch.tensor(TOKENS)).logits.float().numpy()
+    imported = finished.load(finished.find(hf=str(folder)))
+    assert imported.source.model.d_ff == model.d_ff
+    expected = saved.logits(imported, TOKENS)
+    tolerance = 1e-4 if dtype == "float32" else 0.1
+    assert np.abs(expected).max() > 0.5
+    assert np.linalg.norm(found - expected) <= tolerance * np.linalg.norm(expected)

@@ -33,8 +33,10 @@ def original(tmp_path_factory):
 
 @pytest.fixture
 def folder(original, tmp_path):
-    """A copy that may be spoilt."""
-    return Path(shutil.copytree(original, tmp_path / "hf"))
+    """A copy that may be spoilt, without the digests that would tell."""
+    copy = Path(shutil.copytree(original, tmp_path / "hf"))
+    (copy / "digests.json").unlink()
+    return copy
 
 
 def _change(file: Path, **values) -> None:
@@ -198,6 +200,7 @@ def test_the_first_of_several_ends_counts(folder):
 def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path):
     run = saved.run(tmp_path / "run", dataclasses.replace(tiny.MODEL, vocab_size=256))
     export(str(run.path), str(tmp_path / "hf"))
+    (tmp_path / "hf" / "digests.json").unlink()
     _change(tmp_path / "hf" / "config.json", eos_token_id=1, bos_token_id=1)
     with pytest.raises(ConfigError, match=r"tokenizer\.json has 257 ids and the model 256"):
         finished.find(hf=str(tmp_path / "hf")).tokenizer()
@@ -253,6 +256,7 @@ def test_what_is_no_folder_is_refused(tmp_path):
 def test_mixtures_with_gated_shared_experts_are_refused(tmp_path):
     run = saved.run(tmp_path / "run", tiny.MIXTURE)
     folder = Path(export(str(run.path), str(tmp_path / "hf")))
+    (folder / "digests.json").unlink()
     tensors = safetensors.numpy.load_file(folder / "model.safetensors")
     gate = "model.layers.1.mlp.shared_expert_gate.weight"
     tensors[gate] = np.full_like(tensors[gate], 0.5)

@@ -12,12 +12,12 @@ from sparsecod_jax.digest import names
 from sparsecod_jax.huggingface.tensors import Tensor, tensors, to_ours, to_theirs
 
 
-@pytest.mark.parametrize("model", [tiny.MODEL, tiny.MIXTURE, dataclasses.replace(tiny.MIXTURE, shared_expert=False, d_shared=0)])
+@pytest.mark.parametrize("model", [tiny.MODEL, tiny.MIXTURE, dataclasses.replace(tiny.MIXTURE, shared_expert=False, d_shared=0, d_ff=19)])
 def test_every_value_has_one_place(model):
     sizes = dict.fromkeys(names(tree := tiny.init(model)), 0)
     for tensor in tensors(model):
         if tensor.path:
-            sizes[tensor.path] += int(np.prod(tensor.shape))
+            sizes[tensor.path] += int(np.prod(tensor.used or tensor.shape))
     assert sizes == {name: leaf.size for name, leaf in zip(names(tree), jax.tree.leaves(tree), strict=True)}
     assert max(Counter(tensor.name for tensor in tensors(model)).values()) == 1
     assert max(Counter((tensor.path, tensor.index) for tensor in tensors(model) if tensor.path).values()) == 1
