@@ -176,7 +176,7 @@ entries = st.fixed_dictionaries(
 @hypothesis.settings(
     max_examples=TRIALS, deadline=None, suppress_health_check=list(hypothesis.HealthCheck), derandomize=True, database=None
 )
-@hypothesis.given(name=st.sampled_from(["lm_head.weight", "model.norm.weight", "__metadata__"]), entry=entries)
+@hypothesis.given(name=st.sampled_from(["lm_head.weight", "model.norm.weight"]), entry=entries)
 def test_headers_of_any_kind(original, tmp_path_factory, name, entry):
     folder = Path(shutil.copytree(original, tmp_path_factory.mktemp("any") / "hf"))
     header, body = _header(folder)
