@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import hypothesis.strategies as st
@@ -164,7 +165,7 @@ def test_hostile_folders(original, tmp_path):
     assert not sprung.exists()
 
 
-FIXTURES = [hypothesis.HealthCheck.function_scoped_fixture, hypothesis.HealthCheck.too_slow]
+FIXTURES: Any = [hypothesis.HealthCheck.function_scoped_fixture, hypothesis.HealthCheck.too_slow]
 SETTINGS = hypothesis.settings(max_examples=TRIALS, deadline=None, suppress_health_check=FIXTURES, derandomize=True, database=None)
 numbers = st.integers(-(2**66), 2**66) | st.floats() | st.text(max_size=3) | st.none()
 entries = st.fixed_dictionaries(
@@ -173,9 +174,7 @@ entries = st.fixed_dictionaries(
 )
 
 
-@hypothesis.settings(
-    max_examples=TRIALS, deadline=None, suppress_health_check=list(hypothesis.HealthCheck), derandomize=True, database=None
-)
+@SETTINGS
 @hypothesis.given(name=st.sampled_from(["lm_head.weight", "model.norm.weight"]), entry=entries)
 def test_headers_of_any_kind(original, tmp_path_factory, name, entry):
     folder = Path(shutil.copytree(original, tmp_path_factory.mktemp("any") / "hf"))
@@ -185,9 +184,7 @@ def test_headers_of_any_kind(original, tmp_path_factory, name, entry):
     shutil.rmtree(folder)
 
 
-@hypothesis.settings(
-    max_examples=TRIALS, deadline=None, suppress_health_check=list(hypothesis.HealthCheck), derandomize=True, database=None
-)
+@SETTINGS
 @hypothesis.given(data=st.binary(max_size=200), place=st.integers(0, 3000))
 def test_bytes_of_any_kind_in_the_header(original, tmp_path_factory, data, place):
     """Refused; or harmless, where they hit what nobody reads."""
