@@ -120,13 +120,14 @@ def read_manifest(directory: epath.Path, command: str) -> Manifest:
     path = directory / MANIFEST
     if not path.exists():
         raise ConfigError(f"there is no data in {directory}: run `{command}`")
+    files.check_plain(path)
     try:
-        values = files.read_json(path)
+        values = json.loads(path.read_bytes())
         checksum = values.pop("checksum")
         intact = checksum == _checksum(values)
         del values["fingerprint"]
         manifest = Manifest(**{**values, "train": _split(values["train"]), "validation": _split(values["validation"])})
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{path} can't be read ({error}): delete {directory} and run `{command}`") from error
     if not intact:
         raise ConfigError(f"{path} was changed after it was made: delete {directory} and run `{command}`")

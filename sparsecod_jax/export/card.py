@@ -78,8 +78,8 @@ def _layers(run: RunDir, weights: str) -> str:
 
 
 def _training(run: RunDir, manifest: dict[str, Any]) -> str:
-    manifest, config = (json.dumps(_public(values), indent=1) for values in (manifest, read_record(run.config)))
-    return f"## Training\n\nManifest:\n\n```json\n{manifest}\n```\n\nConfig:\n\n```json\n{config}\n```"
+    made_with, config = (json.dumps(_public(values), indent=1) for values in (manifest, read_record(run.config)))
+    return f"## Training\n\nManifest:\n\n```json\n{made_with}\n```\n\nConfig:\n\n```json\n{config}\n```"
 
 
 def _public(value: Any, name: str = "") -> Any:

@@ -13,6 +13,7 @@ from etils import epath
 from sparsecod_jax import __version__, config, counts, files, finished
 from sparsecod_jax.checkpoint import Checkpointer
 from sparsecod_jax.data.tokenizer import TOKENIZER
+from sparsecod_jax.ending import printable
 from sparsecod_jax.files import write_record
 from sparsecod_jax.huggingface.folder import CONFIG, INDEX, open_folder
 from sparsecod_jax.huggingface.plain_files import DIGESTS
@@ -34,7 +35,7 @@ def import_model(hf: str, workdir: str) -> epath.Path:
     tokenizer = source.tokenizer()
     left = {file.name for file in source.path.iterdir()} - {*words, TOKENIZER, CONFIG, INDEX, DIGESTS}
     if others := sorted(name for name in left if not name.endswith(".safetensors")):
-        note(f"not taken along: {', '.join(others)}")
+        note(printable(f"not taken along: {', '.join(others)}"))
     model = finished.load(source)
     with claim(run), contextlib.closing(Checkpointer(run, keep=1)) as checkpointer:
         experiment = config.Experiment(model=source.model, data=config.Data(seq_len=source.longest))

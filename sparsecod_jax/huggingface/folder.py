@@ -125,7 +125,7 @@ class Folder:
 
 def digest(stored: np.ndarray) -> str:
     """Of the bytes of a tensor as they are stored."""
-    return hashlib.sha256(np.ascontiguousarray(stored).view(np.uint8)).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(stored).view(np.uint8).data).hexdigest()
 
 
 def open_folder(path: epath.Path) -> Folder:

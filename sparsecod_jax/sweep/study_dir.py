@@ -44,7 +44,9 @@ def read(directory: StudyDir) -> tuple[dict[str, Any], dict[str, RunDir]]:
     """
     described = files.read_record(directory.described)
     try:
-        study = Study(**{name: described[name] for name in FIELDS if name in described} | {"claims": _claims(described)})
+        fields: dict[str, Any] = {name: described[name] for name in FIELDS if name in described}
+        fields["claims"] = _claims(described)
+        study = Study(**fields)
         expected = {f"{arm}-s{seed}" for arm in study.arms for seed in study.seeds}
         if expected != set(described["runs"]):
             raise ValueError("its runs are not those of its arms and seeds")

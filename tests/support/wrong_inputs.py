@@ -6,7 +6,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -126,7 +126,7 @@ def command_lines(root: Path, tokens: Path) -> Iterator[list[str]]:
                 yield [*verb, *others, f"--{option}={value}"]
 
 
-def _verbs(root: Path, tokens: Path) -> dict[str, tuple[list[str], dict[str, list[str]]]]:
+def _verbs(root: Path, tokens: Path) -> dict[str, tuple[list[str], dict[str, Sequence[str]]]]:
     """By verb: words that would work, and by option values that can't."""
     no_folder = [
         "",
