@@ -118,5 +118,8 @@ def _restore(run: RunDir, keep: int, abstract: Any) -> tuple[int, Any]:
 def _tokenizer(run: RunDir) -> Tokenizer:
     if not run.tokenizer.exists():
         raise ConfigError(f"{run.path} has no tokenizer.json: copy the one of its data there")
-    ids = read_json(run.manifest).get("tokenizer", {})
-    return load_tokenizer(run.tokenizer, ids.get("eos_id"), ids.get("start_id"))
+    manifest = read_json(run.manifest)
+    recorded = manifest.get("tokenizer", {})
+    unrecorded = None if "imported" in manifest else ()  # an import had the framing of its folder, a run nothing before a text
+    before = tuple(recorded["before"]) if "before" in recorded else unrecorded
+    return load_tokenizer(run.tokenizer, recorded.get("eos_id"), recorded.get("start_id"), before)

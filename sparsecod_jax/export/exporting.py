@@ -21,6 +21,7 @@ from sparsecod_jax.data.tokenizer import TOKENIZER, Tokenizer
 from sparsecod_jax.digest import names
 from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.export import card
+from sparsecod_jax.files import read_json
 from sparsecod_jax.huggingface.architectures import to_config
 from sparsecod_jax.huggingface.folder import CONFIG, INDEX, WEIGHTS
 from sparsecod_jax.huggingface.tensors import Tensor, tensors, to_theirs
@@ -54,13 +55,19 @@ def export(workdir: str, out: str, *, dtype: Dtype = "float32", shard_bytes: int
     with files.new_folder(target) as folder:
         files.write_json(folder / CONFIG, described)
         _write_weights(folder, source.model, model.params, dtype, shard_bytes)
-        words = {TOKENIZER: run.tokenizer.read_bytes(), CARD: card.write(run, model).encode(), **_settings(tokenizer, source.longest)}
+        words = {TOKENIZER: _tokenizer(run, tokenizer), CARD: card.write(run, model).encode(), **_settings(tokenizer, source.longest)}
         if run.origin.exists():  # what an import came with
             words |= {file.name: file.read_bytes() for file in run.origin.iterdir()}
         for name, content in words.items():
             files.write(folder / name, content)
     note(f"step {model.step} of {run.path} as {dtype}")
     return target
+
+
+def _tokenizer(run: RunDir, tokenizer: Tokenizer) -> bytes:
+    """Its file: of an import as it came, of a run of ours with what training saw before a text and nothing else around it."""
+    imported = "imported" in read_json(run.manifest)
+    return run.tokenizer.read_bytes() if imported else tokenizer.stock()
 
 
 def _settings(tokenizer: Tokenizer, longest: int) -> dict[str, bytes]:
@@ -72,6 +79,7 @@ def _settings(tokenizer: Tokenizer, longest: int) -> dict[str, bytes]:
         "eos_token": end,
         "model_max_length": longest,
         "clean_up_tokenization_spaces": False,
+        "split_special_tokens": True,  # a text that spells one stays text, as in training
     }
     ids = {"bos_token_id": tokenizer.start_id, "eos_token_id": tokenizer.eos_id}
     files_of = {"tokenizer_config.json": usage, "generation_config.json": ids}

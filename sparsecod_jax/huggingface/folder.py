@@ -55,12 +55,13 @@ class Folder:
     places: dict[str, Any]  # the open file of each tensor
 
     def tokenizer(self) -> Tokenizer:
-        """Its tokenizer.
+        """Its tokenizer, which frames a text in its own way.
 
         Raises:
           ConfigError: there is none, or it has ids that the model has not.
         """
-        found = load_tokenizer(_plain_file(self.path, TOKENIZER), *(self._token(name) for name in ("eos_token_id", "bos_token_id")))
+        eos_id, start_id = (self._token(name) for name in ("eos_token_id", "bos_token_id"))
+        found = load_tokenizer(_plain_file(self.path, TOKENIZER), eos_id, start_id, before=None)
         if found.vocab_size > self.model.vocab_size:
             raise ConfigError(
                 f"{self.path / TOKENIZER} has {found.vocab_size} ids and the model {self.model.vocab_size}: put the model's own there"

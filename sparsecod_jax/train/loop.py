@@ -57,7 +57,7 @@ def train(experiment: config.Experiment, workdir: str, *, profile: bool = False)
         together(attempt.check_still_owner)
         first_decides(lambda: check_identity(run, fields))  # again, as another run may have come first
         first_decides(lambda: write_json(run.config, config.to_dict(experiment)))
-        first_decides(lambda: write_json(run.manifest, run_manifest.describe(program.experiment, program.mesh, fields, data.eos_id)))
+        first_decides(lambda: write_json(run.manifest, run_manifest.describe(program.experiment, program.mesh, fields, data.framing())))
         first_decides(lambda: files.write(run.tokenizer, (directory / TOKENIZER).read_bytes()))
         note(placement.describe(program.experiment, experiment))
         with _recorded_status(attempt):

@@ -90,7 +90,12 @@ def test_manifest_tells_what_was_made(made):
     shares = np.array([count / tokens.size for count in Counter(tokens.tolist()).values()])
     assert manifest.train.unigram_entropy == pytest.approx(-(shares * np.log(shares)).sum())
     on_disk = {path.name for path in Path(out).iterdir()}
-    assert on_disk == {"manifest.json", "tokenizer.json", *(shard.file for _, split in manifest.splits() for shard in split.shards)}
+    assert on_disk == {
+        "manifest.json",
+        "source.json",
+        "tokenizer.json",
+        *(shard.file for _, split in manifest.splits() for shard in split.shards),
+    }
     assert json.loads((out / "manifest.json").read_text())["fingerprint"] == manifest.fingerprint
 
 
@@ -203,11 +208,11 @@ def test_changed_source_is_refused_on_resume(unfinished):
     first, further = Path(request.source) / "000.txt", Path(request.source) / "999.txt"
     original = first.read_text()
     first.write_text("changed")
-    with pytest.raises(ConfigError, match=f"changed since {out} was begun: delete {out} and"):
+    with pytest.raises(ConfigError, match=f"changed since {out} was begun: undo that, or choose another --out"):
         prepare.prepare(request, str(out))
     first.write_text(original)
     further.write_text("one more, which begins a new batch")
-    with pytest.raises(ConfigError, match=f"changed since {out} was begun: delete {out} and"):
+    with pytest.raises(ConfigError, match=f"changed since {out} was begun: undo that, or choose another --out"):
         prepare.prepare(request, str(out))
     further.unlink()
     prepare.prepare(request, str(out))
@@ -215,10 +220,11 @@ def test_changed_source_is_refused_on_resume(unfinished):
 
 
 def test_changed_tokenizer_is_refused_on_resume(tmp_path, until):
-    request = request_for(write(tmp_path / "text", DOCUMENTS), tokenizer=word_level(tmp_path / "words.json", 50))
+    texts = [f"word{n} word{n + 1}" for n in range(2, 40)]
+    request = request_for(write(tmp_path / "text", texts), tokenizer=word_level(tmp_path / "words.json", 50))
     assert not until(request, tmp_path / "out", name="manifest.json")
     word_level(tmp_path / "words.json", 51)
-    with pytest.raises(ConfigError, match="another tokenizer"):
+    with pytest.raises(ConfigError, match=r"another tokenizer .*: choose another --out"):
         prepare.prepare(request, str(tmp_path / "out"))
 
 
@@ -227,7 +233,8 @@ def test_unfinished_work_refuses_another_request_and_lost_work(unfinished):
     with pytest.raises(ConfigError, match="another request"):
         prepare.prepare(dataclasses.replace(request, split_seed=1), str(out))
     epath.Path(out / "work").rmtree()
-    with pytest.raises(ConfigError, match="without their manifest"):
+    (out / "begun.json").unlink()
+    with pytest.raises(ConfigError, match="holds files but not unfinished data"):
         prepare.prepare(request, str(out))
 
 
@@ -236,6 +243,7 @@ def word_level(path: Path, words: int) -> str:
     vocabulary = {"?": 0, "</s>": 1, **{f"word{n}": n for n in range(2, words - 1)}, "top": words - 1}
     inner = HFTokenizer(models.WordLevel(vocabulary, unk_token="?"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
+    inner.add_special_tokens(["</s>"])
     inner.save(str(path))
     return str(path)
 

@@ -29,6 +29,7 @@ def write(folder: Path, parts: list[np.ndarray]) -> Request:
         ids.astype("<u2").tofile(folder / f"part-{number:05d}.npy")
     inner = HFTokenizer(models.WordLevel({"?": 0, "</s>": EOS, **{f"w{n}": n for n in range(2, VOCABULARY)}}, unk_token="?"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
+    inner.add_special_tokens(["</s>"])
     inner.save(str(folder / "tokenizer.json"))
     return Request(str(folder), str(folder / "tokenizer.json"), validation_fraction=0.1)
 
@@ -111,7 +112,7 @@ def test_cut_file_wrong_eos_and_unnamed_tokenizer_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="--tokenizer"):
         prepare(Request(request.source, "bytes"), str(tmp_path / "out"))
     with pytest.raises(ConfigError, match="check --eos_id"):
-        prepare(Request(request.source, request.tokenizer, eos_id=0), str(tmp_path / "out"))
+        prepare(Request(request.source, request.tokenizer, eos_id=5000), str(tmp_path / "out"))
     file = tmp_path / "part-00000.npy"
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(ConfigError, match="cut off in the middle of an id"):

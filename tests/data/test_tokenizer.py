@@ -77,19 +77,23 @@ def test_another_tokenizer_does_not_replace_a_saved_one(tmp_path, bpe):
         tokenizer.train_bpe(CORPUS, 291).save(epath.Path(tmp_path))
 
 
-def word_level(path: Path, vocabulary: dict[str, int]) -> epath.Path:
+def word_level(path: Path, vocabulary: dict[str, int], special: tuple[str, ...] = ("</s>",)) -> epath.Path:
     """A tokenizer.json with one id a word; "?" stands for unknown words."""
     inner = HFTokenizer(models.WordLevel(vocabulary, unk_token="?"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
+    inner.add_special_tokens([name for name in ("</s>", "<eos>") if name in special])
     inner.save(str(path))
     return epath.Path(path)
 
 
 def test_eos_of_a_file_by_name_or_given(tmp_path):
+    # an ordinary word of a usual name is none
+    ordinary = word_level(tmp_path / "ordinary.json", {"?": 0, "a": 1, "</s>": 2, "<eos>": 3}, special=("<eos>",))
+    assert tokenizer.load(ordinary).eos_id == 3
     named = word_level(tmp_path / "named.json", {"?": 0, "a": 1, "</s>": 2})
     assert tokenizer.load(named).eos_id == 2
     assert tokenizer.load(named, eos_id=1).eos_id == 1
-    unnamed = word_level(tmp_path / "unnamed.json", {"?": 0, "a": 1})
+    unnamed = word_level(tmp_path / "unnamed.json", {"?": 0, "a": 1, "</s>": 2}, special=())
     assert tokenizer.load(unnamed, eos_id=0).encode(["a a"])[0].tolist() == [1, 1, 0]
     with pytest.raises(ConfigError, match="--eos_id"):
         tokenizer.load(unnamed)
