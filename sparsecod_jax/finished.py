@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from sparsecod_jax import config, files, placement
 from sparsecod_jax.checkpoint import Checkpointer
+from sparsecod_jax.data.shown import say_once, shown
 from sparsecod_jax.data.tokenizer import Tokenizer
 from sparsecod_jax.data.tokenizer import load as load_tokenizer
 from sparsecod_jax.digest import digests
@@ -122,4 +123,7 @@ def _tokenizer(run: RunDir) -> Tokenizer:
     recorded = manifest.get("tokenizer", {})
     unrecorded = None if "imported" in manifest else ()  # an import had the framing of its folder, a run nothing before a text
     before = tuple(recorded["before"]) if "before" in recorded else unrecorded
+    if "before" not in recorded:
+        framing = "its tokenizer's own" if before is None else "nothing before a text, the end of a document after it"
+        say_once(f"{shown(run.path)} was made before the framing of texts was recorded: it is taken to be {framing}")
     return load_tokenizer(run.tokenizer, recorded.get("eos_id"), recorded.get("start_id"), before)

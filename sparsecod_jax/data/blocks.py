@@ -104,9 +104,10 @@ class Blocks:
         if self._found:
             raise self._found
         shard, compared = self._shards[number], self._compared[number]
-        first, last = start // BLOCK, -(-stop // BLOCK)
-        if not shard.blocks or all(compared[first:last]):
+        waiting = [block for block in range(start // BLOCK, -(-stop // BLOCK)) if shard.blocks and not compared[block]]
+        if not waiting:
             return
+        first, last = waiting[0], waiting[-1] + 1
         length = shard.tokens * self._ids.itemsize
         content = read_bytes(self._places[number], shard.offset + first * BLOCK, shard.offset + min(last * BLOCK, length))
         if digests(content) != shard.blocks[first * DIGITS : last * DIGITS]:

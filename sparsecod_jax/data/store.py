@@ -9,11 +9,9 @@ what was made.
 import bisect
 import concurrent.futures
 import dataclasses
-import functools
 import hashlib
 import json
 import os
-import sys
 from typing import Any
 
 import numpy as np
@@ -22,7 +20,7 @@ from etils import epath
 from sparsecod_jax import files
 from sparsecod_jax.config import Experiment
 from sparsecod_jax.data.blocks import SMALL, Blocks, Shard, place, read_bytes
-from sparsecod_jax.data.shown import shown
+from sparsecod_jax.data.shown import say_once, shown
 from sparsecod_jax.data.tokenizer import TOKENIZER
 from sparsecod_jax.errors import ConfigError
 
@@ -161,15 +159,10 @@ def _parse(path: epath.Path, mend: str) -> Manifest:
     return manifest
 
 
-@functools.cache
-def _say(sentence: str) -> None:
-    print(sentence, file=sys.stderr, flush=True)
-
-
 def _say_what_is_not_recorded(directory: epath.Path, manifest: Manifest) -> None:
     """Of data that an earlier version made, once a process."""
     if manifest.before is None:
-        _say(
+        say_once(
             f"{shown(directory)} was made before framing and digests of blocks were recorded: nothing stands before a document, its"
             " end-of-document token after it; its files are compared with their SHA-256, small ones now and large ones while it trains"
         )
