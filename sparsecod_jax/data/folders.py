@@ -88,7 +88,7 @@ def _files(folder: epath.Path, seen: set[str], left_out: LeftOut, root: epath.Pa
                 continue
             seen.add(_real(path))
             yield from _files(path, seen, left_out, root)
-        elif not files.is_remote(path) and path.exists() and not path.is_file():
+        elif path.exists() and not readers.is_plain(path):
             left_out.add("pipes and devices", _name(path, root))
         else:
             readers.check_plain(path)
@@ -134,7 +134,7 @@ def _declared(root: epath.Path, paths: list[epath.Path]) -> dict[epath.Path, str
 def _front_matter(root: epath.Path) -> list[tuple[str, str]]:
     """Pairs of a split and a pattern of files."""
     readme = root / "README.md"
-    if not readme.is_file():
+    if not readers.is_plain(readme):
         return []
     with readme.open("rb") as file:
         head = file.read(FRONT_MATTER).decode(errors="replace").replace("\r\n", "\n")

@@ -13,7 +13,7 @@ import numpy as np
 from etils import epath
 
 from sparsecod_jax import files
-from sparsecod_jax.data import tokenizer
+from sparsecod_jax.data import readers, tokenizer
 from sparsecod_jax.data.blocks import Shard, digests
 from sparsecod_jax.data.shown import shown
 from sparsecod_jax.data.store import MANIFEST, Manifest, Split, entropy, read_ids
@@ -72,8 +72,7 @@ def index(request, directory: epath.Path, begin: Callable[[], epath.Path]) -> No
 
 def _size(part: epath.Path, encoder: tokenizer.Tokenizer) -> int:
     """The number of ids in a part, after a look at all of them."""
-    if not part.is_file():
-        raise ConfigError(f"{shown(part)} is not a plain file: remove it, or copy what it stands for there")
+    readers.check_plain(part)
     with part.open("rb") as file:
         if file.read(len(NUMPY_MAGIC)) == NUMPY_MAGIC:
             raise ConfigError(f"{shown(part)} has a numpy header, raw ids were expected: write it with ndarray.tofile")

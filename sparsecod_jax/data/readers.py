@@ -12,7 +12,6 @@ import importlib
 import io
 import json
 import os
-import stat
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
@@ -58,20 +57,25 @@ def reader(path: epath.Path) -> Reader | None:
     return _text if suffix in TEXT else readers.get(suffix or "")
 
 
+def is_plain(path: epath.Path) -> bool:
+    """Whether it is a file, or a link to one; for epath everything that is no folder is a file."""
+    return path.is_file() if files.is_remote(path) else os.path.isfile(path)
+
+
 def check_plain(path: epath.Path) -> None:
     """Refuses what is no file: reading a pipe or a device may never end.
 
     Raises:
       ConfigError: it is none, or the link leads nowhere.
     """
-    if files.is_remote(path):
+    if is_plain(path):
         return
     try:
-        mode = os.stat(path).st_mode
+        os.stat(path)
     except OSError as error:
         what = "is a link that leads nowhere" if os.path.islink(path) else f"can't be read ({error.strerror})"
         raise ConfigError(f"{shown(path)} {what}: mend or remove it") from error
-    if not stat.S_ISREG(mode):
+    else:
         raise ConfigError(f"{shown(path)} is not a plain file: save what it gives as a file, and name that")
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from etils import epath
 
+from sparsecod_jax.data import readers
 from sparsecod_jax.data.shown import shown
 from sparsecod_jax.errors import ConfigError
 
@@ -44,8 +45,7 @@ def content(path: epath.Path) -> str:
     Raises:
       ConfigError: it is not a plain file, too large, or no text.
     """
-    if not path.is_file():
-        raise ConfigError(f"{shown(path)} is not a plain file: give the path of a tokenizer.json")
+    readers.check_plain(path)
     size = path.stat().length
     if size > LARGEST:
         raise ConfigError(f"{shown(path)} has {size:,} bytes, and a tokenizer.json at most {LARGEST:,}: choose another")

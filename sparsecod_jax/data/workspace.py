@@ -16,6 +16,7 @@ from typing import Any
 from etils import epath
 
 from sparsecod_jax import files
+from sparsecod_jax.data import readers
 from sparsecod_jax.data.shown import shown
 from sparsecod_jax.errors import ConfigError, Fenced
 from sparsecod_jax.ownership import check_free_or_ours
@@ -87,7 +88,7 @@ def clear(directory: epath.Path, request: dict[str, Any]) -> None:
 def _begun(directory: epath.Path) -> dict[str, Any] | None:
     """The request that the directory was begun with; None where nothing says so."""
     for record in (directory / BEGUN, directory / WORK / OLD_BEGUN):
-        if not record.is_file():
+        if not readers.is_plain(record):
             continue
         try:
             values = files.read_record(record)
