@@ -34,7 +34,7 @@ SPLITS = ("train", "validation")
 SOURCE = "source.json"  # sizes and times of the source's files when they were read
 BATCH_CHARACTERS = 2**25
 BYTES_A_TOKEN = 8  # at most, in the mean of a text: where reading stops for max_tokens
-LOOKED_AT = 512  # documents, spread over the training split, on which a tokenizer is tried
+LOOKED_AT = 512  # documents of a split on which a tokenizer is tried
 EXAMPLES = 20  # of near-duplicates in the manifest
 
 Dedup = Literal["near", "exact", "off"]
@@ -141,9 +141,9 @@ def _from_text(request: Request, directory: epath.Path, begin: Callable[[], epat
     with workspace.alone(directory):
         if len(first) == 1:
             first, split_of = _tail(first[0], request)
+            selected = _select(dataclasses.replace(request, dedup="off"), first, split_of, work)
         else:
-            split_of = _by_hash(request)
-        selected = _select(request, itertools.chain(first, documents), split_of, work)
+            selected = _select(request, itertools.chain(first, documents), _by_hash(request), work)
         manifest = _tokenized(request, chosen, selected, left_out, directory)
         for line in left_out.lines():
             print(line, flush=True)
@@ -155,6 +155,7 @@ def _tail(document: str, request: Request) -> tuple[list[str], Callable[[str], s
     """The two parts of a single document and their splits: its tail, from the start of a line or word, is held out."""
     wanted = max(int(len(document) * (1 - request.validation_fraction)), 1)
     cut = next((place + 1 for mark in ("\n", " ") if (place := document.rfind(mark, 1, wanted)) > wanted // 2), wanted)
+    cut -= document[:cut] == document[cut:]  # their text tells them apart
     head, tail = document[:cut], document[cut:]
     if not head.strip() or not tail.strip():
         raise ConfigError(f"{shown(request.source)} holds one document of {len(document)} characters, too short for two splits: add text")
@@ -163,7 +164,7 @@ def _tail(document: str, request: Request) -> tuple[list[str], Callable[[str], s
         " if more documents are in it, name what stands between them, such as --separator='<|endoftext|>'",
         flush=True,
     )
-    return [head, tail], lambda text: "validation" if text == tail and text != head else "train"
+    return [head, tail], lambda text: "validation" if text == tail else "train"
 
 
 def _by_hash(request: Request) -> Callable[[str], str]:
@@ -211,11 +212,11 @@ def _tokenized(
 
 
 def _sample(work: epath.Path, batches: list[str]) -> list[str]:
-    """Documents spread over the training split, of at most a batch's characters."""
+    """The beginnings of documents spread over both splits."""
     spread = batches[:: max(len(batches) // 16, 1)]
     sample = []
-    for batch in spread:
-        texts = _texts(work, "train", batch)
+    for split, batch in itertools.product(SPLITS, spread):
+        texts = _texts(work, split, batch)
         sample += texts[:: max(len(texts) * len(spread) // LOOKED_AT, 1)]
     return [text[: tokenizer.PIECE] for text in sample]
 

@@ -7,7 +7,6 @@ little memory and time, on all printable ASCII and on every piece of text that i
 
 import contextlib
 import json
-import resource
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -27,7 +26,8 @@ RISKY = ("Replace", "Split", "Precompiled")  # rules that take patterns or table
 FAILED = 3
 
 PROGRAM = """
-import json, sys
+import json, resource, sys
+resource.setrlimit(resource.RLIMIT_AS, ({memory}, {memory}))
 from tokenizers import Tokenizer
 content, texts = json.load(sys.stdin)
 tokenizer = Tokenizer.from_str(content)
@@ -75,11 +75,10 @@ def check(path: epath.Path, text: str) -> None:
     sentence = f"{shown(path)} {{}}: choose another tokenizer"
     try:
         tried = subprocess.run(
-            [sys.executable, "-I", "-c", PROGRAM.format(growth=GROWTH, failed=FAILED)],
+            [sys.executable, "-I", "-c", PROGRAM.format(growth=GROWTH, failed=FAILED, memory=MEMORY)],
             input=json.dumps([text, texts]).encode(),
             capture_output=True,
             timeout=SECONDS,
-            preexec_fn=_limit,
             check=False,
         )
     except subprocess.TimeoutExpired as error:
@@ -89,10 +88,6 @@ def check(path: epath.Path, text: str) -> None:
     if tried.returncode:
         reason = next(reversed(tried.stderr.decode(errors="replace").strip().splitlines()), f"code {tried.returncode}")
         raise ConfigError(sentence.format(f"fails on a few lines of text ({shown(reason, 200)})"))
-
-
-def _limit() -> None:
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
 
 
 def _strings(value: Any) -> Iterator[str]:

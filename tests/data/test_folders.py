@@ -50,9 +50,8 @@ def test_a_snapshot_gives_its_training_split(tmp_path):
 def test_the_readme_of_a_snapshot_tells_its_splits(tmp_path):
     pytest.importorskip("yaml")
     fill(tmp_path, ["a/part.jsonl", "b/part.jsonl", "c/part.jsonl"])
-    configs = (
-        "configs:\n- config_name: default\n  data_files:\n  - split: train\n    path: a/*\n  - split: held\n    path: [b/part.jsonl]\n"
-    )
+    files = "[{split: train, path: a/*}, {split: held, path: [b/part.jsonl]}]"
+    configs = f"configs:\n- config_name: default\n  data_files: {files}\n"
     (tmp_path / "README.md").write_text(f"---\nlicense: mit\n{configs}---\n# Card\n")
     texts, left = read(tmp_path)
     assert texts == ["a/part.jsonl"]

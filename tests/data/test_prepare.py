@@ -284,3 +284,113 @@ def test_source_without_text_writes_nothing(tmp_path):
     with pytest.raises(ConfigError, match="no document with text"):
         prepare.prepare(request_for(write(tmp_path / "text", [" \n"])), str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+def test_of_a_single_text_file_the_tail_is_held_out(tmp_path, capsys):
+    text = "\n".join(document(seed) for seed in range(30))
+    (tmp_path / "a.txt").write_text(text)
+    manifest = prepare.prepare(request_for(str(tmp_path / "a.txt"), validation_fraction=0.2), str(tmp_path / "out"))
+    splits = documents_of(tmp_path / "out", manifest)
+    (head,), (tail,) = splits["train"], splits["validation"]
+    assert head + tail == text
+    assert head.endswith("\n")
+    assert 0.15 < len(tail) / len(text) < 0.25
+    assert "--separator" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("fraction", [0.001, 0.5, 0.999])
+@pytest.mark.parametrize("text", ["ab", "a b", "\n\na\nb", "x" * 5000])
+def test_a_single_document_of_any_kind_is_divided_or_refused(tmp_path, fraction, text):
+    (tmp_path / "a.txt").write_text(text)
+    try:
+        manifest = prepare.prepare(request_for(str(tmp_path / "a.txt"), validation_fraction=fraction), str(tmp_path / "out"))
+    except ConfigError as error:
+        assert "too short for two splits" in str(error)  # noqa: PT017
+        assert len(text) < 10
+    else:
+        splits = documents_of(tmp_path / "out", manifest)
+        assert "".join(splits["train"] + splits["validation"]) == text
+
+
+@pytest.mark.parametrize(("dedup", "kept"), [("near", 12), ("exact", 24), ("off", 36)])
+def test_copies_are_dropped_as_asked(tmp_path, dedup, kept):
+    originals = [f"{document(seed)} {document(seed + 100)} {document(seed + 200)}" for seed in range(12)]
+    texts = originals + [text + " with a new end" for text in originals] + originals
+    request = request_for(write(tmp_path / "text", texts), dedup=dedup)
+    manifest = prepare.prepare(request, str(tmp_path / "out"))
+    assert manifest.train.documents + manifest.validation.documents == kept
+    assert manifest.dropped_documents == 36 - kept
+    assert len(manifest.near_duplicates) == min(36 - kept, prepare.EXAMPLES)
+
+
+def test_fewer_documents_and_tokens(tmp_path):
+    source = write(tmp_path / "text", DOCUMENTS)
+    few = prepare.prepare(request_for(source, max_documents=10, split_seed=1), str(tmp_path / "few"))
+    assert few.train.documents + few.validation.documents == 10
+    whole = documents_of(tmp_path / "few", few)["train"]
+    short = prepare.prepare(request_for(source, max_tokens=600, split_seed=1), str(tmp_path / "short"))
+    train = documents_of(tmp_path / "short", short)["train"]
+    assert 300 < short.train.tokens <= 600
+    assert train == whole[: len(train)], "whole documents, in order"
+    assert short.left_out["documents beyond --max_tokens=600"]["count"] >= 1
+    with pytest.raises(ConfigError, match="raise --max_tokens=3"):
+        prepare.prepare(request_for(source, max_tokens=3), str(tmp_path / "none"))
+
+
+def test_reading_stops_for_max_tokens(tmp_path):
+    """A source may have no end."""
+    source = write(tmp_path / "text", [document(seed) for seed in range(60)])
+    prepare.prepare(request_for(source, max_tokens=400), str(tmp_path / "out"))
+    Path(source, "059.txt").write_bytes(b"\xff")
+    prepare.prepare(request_for(source, max_tokens=400), str(tmp_path / "again"))
+
+
+def test_what_is_left_out_is_in_the_manifest(tmp_path, capsys):
+    source = write(tmp_path / "text", [*DOCUMENTS, "  "])
+    Path(source, "README.md").write_text("about")
+    manifest = prepare.prepare(request_for(source), str(tmp_path / "out"))
+    assert manifest.left_out["files about the data"] == {"count": 1, "examples": ["README.md"]}
+    assert manifest.left_out["empty documents"]["count"] == 1
+    assert "left out: 1 files about the data: README.md" in capsys.readouterr().out
+
+
+def test_a_source_that_changed_since_is_told(tmp_path, capsys):
+    request = request_for(write(tmp_path / "text", DOCUMENTS))
+    manifest = prepare.prepare(request, str(tmp_path / "out"))
+    assert prepare.prepare(request, str(tmp_path / "out")) == manifest
+    assert "is not as it was" not in capsys.readouterr().out
+    Path(request.source, "new.txt").write_text("more")
+    Path(request.source, "000.txt").unlink()
+    Path(request.source, "001.txt").write_text("other text")
+    assert prepare.prepare(request, str(tmp_path / "out")) == manifest
+    said = capsys.readouterr().out
+    for part in ("1 new (new.txt)", "1 gone (000.txt)", "1 changed (001.txt)", "choose another --out"):
+        assert part in said
+
+
+def _letters_only(path: Path) -> str:
+    inner = HFTokenizer(models.BPE({letter: number for number, letter in enumerate("</s> abcdefghijklmnopqrstuvwxyz")}, []))
+    inner.add_special_tokens(["</s>"])
+    inner.save(str(path))
+    return str(path)
+
+
+def test_a_tokenizer_that_loses_text_is_told_or_refused(tmp_path, capsys):
+    encoder = _letters_only(tmp_path / "letters.json")
+    english = [" ".join("abcdefgh"[int(n) % 8] * 5 for n in np.random.default_rng(seed).integers(0, 8, 80)) for seed in range(20)]
+    greek = ["καλημέρα κόσμε"]
+    manifest = prepare.prepare(request_for(write(tmp_path / "a", english), tokenizer=encoder, dedup="off"), str(tmp_path / "out_a"))
+    assert manifest.round_trip["lost"] == 0
+    assert "warning" not in capsys.readouterr().out
+    source = write(tmp_path / "b", english + greek * 5)
+    manifest = prepare.prepare(request_for(source, tokenizer=encoder, dedup="off"), str(tmp_path / "out_b"))
+    assert manifest.round_trip["lost"] > 0
+    assert "does not give the text back" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match=r"does not give the text back .* choose a tokenizer that knows them"):
+        prepare.prepare(request_for(write(tmp_path / "c", greek * 20), tokenizer=encoder, dedup="off"), str(tmp_path / "out_c"))
+
+
+@pytest.mark.parametrize("options", [{"max_documents": 0}, {"max_tokens": -1}, {"separator": ""}])
+def test_options_without_meaning_are_refused(options):
+    with pytest.raises(ConfigError, match="leave it out"):
+        request_for("x", **options)
