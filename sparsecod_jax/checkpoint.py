@@ -3,23 +3,27 @@
 Asynchronous Orbax checkpoints with a sealed record beside the arrays: the shape and digest of each, and whatever the caller must know to
 go on. A step whose record or arrays do not verify is moved to quarantine and the next older one is used; when none verifies the run
 stops, because starting afresh would overwrite what may still be saved by hand.
+
+Orbax writes every file below `checkpoints`, and gives a step its name by a rename without waiting for the disk, so that a power cut could
+leave a named step of empty files: here its files are forced to the disk first, in Orbax's own thread.
 """
 
+import asyncio
 import dataclasses
 import hashlib
 import json
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from etils import epath
 
 from sparsecod_jax import files
 from sparsecod_jax.digest import digests, names
 from sparsecod_jax.errors import ConfigError, SparsecodError
-from sparsecod_jax.processes import first_decides, say, together
+from sparsecod_jax.processes import first_decides, is_first, say, together
 from sparsecod_jax.rundir import RunDir
 
 
@@ -35,7 +39,16 @@ class Restored:
 class Checkpointer:
     """Saves and restores named pytrees ("items") of one run; a reader changes nothing, so that the run may go on beside it."""
 
-    def __init__(self, run: RunDir, keep: int, keep_every: int = 0, *, read_only: bool = False):
+    def __init__(
+        self,
+        run: RunDir,
+        keep: int,
+        keep_every: int = 0,
+        *,
+        read_only: bool = False,
+        check_owner: Callable[[], None] = lambda: None,
+    ):
+        """`check_owner` is asked in the last moment before a step is committed, and raises if it may not be."""
         self._run, self._read_only = run, read_only
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
@@ -45,6 +58,8 @@ class Checkpointer:
             # In a store an unfinished step has its final name. Saving it again clears it; before that, it may be the last save of an
             # overtaken attempt, still under way.
             cleanup_tmp_directories=not read_only and not files.is_remote(run.checkpoints),
+            # In a store the last object that is written commits the step.
+            temporary_path_class=None if files.is_remote(run.checkpoints) else self._durable(check_owner),
         )
         self._manager = ocp.CheckpointManager(run.checkpoints, options=options)
         # The manager would have the processes wait for each other after reading: for ever, if one of them can't read.
@@ -89,6 +104,29 @@ class Checkpointer:
         # Orbax drops some failed steps without raising, so that the absence of the step is the only sure sign.
         if step not in self.steps():
             raise SparsecodError(f"saving step {step} failed ({reason}): make room in {self._run.checkpoints} and run again")
+        self._record_commit(step)
+
+    def _durable(self, check_owner: Callable[[], None]) -> type[ocp.path.atomicity.AtomicRenameTemporaryPath]:
+        """How Orbax is to commit a step on a local file system, in its own thread of the first process."""
+        steps, record_commit = self._run.checkpoints, self._record_commit
+
+        class Durable(ocp.path.atomicity.AtomicRenameTemporaryPath):
+            async def finalize(self):
+                is_step = self.get_final().parent == steps  # and not one of the items in it
+                if is_step:
+                    await asyncio.to_thread(files.sync_tree, self.get())
+                    check_owner()
+                await super().finalize()
+                if is_step:
+                    await asyncio.to_thread(files.sync_tree, self.get_final())  # what was added now, and the name
+                    record_commit(int(self.get_final().name))
+
+        return Durable
+
+    def _record_commit(self, step: int) -> None:
+        """So that a run whose checkpoints are gone later does not begin again in silence."""
+        if is_first() and not self._run.committed.exists():
+            files.write_record(self._run.committed, {"first_step": step})
 
     def close(self) -> None:
         self._reader.close()
@@ -114,7 +152,10 @@ class Checkpointer:
             if not self._read_only:
                 first_decides(partial(self._quarantine, newer_than=step))
                 self._manager.reload()
+                self._record_commit(step)
             return restored
+        if not steps and first_decides(self._run.had_checkpoint):
+            raise ConfigError(f"{self._run.checkpoints} holds no checkpoint any more: put back a copy of one, or choose another --workdir")
         if steps:
             raise ConfigError(f"no checkpoint in {self._run.checkpoints} can be used: put back a copy of one, or choose another --workdir")
         return None
@@ -142,7 +183,7 @@ class Checkpointer:
     def _quarantine(self, newer_than: int) -> None:
         for step in self.steps():
             if step > newer_than:
-                files.move(self._run.checkpoints / str(step), _free_name(self._run.quarantine / str(step)))
+                files.move(self._run.checkpoints / str(step), files.free_name(self._run.quarantine / str(step)))
                 print(f"checkpoint {step} was moved to {self._run.quarantine}", flush=True)
 
 
@@ -171,13 +212,6 @@ def _unseal(sealed: dict[str, str]) -> dict[str, Any]:
     if hashlib.sha256(sealed["body"].encode()).hexdigest() != sealed["sha256"]:
         raise ValueError("its record was changed")
     return json.loads(sealed["body"])
-
-
-def _free_name(path: epath.Path) -> epath.Path:
-    taken = 0
-    while (candidate := path.with_name(f"{path.name}-{taken}")).exists():
-        taken += 1
-    return candidate
 
 
 def _brief(error: Exception) -> str:

@@ -1,10 +1,15 @@
 """How is a file written whole or not at all, on a disk or in an object store?
 
-Paths that a user names enter through `absolute`. In an object store (gs://) an object appears when all of it has arrived, so nothing is
-written beside it and renamed; it never grows, so what is appended to is kept in a `Mirror`; and folders need no making.
+Paths that a user names enter through `absolute`. On a disk a file or folder is made beside its place, under a random name that nobody can
+have planted a link at, and renamed when its bytes are on the disk, so that neither a kill nor a power cut leaves half of it. What a killed
+process left under such a name is removed by the next one that writes there. In an object store (gs://) an object appears when all of it has
+arrived, so nothing is written beside it and renamed; it never grows, so what is appended to is kept in a `Mirror`; and folders need no
+making.
 """
 
 import contextlib
+import errno
+import fcntl
 import hashlib
 import importlib.util
 import io
@@ -12,6 +17,7 @@ import json
 import math
 import os
 import posixpath
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -22,26 +28,30 @@ import fsspec.config
 import numpy as np
 from etils import epath
 
-from sparsecod_jax.errors import ConfigError
+from sparsecod_jax.errors import ConfigError, Fenced
 
 # By itself gcsfs remembers every listing, so a newer attempt or checkpoint of another process would never be seen. This holds for the
 # file systems that epath and Orbax open as well.
 fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
 
 CHECKSUM = "checksum"  # the name under which a record carries it
+CHECKSUM_KIND = "sha256:"  # begins each checksum, so that one is known even where a flipped bit changed its name
+
+# Locks of folders on a network's file system hold on one host alone, so unfinished files and folders of other hosts are left alone.
+UNFINISHED = f".sparsecod-{hashlib.sha256(os.uname().nodename.encode()).hexdigest()[:8]}-"
 
 
 def absolute(path: epath.PathLike) -> epath.Path:
     """The place that a user named.
 
     Raises:
-      ConfigError: it is in a store that can't be reached from here.
+      ConfigError: it is in a store that can't be reached from here, or no path.
     """
     if not os.fspath(path):
         raise ConfigError("a path is empty: name a place")
     scheme, separator, name = os.fspath(path).partition("://")
     if not separator:
-        return epath.Path(path).resolve()
+        return _local(os.path.expanduser(os.fspath(path)))
     if scheme != "gs" or not name:
         raise ConfigError(f"{path} is neither a local path nor one in a Google Cloud Storage bucket: use a local path or gs://BUCKET/NAME")
     if importlib.util.find_spec("gcsfs") is None:
@@ -49,39 +59,92 @@ def absolute(path: epath.PathLike) -> epath.Path:
     return epath.Path(f"gs://{posixpath.normpath(name)}")  # to a store a name with .. in it is another name
 
 
+def _local(path: str) -> epath.Path:
+    if path.startswith("~"):
+        raise ConfigError(f"{path} begins with no user's home: name another place, or ./{path} for a folder of that name")
+    if "\0" in path:
+        raise ConfigError(f"{path!r} holds a zero, which no name of a file may: name another place")
+    return epath.Path(os.path.realpath(path))
+
+
 def is_remote(path: epath.PathLike) -> bool:
     """Whether `path` is in an object store."""
     return "://" in os.fspath(path)
 
 
+def check_can_write(path: epath.Path) -> None:
+    """Refuses a place where a result file can't be made, before the result is computed; creates nothing.
+
+    Raises:
+      ConfigError: its folder is missing or may not be written, or it is a folder itself.
+    """
+    if is_remote(path):
+        return
+    folder = path.parent
+    with _sentence(path, "written"):
+        os.stat(folder)
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            os.lstat(path)  # says whether the name itself is possible
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder: name a file")
+    if not folder.is_dir():
+        raise ConfigError(f"{folder} is not a folder: choose another place than {path}")
+    if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+        raise ConfigError(f"{folder} may not be written: choose another place than {path}")
+
+
 def write(path: epath.Path, content: bytes) -> None:
-    """Writes a file whole or not at all."""
+    """Writes a file whole or not at all; where `path` is a link, the link is replaced and what it points to left alone."""
     if is_remote(path):
         _put(path, content, "overwrite")
-    else:
-        partial = path.with_name(path.name + ".partial")
-        partial.write_bytes(content)
-        partial.replace(path)
+        return
+    _remove_unfinished(path.parent)
+    with _unfinished_file(path.parent) as (beside, descriptor):
+        _write_all(descriptor, content)
+        os.replace(beside, path)
+    _sync_folder(path.parent)
 
 
 def create(path: epath.Path, content: bytes) -> None:
-    """Writes a new file; of several processes that try, one succeeds.
+    """Writes a new file; of several processes that try, one succeeds. A power cut may leave it empty, but not gone once this has returned.
 
     Raises:
       FileExistsError: there is one already.
     """
     if is_remote(path):
         _put(path, content, "create")
-    else:
-        with open(path, "xb") as file:
-            file.write(content)
+        return
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    try:
+        _write_all(descriptor, content)
+    except BaseException:
+        os.unlink(path)
+        raise
+    finally:
+        os.close(descriptor)
+    _sync_folder(path.parent)
+
+
+def make_folder(path: epath.Path) -> None:
+    """Makes a folder, and those above it, to stay after a power cut; does nothing where it is there.
+
+    Raises:
+      ConfigError: it can't be made.
+    """
+    if is_remote(path) or path.is_dir():
+        return
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    with _sentence(path, "made"):
+        path.mkdir(parents=True, exist_ok=True)
+        for folder in made:
+            _sync_folder(folder.parent)
 
 
 def write_array(path: epath.Path, array: np.ndarray) -> None:
     """Writes an .npy file whole or not at all, and the folder for it."""
     content = io.BytesIO()
     np.save(content, array)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     write(path, content.getvalue())
 
 
@@ -106,8 +169,8 @@ def read_json(path: epath.Path) -> Any:
       ConfigError: it is damaged.
     """
     try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, or brackets without end
         raise ConfigError(f"{path} is not JSON ({error}): restore it from a copy, or start in another --workdir") from error
 
 
@@ -126,14 +189,21 @@ def read_record(path: epath.Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"{path} does not hold an object: restore it from a copy")
     checksum = values.pop(CHECKSUM, None)
-    if checksum is not None and checksum != _checksum(values):
+    misnamed = any(isinstance(value, str) and value.startswith(CHECKSUM_KIND) for value in values.values())
+    if misnamed or (checksum is not None and checksum != _checksum(values)):
         raise ConfigError(f"{path} was changed after it was written: restore it from a copy")
     return values
 
 
 def _checksum(values: dict[str, Any]) -> str:
     """Of the content as JSON, whatever the order of its names."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+    as_read = json.loads(json.dumps(values))  # numbers as names become words, which sort otherwise
+    return CHECKSUM_KIND + hashlib.sha256(json.dumps(as_read, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def digest(path: epath.Path) -> str:
+    """A short hash of a file's content."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def read_range(path: epath.PathLike, start: int, stop: int) -> bytes:
@@ -147,8 +217,27 @@ def move(folder: epath.Path, target: epath.Path) -> None:
         _store().copy(os.fspath(folder), os.fspath(target), recursive=True)
         _store().rm(os.fspath(folder), recursive=True)
     else:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
         folder.rename(target)
+        _sync_folder(target.parent)
+        _sync_folder(folder.parent)
+
+
+def sync_tree(folder: epath.Path) -> None:
+    """Returns when a local folder is on the disk with all that it holds and with its own name."""
+    for place, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            _sync(os.path.join(place, name))
+        _sync(place)
+    _sync_folder(folder.parent)
+
+
+def free_name(path: epath.Path) -> epath.Path:
+    """`path` with the first number behind it that is not taken."""
+    taken = 0
+    while (candidate := path.with_name(f"{path.name}-{taken}")).exists():
+        taken += 1
+    return candidate
 
 
 @contextlib.contextmanager
@@ -159,28 +248,119 @@ def new_folder(target: epath.Path) -> Iterator[epath.Path]:
 
     Raises:
       ConfigError: `target` can't be made.
+      Fenced: another process has made `target` meanwhile, which is left as it is.
     """
     if is_remote(target):
         with contextlib.closing(Mirror(target)) as mirror:
             yield mirror.path
             mirror.upload()
         return
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        beside = epath.Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    except OSError as error:
-        raise ConfigError(f"{target} can't be made ({error.strerror}): choose another place") from error
-    try:
-        os.chmod(beside, 0o777 & ~_umask())
+    make_folder(target.parent)
+    _remove_unfinished(target.parent)
+    with _unfinished_folder(target) as beside:
         yield beside
-        beside.rename(target)
+        sync_tree(beside)
+        try:
+            os.rename(beside, target)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise
+            raise Fenced(f"{target} was made by another process meanwhile: it was left as it is") from error
+    _sync_folder(target.parent)
+
+
+@contextlib.contextmanager
+def _unfinished_file(folder: epath.Path) -> Iterator[tuple[epath.Path, int]]:
+    """A new file and its descriptor, locked while the context lasts; gone afterwards, unless it was renamed."""
+    while True:
+        path = folder / f"{UNFINISHED}{secrets.token_hex(8)}"
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        try:
+            if not _claimed(path, descriptor):
+                continue
+            try:
+                yield path, descriptor
+            finally:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path)
+            return
+        finally:
+            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _unfinished_folder(target: epath.Path) -> Iterator[epath.Path]:
+    """A new folder beside `target`, locked while the context lasts; gone afterwards, unless it was renamed."""
+    while True:
+        path = target.with_name(f"{UNFINISHED}{secrets.token_hex(8)}")
+        with _sentence(target, "made"):
+            os.mkdir(path)
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            if not _claimed(path, descriptor):
+                continue
+            try:
+                yield path
+            finally:
+                shutil.rmtree(path, ignore_errors=True)
+            return
+        finally:
+            os.close(descriptor)
+
+
+def _claimed(path: epath.Path, descriptor: int) -> bool:
+    """Locks what was just made. False if another process took it for a dead one's in the moment before, and removed it."""
+    with contextlib.suppress(OSError):  # without locks nobody can tell that it is unfinished, and all leave it alone
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    return path.exists()
+
+
+def _remove_unfinished(folder: epath.Path) -> None:
+    """Removes what processes of this host left in `folder` when they were killed: those that live hold a lock on theirs."""
+    with os.scandir(folder) as entries:
+        left = [entry for entry in entries if entry.name.startswith(UNFINISHED)]
+    for entry in left:
+        with contextlib.suppress(OSError):  # held, or gone, or not ours to remove
+            is_folder = entry.is_dir(follow_symlinks=False)
+            mode = os.O_RDONLY if is_folder else os.O_RDWR  # some file systems lock only what may be written
+            descriptor = os.open(entry.path, mode | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(entry.path) if is_folder else os.unlink(entry.path)
+            finally:
+                os.close(descriptor)
+
+
+def _write_all(descriptor: int, content: bytes) -> None:
+    with os.fdopen(os.dup(descriptor), "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(descriptor)
+
+
+def _sync_folder(folder: epath.Path) -> None:
+    """Has the names in `folder` survive a power cut."""
+    _sync(os.fspath(folder))
+
+
+def _sync(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a file system without an fsync for folders
+            raise
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        os.close(descriptor)
 
 
-def _umask() -> int:
-    os.umask(mask := os.umask(0))
-    return mask
+@contextlib.contextmanager
+def _sentence(path: epath.Path, done: str) -> Iterator[None]:
+    """Says what is wrong with a place that the user chose."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"{path} can't be {done} ({error.strerror}): choose another place") from error
 
 
 class Mirror:

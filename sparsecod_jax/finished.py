@@ -15,15 +15,17 @@ from flax import linen as nn
 from jax.sharding import Mesh
 
 from sparsecod_jax import config, files, placement
-from sparsecod_jax.checkpoint import Checkpointer
+from sparsecod_jax.checkpoint import Checkpointer, Restored
 from sparsecod_jax.data.shown import say_once, shown
 from sparsecod_jax.data.tokenizer import Tokenizer
 from sparsecod_jax.data.tokenizer import load as load_tokenizer
 from sparsecod_jax.digest import digests
 from sparsecod_jax.errors import ConfigError
-from sparsecod_jax.files import read_json
+from sparsecod_jax.files import read_record
 from sparsecod_jax.huggingface.folder import Folder, open_folder
+from sparsecod_jax.identity import identity_fields
 from sparsecod_jax.model import Transformer
+from sparsecod_jax.processes import note
 from sparsecod_jax.rundir import RunDir
 from sparsecod_jax.sharding import make_mesh, tree_shardings
 
@@ -65,9 +67,9 @@ def find(workdir: str | None = None, hf: str | None = None) -> Source:
     run = RunDir(files.absolute(str(workdir)))
     if not run.config.exists():
         raise ConfigError(f"{run.path} holds no run: give a --workdir that `sparsecod train` wrote")
-    experiment = config.from_dict(read_json(run.config))
-    imported = run.manifest.exists() and "imported" in read_json(run.manifest)
-    restore = partial(_restore, run, experiment.checkpoint.keep)
+    experiment = config.from_dict(read_record(run.config))
+    imported = run.manifest.exists() and "imported" in read_record(run.manifest)
+    restore = partial(_restore, run, experiment)
     return Source(run.path, experiment.model, experiment.data.seq_len, None if imported else experiment, restore, lambda: _tokenizer(run))
 
 
@@ -107,19 +109,35 @@ def at_least_float32(model: config.Model) -> config.Experiment:
     )
 
 
-def _restore(run: RunDir, keep: int, abstract: Any) -> tuple[int, Any]:
-    """The newest checkpoint that verifies."""
-    with contextlib.closing(Checkpointer(run, keep, read_only=True)) as checkpointer:
+def _restore(run: RunDir, experiment: config.Experiment, abstract: Any) -> tuple[int, Any]:
+    """The newest checkpoint that verifies, of the model that config.json tells of."""
+    with contextlib.closing(Checkpointer(run, experiment.checkpoint.keep, read_only=True)) as checkpointer:
         restored = checkpointer.restore_latest({"state": {"params": abstract}})
     if restored is None:
         raise ConfigError(f"{run.path} has no checkpoint: train it first, with `sparsecod train`")
+    _check_config(run, experiment, restored)
     return restored.step, restored.items["state"]["params"]
+
+
+def _check_config(run: RunDir, experiment: config.Experiment, restored: Restored) -> None:
+    """Compares config.json, which anything may have changed, with the config that is sealed in the checkpoint."""
+    if "config" not in restored.record:
+        note(f"checkpoint {restored.step} does not record its config: config.json is taken as it is")
+        return
+    says = identity_fields(experiment, "")
+    sealed = identity_fields(config.from_dict(restored.record["config"]), "")
+    differing = sorted(name for name in {*says, *sealed} if says.get(name) != sealed.get(name))
+    if differing:
+        values = ", ".join(f"{name}={says.get(name)!r} instead of {sealed.get(name)!r}" for name in differing)
+        other = f"than checkpoint {restored.step} was made with"
+        raise ConfigError(f"{run.config} holds another model {other} ({values}): restore it from a copy")
 
 
 def _tokenizer(run: RunDir) -> Tokenizer:
     if not run.tokenizer.exists():
         raise ConfigError(f"{run.path} has no tokenizer.json: copy the one of its data there")
-    manifest = read_json(run.manifest)
+    _check_tokenizer(run)
+    manifest = read_record(run.manifest)
     recorded = manifest.get("tokenizer", {})
     unrecorded = None if "imported" in manifest else ()  # an import had the framing of its folder, a run nothing before a text
     before = tuple(recorded["before"]) if "before" in recorded else unrecorded
@@ -127,3 +145,10 @@ def _tokenizer(run: RunDir) -> Tokenizer:
         framing = "its tokenizer's own" if before is None else "nothing before a text, the end of a document after it"
         say_once(f"{shown(run.path)} was made before the framing of texts was recorded: it is taken to be {framing}")
     return load_tokenizer(run.tokenizer, recorded.get("eos_id"), recorded.get("start_id"), before)
+
+
+def _check_tokenizer(run: RunDir) -> None:
+    """Another tokenizer would give other ids in silence. Earlier versions recorded no digest of it."""
+    recorded = read_record(run.manifest).get("tokenizer_digest")
+    if recorded not in (None, files.digest(run.tokenizer)):
+        raise ConfigError(f"{run.tokenizer} is not the tokenizer that this run was trained with: copy the one of its data there")

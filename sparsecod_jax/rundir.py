@@ -2,7 +2,7 @@
 
 A run directory belongs to its newest attempt. On a local file system a second live process is turned away by a lock that dies with its
 holder; everywhere, an attempt that finds a newer one stops before its next commit. Object stores have no such lock: there the process that
-starts last goes on.
+starts last goes on. An attempt knows its own record by a random token, so it also stops if the directory was removed and made anew.
 """
 
 import contextlib
@@ -10,17 +10,21 @@ import dataclasses
 import fcntl
 import json
 import os
+import secrets
+import sys
 import time
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from etils import epath
 
-from sparsecod_jax import files
+from sparsecod_jax import files, journal
 from sparsecod_jax.errors import ConfigError, Fenced
-from sparsecod_jax.files import read_json, write_json
+from sparsecod_jax.files import read_json, read_record, write_record
+from sparsecod_jax.ownership import check_free_or_ours, names_in
 
-Status = Literal["pending", "running", "preempted", "finished", "diverged", "failed"]
+# stopped: it was killed; damaged: what status.json says can't be read, the next attempt writes it anew
+Status = Literal["pending", "running", "stopped", "preempted", "finished", "diverged", "failed", "damaged"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +55,7 @@ class RunDir:
     tensorboard = property(lambda self: self.path / "tensorboard")
     profile = property(lambda self: self.path / "profile")
     checkpoints = property(lambda self: self.path / "checkpoints")
+    committed = property(lambda self: self.path / "committed.json")  # there since a checkpoint was first known to be on disk
     quarantine = property(lambda self: self.path / "quarantine")  # checkpoints that failed verification
     final = property(lambda self: self.path / "final.json")
     analysis = property(lambda self: AnalysisDir(self.path / "analysis"))
@@ -60,26 +65,63 @@ class RunDir:
 
     def set_status(self, status: Status, **details) -> None:
         """Replaces status.json atomically."""
-        write_json(self.status, {"status": status, "time": time.time(), **details})
+        write_record(self.status, {"status": status, "time": time.time(), **_this_process(), **details})
 
     def read_status(self) -> Status:
-        """What status.json says; pending where there is none."""
-        return read_json(self.status)["status"] if self.status.exists() else "pending"
+        """What status.json says: pending where there is none, stopped where it says running and the process that said so is dead."""
+        if not self.status.exists():
+            return "pending"
+        try:
+            said = read_record(self.status)
+        except ConfigError:
+            said = {}
+        if said.get("status") not in get_args(Status):
+            return "damaged"
+        return "stopped" if said["status"] == "running" and _is_dead(said, self.path) else said["status"]
 
     def newest_checkpoint(self) -> int:
         """The step of the newest checkpoint, verified or not; 0 where there is none."""
         steps = [int(step.name) for step in self.checkpoints.iterdir() if step.name.isdigit()] if self.checkpoints.exists() else []
         return max(steps, default=0)
 
+    def had_checkpoint(self) -> bool:
+        """Whether a checkpoint was ever committed here, even if it is gone."""
+        if self.committed.exists():
+            return True
+        first = self.attempts / "0001.json"
+        if first.exists() and "token" in read_loosely(first):
+            return False
+        # Begun by a version that did not record it: then lines beyond the first checkpoint are the sign, or a stop that saved one.
+        every = read_loosely(self.config).get("checkpoint", {}).get("every", 0)
+        last = max(self._journal().lines, default=0)
+        return 0 < every < last or read_loosely(self.status).get("status") == "preempted"
+
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Every complete line of metrics.jsonl; a line cut off by a crash is left out."""
-        lines = []
-        for line in self.metrics.read_text().splitlines() if self.metrics.exists() else []:
-            try:
-                lines.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
-        return lines
+        """Every whole line of metrics.jsonl, in the order of steps; says what is damaged, doubled or missing."""
+        steps = read_record(self.final).get("steps", 0) if self.final.exists() else 0
+        found = self._journal(steps)
+        self._complain(found)
+        return [values for values, _ in found.lines.values()]
+
+    def begin_metrics(self, step: int) -> list[tuple[dict[str, Any], bytes]]:
+        """The lines up to `step`, with which an attempt goes on: their values, and as they stand in the file.
+
+        Where any line is damaged or doubled, the file is kept aside as it was.
+        """
+        found = self._journal(step)
+        self._complain(found)
+        if found.damaged or found.doubled:
+            aside = files.free_name(self.metrics)
+            files.write(aside, self.metrics.read_bytes())
+            print(f"metrics.jsonl as it was is kept as {aside.name}", file=sys.stderr, flush=True)
+        return [line for number, line in found.lines.items() if number <= step]
+
+    def _journal(self, until: int = 0) -> journal.Journal:
+        return journal.read(self.metrics.read_bytes() if self.metrics.exists() else b"", until)
+
+    def _complain(self, found: journal.Journal) -> None:
+        if found.complaint:
+            print(f"{self.metrics}: {found.complaint}", file=sys.stderr, flush=True)
 
 
 def find_runs(path: epath.Path) -> list[RunDir]:
@@ -98,33 +140,78 @@ def find_runs(path: epath.Path) -> list[RunDir]:
 
 
 def check_identity(run: RunDir, fields: dict[str, Any]) -> None:
-    """Refuses to go on with a run under another identity.
+    """Refuses to begin in a folder that holds something else, and to go on with a run under another identity, or without its checkpoints.
 
     Raises:
-      ConfigError: names the fields that changed.
+      ConfigError: says what lies there, names the fields that changed, or the folder that is missing.
     """
-    if not run.manifest.exists():
-        return
-    before = read_json(run.manifest)["identity_fields"]
+    check_free_or_ours(run.path, ours=_is_ours(run), option="--workdir", kind="a run")
+    if run.manifest.exists():
+        _check_fields(run, read_record(run.manifest).get("identity_fields", {}), fields)
+    elif left := _results(run):
+        lacking = f"{run.path} holds {', '.join(left)} of a run, but no manifest.json that says of which"
+        raise ConfigError(f"{lacking}: put it back from a copy, or choose another --workdir")
+    if not run.final.exists() and not run.newest_checkpoint() and run.had_checkpoint():
+        lacking = f"{run.checkpoints} is missing or empty, though this run has saved checkpoints there"
+        raise ConfigError(f"{lacking}: mount it or put it back, or choose another --workdir to start afresh")
+
+
+def _check_fields(run: RunDir, before: dict[str, Any], fields: dict[str, Any]) -> None:
     names = sorted(name for name in {*before, *fields} if before.get(name) != fields.get(name))
     if names:
         changes = ", ".join(f"{name} was {before.get(name)!r}, is {fields.get(name)!r}" for name in names)
         raise ConfigError(f"{run.path} holds another run ({changes}): undo the change or choose another --workdir")
 
 
+def _results(run: RunDir) -> list[str]:
+    """What training has made, by name."""
+    files_of = [file.name for file in (run.metrics, run.final) if file.exists()]
+    return [*([run.checkpoints.name] if names_in(run.checkpoints) else []), *files_of]
+
+
+def _is_ours(run: RunDir) -> bool:
+    """Whether a record in the directory proves that this package made it; the status may be a launcher's, of a run that never began."""
+    attempts = list(run.attempts.iterdir()) if run.attempts.is_dir() else []
+    if names_in(run.path) == {"attempts"} and not any(_read(file).strip(b"\0") for file in attempts):
+        return True  # of a process that was killed while it wrote the first record
+    of_attempts = [(file, {"host", "pid", "time"}) for file in attempts]
+    proofs = [(run.manifest, {"identity_fields"}), (run.status, {"status", "time"}), *of_attempts]
+    return any(names <= read_loosely(file).keys() for file, names in proofs)
+
+
+def _read(file: epath.Path) -> bytes:
+    return file.read_bytes() if file.is_file() else b"a folder"
+
+
+def read_loosely(file: epath.Path) -> dict[str, Any]:
+    """A JSON object, or nothing where none can be read: for signs, never for values."""
+    with contextlib.suppress(ConfigError, OSError):
+        values = read_json(file)
+        return values if isinstance(values, dict) else {}
+    return {}
+
+
 class Attempt:
     """One process's claim on a run directory."""
 
-    def __init__(self, run: RunDir, number: int):
-        self.run, self.number = run, number
+    def __init__(self, run: RunDir, number: int, token: str = ""):
+        self.run, self.number, self.token = run, number, token
+
+    def check_shared(self) -> None:
+        """Raises ConfigError when this process sees another directory than the one that made the claim."""
+        if not self._is_there():
+            raise ConfigError(f"attempt {self.number} is not in {self.run.path} as seen here: give a --workdir that all processes share")
 
     def check_still_owner(self) -> None:
-        """Raises Fenced when a newer attempt has taken the directory over, ConfigError when this process sees another directory."""
+        """Raises Fenced when a newer attempt has taken the directory over, or it is not the directory any more that was claimed."""
         newest = _newest_attempt(self.run)
         if newest > self.number:
             raise Fenced(f"attempt {newest} took over {self.run.path}: this attempt ({self.number}) stops before writing more")
-        if newest < self.number:
-            raise ConfigError(f"attempt {self.number} is not in {self.run.path} as seen here: give a --workdir that all processes share")
+        if not self._is_there():
+            raise Fenced(f"{self.run.path} was removed or replaced under attempt {self.number}: it stops before writing more")
+
+    def _is_there(self) -> bool:
+        return read_loosely(_record(self.run, self.number)).get("token", "") == self.token
 
 
 @contextlib.contextmanager
@@ -132,23 +219,57 @@ def claim(run: RunDir) -> Iterator[Attempt]:
     """Makes this process the owner of the run directory while the context lasts.
 
     Raises:
+      ConfigError: the directory can't be made.
       Fenced: another live process owns it; nothing was written.
     """
-    run.path.mkdir(parents=True, exist_ok=True)
+    files.make_folder(run.path)
     with locked(run.path):
-        yield Attempt(run, _enter(run))
+        yield _enter(run)
 
 
-def _enter(run: RunDir) -> int:
-    """The number of a new attempt. When another process takes it at the same moment, the next one: the later start goes on, as ever."""
-    run.attempts.mkdir(parents=True, exist_ok=True)
-    record = json.dumps({"host": os.uname().nodename, "pid": os.getpid(), "time": time.time()})
+def _enter(run: RunDir) -> Attempt:
+    """A new attempt. When another process takes its number at the same moment, the next one: the later start goes on, as ever."""
+    files.make_folder(run.attempts)
+    token = secrets.token_hex(8)
+    record = json.dumps({**_this_process(), "time": time.time(), "token": token})
     number = _newest_attempt(run)
     while True:
         number += 1
         with contextlib.suppress(FileExistsError):
-            files.create(run.attempts / f"{number:04d}.json", record.encode())
-            return number
+            files.create(_record(run, number), record.encode())
+            return Attempt(run, number, token)
+
+
+def _record(run: RunDir, number: int) -> epath.Path:
+    return run.attempts / f"{number:04d}.json"
+
+
+def _this_process() -> dict[str, Any]:
+    return {"host": os.uname().nodename, "pid": os.getpid()}
+
+
+def _is_dead(said: dict[str, Any], path: epath.Path) -> bool:
+    """Whether the process of this host that wrote `said` in `path` is gone for certain. Of other hosts nobody knows."""
+    if said.get("host") != os.uname().nodename:
+        return False
+    try:
+        os.kill(said["pid"], 0)
+    except ProcessLookupError:  # or it lives in another container of this host, and holds the lock
+        return files.is_remote(path) or not _is_locked(path)
+    except PermissionError:
+        return False
+    return False
+
+
+def _is_locked(path: epath.Path) -> bool:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 @contextlib.contextmanager
@@ -173,4 +294,5 @@ def locked(path: epath.Path) -> Iterator[None]:
 
 
 def _newest_attempt(run: RunDir) -> int:
-    return max((int(file.stem) for file in run.attempts.iterdir() if file.suffix == ".json"), default=0) if run.attempts.exists() else 0
+    names = [file.stem for file in run.attempts.iterdir() if file.suffix == ".json"] if run.attempts.exists() else []
+    return max((int(name) for name in names if name.isdigit()), default=0)

@@ -1,7 +1,9 @@
 """Saving, verifying, falling back, and never starting afresh by accident."""
 
+import os
 import resource
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +15,8 @@ from jax.sharding import PartitionSpec as P
 
 from sparsecod_jax import config
 from sparsecod_jax.checkpoint import Checkpointer
-from sparsecod_jax.errors import ConfigError, SparsecodError
+from sparsecod_jax.errors import ConfigError, Fenced, SparsecodError
+from sparsecod_jax.files import read_record
 from sparsecod_jax.rundir import RunDir
 from sparsecod_jax.sharding import make_mesh
 
@@ -184,3 +187,51 @@ def test_a_refused_save_is_an_error(run):
     with pytest.raises(SparsecodError, match="was not saved"):
         checkpointer.save(4, {"state": _state(4)}, {})
     checkpointer.close()
+
+
+def test_a_step_is_on_the_disk_before_it_has_its_name(run, monkeypatch):
+    """So that a power cut leaves no step of empty files: what was not forced to the disk by then may be empty."""
+    synced: dict[str, int] = {}
+    fsync, states = os.fsync, []
+
+    def record(descriptor):
+        place = os.readlink(f"/proc/self/fd/{descriptor}")
+        states.append((run.checkpoints / "10").exists())
+        synced[place.split(".orbax-checkpoint-tmp")[0] if states[-1] else place] = len(states)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", record)
+    _save(run, 10)
+    written = [path for path in Path(run.checkpoints).rglob("*") if path.is_file()]
+    before = [place for place, at in synced.items() if not states[at - 1]]
+    assert sum(place.endswith(str(path.relative_to(run.checkpoints / "10"))) for path in written for place in before) >= len(written) - 1
+    assert {str(path) for path in [*written, Path(run.checkpoints)]} <= set(synced)
+
+
+def test_a_step_is_not_committed_for_one_who_does_not_own_the_run_any_more(run):
+    def overtaken():
+        raise Fenced("attempt 2 took over")
+
+    _save(run, 10)
+    checkpointer = Checkpointer(run, keep=3, check_owner=overtaken)
+    checkpointer.save(20, {"state": _state(20)}, {})
+    with pytest.raises(SparsecodError, match=r"saving step 20 failed \(.*attempt 2 took over"):
+        checkpointer.wait()
+    checkpointer.close()
+    assert not (run.checkpoints / "20").exists()
+    assert _restore(run).step == 10
+
+
+def test_a_run_that_lost_its_checkpoints_is_not_begun_again(run):
+    _save(run, 10)
+    assert read_record(run.committed) == {"first_step": 10}
+    (run.checkpoints / "10").rmtree()
+    with pytest.raises(ConfigError, match="holds no checkpoint any more: put back a copy of one, or choose another --workdir"):
+        _restore(run)
+
+
+@pytest.mark.parametrize("name", ["_CHECKPOINT_METADATA", "commit_success.txt"])
+def test_what_is_written_last_may_be_lost(run, name):
+    _save(run, 10)
+    (run.checkpoints / "10" / name).write_bytes(b"")
+    assert _equal(_restore(run), 10)

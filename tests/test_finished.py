@@ -11,7 +11,7 @@ from sparsecod_jax import finished
 from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.export.exporting import export
 from sparsecod_jax.export.importing import import_model
-from sparsecod_jax.files import read_json
+from sparsecod_jax.files import read_json, read_record, write_record
 
 
 def _times(run):
@@ -66,12 +66,46 @@ def test_what_is_no_trained_model_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="holds no run: give a --workdir"):
         finished.find(str(tmp_path))
     run = saved.run(tmp_path / "run", tiny.MODEL)
+    write_record(run.manifest, read_record(run.manifest) | {"tokenizer_digest": "another"})
+    with pytest.raises(ConfigError, match=r"tokenizer\.json is not the tokenizer that this run was trained with: copy the one of"):
+        finished.find(str(run.path)).tokenizer()
     Path(run.tokenizer).unlink()
     with pytest.raises(ConfigError, match=r"has no tokenizer\.json: copy the one of its data there"):
         finished.find(str(run.path)).tokenizer()
     run.checkpoints.rmtree()
+    with pytest.raises(ConfigError, match="holds no checkpoint any more: put back a copy of one"):
+        finished.load(finished.find(str(run.path)))
+    run.committed.unlink()
     with pytest.raises(ConfigError, match="has no checkpoint: train it first"):
         finished.load(finished.find(str(run.path)))
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "value"),
+    [("model", "norm_eps", 2e-5), ("model", "rope_theta", 20000.0), ("model", "ffn_scale", 2.0), ("data", "seq_len", 33)],
+)
+def test_a_config_that_is_not_the_one_of_the_checkpoint_is_refused_by_field(tmp_path, section, name, value):
+    run = saved.run(tmp_path / "run", tiny.MODEL)
+    values = read_record(run.config)
+    was = values[section][name]
+    write_record(run.config, values | {section: values[section] | {name: value}})
+    said = rf"config\.json holds another model than checkpoint 3 was made with \({section}\.{name}={value} instead of {was}\): restore it"
+    with pytest.raises(ConfigError, match=said):
+        finished.load(finished.find(str(run.path)))
+
+
+def test_how_a_run_was_to_be_saved_and_logged_may_have_changed(tmp_path):
+    run = saved.run(tmp_path / "run", tiny.MODEL)
+    values = read_record(run.config)
+    write_record(run.config, values | {"checkpoint": values["checkpoint"] | {"every": 7}, "log": values["log"] | {"every": 7}})
+    assert finished.load(finished.find(str(run.path))).step == 3
+
+
+def test_a_config_that_was_changed_is_named(tmp_path):
+    run = saved.run(tmp_path / "run", tiny.MODEL)
+    run.config.write_text(run.config.read_text().replace("1e-05", "1e-06"))
+    with pytest.raises(ConfigError, match=r"config\.json was changed after it was written: restore it from a copy"):
+        finished.find(str(run.path))
 
 
 def test_a_damaged_checkpoint_is_refused_and_left_where_it_is(tmp_path):

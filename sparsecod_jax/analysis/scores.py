@@ -18,9 +18,10 @@ from sparsecod_jax.analysis.permutation import permutation
 from sparsecod_jax.analysis.sequences import choose
 from sparsecod_jax.analysis.subject import Subject, load, per_sequence
 from sparsecod_jax.errors import ConfigError
-from sparsecod_jax.files import finite, read_json, write_json
+from sparsecod_jax.files import finite, read_record, write_record
+from sparsecod_jax.ownership import check_free_or_ours
 from sparsecod_jax.processes import note
-from sparsecod_jax.rundir import AnalysisDir, RunDir
+from sparsecod_jax.rundir import AnalysisDir, RunDir, locked, read_loosely
 
 # The first so many sequences are enough for a costly score: each block is run some 4 L times for causal, L^2 / 3 for permutation, D for
 # the Jacobian.
@@ -65,12 +66,14 @@ def analyze(
       out: folder to write; None is `analysis` in the run directory.
 
     Raises:
-      ConfigError: the model, the sequences or a name can't be used, or `out` holds the scores of something else; nothing was written.
+      ConfigError: the model, the sequences or a name can't be used, or `out` holds something else; nothing was written.
+      Fenced: another process writes scores there.
     """
     source = finished.find(workdir, hf)
     if hf is not None and out is None:
         raise ConfigError("nothing is written into a folder of Hugging Face: say with --out where the scores go")
     target = AnalysisDir(files.absolute(out)) if out is not None else RunDir(source.path).analysis
+    check_free_or_ours(target.path, ours=out is None or _is_ours(target), option="--out", kind="scores of a model")
     wanted = _names(scores)
     if seed < 0:
         raise ConfigError(f"--seed={seed} is negative: use 0 or more")
@@ -78,9 +81,11 @@ def analyze(
     subject = load(source, tokens_NT)
     if "usefulness" in wanted:
         usefulness.check(subject.cfg.d_model, tokens_NT)
-    found = _begun(target, {"data": origin | _describe_tokens(tokens_NT), "model": _describe_model(subject)})
-    files.write_array(target.tokens, tokens_NT)
-    with jax.set_mesh(subject.mesh), jax.default_matmul_precision("highest"):
+    files.make_folder(target.path)
+    with locked(target.path), jax.set_mesh(subject.mesh), jax.default_matmul_precision("highest"):
+        found = _begun(target, {"data": origin | _describe_tokens(tokens_NT), "model": _describe_model(subject)})
+        write_record(target.scores, finite(found))  # first, as it says whose folder this is
+        files.write_array(target.tokens, tokens_NT)
         if "baseline_loss" not in found:
             found["baseline_loss"] = _baseline_loss(subject)
         for name in wanted:
@@ -92,13 +97,20 @@ def analyze(
             note(f"{name}, on {len(used_NT)} sequences")
             found |= SCORES[name](subject, used_NT, Options(seed, jacobian))
             found["sequences"][name] = len(used_NT)
-            write_json(target.scores, finite(found))
+            write_record(target.scores, finite(found))
     return target.scores
 
 
 def is_complete(target: AnalysisDir, scores: str | None) -> bool:
     """Whether all of these scores (None: all that there are) have been written."""
-    return target.scores.exists() and set(_names(scores)) <= set(read_json(target.scores)["sequences"])
+    try:
+        return target.scores.exists() and set(_names(scores)) <= set(read_record(target.scores)["sequences"])
+    except ConfigError:
+        return False  # `analyze` says what is wrong with it
+
+
+def _is_ours(target: AnalysisDir) -> bool:
+    return {"data", "model", "sequences"} <= read_loosely(target.scores).keys()
 
 
 def _names(scores: str | None) -> list[str]:
@@ -130,7 +142,7 @@ def _begun(target: AnalysisDir, subject: dict[str, Any]) -> dict[str, Any]:
     """What has been found so far about this subject."""
     if not target.scores.exists():
         return {**subject, "sequences": {}}
-    found = read_json(target.scores)
+    found = read_record(target.scores)
     for section, values in subject.items():
         other = [name for name in values if found.get(section, {}).get(name) != values[name]]
         if other:

@@ -25,11 +25,7 @@ BEGUN = "begun.json"  # the request of unfinished data
 WORK = "work"
 OLD_BEGUN = "request.json"  # in WORK, of earlier versions
 
-# Names of unfinished work, and of what a killed process may have left while it wrote one of them.
-_WORK = r"(?:request|batches|\d{5,})\.json|\d{5,}\.(?:hashes\.npy|(?:train|validation)\.gz)"
-_MADE = r"begun\.json|manifest\.json|source\.json|tokenizer\.json|(?:train|validation)-\d{5,}\.npy"
-_WORK_FILE = re.compile(rf"(?:{_WORK})|\.?(?:{_WORK})\.(?:.*\.)?(?:partial|tmp)")
-_HALF_WRITTEN = re.compile(rf"\.?(?:{_MADE})\.(?:.*\.)?(?:partial|tmp)")
+_WORK_FILE = re.compile(r"(?:request|batches|\d{5,})\.json|\d{5,}\.(?:hashes\.npy|(?:train|validation)\.gz)")
 
 
 def begin(directory: epath.Path, request: dict[str, Any], check_same: Callable[[dict[str, Any]], None]) -> epath.Path:
@@ -46,10 +42,10 @@ def begin(directory: epath.Path, request: dict[str, Any], check_same: Callable[[
         check_same(before)
     check_free(directory)
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        files.make_folder(directory)
         if not (directory / BEGUN).exists():
             files.write_record(directory / BEGUN, request)
-        (directory / WORK).mkdir(parents=True, exist_ok=True)
+        files.make_folder(directory / WORK)
     except OSError as error:
         raise ConfigError(f"{shown(directory)} can't be made ({error.strerror}): choose another --out") from error
     return directory / WORK
@@ -64,7 +60,8 @@ def check_free(directory: epath.Path) -> None:
     for folder in (directory, *directory.parents):
         if folder.exists() and not folder.is_dir():
             raise ConfigError(f"--out={shown(directory)} lies in {shown(folder)}, which is a file: choose another")
-    ours = _begun(directory) is not None or all(_HALF_WRITTEN.fullmatch(file.name) for file in _listed(directory))
+    # A process that was killed while it wrote its first file left no more than that, which the next file that is written removes.
+    ours = _begun(directory) is not None or all(file.name.startswith(files.UNFINISHED) for file in _listed(directory))
     check_free_or_ours(directory, ours=ours, option="--out", kind="unfinished data of `sparsecod data`")
 
 
@@ -79,9 +76,6 @@ def clear(directory: epath.Path, request: dict[str, Any]) -> None:
             file.unlink()
     if work.is_dir() and not _listed(work) and not files.is_remote(work):
         work.rmdir()
-    for file in _listed(directory):
-        if _HALF_WRITTEN.fullmatch(file.name):
-            file.unlink()
     (directory / BEGUN).unlink(missing_ok=True)
 
 

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from sparsecod_jax import counts, finished
-from sparsecod_jax.files import read_json
+from sparsecod_jax.files import read_record
 from sparsecod_jax.rundir import RunDir
 
 HEAD = """---
@@ -29,7 +29,7 @@ well. Jacobian: |J - I| / width; block influence: 1 - cos(input, output); both a
 
 def write(run: RunDir, model: finished.Finished) -> str:
     """Markdown: what the model is, how it was trained, how well it predicts, and what each layer contributes, as far as that is known."""
-    manifest = read_json(run.manifest)
+    manifest = read_record(run.manifest)
     sections = [_description(run.path.name, model), _results(run, model.step), _layers(run, model.weights), _training(run, manifest)]
     return HEAD + "\n" + "\n\n".join(section for section in sections if section) + "\n"
 
@@ -58,7 +58,7 @@ def _beginning(model: finished.Finished) -> str:
 
 
 def _results(run: RunDir, step: int) -> str:
-    final = read_json(run.final) if run.final.exists() else {}
+    final = read_record(run.final) if run.final.exists() else {}
     if final.get("steps") != step:
         return ""
     numbers = {name: final[name] for name in ("loss", "perplexity", "bits_per_byte", "unigram_entropy") if name in final}
@@ -68,7 +68,7 @@ def _results(run: RunDir, step: int) -> str:
 
 def _layers(run: RunDir, weights: str) -> str:
     """The scores of these weights, a row a layer."""
-    scores = read_json(run.analysis.scores) if run.analysis.scores.exists() else {}
+    scores = read_record(run.analysis.scores) if run.analysis.scores.exists() else {}
     if scores.get("model", {}).get("weights") != weights:
         return ""
     columns = {name: values for name, path in SCORES.items() if (values := _find(scores, path))}
@@ -82,7 +82,7 @@ def _layers(run: RunDir, weights: str) -> str:
 
 
 def _training(run: RunDir, manifest: dict[str, Any]) -> str:
-    config = json.dumps(read_json(run.config), indent=1)
+    config = json.dumps(read_record(run.config), indent=1)
     return f"## Training\n\nManifest:\n\n```json\n{json.dumps(manifest, indent=1)}\n```\n\nConfig:\n\n```json\n{config}\n```"
 
 

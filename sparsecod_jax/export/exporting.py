@@ -21,7 +21,7 @@ from sparsecod_jax.data.tokenizer import TOKENIZER, Tokenizer
 from sparsecod_jax.digest import names
 from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.export import card
-from sparsecod_jax.files import read_json
+from sparsecod_jax.files import read_record
 from sparsecod_jax.huggingface.architectures import to_config
 from sparsecod_jax.huggingface.folder import CONFIG, INDEX, WEIGHTS
 from sparsecod_jax.huggingface.tensors import Tensor, tensors, to_theirs
@@ -66,7 +66,7 @@ def export(workdir: str, out: str, *, dtype: Dtype = "float32", shard_bytes: int
 
 def _tokenizer(run: RunDir, tokenizer: Tokenizer) -> bytes:
     """Its file: of an import as it came, of a run of ours with what training saw before a text and nothing else around it."""
-    imported = "imported" in read_json(run.manifest)
+    imported = "imported" in read_record(run.manifest)
     return run.tokenizer.read_bytes() if imported else tokenizer.stock()
 
 

@@ -13,9 +13,9 @@ from etils import epath
 from sparsecod_jax import __version__, config, counts, files, finished
 from sparsecod_jax.checkpoint import Checkpointer
 from sparsecod_jax.data.tokenizer import TOKENIZER, Tokenizer
-from sparsecod_jax.errors import ConfigError
-from sparsecod_jax.files import write_json
+from sparsecod_jax.files import write_record
 from sparsecod_jax.huggingface.folder import CONFIG, INDEX, open_folder
+from sparsecod_jax.ownership import check_free_or_ours
 from sparsecod_jax.processes import note
 from sparsecod_jax.rundir import RunDir, claim
 
@@ -27,8 +27,7 @@ def import_model(hf: str, workdir: str) -> epath.Path:
       ConfigError: the folder can't be used, or `workdir` is not empty; nothing was written.
     """
     run = RunDir(files.absolute(workdir))
-    if run.path.exists() and not (run.path.is_dir() and not any(run.path.iterdir())):
-        raise ConfigError(f"{run.path} is there already: choose another --workdir, or delete what an interrupted import left")
+    check_free_or_ours(run.path, ours=False, option="--workdir", kind="a run to be made")
     folder = open_folder(files.absolute(hf))
     source, words = finished.of_folder(folder), folder.words()
     tokenizer = source.tokenizer()
@@ -37,15 +36,16 @@ def import_model(hf: str, workdir: str) -> epath.Path:
         note(f"not taken along: {', '.join(others)}")
     model = finished.load(source)
     with claim(run), contextlib.closing(Checkpointer(run, keep=1)) as checkpointer:
-        checkpointer.save(0, {"state": {"params": model.params}}, {})
+        experiment = config.Experiment(model=source.model, data=config.Data(seq_len=source.longest))
+        checkpointer.save(0, {"state": {"params": model.params}}, {"config": config.to_dict(experiment)})
         checkpointer.wait()
         files.write(run.tokenizer, (source.path / TOKENIZER).read_bytes())
-        run.origin.mkdir(parents=True, exist_ok=True)
+        files.make_folder(run.origin)
         for name, content in words.items():
             files.write(run.origin / name, content)
-        experiment = config.Experiment(model=source.model, data=config.Data(seq_len=source.longest))
-        write_json(run.manifest, _manifest(model, tokenizer))
-        write_json(run.config, config.to_dict(experiment))
+        described = _manifest(model, tokenizer)
+        write_record(run.manifest, described | {"tokenizer_digest": files.digest(run.tokenizer)})
+        write_record(run.config, config.to_dict(experiment))
         run.set_status("finished")
     return run.path
 

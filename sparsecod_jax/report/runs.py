@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from sparsecod_jax import config
-from sparsecod_jax.files import read_json
+from sparsecod_jax.files import read_record
 from sparsecod_jax.rundir import RunDir
 
 
@@ -25,8 +25,8 @@ def load_run(run: RunDir, name: str | None = None) -> RunData:
     return RunData(
         name=name or run.path.name,
         status=run.read_status(),
-        config=config.to_dict(config.from_dict(read_json(run.config))),
+        config=config.to_dict(config.from_dict(read_record(run.config))),
         lines=run.read_metrics(),
-        final=read_json(run.final) if run.final.exists() else None,
-        scores=read_json(run.analysis.scores) if run.analysis.scores.exists() else None,
+        final=read_record(run.final) if run.final.exists() else None,
+        scores=read_record(run.analysis.scores) if run.analysis.scores.exists() else None,
     )

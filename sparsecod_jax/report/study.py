@@ -7,7 +7,7 @@ import numpy as np
 
 from sparsecod_jax import config
 from sparsecod_jax.analysis.scores import is_complete
-from sparsecod_jax.files import read_json
+from sparsecod_jax.files import read_record
 from sparsecod_jax.report import depth, figures, overview, published
 from sparsecod_jax.report.claims import CONFIDENCE, Verdict, judge
 from sparsecod_jax.report.document import Alarm, Document, Figure, Heading, Part, Series, Table, Text, short
@@ -58,7 +58,7 @@ class StudyData:
 
 def load_study(directory: StudyDir) -> StudyData:
     """Reads a study's runs wherever they lie; one that is another run than the study asked for is `misconfigured`."""
-    described = read_json(directory.described)
+    described = read_record(directory.described)
     runs, missing, unscored = {}, [], []
     for name, entry in described["runs"].items():
         place = RunDir(directory.path / described["places"][name])

@@ -20,7 +20,7 @@ from sparsecod_jax.processes import note
 from sparsecod_jax.rundir import RunDir, locked
 from sparsecod_jax.sweep import gpus
 from sparsecod_jax.sweep.study import Run, Study, expand, load
-from sparsecod_jax.sweep.study_dir import StudyDir, begin, remaining
+from sparsecod_jax.sweep.study_dir import StudyDir, begin, locate, remaining
 
 SPARSECOD = (sys.executable, "-m", "sparsecod_jax")
 POLL = 0.2  # seconds
@@ -65,7 +65,8 @@ def sweep(spec: str, workdir: str, *, jobs: int = 1, max_hours: float | None = N
     directory = StudyDir(files.absolute(workdir))
     if files.is_remote(directory.path):
         raise ConfigError(f"a sweep on this machine keeps its logs here: give a local --workdir, not {workdir}")
-    directory.path.mkdir(parents=True, exist_ok=True)
+    locate(directory, spec, study, runs)  # refuses another's folder before anything is written
+    files.make_folder(directory.path)
     with locked(directory.path):
         places = begin(directory, spec, study, runs)
         _prepare_data(runs)

@@ -11,6 +11,7 @@ from sparsecod_jax.plan import GIB, plan
 from sparsecod_jax.processes import note
 from sparsecod_jax.sweep import package
 from sparsecod_jax.sweep.study import Run
+from sparsecod_jax.sweep.study_dir import PLANS
 
 COLUMNS = ("run", "hosts", "chips", "peak GiB", "tokens", "FLOPs", "chip-hours")
 
@@ -30,7 +31,7 @@ def _find(run: Run, args: argparse.Namespace) -> dict[str, Any]:
     values = config.to_dict(run.experiment)
     values |= {"seed": 0, "data": values["data"] | {"seed": 0, "path": ""}}
     key = hashlib.sha256(json.dumps([values, args.topology, args.mfu, package.commit()], sort_keys=True).encode()).hexdigest()[:16]
-    kept = files.absolute(args.workdir) / "plans" / f"{key}.json"
+    kept = files.absolute(args.workdir) / PLANS / f"{key}.json"
     if kept.exists():
         return files.read_json(kept)
     note(f"{run.name}: compiling for {args.topology}")

@@ -7,21 +7,25 @@ from typing import Any
 from etils import epath
 
 from sparsecod_jax import config, files
-from sparsecod_jax.rundir import RunDir
+from sparsecod_jax.errors import ConfigError
+from sparsecod_jax.rundir import RunDir, read_loosely
 from sparsecod_jax.sweep.study import Run, Study
 from sparsecod_jax.sweep.study_dir import remaining
 
 
 def describe(study: Study, run: Run, place: RunDir) -> dict[str, Any]:
     """What the run directory says of a run; `final` is None where it is not finished."""
-    said = files.read_json(place.status) if place.status.exists() else {}
-    final = files.read_json(place.final) if place.final.exists() else None
+    status, reason, final = place.read_status(), read_loosely(place.status).get("reason"), None
+    try:
+        final = files.read_record(place.final) if place.final.exists() else None
+    except ConfigError as error:  # which should not hide the other runs
+        status, reason = "damaged", str(error)
     return {
         "name": run.name,
         "arm": run.arm,
         "seed": run.seed,
-        "status": "finished" if final else said.get("status", "pending"),
-        "reason": said.get("reason"),
+        "status": "finished" if final else status,
+        "reason": reason,
         "step": run.experiment.steps if final else place.newest_checkpoint(),
         "steps": run.experiment.steps,
         "left": [verb[0] for verb in remaining(study, run, place)],

@@ -9,9 +9,12 @@ from etils import epath
 
 from sparsecod_jax import files
 from sparsecod_jax.errors import ConfigError
-from sparsecod_jax.files import read_json, write_json
-from sparsecod_jax.rundir import RunDir
+from sparsecod_jax.files import read_record, write_record
+from sparsecod_jax.ownership import check_free_or_ours, names_in
+from sparsecod_jax.rundir import RunDir, read_loosely
 from sparsecod_jax.sweep.study import Run, Study
+
+PLANS = "plans"  # what a launcher compiles before the study begins
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +39,7 @@ def begin(directory: StudyDir, spec: str, study: Study, runs: list[Run]) -> dict
     places = locate(directory, spec, study, runs)
     if not directory.described.exists():
         relative = {name: os.path.relpath(place.path, directory.path) for name, place in places.items()}
-        write_json(directory.described, {**_describe(spec, study, runs), "places": relative})
+        write_record(directory.described, {**_describe(spec, study, runs), "places": relative})
     return places
 
 
@@ -44,15 +47,31 @@ def locate(directory: StudyDir, spec: str, study: Study, runs: list[Run]) -> dic
     """The directory of each run. A run that another study beside this one has, by its identity, is that one: it is trained once.
 
     Raises:
-      ConfigError: the directory holds another study.
+      ConfigError: the directory holds another study, or something else.
     """
+    ours = _is_ours(directory.described) or names_in(directory.path) <= {PLANS}
+    check_free_or_ours(directory.path, ours=ours, option="--workdir", kind="a study")
     if not directory.described.exists():
-        return {run.name: _elsewhere(directory, run) or directory.run(run.name) for run in runs}
-    before, described = read_json(directory.described), _describe(spec, study, runs)
-    changed = sorted(name for name in described if before.get(name) != described.get(name))
+        elsewhere = _elsewhere(directory)
+        return {run.name: elsewhere.get(run.identity) or directory.run(run.name) for run in runs}
+    before, described = read_record(directory.described), _describe(spec, study, runs)
+    # The same study may be spelled otherwise, as from another working folder: what it says decides.
+    changed = sorted(name for name in described if name != "sweep" and before.get(name) != described.get(name))
     if changed:
         raise ConfigError(f"{directory.path} holds another study ({', '.join(changed)} differ): choose another --workdir")
-    return {name: RunDir(directory.path / place) for name, place in before["places"].items()}
+    return {name: _place(directory, place) for name, place in before["places"].items()}
+
+
+def _is_ours(described: epath.Path) -> bool:
+    return {"runs", "places"} <= read_loosely(described).keys()
+
+
+def _place(directory: StudyDir, relative: str) -> RunDir:
+    """The directory of a run, which is in that of the study, or of a study beside it."""
+    place = RunDir(directory.path / relative)
+    if directory.path.parent not in place.path.parents:
+        raise ConfigError(f"{directory.described} places a run at {place.path}, outside of the studies here: restore it from a copy")
+    return place
 
 
 def _describe(spec: str, study: Study, runs: list[Run]) -> dict[str, Any]:
@@ -82,12 +101,17 @@ def _is_scored(study: Study, place: RunDir) -> bool:
     return is_complete(place.analysis, study.analyze.get("scores"))
 
 
-def _elsewhere(directory: StudyDir, run: Run) -> RunDir | None:
+def _elsewhere(directory: StudyDir) -> dict[str, RunDir]:
+    """Where the runs of the studies beside this one are, by identity. A folder that only looks like a study is named and left out."""
+    found: dict[str, RunDir] = {}
     for file in sorted(directory.path.parent.glob("*/study.json")):
         if file.parent == directory.path:
             continue
-        other = read_json(file)
-        for name, entry in other["runs"].items():
-            if entry["identity"] == run.identity:
-                return RunDir(file.parent / other["places"][name])
-    return None
+        try:
+            other = read_record(file)
+            places = {entry["identity"]: _place(StudyDir(file.parent), other["places"][name]) for name, entry in other["runs"].items()}
+        except (ConfigError, OSError, KeyError, TypeError, AttributeError) as error:
+            print(f"{file} is left out ({type(error).__name__}: {error})", flush=True)
+            continue
+        found = {**places, **found}
+    return found

@@ -18,8 +18,8 @@ from sparsecod_jax.data.store import Manifest, Windows, prepare_command, read_ma
 from sparsecod_jax.data.tokenizer import TOKENIZER
 from sparsecod_jax.errors import ConfigError, Diverged, Fenced, Preempted
 from sparsecod_jax.evaluate.perplexity import evaluator
-from sparsecod_jax.files import read_json, write_json
-from sparsecod_jax.identity import identity_fields
+from sparsecod_jax.files import read_record, write_record
+from sparsecod_jax.identity import identity, identity_fields
 from sparsecod_jax.processes import first_decides, is_first, note, say, together
 from sparsecod_jax.rundir import Attempt, RunDir, Status, check_identity, claim
 from sparsecod_jax.train import manifest as run_manifest
@@ -53,11 +53,12 @@ def train(experiment: config.Experiment, workdir: str, *, profile: bool = False)
     _check_data(experiment, data)
     program = build_on(experiment, jax.devices())
     with contextlib.ExitStack() as claimed:
-        attempt = Attempt(run, first_decides(lambda: claimed.enter_context(claim(run)).number))
-        together(attempt.check_still_owner)
+        attempt = Attempt(run, *first_decides(lambda: _key(claimed.enter_context(claim(run)))))
+        together(attempt.check_shared)
         first_decides(lambda: check_identity(run, fields))  # again, as another run may have come first
-        first_decides(lambda: write_json(run.config, config.to_dict(experiment)))
-        first_decides(lambda: write_json(run.manifest, run_manifest.describe(program.experiment, program.mesh, fields, data.framing())))
+        first_decides(lambda: write_record(run.config, config.to_dict(experiment)))
+        described = run_manifest.describe(program.experiment, program.mesh, fields, data.framing())
+        first_decides(lambda: write_record(run.manifest, described | {"tokenizer_digest": files.digest(directory / TOKENIZER)}))
         first_decides(lambda: files.write(run.tokenizer, (directory / TOKENIZER).read_bytes()))
         note(placement.describe(program.experiment, experiment))
         with _recorded_status(attempt):
@@ -70,8 +71,16 @@ def _finished(run: RunDir, fields: dict[str, Any]) -> dict[str, Any] | None:
     if not run.final.exists():
         return None
     note(f"{run.path} is already finished")
+    final = read_record(run.final)
+    if final.get("identity", identity(fields)) != identity(fields):
+        raise ConfigError(f"{run.final} is of another run than {run.manifest}: restore it from a copy, or choose another --workdir")
     run.set_status("finished")  # a crash may have come between the two files
-    return read_json(run.final)
+    return final
+
+
+def _key(attempt: Attempt) -> tuple[int, str]:
+    """What the other processes need to know their attempt by."""
+    return attempt.number, attempt.token
 
 
 def _check_same_everywhere(run: RunDir, experiment: config.Experiment, data: Manifest) -> None:
@@ -105,7 +114,7 @@ def _recorded_status(attempt: Attempt) -> Iterator[None]:
     def record(status: Status, **details) -> None:
         if is_first():
             attempt.check_still_owner()
-            attempt.run.set_status(status, **details)
+            attempt.run.set_status(status, attempt=attempt.number, **details)
 
     record("running")
     try:
@@ -132,7 +141,8 @@ class _Run:
         self.data = data
         self.train_windows = Windows(directory, data, data.train, experiment.data.seq_len)
         self.evaluate = evaluator(program.experiment, program.mesh, directory, data)
-        self.checkpointer = Checkpointer(run, experiment.checkpoint.keep, experiment.checkpoint.keep_every)
+        kept = (experiment.checkpoint.keep, experiment.checkpoint.keep_every)
+        self.checkpointer = Checkpointer(run, *kept, check_owner=attempt.check_still_owner)
         self._compiled: dict[bool, Any] = {}
         self.compile_seconds = 0.0  # of this attempt
 
@@ -268,8 +278,13 @@ class _Run:
         note("waiting for the last checkpoint")
         self.checkpointer.wait()
         tokens = experiment.steps * experiment.tokens_per_step
+        skipped = int(jax.device_get(state.skipped))
+        if 2 * skipped > experiment.steps:
+            raise Diverged(f"{skipped} of {experiment.steps} updates were not finite, so this is no trained model: lower optimizer.peak_lr")
         final = {
             **plain(held_out),
+            "identity": identity(identity_fields(experiment, self.data.fingerprint)),
+            "skipped_updates": skipped,
             "unigram_entropy": self.data.validation.unigram_entropy,
             "steps": experiment.steps,
             "tokens": tokens,
@@ -281,6 +296,8 @@ class _Run:
             "flops_convention": counts.FLOPS_CONVENTION,
         }
         first_decides(self.attempt.check_still_owner)
-        first_decides(lambda: write_json(self.run.final, final))
+        first_decides(lambda: write_record(self.run.final, final))
+        if skipped:
+            note(f"{skipped} of {experiment.steps} updates were left out, as they were not finite")
         note(f"held-out loss {held_out['loss']:.4f} nats; a guess by token frequency alone would have {final['unigram_entropy']:.4f}")
         return final

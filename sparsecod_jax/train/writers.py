@@ -6,14 +6,13 @@ under "nonfinite". In an object store, which can't append, both files appear who
 
 import concurrent.futures
 import contextlib
-import json
 import os
 from typing import Any
 
 import numpy as np
 import tensorboardX
 
-from sparsecod_jax import files
+from sparsecod_jax import files, journal
 from sparsecod_jax.rundir import Attempt, RunDir
 
 
@@ -36,10 +35,9 @@ class Writers:
     """Writes the metrics of an attempt; continues after `restored_step`, dropping what a crash left beyond it."""
 
     def __init__(self, attempt: Attempt, restored_step: int):
-        lines = [line for line in attempt.run.read_metrics() if line["step"] <= restored_step]
         self._attempt, self._mirror = attempt, files.Mirror(attempt.run.path)
         local = RunDir(self._mirror.path)
-        files.write(local.metrics, "".join(json.dumps(line) + "\n" for line in lines).encode())
+        files.write(local.metrics, b"".join(text for _, text in attempt.run.begin_metrics(restored_step)))
         self._jsonl = local.metrics.open("a")
         self._tensorboard = tensorboardX.SummaryWriter(os.fspath(local.tensorboard), purge_step=restored_step + 1)
         self._thread = concurrent.futures.ThreadPoolExecutor(max_workers=1)
@@ -47,7 +45,7 @@ class Writers:
 
     def write(self, metrics: dict[str, Any], *, tensorboard: bool) -> None:
         """Appends one step; `metrics` holds "step" and plain values."""
-        self._jsonl.write(json.dumps(metrics) + "\n")
+        self._jsonl.write(journal.line(metrics))
         self._jsonl.flush()
         if tensorboard:
             self._raise_pending()

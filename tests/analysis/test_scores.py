@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 import subjects
 import tiny
+from etils import epath
 
 from sparsecod_jax import config
 from sparsecod_jax.analysis import scores
 from sparsecod_jax.analysis.scores import Options, analyze
 from sparsecod_jax.cli import main
-from sparsecod_jax.errors import ConfigError
+from sparsecod_jax.errors import ConfigError, Fenced
+from sparsecod_jax.files import read_record
+from sparsecod_jax.rundir import AnalysisDir, locked
 from sparsecod_jax.train.loop import train
 
 DENSE = pytest.mark.parametrize("run", ["dense"], indirect=True)
@@ -66,7 +69,7 @@ def test_all_scores_of_a_run(run, tmp_path):
     np.testing.assert_allclose(found["variance"]["residual"], logged, rtol=0.3)  # other tokens, the state one update later
 
     everything = analyze(
-        str(run.path), tokens=str(tmp_path / "analysis" / "tokens.npy"), scores="sparsity", every_sequence=True, out=str(tmp_path)
+        str(run.path), tokens=str(tmp_path / "analysis" / "tokens.npy"), scores="sparsity", every_sequence=True, out=str(tmp_path / "every")
     )
     assert _read(everything)["sequences"] == {"sparsity": 12}
 
@@ -117,7 +120,7 @@ def test_a_jacobian_by_another_method_is_done_again(run, tmp_path):
 def test_scores_of_another_model_are_not_mixed(run, tokens, tmp_path):
     out = str(tmp_path / "analysis")
     analyze(str(run.path), scores="profile", **SMALL, out=out)
-    model = config.from_dict(json.loads(run.config.read_text())).model
+    model = config.from_dict(read_record(run.config)).model
     other = tiny.experiment(steps=20, seed=1, model=model, data={"path": str(tokens)}, checkpoint={"every": 20})
     train(other, str(tmp_path / "other"))
     with pytest.raises(ConfigError, match=r"holds scores of another model \(weights differ\)"):
@@ -171,6 +174,50 @@ def test_mistakes_are_refused_before_anything_is_written(run, tmp_path, options,
     with pytest.raises(ConfigError, match=message):
         analyze(str(run.path), **options, out=str(tmp_path / "analysis"))
     assert not (tmp_path / "analysis").exists()
+
+
+@DENSE
+@pytest.mark.parametrize("name", ["scores.json", "tokens.npy", "notes.txt"])
+def test_a_folder_with_somebody_elses_files_is_refused_and_left_alone(run, tmp_path, name):
+    (tmp_path / name).write_text('{"mine": 1}')
+    with pytest.raises(ConfigError, match=r"holds files but not scores of a model: choose another --out"):
+        analyze(str(run.path), scores="profile", **SMALL, out=str(tmp_path))
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {name: '{"mine": 1}'}
+
+
+@DENSE
+def test_the_second_of_two_that_score_at_once_is_turned_away(run, tmp_path):
+    out = epath.Path(tmp_path) / "analysis"
+    analyze(str(run.path), scores="profile", **SMALL, out=str(out))
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    with locked(out), pytest.raises(Fenced, match=r"another process is at work in .*/analysis: wait for it, or stop it first"):
+        analyze(str(run.path), scores="sparsity", **SMALL, out=str(out))
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+@DENSE
+def test_one_that_was_killed_before_its_first_score_goes_on(run, tmp_path, monkeypatch):
+    def fails(*_):
+        raise KeyboardInterrupt
+
+    out = tmp_path / "analysis"
+    monkeypatch.setitem(scores.SCORES, "profile", fails)
+    with pytest.raises(KeyboardInterrupt):
+        analyze(str(run.path), scores="profile", **SMALL, out=str(out))
+    monkeypatch.undo()
+    (out / "tokens.npy").unlink()
+    assert _read(analyze(str(run.path), scores="profile", **SMALL, out=str(out)))["sequences"] == {"profile": 12}
+
+
+@DENSE
+def test_scores_that_were_changed_are_not_gone_on_with(run, tmp_path):
+    file = epath.Path(tmp_path) / "analysis" / "scores.json"
+    analyze(str(run.path), scores="profile", **SMALL, out=str(file.parent))
+    assert scores.is_complete(AnalysisDir(file.parent), "profile")
+    file.write_text(file.read_text().replace("0.", "1.", 1))
+    with pytest.raises(ConfigError, match=r"scores\.json was changed after it was written: restore it from a copy"):
+        analyze(str(run.path), scores="sparsity", **SMALL, out=str(file.parent))
+    assert not scores.is_complete(AnalysisDir(file.parent), "profile")
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):

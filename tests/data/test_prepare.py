@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -144,20 +145,18 @@ class Interrupted(BaseException):
 @pytest.fixture
 def until(monkeypatch):
     """Prepares until so many files are complete, or the one of that name is about to be; whether it came to the end."""
-    path_class = type(epath.Path("/"))
-    complete = path_class.replace
+    complete = os.replace
 
     def prepare_until(request: prepare.Request, out: Path, files: int = 1000, name: str = "") -> bool:
         left = iter(range(files))
 
-        def replace(self, target):
-            if target.name == name or next(left, None) is None:
-                self.write_bytes(self.read_bytes()[:10])
+        def replace(source, target):
+            if Path(target).name == name or next(left, None) is None:
                 raise Interrupted
-            return complete(self, target)
+            return complete(source, target)
 
         with monkeypatch.context() as patch:
-            patch.setattr(path_class, "replace", replace)
+            patch.setattr(os, "replace", replace)
             try:
                 prepare.prepare(request, str(out))
             except Interrupted:
@@ -179,9 +178,8 @@ def test_interrupted_work_ends_in_the_same_bytes(tmp_path, until):
 
 
 def test_files_appear_only_whole(tmp_path, monkeypatch):
-    path_class, moved = type(epath.Path("/")), set()
-    complete = path_class.replace
-    monkeypatch.setattr(path_class, "replace", lambda self, target: moved.add(target.name) or complete(self, target))
+    complete, moved = os.replace, set()
+    monkeypatch.setattr(os, "replace", lambda source, target: moved.add(Path(target).name) or complete(source, target))
     request = request_for(write(tmp_path / "text", DOCUMENTS), tokenizer="bpe", vocab_size=300)
     prepare.prepare(request, str(tmp_path / "out"))
     assert {"manifest.json", "tokenizer.json", "train-00000.npy"} <= set(contents(tmp_path / "out")) <= moved

@@ -10,7 +10,7 @@ from etils import epath
 from sparsecod_jax.data import workspace
 from sparsecod_jax.data.prepare import Request, prepare
 from sparsecod_jax.errors import ConfigError, Fenced
-from sparsecod_jax.files import write_json
+from sparsecod_jax.files import UNFINISHED, write_json
 
 
 @pytest.fixture
@@ -67,7 +67,6 @@ def test_finished_work_is_removed_and_what_else_lies_there_stays(request_, tmp_p
     out = tmp_path / "out"
     work = workspace.begin(epath.Path(out), dataclasses.asdict(request_), lambda before: None)
     (Path(work) / "notes.txt").write_text("mine")
-    (Path(work) / "00007.json.partial").write_text("half")
     prepare(request_, str(out))
     assert contents(out / "work") == {"notes.txt": b"mine"}
     assert not (out / "begun.json").exists()
@@ -75,10 +74,10 @@ def test_finished_work_is_removed_and_what_else_lies_there_stays(request_, tmp_p
 
 def test_what_a_killed_process_left_of_its_first_file_is_no_obstacle(request_, tmp_path):
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "begun.json.partial").write_text("{")
+    (tmp_path / "out" / f"{UNFINISHED}{'0' * 16}").write_text("{")
     prepare(request_, str(tmp_path / "out"))
     assert {path.name for path in (tmp_path / "out").iterdir()} >= {"manifest.json", "tokenizer.json"}
-    assert not (tmp_path / "out" / "begun.json.partial").exists()
+    assert not list((tmp_path / "out").glob(f"{UNFINISHED}*"))
 
 
 def test_work_of_an_earlier_version_goes_on(request_, tmp_path):

@@ -77,7 +77,7 @@ def test_what_a_folder_does_not_say_is_said_for_it(folder, tmp_path, capsys):
 
 def test_a_run_is_not_overwritten(folder, tmp_path):
     before = (tmp_path / "run" / "config.json").read_bytes()
-    with pytest.raises(ConfigError, match="is there already: choose another --workdir, or delete"):
+    with pytest.raises(ConfigError, match="holds files but not a run to be made: choose another --workdir, a folder that is new or empty"):
         import_model(str(folder), str(tmp_path / "run"))
     assert (tmp_path / "run" / "config.json").read_bytes() == before
 

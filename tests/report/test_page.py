@@ -14,7 +14,7 @@ import tiny
 from etils import epath
 
 from sparsecod_jax import config
-from sparsecod_jax.files import read_json, write_json
+from sparsecod_jax.files import read_record, write_json
 from sparsecod_jax.report import figures
 from sparsecod_jax.report.writing import write_report
 from sparsecod_jax.rundir import Attempt, RunDir
@@ -135,7 +135,7 @@ def test_a_mixture_shows_the_health_of_its_router_beside_the_dense_run(study):
 
 def test_a_run_of_before_the_experts_is_read(study):
     run = RunDir(study / "depth_04")
-    values = read_json(run.config)
+    values = read_record(run.config)
     del values["model"]["n_experts"]
     write_json(run.config, values)
     assert _Page(write_report(str(study))).headline == "2 of 2 runs finished."

@@ -12,7 +12,7 @@ from etils import epath
 from sparsecod_jax import config, finished
 from sparsecod_jax.checkpoint import Checkpointer
 from sparsecod_jax.data.tokenizer import of_bytes
-from sparsecod_jax.files import write_json
+from sparsecod_jax.files import write_json, write_record
 from sparsecod_jax.rundir import RunDir
 
 
@@ -22,11 +22,12 @@ def run(path: Path, model: config.Model, params=None, *, seed: int = 0) -> RunDi
     made.path.mkdir(parents=True)
     tokenizer = of_bytes()
     tokenizer.save(made.path)
-    write_json(made.config, config.to_dict(tiny.experiment(model=model)))
+    described = config.to_dict(tiny.experiment(model=model))
+    write_record(made.config, described)
     write_json(made.manifest, {"tokenizer": {"eos_id": tokenizer.eos_id, "start_id": tokenizer.eos_id}, "commit": "none"})
     made.set_status("finished")
     with contextlib.closing(Checkpointer(made, keep=1)) as checkpointer:
-        checkpointer.save(3, {"state": {"params": tiny.init(model, seed) if params is None else params}}, {})
+        checkpointer.save(3, {"state": {"params": tiny.init(model, seed) if params is None else params}}, {"config": described})
         checkpointer.wait()
     return made
 

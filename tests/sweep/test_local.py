@@ -13,6 +13,7 @@ import pytest
 import study_files
 from etils import epath
 
+from sparsecod_jax import files
 from sparsecod_jax.errors import ConfigError, Fenced, Preempted, SparsecodError
 from sparsecod_jax.rundir import RunDir, locked
 from sparsecod_jax.sweep.local import sweep
@@ -32,10 +33,10 @@ def test_runs_are_trained_once_and_shared_between_studies(tokens, tmp_path):
         assert json.loads((a / "runs" / name / "final.json").read_text())["steps"] == 6
         assert (a / "runs" / name / "analysis" / "scores.json").exists()
     scores = a / "runs" / "flat-s0" / "analysis" / "scores.json"
-    whole = json.loads(scores.read_text())
-    scores.write_text(json.dumps(whole | {"sequences": {}}))  # an analysis that was cut off
+    whole = files.read_record(epath.Path(scores))
+    files.write_record(epath.Path(scores), whole | {"sequences": {}})  # an analysis that was cut off
     assert sweep(spec, str(a)) == table
-    assert json.loads(scores.read_text())["sequences"] == whole["sequences"]
+    assert files.read_record(epath.Path(scores))["sequences"] == whole["sequences"]
     (tmp_path / "other").mkdir()
     other = study_files.write(tmp_path / "other", tokens, '{"shallow": {"model.n_layers": 2}}', analyze=analyze)
     assert sweep(other, str(tmp_path / "studies" / "b")) == "shallow-s0  finished"

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import os
 import random
 import shutil
 import signal
@@ -21,6 +22,7 @@ from sparsecod_jax.data.pipeline import example_stream
 from sparsecod_jax.data.store import Windows, read_manifest
 from sparsecod_jax.errors import ConfigError, Diverged, Fenced
 from sparsecod_jax.evaluate.perplexity import evaluator
+from sparsecod_jax.files import read_record, write_record
 from sparsecod_jax.rundir import RunDir, claim
 from sparsecod_jax.sharding import make_mesh
 from sparsecod_jax.train import loop
@@ -165,7 +167,7 @@ def test_metrics_have_the_promised_names(tokens, tmp_path, monkeypatch):
     assert final["mfu"] is None
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert manifest["mesh"] == {"data": 1, "fsdp": 8, "expert": 1, "tensor": 1}
-    assert config.from_dict(json.loads((tmp_path / "config.json").read_text())) == experiment
+    assert config.from_dict(read_record(epath.Path(tmp_path) / "config.json")) == experiment
     assert list((tmp_path / "tensorboard").iterdir())
 
 
@@ -178,6 +180,43 @@ def test_a_changed_identity_is_refused_and_named(tokens, tmp_path):
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     same = dataclasses.replace(experiment, mesh=config.Mesh(2, 2, 1, 2), execution=config.Execution(accumulation=2))
     assert train(same, str(tmp_path))["steps"] == 3
+
+
+def test_a_run_that_lost_its_manifest_or_its_checkpoints_is_not_begun_again(tokens, tmp_path):
+    """Neither under another identity nor from step 1: nothing that is left of it is touched."""
+    experiment = _experiment(tokens, steps=4, checkpoint={"every": 2})
+    final = train(experiment, str(tmp_path / "run"))
+    assert final["skipped_updates"] == 0
+    faster = dataclasses.replace(experiment, optimizer=config.Optimizer(peak_lr=0.1))
+    for lost, asked, sentence in (
+        (["manifest.json"], faster, r"holds checkpoints, metrics\.jsonl, final\.json of a run, but no manifest\.json"),
+        (["final.json", "checkpoints"], experiment, r"/checkpoints is missing or empty, .*: mount it or put it back"),
+    ):
+        broken = tmp_path / lost[0]
+        shutil.copytree(tmp_path / "run", broken)
+        for name in lost:
+            (shutil.rmtree if (broken / name).is_dir() else os.unlink)(broken / name)
+        before = {path: path.read_bytes() for path in broken.rglob("*") if path.is_file()}
+        with pytest.raises(ConfigError, match=sentence):
+            train(asked, str(broken))
+        assert {path: path.read_bytes() for path in broken.rglob("*") if path.is_file()} == before
+    changed = read_record(epath.Path(tmp_path) / "run" / "final.json") | {"identity": "another"}
+    write_record(epath.Path(tmp_path) / "run" / "final.json", changed)
+    with pytest.raises(ConfigError, match=r"final\.json is of another run than .*manifest\.json"):
+        train(experiment, str(tmp_path / "run"))
+
+
+def test_a_run_most_of_whose_updates_were_left_out_has_diverged(tokens, tmp_path):
+    experiment = _experiment(
+        tokens,
+        steps=5,
+        optimizer={"peak_lr": 1e30},
+        schedule={"kind": "constant", "warmup_steps": 0},
+        execution={"max_skipped_updates": 10},
+    )
+    with pytest.raises(Diverged, match=r"^4 of 5 updates were not finite, so this is no trained model: lower optimizer\.peak_lr$"):
+        train(experiment, str(tmp_path))
+    assert not (tmp_path / "final.json").exists()
 
 
 def test_a_second_live_process_is_turned_away_before_it_writes(tokens, tmp_path):

@@ -1,0 +1,157 @@
+"""One flipped bit in any file of a run or its scores: whoever reads it names the damage, or reads what was written."""
+
+import contextlib
+import dataclasses
+import io
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import faults
+import jax
+import pytest
+import tiny
+from etils import epath
+
+from sparsecod_jax import finished
+from sparsecod_jax.analysis.scores import analyze
+from sparsecod_jax.checkpoint import Checkpointer
+from sparsecod_jax.data.store import read_manifest
+from sparsecod_jax.digest import digests
+from sparsecod_jax.errors import SparsecodError
+from sparsecod_jax.export import card
+from sparsecod_jax.identity import identity_fields
+from sparsecod_jax.report.runs import load_run
+from sparsecod_jax.rundir import RunDir, check_identity
+from sparsecod_jax.train import loop
+from sparsecod_jax.train.step import build_on
+
+pytestmark = pytest.mark.faults
+
+USUAL = 10  # flips of a kind of file
+
+KINDS = {
+    "config.json": "config.json",
+    "manifest.json": "manifest.json",
+    "status.json": "status.json",
+    "final.json": "final.json",
+    "committed.json": "committed.json",
+    "attempts": "attempts/*",
+    "tokenizer.json": "tokenizer.json",
+    "metrics.jsonl": "metrics.jsonl",
+    "TensorBoard": "tensorboard/*",
+    "scores.json": "analysis/scores.json",
+    "tokens.npy": "analysis/tokens.npy",
+    "arrays": "checkpoints/*/state/d/*",
+    "each process's arrays": "checkpoints/*/state/ocdbt.process_0/**/*",  # which Orbax has copied to the former
+    "what describes arrays": "checkpoints/*/state/*",
+    "sealed record": "checkpoints/*/record/metadata",
+    "what describes a checkpoint": "checkpoints/*/*",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A finished run with scores, and what is needed to go on with it."""
+
+    run: RunDir
+    experiment: Any
+    fields: dict[str, Any]
+    abstract: Any
+
+
+@pytest.fixture(scope="module")
+def trained(tokens, tmp_path_factory):
+    run = RunDir(epath.Path(tmp_path_factory.mktemp("flips")) / "run")
+    experiment = tiny.experiment(data={"path": str(tokens)}, evaluation={"every": 2}, checkpoint={"every": 6})
+    loop.train(experiment, str(run.path))
+    analyze(str(run.path), scores="profile,sparsity", sequences=4, seq_len=16)
+    abstract = {"state": build_on(experiment, jax.devices()).abstract_state}
+    fields = identity_fields(experiment, read_manifest(tokens, "").fingerprint)
+    return Trained(run, experiment, fields, abstract)
+
+
+def _resumed(trained: Trained) -> Any:
+    """What an attempt goes on with, of a run that is not finished."""
+    with contextlib.closing(Checkpointer(trained.run, 3, read_only=True)) as checkpointer:
+        restored = checkpointer.restore_latest(trained.abstract)
+    assert restored is not None
+    return restored.step, restored.record, digests(restored.items)
+
+
+def _continued(trained: Trained) -> Any:
+    check_identity(trained.run, trained.fields)
+    lines = [values for values, _ in trained.run.begin_metrics(trained.experiment.steps)]
+    return loop._finished(trained.run, trained.fields), lines
+
+
+def _loaded(trained: Trained) -> Any:
+    """What scores, exports and evaluations begin with."""
+    source = finished.find(str(trained.run.path))
+    model = finished.load(source)
+    return model.weights, model.step, source.model, source.longest, card.write(trained.run, model)
+
+
+def _tokenized(trained: Trained) -> Any:
+    tokenizer = finished.find(str(trained.run.path)).tokenizer()
+    return tokenizer.inner.to_str(), tokenizer.eos_id, tokenizer.start_id
+
+
+def _reported(trained: Trained) -> Any:
+    found = dataclasses.asdict(load_run(trained.run))
+    if found["status"] != "finished":
+        print(f"the report shows: {found.pop('status')}")
+    return found
+
+
+READERS: list[Callable[[Trained], Any]] = [_continued, _tokenized, _reported]
+RESTORING: list[Callable[[Trained], Any]] = [_resumed, _loaded]
+
+
+def _read(reader: Callable[[Trained], Any], trained: Trained) -> tuple[str, Any]:
+    """Whether the reader named a damage, and what it read."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        try:
+            found = json.loads(json.dumps(reader(trained), default=repr))
+        except SparsecodError:
+            return "named", None
+    named = [line for line in said.getvalue().splitlines() if not line.startswith("[")]  # notes on progress begin with the time
+    return "named" if named else "", found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_flipped_bit_is_named_or_harmless(kind, trained, tmp_path):
+    readers = RESTORING if "checkpoints" in KINDS[kind] else [*READERS, *(RESTORING if kind == "config.json" else [])]
+    wanted = {reader: _read(reader, trained) for reader in readers}
+    assert {named for named, _ in wanted.values()} == {""}
+    shutil.copytree(trained.run.path, tmp_path / "run")
+    broken = dataclasses.replace(trained, run=RunDir(epath.Path(tmp_path) / "run"))
+    where = [path for path in Path(broken.run.path).glob(KINDS[kind]) if path.is_file() and path.stat().st_size]
+    assert where, "there is no such file"
+    dice, outcomes = faults.dice(), Counter()
+    for _ in range(faults.trials(USUAL)):
+        file = dice.choice(where)
+        content = file.read_bytes()
+        bit = dice.randrange(8 * len(content))
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << (bit % 8)
+        outcome = "harmless"
+        for reader in readers:
+            file.write_bytes(flipped)
+            named, found = _read(reader, broken)
+            assert named or found == _as_of(wanted[reader][1], trained, broken), f"bit {bit} of {file} changed {reader.__name__} in silence"
+            outcome = named or outcome
+        outcomes[outcome] += 1
+        file.write_bytes(content)
+        for aside in Path(broken.run.path).glob("metrics.jsonl-*"):
+            aside.unlink()
+    print(f"{kind}: {dict(outcomes)}, silent 0")
+
+
+def _as_of(found: Any, trained: Trained, broken: Trained) -> Any:
+    """What was read, with the place of the copy."""
+    return json.loads(json.dumps(found).replace(str(trained.run.path), str(broken.run.path)))
