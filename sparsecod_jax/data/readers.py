@@ -23,7 +23,9 @@ from sparsecod_jax.errors import ConfigError
 
 LONGEST = 2**28  # bytes of a line or document
 CHUNK = 2**20  # bytes read at a time
-GROWTH = 200  # times its size that a packed file may have, beyond LONGEST; text is packed to a twentieth at best
+LONGEST_FIELD = 2**24  # characters of a field of CSV, as a quote that is never closed is read line by line
+FREE = 2**26  # bytes that any file may give
+GROWTH = 200  # times its size that a file may give beyond that; text is packed to a twentieth at best
 WINDOW = 2**31  # bytes of history that zstandard may need, as in Reddit's dumps
 
 PACKED = (".gz", ".zst")
@@ -103,7 +105,7 @@ def unpacked(path: epath.Path) -> Iterator[bytes]:
 
 
 def _check_growth(path: epath.Path, given: int, size: int) -> None:
-    if given > LONGEST and given > GROWTH * size:
+    if given > FREE and given > GROWTH * size:
         raise ConfigError(f"{shown(path)} is more than {GROWTH} times its size when it is unpacked: look at what is in it")
 
 
@@ -116,10 +118,24 @@ def _unpacking(name: str, raw: IO[bytes]) -> IO[bytes]:
     return raw
 
 
-def _parts(path: epath.Path, separator: bytes) -> Iterator[bytes]:
-    """What stands between separators, never more than LONGEST bytes of it in memory."""
+def _lines(path: epath.Path) -> Iterator[tuple[int, bytes]]:
+    """Lines that are not blank, with their numbers."""
+    number = 0
+    for part in _parts(path, b"\n", skip_blank=True):
+        number += 1
+        if not part.strip():
+            number += part.count(b"\n")  # of many blank lines at once
+        else:
+            yield number, part
+
+
+def _parts(path: epath.Path, separator: bytes, *, skip_blank: bool = False) -> Iterator[bytes]:
+    """What stands between separators, never more than LONGEST bytes of it in memory; many blank parts may come as one."""
     rest = bytearray()
     for chunk in unpacked(path):
+        if skip_blank and chunk.isspace() and chunk.endswith(separator) and not rest:
+            yield chunk[: -len(separator)]
+            continue
         searched = max(len(rest) - len(separator) + 1, 0)  # what was there before has no separator
         rest += chunk
         if separator in memoryview(rest)[searched:].tobytes():
@@ -158,8 +174,8 @@ def _text(path: epath.Path, fields: Fields) -> Iterator[str]:
 
 
 def _jsonl(path: epath.Path, fields: Fields) -> Iterator[str | None]:
-    for number, line in enumerate(_parts(path, b"\n"), 1):
-        if line.strip(b" \t\r\xef\xbb\xbf"):
+    for number, line in _lines(path):
+        if line != codecs.BOM_UTF8:
             yield _field(path, f", line {number}", _parse(path, f", line {number}", line), fields)
 
 
@@ -224,7 +240,7 @@ def checked(path: object, where: str, text: Any, fields: Fields) -> str | None:
 
 def _csv(path: epath.Path, fields: Fields) -> Iterator[str | None]:
     """Rows under a first row of names; quoted fields may hold ends of lines."""
-    csv.field_size_limit(LONGEST)
+    csv.field_size_limit(LONGEST_FIELD)
     lines = (_decode(path, line, f", line {number}") + "\n" for number, line in enumerate(_parts(path, b"\n"), 1))
     rows = csv.DictReader(lines, strict=True)
     try:

@@ -154,6 +154,12 @@ def test_blank_lines_and_a_byte_order_mark_are_no_documents(tmp_path):
     assert list(documents(str(tmp_path))) == [*TEXTS, "b"]
 
 
+def test_lines_are_counted_over_many_blank_ones(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "CHUNK", 16)
+    (tmp_path / "a.jsonl").write_bytes(b"\n" * 100 + b"{}\n")
+    assert "a.jsonl, line 101 " in refusal(tmp_path)
+
+
 def test_the_field_is_named(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(JSONL.replace(b'"text"', b'"content"'))
     assert "line 1 has no 'text' but content, id: name the field that holds the documents with --text_field" in refusal(tmp_path)
@@ -198,7 +204,7 @@ def test_lines_and_documents_have_a_longest(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
 def test_a_bomb_is_refused(tmp_path, monkeypatch, suffix):
-    monkeypatch.setattr(readers, "LONGEST", 2**20)
+    monkeypatch.setattr(readers, "FREE", 2**20)
     blank = b"\n" * 2**24
     content = gzip.compress(blank) if suffix == ".gz" else pytest.importorskip("zstandard").ZstdCompressor().compress(blank)
     (tmp_path / f"a.jsonl{suffix}").write_bytes(content)
