@@ -112,7 +112,7 @@ class Tokenizer:
         if not self.before and not self.inner.num_special_tokens_to_add(False):
             return self.inner.to_str().encode()
         inner = copy.deepcopy(self.inner)
-        named = [(self.inner.id_to_token(number), number) for number in self.before]
+        named = [(str(self.inner.id_to_token(number)), number) for number in self.before]
         single = " ".join([*(name for name, _ in named), "$A"])
         template = processors.TemplateProcessing(single=single, special_tokens=named) if named else None
         inner.post_processor = template  # pyright: ignore[reportAttributeAccessIssue]

@@ -378,10 +378,12 @@ def test_a_tokenizer_that_loses_text_is_told_or_refused(tmp_path, capsys):
     english = [" ".join("abcdefgh"[int(n) % 8] * 5 for n in np.random.default_rng(seed).integers(0, 8, 80)) for seed in range(20)]
     greek = ["καλημέρα κόσμε"]
     manifest = prepare.prepare(request_for(write(tmp_path / "a", english), tokenizer=encoder, dedup="off"), str(tmp_path / "out_a"))
+    assert manifest.round_trip
     assert manifest.round_trip["lost"] == 0
     assert "warning" not in capsys.readouterr().out
     source = write(tmp_path / "b", english + greek * 5)
     manifest = prepare.prepare(request_for(source, tokenizer=encoder, dedup="off"), str(tmp_path / "out_b"))
+    assert manifest.round_trip
     assert manifest.round_trip["lost"] > 0
     assert "does not give the text back" in capsys.readouterr().out
     with pytest.raises(ConfigError, match=r"does not give the text back.* choose a tokenizer that knows them"):

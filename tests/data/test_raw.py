@@ -131,7 +131,7 @@ def test_ids_of_32_bits_are_told(tmp_path):
 
 def test_what_all_documents_begin_with_is_their_framing(tmp_path):
     """Where it is what the tokenizer itself puts before a text."""
-    parts = [np.concatenate([np.append([2, *np.arange(5, 9 + number % 7)], EOS) for number in range(60)])]
+    parts = [np.concatenate([np.array([2, *range(5, 9 + number % 7), EOS]) for number in range(60)])]
     request = write(tmp_path, parts)
     assert prepare(request, str(tmp_path / "plain")).before == ()
     inner = HFTokenizer.from_file(request.tokenizer)

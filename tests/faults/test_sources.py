@@ -33,6 +33,9 @@ MEMORY = 6 * 2**30
 TRIALS = int(os.environ.get("SPARSECOD_FAULT_TRIALS", "200"))
 GOOD = "".join(json.dumps({"text": f"document {n} of some words {n * n}"}) + "\n" for n in range(30)).encode()
 
+SUPPRESSED = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+MANY = settings(max_examples=TRIALS, deadline=None, suppress_health_check=SUPPRESSED, database=None)
+
 Made = dict[str, str]  # options of `sparsecod data`, beyond those that all have
 CASES: dict[str, Callable[[Path], Made]] = {}
 
@@ -413,7 +416,9 @@ def test_damage_anywhere_is_read_or_named(tmp_path, name):
     """Bytes are changed, left out or put in at random places."""
     tried = {"read": 0, "named": 0}
 
-    @settings(max_examples=TRIALS, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    @settings(
+        max_examples=TRIALS, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], database=None
+    )
     @given(st.data())
     def check(data):
         content = bytearray(KINDS[name])
@@ -437,7 +442,9 @@ def test_damaged_tokenizers_are_read_or_named(tmp_path):
     tried = {"read": 0, "named": 0}
     good = bytearray(HFTokenizer(models.WordLevel({"?": 0, "a": 1}, unk_token="?")).to_str().encode())
 
-    @settings(max_examples=TRIALS, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    @settings(
+        max_examples=TRIALS, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], database=None
+    )
     @given(st.data())
     def check(data):
         content = bytearray(good)
