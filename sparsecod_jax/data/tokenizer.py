@@ -30,6 +30,7 @@ TOKENIZER = "tokenizer.json"
 END_OF_DOCUMENT = "<|endoftext|>"
 BPE_EOS_ID = 0  # of a BPE trained here
 END_NAMES = (END_OF_DOCUMENT, "</s>", "<eos>", "<|end_of_text|>")
+MOST_IDS = 2**24  # of a vocabulary
 PIECE = 2**20  # characters that are encoded at a time, as the library takes 150 bytes for an id
 
 
@@ -244,6 +245,7 @@ def _read(path: epath.Path) -> HFTokenizer:
             inner = HFTokenizer.from_str(content)
         except Exception as error:  # the library raises bare Exception
             raise ConfigError(f"{shown(path)} is not a tokenizer.json of the tokenizers library: {shown(error)}") from error
-    if not inner.get_vocab():
-        raise ConfigError(f"{shown(path)} has an empty vocabulary: choose another tokenizer")
+    highest = max(inner.get_vocab().values(), default=0)
+    if not 0 < highest < MOST_IDS:
+        raise ConfigError(f"{shown(path)} has no usable vocabulary, its highest id is {highest:,}: choose another tokenizer")
     return inner

@@ -57,7 +57,7 @@ def check_free(directory: epath.Path) -> None:
     Raises:
       ConfigError: it does.
     """
-    for folder in (directory, *directory.parents):
+    for folder in () if files.is_remote(directory) else (directory, *directory.parents):
         if folder.exists() and not folder.is_dir():
             raise ConfigError(f"--out={shown(directory)} lies in {shown(folder)}, which is a file: choose another")
     # A process that was killed while it wrote its first file left no more than that, which the next file that is written removes.
