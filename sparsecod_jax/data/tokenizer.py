@@ -1,34 +1,48 @@
 """How does text become ids, and back?
 
-`bytes` (256 byte values and an end-of-document id), `bpe` (byte-level BPE trained here), or the path of any tokenizer.json.
+`bytes` (256 byte values and an end-of-document id), `bpe` (byte-level BPE trained here), or the
+path of any tokenizer.json.
+
+What stands before and after a text is one decision (docs/design.md, "Framing"): in data made here
+nothing stands before a text and the end-of-document id after it, whatever the post-processor of
+its tokenizer would add, and eval, generate and export do as the data did. Only a foreign model,
+given by --hf or imported, has the framing of its own tokenizer.
 """
 
+import copy
 import dataclasses
+import functools
 import itertools
+import json
 from collections.abc import Iterable, Iterator
 
 import numpy as np
 from etils import epath
 from tokenizers import Tokenizer as HFTokenizer
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from sparsecod_jax import files
+from sparsecod_jax.data import trial
+from sparsecod_jax.data.shown import shown
 from sparsecod_jax.errors import ConfigError
 
 TOKENIZER = "tokenizer.json"
 END_OF_DOCUMENT = "<|endoftext|>"
 BPE_EOS_ID = 0  # of a BPE trained here
 END_NAMES = (END_OF_DOCUMENT, "</s>", "<eos>", "<|end_of_text|>")
+MOST_IDS = 2**24  # of a vocabulary
+PIECE = 2**20  # characters that are encoded at a time, as the library takes 150 bytes for an id
 
 
 @dataclasses.dataclass
 class Tokenizer:
-    """Text to ids and back; a document's ids end with `eos_id`. Special tokens spelled out in a document stay plain text."""
+    """Text to ids and back. Special tokens spelled out in a text stay plain text, or are refused."""
 
     inner: HFTokenizer
-    eos_id: int
+    eos_id: int  # stands after a document
     start_id: int  # stands before a text that has nothing before it
-    vocab_size: int = dataclasses.field(init=False)  # the highest id and one: some vocabularies have gaps
+    before: tuple[int, ...] = ()  # ids with which each document begins
+    vocab_size: int = dataclasses.field(init=False)  # the highest id and one: some have gaps
 
     def __post_init__(self):
         self.inner.encode_special_tokens = True
@@ -36,17 +50,74 @@ class Tokenizer:
         self.inner.no_padding()
         self.vocab_size = max(self.inner.get_vocab().values()) + 1
 
-    def encode(self, texts: list[str]) -> list[np.ndarray]:
-        """The ids of whole documents, uint32, each with `eos_id` at its end."""
-        encodings = self.inner.encode_batch_fast(texts, add_special_tokens=False)
-        return [np.append(np.array(e.ids, np.uint32), np.uint32(self.eos_id)) for e in encodings]
+    @functools.cached_property
+    def unknown_id(self) -> int | None:
+        """What stands for characters or words that the vocabulary lacks; None where there is no such id."""
+        model = json.loads(self.inner.to_str())["model"]
+        name = model.get("unk_token")
+        return self.inner.token_to_id(name) if name is not None else model.get("unk_id")
 
-    def ids(self, text: str, *, framed: bool = False) -> list[int]:
-        """The ids of a piece of text; `framed` by the tokens that the tokenizer itself puts around one, as Llama 3's does."""
-        return self.inner.encode(text, add_special_tokens=framed).ids
+    @functools.cached_property
+    def _special(self) -> np.ndarray:
+        """Ids that no text may have: a model whose vocabulary lists them finds them in a text all the same."""
+        added = self.inner.get_added_tokens_decoder()
+        special = {number for number, token in added.items() if token.special} | {self.eos_id}
+        return np.array(sorted(special - {self.unknown_id}), np.uint32)
+
+    def encode(self, texts: list[str]) -> list[np.ndarray]:
+        """The ids of whole documents, uint32: what stands before each, its text, and `eos_id`.
+
+        Raises:
+          ConfigError: a text spells a special token in a way that becomes its id.
+        """
+        return [np.array([*self.before, *ids, self.eos_id], np.uint32) for ids in self._texts(texts)]
+
+    def ids(self, text: str) -> list[int]:
+        """The ids of a piece of text, with nothing around it."""
+        return self._texts([text])[0].tolist()
+
+    def beginning(self, text: str) -> list[int]:
+        """The ids of a text from its beginning; nothing is put after it, so that it can go on."""
+        return [*self.before, *self.ids(text)]
 
     def decode(self, ids: Iterable[int]) -> str:
         return self.inner.decode(list(ids), skip_special_tokens=False)
+
+    def _texts(self, texts: list[str]) -> list[np.ndarray]:
+        found: list[list[np.ndarray]] = [[] for _ in texts]
+        for part in _parts(texts):
+            with trial.panics_named(TOKENIZER):
+                encodings = self.inner.encode_batch_fast([piece for _, piece in part], add_special_tokens=False)
+            for (number, piece), encoding in zip(part, encodings, strict=True):
+                ids = np.array(encoding.ids, np.uint32)
+                self._check_plain(piece, ids)
+                found[number].append(ids)
+        return [np.concatenate(pieces) for pieces in found]
+
+    def _check_plain(self, text: str, ids: np.ndarray) -> None:
+        spelled = ids[np.isin(ids, self._special)]
+        if spelled.size:
+            name = self.inner.id_to_token(int(spelled[0]))
+            raise ConfigError(
+                f"a text spells {shown(name)}, which this tokenizer would take for the special token itself"
+                f" ({shown(text, 60)}): choose another tokenizer, or take the word out of the text"
+            )
+
+    @property
+    def rules(self) -> str:
+        """All that decides the ids of a text, as JSON; what a tokenizer would put around it is left out."""
+        return json.dumps({**json.loads(self.inner.to_str()), "post_processor": None})
+
+    def stock(self) -> bytes:
+        """A tokenizer.json with which stock code puts `before` in front of a text, and nothing else around it."""
+        if not self.before and not self.inner.num_special_tokens_to_add(False):
+            return self.inner.to_str().encode()
+        inner = copy.deepcopy(self.inner)
+        named = [(str(self.inner.id_to_token(number)), number) for number in self.before]
+        single = " ".join([*(name for name, _ in named), "$A"])
+        template = processors.TemplateProcessing(single=single, special_tokens=named) if named else None
+        inner.post_processor = template  # pyright: ignore[reportAttributeAccessIssue]
+        return inner.to_str().encode()
 
     def save(self, directory: epath.Path) -> None:
         """Writes tokenizer.json, whole or not at all.
@@ -55,9 +126,45 @@ class Tokenizer:
           ConfigError: `directory` has another tokenizer already.
         """
         file, content = directory / TOKENIZER, self.inner.to_str()
-        if file.exists() and file.read_text("utf-8") != content:
-            raise ConfigError(f"{file} is another tokenizer than the one asked for: delete {directory} and run again")
+        if file.exists() and file.read_bytes() != content.encode():
+            raise ConfigError(f"{file} is another tokenizer than the one asked for: choose another --out")
         files.write(file, content.encode())
+
+
+def _parts(texts: list[str]) -> Iterator[list[tuple[int, str]]]:
+    """The texts with their numbers, some PIECE characters at a time; a longer text is cut at the ends of lines."""
+    part, size = [], 0
+    for number, text in enumerate(texts):
+        for piece in _pieces(text):
+            part.append((number, piece))
+            size += len(piece)
+            if size >= PIECE:
+                yield part
+                part, size = [], 0
+    if part:
+        yield part
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """`text` itself, or its pieces: a line's end is the end of a word, so that cutting there does not change its ids."""
+    start = 0
+    while len(text) - start > PIECE:
+        stop = text.rfind("\n", start, start + PIECE) + 1 or text.rfind(" ", start + 1, start + PIECE)
+        stop = stop if stop > start else start + PIECE
+        yield text[start:stop]
+        start = stop
+    yield text[start:]
+
+
+def framing(inner: HFTokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The ids that a tokenizer's own post-processor puts before a text, and after it."""
+    if not inner.num_special_tokens_to_add(False):
+        return (), ()
+    words = (word for word in ("a", *inner.get_vocab()) if inner.encode(word, add_special_tokens=False).ids)
+    encoding = inner.encode(next(words, ""))
+    special = np.array([*encoding.special_tokens_mask, 0], bool)
+    first, last = int((~special).argmax()), len(encoding.ids) - int((~special[-2::-1]).argmax())
+    return tuple(encoding.ids[:first]), tuple(encoding.ids[last:])
 
 
 def of_bytes() -> Tokenizer:
@@ -97,22 +204,48 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     return Tokenizer(inner, BPE_EOS_ID, BPE_EOS_ID)
 
 
-def load(path: epath.Path, eos_id: int | None = None, start_id: int | None = None) -> Tokenizer:
-    """Reads a tokenizer.json; without `eos_id` its end of document is the token of a usual name.
+def load(
+    path: epath.Path,
+    eos_id: int | None = None,
+    start_id: int | None = None,
+    before: tuple[int, ...] | None = (),
+) -> Tokenizer:
+    """Reads a tokenizer.json.
+
+    Args:
+      eos_id: ends a document; None takes the special token of a usual name.
+      start_id: stands before a text that has nothing before it; None takes the end of a document.
+      before: what each document begins with; None takes what the tokenizer itself puts there.
 
     Raises:
       ConfigError: the file is missing or not a tokenizer, or it has no end-of-document token.
     """
-    if not path.exists():
-        raise ConfigError(f"there is no tokenizer {path}: use bytes, bpe, or the path of a tokenizer.json")
-    try:
-        inner = HFTokenizer.from_str(path.read_text())
-    except Exception as error:  # the library raises bare Exception
-        raise ConfigError(f"{path} is not a tokenizer.json of the tokenizers library: {error}") from error
+    inner = _read(path)
     if eos_id is None:
-        eos_id = next((i for name in END_NAMES if (i := inner.token_to_id(name)) is not None), None)
+        special = {token.content: number for number, token in inner.get_added_tokens_decoder().items() if token.special}
+        eos_id = next((special[name] for name in END_NAMES if name in special), None)
     if eos_id is None:
-        raise ConfigError(f"{path} has no end-of-document token ({', '.join(END_NAMES)}): give its id with --eos_id")
+        raise ConfigError(
+            f"{shown(path)} has no special token that ends a document ({', '.join(END_NAMES)}): give the id of one with --eos_id"
+        )
     if eos_id not in inner.get_vocab().values():
-        raise ConfigError(f"{path} has no id {eos_id}: give the id of its end-of-document token with --eos_id")
-    return Tokenizer(inner, eos_id, eos_id if start_id is None else start_id)
+        raise ConfigError(f"{shown(path)} has no id {eos_id}: give the id of its end-of-document token with --eos_id")
+    with trial.panics_named(path):
+        before = framing(inner)[0] if before is None else before
+    return Tokenizer(inner, eos_id, eos_id if start_id is None else start_id, before)
+
+
+def _read(path: epath.Path) -> HFTokenizer:
+    if not path.exists():
+        raise ConfigError(f"there is no tokenizer {shown(path)}: use bytes, bpe, or the path of a tokenizer.json")
+    content = trial.content(path)
+    trial.check(path, content)
+    with trial.panics_named(path):
+        try:
+            inner = HFTokenizer.from_str(content)
+        except Exception as error:  # the library raises bare Exception
+            raise ConfigError(f"{shown(path)} is not a tokenizer.json of the tokenizers library: {shown(error)}") from error
+    highest = max(inner.get_vocab().values(), default=0)
+    if not 0 < highest < MOST_IDS:
+        raise ConfigError(f"{shown(path)} has no usable vocabulary, its highest id is {highest:,}: choose another tokenizer")
+    return inner

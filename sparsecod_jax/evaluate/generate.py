@@ -30,7 +30,7 @@ def generate(finished: Finished, prompt: str, tokens: int, temperature: float = 
     if tokens < 1 or temperature < 0 or seed < 0:
         raise ConfigError(f"--tokens={tokens} is below 1, or --temperature={temperature} or --seed={seed} below 0: raise it")
     tokenizer, longest = finished.source.tokenizer(), finished.source.longest
-    given = tokenizer.ids(prompt, framed=True) or [tokenizer.start_id]
+    given = tokenizer.beginning(prompt) or [tokenizer.start_id]
     if len(given) + tokens > longest:
         raise ConfigError(f"the prompt's {len(given)} tokens and --tokens={tokens} exceed the model's {longest}: shorten one")
     buffer_T = np.zeros(-(-(len(given) + tokens) // BUFFER) * BUFFER, np.int32)

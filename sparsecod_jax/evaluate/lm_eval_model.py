@@ -37,15 +37,17 @@ class LanguageModel(TemplateLM):
         return self._tokenizer.start_id
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs) -> list[int]:
-        """The ids of a text, framed as its tokenizer does it unless told otherwise: what lm-eval does with a model of transformers."""
-        return self._tokenizer.ids(string, framed=add_special_tokens is not False)
+        """The ids of a text from its beginning, as the model was trained on it, or of a piece of one where lm-eval says so."""
+        return self._tokenizer.ids(string) if add_special_tokens is False else self._tokenizer.beginning(string)
 
     def loglikelihood_rolling(self, requests, disable_tqdm: bool = False) -> list[float]:
         """The log-likelihood of each whole text: windows of the longest length, each of which sees one token of the one before."""
+        # A foreign model's start token is itself scored, as lm-eval does with transformers; ours stands before what is scored.
+        framed = False if self.finished.source.experiment else None
         owners, windows = [], []
         for number, request in enumerate(requests):
             (text,) = request.args
-            for pair in get_rolling_token_windows(self.tok_encode(text), self.prefix_token_id, self.longest, 1):
+            for pair in get_rolling_token_windows(self.tok_encode(text, framed), self.prefix_token_id, self.longest, 1):
                 owners.append(number)
                 windows.append((None, *make_disjoint_window(pair)))
         found = self._loglikelihood_tokens(windows, disable_tqdm)

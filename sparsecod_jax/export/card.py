@@ -44,13 +44,19 @@ def _description(name: str, model: finished.Finished) -> str:
         "",
         f"A Pre-LN language model of {cfg.n_layers} blocks of width {cfg.d_model} ({kind}), {sizes.total:,} parameters, of which"
         f" {sizes.activated:,} are active a token; checkpoint {model.step} of its training. Sequences of up to"
-        f" {model.source.longest:,} tokens; every document ended with the end-of-text token, and none began with one.",
+        f" {model.source.longest:,} tokens; every document ended with the end-of-text token, and {_beginning(model)}.",
     ]
     if cfg.document_masking:
         lines.append("It was trained with attention within documents, which stock code does not know: give it one document at a time.")
     if cfg.layer_norm_scaling:
         lines.append("It was trained with LayerNorm Scaling, whose factors are folded into the gains.")
     return "\n".join(lines)
+
+
+def _beginning(model: finished.Finished) -> str:
+    tokenizer = model.source.tokenizer()
+    first = "".join(f" `{tokenizer.inner.id_to_token(number)}`" for number in tokenizer.before)
+    return f"began with{first}, which the tokenizer puts there" if first else "none began with a token of its own"
 
 
 def _results(run: RunDir, step: int) -> str:

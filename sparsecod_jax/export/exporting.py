@@ -22,6 +22,7 @@ from sparsecod_jax.data.tokenizer import TOKENIZER, Tokenizer
 from sparsecod_jax.digest import names
 from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.export import card
+from sparsecod_jax.files import read_record
 from sparsecod_jax.huggingface import plain_files
 from sparsecod_jax.huggingface.architectures import to_config
 from sparsecod_jax.huggingface.folder import CONFIG, INDEX, WEIGHTS, digest
@@ -59,7 +60,7 @@ def export(workdir: str, out: str, *, dtype: Dtype = "float32", shard_bytes: int
         files.write_json(folder / CONFIG, described)
         digests = _write_weights(folder, source.model, model.params, dtype, shard_bytes)
         for name, content in {
-            TOKENIZER: run.tokenizer.read_bytes(),
+            TOKENIZER: _tokenizer(run, tokenizer),
             **words,
             CARD: words.get(CARD) or card.write(run, model).encode(),
         }.items():
@@ -67,6 +68,12 @@ def export(workdir: str, out: str, *, dtype: Dtype = "float32", shard_bytes: int
         files.write_record(folder / DIGESTS, {"tensors": digests, "files": _digests_of_files(folder)})
     note(f"step {model.step} of {run.path} as {dtype}")
     return target
+
+
+def _tokenizer(run: RunDir, tokenizer: Tokenizer) -> bytes:
+    """Its file: of an import as it came, of a run of ours with what training saw before a text and nothing else around it."""
+    imported = "imported" in read_record(run.manifest)
+    return run.tokenizer.read_bytes() if imported else tokenizer.stock()
 
 
 def _settings(tokenizer: Tokenizer, longest: int) -> dict[str, bytes]:
@@ -78,6 +85,7 @@ def _settings(tokenizer: Tokenizer, longest: int) -> dict[str, bytes]:
         "eos_token": end,
         "model_max_length": longest,
         "clean_up_tokenization_spaces": False,
+        "split_special_tokens": True,  # a text that spells one stays text, as in training
     }
     ids = {"bos_token_id": tokenizer.start_id, "eos_token_id": tokenizer.eos_id}
     files_of = {"tokenizer_config.json": usage, "generation_config.json": ids}

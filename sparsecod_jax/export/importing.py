@@ -12,7 +12,7 @@ from etils import epath
 
 from sparsecod_jax import __version__, config, counts, files, finished
 from sparsecod_jax.checkpoint import Checkpointer
-from sparsecod_jax.data.tokenizer import TOKENIZER
+from sparsecod_jax.data.tokenizer import TOKENIZER, Tokenizer
 from sparsecod_jax.ending import printable
 from sparsecod_jax.files import write_record
 from sparsecod_jax.huggingface.folder import CONFIG, INDEX, open_folder
@@ -45,19 +45,19 @@ def import_model(hf: str, workdir: str) -> epath.Path:
         files.make_folder(run.origin)
         for name, content in words.items():
             files.write(run.origin / name, content)
-        described = _manifest(model, tokenizer.eos_id, tokenizer.start_id)
+        described = _manifest(model, tokenizer)
         write_record(run.manifest, described | {"tokenizer_digest": files.digest(run.tokenizer)})
         write_record(run.config, config.to_dict(experiment))
         run.set_status("finished")
     return run.path
 
 
-def _manifest(model: finished.Finished, eos_id: int, start_id: int) -> dict:
+def _manifest(model: finished.Finished, tokenizer: Tokenizer) -> dict:
     return {
         "sparsecod_jax": __version__,
         "imported": {"folder": model.source.path.name, "weights": model.weights},
         "devices": {"kind": jax.devices()[0].device_kind, "count": jax.device_count()},
         "parameters": dataclasses.asdict(counts.parameters(model.source.model)),
-        "tokenizer": {"eos_id": eos_id, "start_id": start_id},
+        "tokenizer": {"eos_id": tokenizer.eos_id, "start_id": tokenizer.start_id, "before": list(tokenizer.before)},
         "identity_fields": {"imported": model.weights},
     }

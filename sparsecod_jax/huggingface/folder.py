@@ -46,13 +46,14 @@ class Folder:
     verified: set[str] = dataclasses.field(default_factory=set)  # tensors whose digests were compared
 
     def tokenizer(self) -> Tokenizer:
-        """Its tokenizer.
+        """Its tokenizer, which frames a text in its own way.
 
         Raises:
           ConfigError: there is none, or it has ids that the model has not.
         """
         plain_files.read(self.path, TOKENIZER, plain_files.LARGEST_JSON, self.digests_of_files)
-        found = load_tokenizer(self.path / TOKENIZER, *(self._token(name) for name in ("eos_token_id", "bos_token_id")))
+        eos_id, start_id = (self._token(name) for name in ("eos_token_id", "bos_token_id"))
+        found = load_tokenizer(self.path / TOKENIZER, eos_id, start_id, before=None)
         if found.vocab_size > self.model.vocab_size:
             raise ConfigError(
                 f"{self.path / TOKENIZER} has {found.vocab_size} ids and the model {self.model.vocab_size}: put the model's own there"

@@ -57,7 +57,7 @@ def train(experiment: config.Experiment, workdir: str, *, profile: bool = False)
         together(attempt.check_shared)
         first_decides(lambda: check_identity(run, fields))  # again, as another run may have come first
         first_decides(lambda: write_record(run.config, config.to_dict(experiment)))
-        described = run_manifest.describe(program.experiment, program.mesh, fields, data.eos_id)
+        described = run_manifest.describe(program.experiment, program.mesh, fields, data.framing())
         first_decides(lambda: write_record(run.manifest, described | {"tokenizer_digest": files.digest(directory / TOKENIZER)}))
         first_decides(lambda: files.write(run.tokenizer, (directory / TOKENIZER).read_bytes()))
         note(placement.describe(program.experiment, experiment))

@@ -16,8 +16,8 @@ from sparsecod_jax.identity import identity
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "ml-collections", "tensorboardX", "tokenizers")
 
 
-def describe(experiment: config.Experiment, mesh: jax.sharding.Mesh, identity_fields: dict, eos_id: int) -> dict:
-    """The manifest of a run as plain JSON values."""
+def describe(experiment: config.Experiment, mesh: jax.sharding.Mesh, identity_fields: dict, tokenizer: dict) -> dict:
+    """The manifest of a run as plain JSON values; `tokenizer` is the framing of its data."""
     return {
         "sparsecod_jax": __version__,
         "commit": _commit(),
@@ -30,7 +30,7 @@ def describe(experiment: config.Experiment, mesh: jax.sharding.Mesh, identity_fi
         "parameters": dataclasses.asdict(counts.parameters(experiment.model)),
         "flops_per_token": counts.flops_per_token(experiment.model, experiment.data.seq_len),
         "flops_convention": counts.FLOPS_CONVENTION,
-        "tokenizer": {"eos_id": eos_id, "start_id": eos_id},
+        "tokenizer": tokenizer,
         "residual_dtype": experiment.model.residual_dtype,
         "identity": identity(identity_fields),
         "identity_fields": identity_fields,

@@ -1,9 +1,10 @@
-"""Near copies go, different documents stay, and short documents are compared whole."""
+"""Near copies go, different documents stay, and short documents are compared exactly."""
 
 import numpy as np
 import pytest
 
-from sparsecod_jax.data.dedup import Seen, fingerprint
+from sparsecod_jax.data import dedup
+from sparsecod_jax.data.dedup import Seen, near
 
 
 def words(seed: int, count: int) -> list[str]:
@@ -14,7 +15,7 @@ def kept(*documents: str) -> list[bool]:
     """Which of `documents`, one after the other, are kept."""
     seen, verdicts = Seen(), []
     for document in documents:
-        hashes = fingerprint(document)
+        hashes = near(document)
         verdicts.append(not seen.is_duplicate(hashes))
         if verdicts[-1]:
             seen.add(hashes)
@@ -54,16 +55,45 @@ def test_case_and_punctuation_do_not_matter():
     assert kept(" ".join(text), ", ".join(text).upper() + "!") == [True, False]
 
 
-def test_short_documents_are_compared_whole():
-    assert kept("To be or not", "to be, or not", "to be or", "to be or not to be") == [True, False, True, True]
+def test_short_documents_are_compared_exactly():
+    assert kept("To be or not", "to be, or not", "To be or not", "to be or") == [True, True, False, True]
+    sentence = " ".join(words(7, 20))
+    assert kept(f"{sentence} one", f"{sentence} two") == [True, True], "a few shared grams are no evidence"
 
 
-def test_documents_without_words_are_compared_as_they_are():
+def test_vowel_signs_and_operators_are_part_of_the_text():
+    syllables = ["कि", "की", "कु", "कू", "के", "कै", "को", "कौ"]
+    rng = np.random.default_rng(0)
+    hindi = [" ".join(rng.choice(syllables, 200)) for _ in range(6)]
+    assert kept(*hindi) == [True] * 6
+    assert kept(*syllables) == [True] * 8
+    code = [" ".join(f"x{n} {sign} y{n}" for n in range(100)) for sign in "+-*/%&|<>=!^"]
+    assert kept(*code) == [True] * 12
+
+
+def test_hashes_that_are_sorted_in_are_found_as_well(monkeypatch):
+    monkeypatch.setattr(dedup, "RECENT", 100)
+    documents = [" ".join(words(seed, 200)) for seed in range(40)]
+    assert kept(*documents, *documents) == [True] * 40 + [False] * 40
+
+
+def test_memory_is_bounded(monkeypatch):
+    monkeypatch.setattr(dedup, "RECENT", 100)
+    monkeypatch.setattr(dedup, "MOST", 200)
+    documents, seen = [" ".join(words(seed, 400)) for seed in range(40)], Seen()
+    for document in documents:
+        seen.add(near(document))
+    assert seen.full
+    assert seen.is_duplicate(near(documents[0]))
+    assert not seen.is_duplicate(near(documents[-1])), "later ones are not remembered"
+
+
+def test_documents_without_words():
     assert kept("!!!", "???", "!!!", "😀", "😢") == [True, True, False, True, True]
 
 
 def test_fingerprints_are_sorted_unique_and_about_one_in_eight_grams():
-    hashes = fingerprint(" ".join(words(3, 8000)))
+    hashes = near(" ".join(words(3, 8000)))
     assert hashes.dtype == np.uint64
     assert np.all(hashes[1:] > hashes[:-1])
     assert 850 < hashes.size < 1150

@@ -10,8 +10,9 @@ from etils import epath
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from sparsecod_jax.data.blocks import Shard
 from sparsecod_jax.data.pipeline import batches, evaluation_batches, example_stream, local_rows, segments, to_devices
-from sparsecod_jax.data.store import Manifest, Shard, Split, Windows
+from sparsecod_jax.data.store import Manifest, Split, Windows
 
 LENGTH, WINDOWS, BATCH = 4, 22, 8  # an epoch ends within a batch
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -90,7 +91,12 @@ def test_manifest_tells_what_was_made(made):
     shares = np.array([count / tokens.size for count in Counter(tokens.tolist()).values()])
     assert manifest.train.unigram_entropy == pytest.approx(-(shares * np.log(shares)).sum())
     on_disk = {path.name for path in Path(out).iterdir()}
-    assert on_disk == {"manifest.json", "tokenizer.json", *(shard.file for _, split in manifest.splits() for shard in split.shards)}
+    assert on_disk == {
+        "manifest.json",
+        "source.json",
+        "tokenizer.json",
+        *(shard.file for _, split in manifest.splits() for shard in split.shards),
+    }
     assert json.loads((out / "manifest.json").read_text())["fingerprint"] == manifest.fingerprint
 
 
@@ -139,20 +145,18 @@ class Interrupted(BaseException):
 @pytest.fixture
 def until(monkeypatch):
     """Prepares until so many files are complete, or the one of that name is about to be; whether it came to the end."""
-    path_class = type(epath.Path("/"))
-    complete = path_class.replace
+    complete = os.replace
 
     def prepare_until(request: prepare.Request, out: Path, files: int = 1000, name: str = "") -> bool:
         left = iter(range(files))
 
-        def replace(self, target):
-            if target.name == name or next(left, None) is None:
-                self.write_bytes(self.read_bytes()[:10])
+        def replace(source, target):
+            if Path(target).name == name or next(left, None) is None:
                 raise Interrupted
-            return complete(self, target)
+            return complete(source, target)
 
         with monkeypatch.context() as patch:
-            patch.setattr(path_class, "replace", replace)
+            patch.setattr(os, "replace", replace)
             try:
                 prepare.prepare(request, str(out))
             except Interrupted:
@@ -174,9 +178,8 @@ def test_interrupted_work_ends_in_the_same_bytes(tmp_path, until):
 
 
 def test_files_appear_only_whole(tmp_path, monkeypatch):
-    path_class, moved = type(epath.Path("/")), set()
-    complete = path_class.replace
-    monkeypatch.setattr(path_class, "replace", lambda self, target: moved.add(target.name) or complete(self, target))
+    complete, moved = os.replace, set()
+    monkeypatch.setattr(os, "replace", lambda source, target: moved.add(Path(target).name) or complete(source, target))
     request = request_for(write(tmp_path / "text", DOCUMENTS), tokenizer="bpe", vocab_size=300)
     prepare.prepare(request, str(tmp_path / "out"))
     assert {"manifest.json", "tokenizer.json", "train-00000.npy"} <= set(contents(tmp_path / "out")) <= moved
@@ -203,11 +206,11 @@ def test_changed_source_is_refused_on_resume(unfinished):
     first, further = Path(request.source) / "000.txt", Path(request.source) / "999.txt"
     original = first.read_text()
     first.write_text("changed")
-    with pytest.raises(ConfigError, match=f"changed since {out} was begun: delete {out} and"):
+    with pytest.raises(ConfigError, match=f"changed since {out} was begun: undo that, or choose another --out"):
         prepare.prepare(request, str(out))
     first.write_text(original)
     further.write_text("one more, which begins a new batch")
-    with pytest.raises(ConfigError, match=f"changed since {out} was begun: delete {out} and"):
+    with pytest.raises(ConfigError, match=f"changed since {out} was begun: undo that, or choose another --out"):
         prepare.prepare(request, str(out))
     further.unlink()
     prepare.prepare(request, str(out))
@@ -215,10 +218,11 @@ def test_changed_source_is_refused_on_resume(unfinished):
 
 
 def test_changed_tokenizer_is_refused_on_resume(tmp_path, until):
-    request = request_for(write(tmp_path / "text", DOCUMENTS), tokenizer=word_level(tmp_path / "words.json", 50))
+    texts = [f"word{n} word{n + 1}" for n in range(2, 40)]
+    request = request_for(write(tmp_path / "text", texts), tokenizer=word_level(tmp_path / "words.json", 50))
     assert not until(request, tmp_path / "out", name="manifest.json")
     word_level(tmp_path / "words.json", 51)
-    with pytest.raises(ConfigError, match="another tokenizer"):
+    with pytest.raises(ConfigError, match=r"another tokenizer .*: choose another --out"):
         prepare.prepare(request, str(tmp_path / "out"))
 
 
@@ -227,7 +231,8 @@ def test_unfinished_work_refuses_another_request_and_lost_work(unfinished):
     with pytest.raises(ConfigError, match="another request"):
         prepare.prepare(dataclasses.replace(request, split_seed=1), str(out))
     epath.Path(out / "work").rmtree()
-    with pytest.raises(ConfigError, match="without their manifest"):
+    (out / "begun.json").unlink()
+    with pytest.raises(ConfigError, match="holds files but not unfinished data"):
         prepare.prepare(request, str(out))
 
 
@@ -236,6 +241,7 @@ def word_level(path: Path, words: int) -> str:
     vocabulary = {"?": 0, "</s>": 1, **{f"word{n}": n for n in range(2, words - 1)}, "top": words - 1}
     inner = HFTokenizer(models.WordLevel(vocabulary, unk_token="?"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
+    inner.add_special_tokens(["</s>"])
     inner.save(str(path))
     return str(path)
 
@@ -276,3 +282,115 @@ def test_source_without_text_writes_nothing(tmp_path):
     with pytest.raises(ConfigError, match="no document with text"):
         prepare.prepare(request_for(write(tmp_path / "text", [" \n"])), str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+def test_of_a_single_text_file_the_tail_is_held_out(tmp_path, capsys):
+    text = "\n".join(document(seed) for seed in range(30))
+    (tmp_path / "a.txt").write_text(text)
+    manifest = prepare.prepare(request_for(str(tmp_path / "a.txt"), validation_fraction=0.2), str(tmp_path / "out"))
+    splits = documents_of(tmp_path / "out", manifest)
+    (head,), (tail,) = splits["train"], splits["validation"]
+    assert head + tail == text
+    assert head.endswith("\n")
+    assert 0.15 < len(tail) / len(text) < 0.25
+    assert "--separator" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("fraction", [0.001, 0.5, 0.999])
+@pytest.mark.parametrize("text", ["ab", "a b", "\n\na\nb", "x" * 5000])
+def test_a_single_document_of_any_kind_is_divided_or_refused(tmp_path, fraction, text):
+    (tmp_path / "a.txt").write_text(text)
+    try:
+        manifest = prepare.prepare(request_for(str(tmp_path / "a.txt"), validation_fraction=fraction), str(tmp_path / "out"))
+    except ConfigError as error:
+        assert "too short for two splits" in str(error)  # noqa: PT017
+        assert len(text) < 10
+    else:
+        splits = documents_of(tmp_path / "out", manifest)
+        assert "".join(splits["train"] + splits["validation"]) == text
+
+
+@pytest.mark.parametrize(("dedup", "kept"), [("near", 12), ("exact", 24), ("off", 36)])
+def test_copies_are_dropped_as_asked(tmp_path, dedup, kept):
+    originals = [f"{document(seed)} {document(seed + 100)} {document(seed + 200)}" for seed in range(12)]
+    texts = originals + [text + " with a new end" for text in originals] + originals
+    request = request_for(write(tmp_path / "text", texts), dedup=dedup)
+    manifest = prepare.prepare(request, str(tmp_path / "out"))
+    assert manifest.train.documents + manifest.validation.documents == kept
+    assert manifest.dropped_documents == 36 - kept
+    assert len(manifest.near_duplicates) == min(36 - kept, prepare.EXAMPLES)
+
+
+def test_fewer_documents_and_tokens(tmp_path):
+    source = write(tmp_path / "text", DOCUMENTS)
+    few = prepare.prepare(request_for(source, max_documents=10, split_seed=1), str(tmp_path / "few"))
+    assert few.train.documents + few.validation.documents == 10
+    whole = documents_of(tmp_path / "few", few)["train"]
+    short = prepare.prepare(request_for(source, max_tokens=600, split_seed=1), str(tmp_path / "short"))
+    train = documents_of(tmp_path / "short", short)["train"]
+    assert 300 < short.train.tokens <= 600
+    assert train == whole[: len(train)], "whole documents, in order"
+    assert short.left_out["documents beyond --max_tokens=600"]["count"] >= 1
+    with pytest.raises(ConfigError, match="raise --max_tokens=3"):
+        prepare.prepare(request_for(source, max_tokens=3), str(tmp_path / "none"))
+
+
+def test_reading_stops_for_max_tokens(tmp_path):
+    """A source may have no end."""
+    source = write(tmp_path / "text", [document(seed) for seed in range(60)])
+    prepare.prepare(request_for(source, max_tokens=400), str(tmp_path / "out"))
+    Path(source, "059.txt").write_bytes(b"\xff")
+    prepare.prepare(request_for(source, max_tokens=400), str(tmp_path / "again"))
+
+
+def test_what_is_left_out_is_in_the_manifest(tmp_path, capsys):
+    source = write(tmp_path / "text", [*DOCUMENTS, "  "])
+    Path(source, "README.md").write_text("about")
+    manifest = prepare.prepare(request_for(source), str(tmp_path / "out"))
+    assert manifest.left_out["files about the data"] == {"count": 1, "examples": ["README.md"]}
+    assert manifest.left_out["empty documents"]["count"] == 1
+    assert "left out: 1 files about the data: README.md" in capsys.readouterr().out
+
+
+def test_a_source_that_changed_since_is_told(tmp_path, capsys):
+    request = request_for(write(tmp_path / "text", DOCUMENTS))
+    manifest = prepare.prepare(request, str(tmp_path / "out"))
+    assert prepare.prepare(request, str(tmp_path / "out")) == manifest
+    assert "is not as it was" not in capsys.readouterr().out
+    Path(request.source, "new.txt").write_text("more")
+    Path(request.source, "000.txt").unlink()
+    Path(request.source, "001.txt").write_text("other text")
+    assert prepare.prepare(request, str(tmp_path / "out")) == manifest
+    said = capsys.readouterr().out
+    for part in ("1 new (new.txt)", "1 gone (000.txt)", "1 changed (001.txt)", "choose another --out"):
+        assert part in said
+
+
+def _letters_only(path: Path) -> str:
+    inner = HFTokenizer(models.BPE({letter: number for number, letter in enumerate("</s> abcdefghijklmnopqrstuvwxyz")}, []))
+    inner.add_special_tokens(["</s>"])
+    inner.save(str(path))
+    return str(path)
+
+
+def test_a_tokenizer_that_loses_text_is_told_or_refused(tmp_path, capsys):
+    encoder = _letters_only(tmp_path / "letters.json")
+    english = [" ".join("abcdefgh"[int(n) % 8] * 5 for n in np.random.default_rng(seed).integers(0, 8, 80)) for seed in range(20)]
+    greek = ["καλημέρα κόσμε"]
+    manifest = prepare.prepare(request_for(write(tmp_path / "a", english), tokenizer=encoder, dedup="off"), str(tmp_path / "out_a"))
+    assert manifest.round_trip
+    assert manifest.round_trip["lost"] == 0
+    assert "warning" not in capsys.readouterr().out
+    source = write(tmp_path / "b", english + greek * 5)
+    manifest = prepare.prepare(request_for(source, tokenizer=encoder, dedup="off"), str(tmp_path / "out_b"))
+    assert manifest.round_trip
+    assert manifest.round_trip["lost"] > 0
+    assert "does not give the text back" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match=r"does not give the text back.* choose a tokenizer that knows them"):
+        prepare.prepare(request_for(write(tmp_path / "c", greek * 20), tokenizer=encoder, dedup="off"), str(tmp_path / "out_c"))
+
+
+@pytest.mark.parametrize("options", [{"max_documents": 0}, {"max_tokens": -1}, {"separator": ""}])
+def test_options_without_meaning_are_refused(options):
+    with pytest.raises(ConfigError, match="leave it out"):
+        request_for("x", **options)

@@ -1,5 +1,6 @@
 """The paper's raw part files are read where they lie, and whole documents are held out."""
 
+import dataclasses
 from collections import Counter
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 from etils import epath
 from tokenizers import Tokenizer as HFTokenizer
-from tokenizers import models, pre_tokenizers
+from tokenizers import models, pre_tokenizers, processors
 
 from sparsecod_jax.data import tokenizer
 from sparsecod_jax.data.prepare import Request, prepare
@@ -29,6 +30,7 @@ def write(folder: Path, parts: list[np.ndarray]) -> Request:
         ids.astype("<u2").tofile(folder / f"part-{number:05d}.npy")
     inner = HFTokenizer(models.WordLevel({"?": 0, "</s>": EOS, **{f"w{n}": n for n in range(2, VOCABULARY)}}, unk_token="?"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
+    inner.add_special_tokens(["</s>"])
     inner.save(str(folder / "tokenizer.json"))
     return Request(str(folder), str(folder / "tokenizer.json"), validation_fraction=0.1)
 
@@ -111,8 +113,39 @@ def test_cut_file_wrong_eos_and_unnamed_tokenizer_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="--tokenizer"):
         prepare(Request(request.source, "bytes"), str(tmp_path / "out"))
     with pytest.raises(ConfigError, match="check --eos_id"):
-        prepare(Request(request.source, request.tokenizer, eos_id=0), str(tmp_path / "out"))
+        prepare(Request(request.source, request.tokenizer, eos_id=5000), str(tmp_path / "out"))
     file = tmp_path / "part-00000.npy"
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(ConfigError, match="cut off in the middle of an id"):
         prepare(request, str(tmp_path / "out"))
+
+
+def test_ids_of_32_bits_are_told(tmp_path):
+    request = write(tmp_path, parts_of(0, (20, 20)))
+    ids = np.fromfile(tmp_path / "part-00001.npy", "<u2")
+    ids.astype("<u4").tofile(tmp_path / "part-00001.npy")
+    with pytest.raises(ConfigError, match=r"part-00001.npy holds ids of 32 bits"):
+        prepare(request, str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_all_documents_begin_with_is_their_framing(tmp_path):
+    """Where it is what the tokenizer itself puts before a text."""
+    parts = [np.concatenate([np.array([2, *range(5, 9 + number % 7), EOS]) for number in range(60)])]
+    request = write(tmp_path, parts)
+    assert prepare(request, str(tmp_path / "plain")).before == ()
+    inner = HFTokenizer.from_file(request.tokenizer)
+    inner.post_processor = processors.TemplateProcessing(single="w2 $A", special_tokens=[("w2", 2)])  # pyright: ignore[reportAttributeAccessIssue]
+    inner.save(request.tokenizer)
+    manifest = prepare(request, str(tmp_path / "begun"))
+    assert manifest.before == (2,)
+    assert manifest.framing() == {"eos_id": EOS, "start_id": 2, "before": [2]}
+    parts[0][parts[0].size // 2 :] = 5
+    parts[0].astype("<u2").tofile(tmp_path / "part-00000.npy")
+    assert prepare(request, str(tmp_path / "begun2")).before == (2,)
+
+
+def test_options_of_text_mean_nothing_for_ids(tmp_path):
+    request = write(tmp_path, parts_of(0, (20,)))
+    with pytest.raises(ConfigError, match="--max_tokens mean nothing"):
+        prepare(dataclasses.replace(request, max_tokens=5), str(tmp_path / "out"))

@@ -2,10 +2,12 @@
 
 import gzip
 import json
+import re
 import sys
 
 import pytest
 
+from sparsecod_jax.data import readers
 from sparsecod_jax.data.sources import documents
 from sparsecod_jax.errors import ConfigError
 
@@ -13,10 +15,10 @@ TEXTS = ["one", "zwei ä\u2028\n", "三 😀"]
 JSONL = "".join(json.dumps({"text": text, "id": number}) + "\n" for number, text in enumerate(TEXTS)).encode()
 
 
-def refusal(source) -> str:
+def refusal(source, **options) -> str:
     """The sentence with which `source` is refused."""
     with pytest.raises(ConfigError) as caught:
-        list(documents(str(source)))
+        list(documents(str(source), **options))
     sentence = str(caught.value)
     assert "\n" not in sentence
     assert ": " in sentence, "a refusal names what to do"
@@ -68,8 +70,9 @@ def test_hugging_face_refusals(tmp_path):
     pytest.importorskip("datasets")
     assert "can't be opened" in refusal(f"hf:{tmp_path}/absent")
     (tmp_path / "train.jsonl").write_text('{"body": "x"}\n')
-    assert '"text"' in refusal(f"hf:{tmp_path}")
-    assert "['body']" in refusal(f"hf:{tmp_path}")
+    assert "has no 'text' but body" in refusal(f"hf:{tmp_path}")
+    assert list(documents(f"hf:{tmp_path}", text_field="body")) == ["x"]
+    assert "nowhere" in refusal(f"hf:{tmp_path}", split="nowhere"), "the reason is told"
 
 
 def test_stdlib_begins_with_a_document():
@@ -89,9 +92,7 @@ def test_json_null_is_an_empty_document(tmp_path):
     assert list(documents(str(tmp_path))) == ["x"]
 
 
-@pytest.mark.parametrize(
-    "line", ['{"text": "cut', '{"body": "x"}', '["text"]', '"text"', '{"text": 5}', '{"text": "\\ud800"}', "", "\udcff"]
-)
+@pytest.mark.parametrize("line", ['{"text": "cut', '{"body": "x"}', '["text"]', '"text"', '{"text": 5}', '{"text": "\\ud800"}', "\udcff"])
 def test_bad_json_line_is_named(tmp_path, line):
     file = tmp_path / "a.jsonl"
     file.write_bytes(JSONL + line.encode(errors="surrogateescape") + b"\n")
@@ -113,7 +114,8 @@ def test_damaged_file_is_named(tmp_path):
 def test_parquet_without_text_names_its_columns(tmp_path):
     pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     parquet.write_table(pyarrow.table({"body": TEXTS}), tmp_path / "a.parquet")
-    assert "a.parquet has no \"text\" column but ['body']" in refusal(tmp_path)
+    assert "a.parquet has no 'text' but body" in refusal(tmp_path)
+    assert list(documents(str(tmp_path), text_field="body")) == TEXTS
 
 
 def test_missing_path_and_unknown_formats(tmp_path):
@@ -129,3 +131,124 @@ def test_missing_package_names_the_command(tmp_path, monkeypatch, package, name)
     monkeypatch.setitem(sys.modules, package, None)
     (tmp_path / name).write_bytes(b"")
     assert "pip install 'sparsecod-jax[data]'" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.json.gz", "a.jsonl.gz", "A.JSONL"])
+def test_json_lines_by_any_name(tmp_path, name):
+    (tmp_path / name).write_bytes(gzip.compress(JSONL) if name.endswith(".gz") else JSONL)
+    assert list(documents(str(tmp_path / name))) == TEXTS
+    assert list(documents(str(tmp_path))) == TEXTS
+
+
+def test_one_list_of_objects(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps([{"text": text} for text in TEXTS], indent=1))
+    assert list(documents(str(tmp_path))) == TEXTS
+    (tmp_path / "a.json").write_text("[1, 2]")
+    assert "a.json, item 1 is not a JSON object" in refusal(tmp_path)
+
+
+def test_blank_lines_and_a_byte_order_mark_are_no_documents(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + JSONL.replace(b"\n", b"\r\n\n") + b" \n\n")
+    assert list(documents(str(tmp_path))) == TEXTS
+    (tmp_path / "b.txt").write_bytes(b"\xef\xbb\xbfb")
+    assert list(documents(str(tmp_path))) == [*TEXTS, "b"]
+
+
+def test_lines_are_counted_over_many_blank_ones(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "CHUNK", 16)
+    (tmp_path / "a.jsonl").write_bytes(b"\n" * 100 + b"{}\n")
+    assert "a.jsonl, line 101 " in refusal(tmp_path)
+
+
+def test_the_field_is_named(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(JSONL.replace(b'"text"', b'"content"'))
+    assert "line 1 has no 'text' but content, id: name the field that holds the documents with --text_field" in refusal(tmp_path)
+    assert list(documents(str(tmp_path), text_field="content")) == TEXTS
+
+
+def test_csv(tmp_path):
+    (tmp_path / "a.csv").write_text('id,text\n1,one\n2,"two, with ""quotes""\nand lines"\n\n3,\n')
+    assert list(documents(str(tmp_path))) == ["one", 'two, with "quotes"\nand lines']
+    assert "has no 'body' but id, text" in refusal(tmp_path, text_field="body")
+    (tmp_path / "a.csv").write_text('text\n"never closed')
+    assert "is not CSV" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz"])
+def test_a_text_is_cut_at_its_separators(tmp_path, name):
+    content = b"one\n<|endoftext|>\ntwo\n\n<|endoftext|>\n"
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    assert list(documents(str(tmp_path / name), separator="<|endoftext|>")) == ["one", "two"]
+    assert len(list(documents(str(tmp_path / name)))) == 1
+
+
+def test_a_separator_on_the_border_of_two_chunks(tmp_path, monkeypatch):
+    expected = [f"document {number}" for number in range(50)]
+    (tmp_path / "a.txt").write_text("<SEP>".join(expected))
+    for size in range(1, 30):
+        monkeypatch.setattr(readers, "CHUNK", size)
+        assert list(documents(str(tmp_path / "a.txt"), separator="<SEP>")) == expected
+
+
+def test_lines_and_documents_have_a_longest(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "LONGEST", 10_000)
+    monkeypatch.setattr(readers, "CHUNK", 1_000)
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "x" * 20_000}))
+    assert "a.jsonl has more than 10,000 bytes without an end of a line" in refusal(tmp_path / "a.jsonl")
+    (tmp_path / "b.txt").write_text("x" * 20_000)
+    assert "b.txt is one document of more than 10,000 bytes: name what divides" in refusal(tmp_path / "b.txt")
+    assert "without an end of a document (--separator='|')" in refusal(tmp_path / "b.txt", separator="|")
+    (tmp_path / "c.json").write_text(json.dumps([{"text": "x" * 20_000}]))
+    assert "c.json is one list of more than" in refusal(tmp_path / "c.json")
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_a_bomb_is_refused(tmp_path, monkeypatch, suffix):
+    monkeypatch.setattr(readers, "FREE", 2**20)
+    blank = b"\n" * 2**24
+    content = gzip.compress(blank) if suffix == ".gz" else pytest.importorskip("zstandard").ZstdCompressor().compress(blank)
+    (tmp_path / f"a.jsonl{suffix}").write_bytes(content)
+    assert "is more than 200 times its size" in refusal(tmp_path)
+
+
+def test_a_zst_with_a_long_window_is_read(tmp_path):
+    zstandard = pytest.importorskip("zstandard")
+    settings = zstandard.ZstdCompressionParameters.from_level(1, window_log=31, enable_ldm=True)
+    packed = zstandard.ZstdCompressor(compression_params=settings).compressobj()
+    (tmp_path / "a.jsonl.zst").write_bytes(packed.compress(JSONL) + packed.flush())
+    assert list(documents(str(tmp_path))) == TEXTS
+
+
+PARQUETS = {
+    "binary": ([text.encode() for text in TEXTS], None),
+    "integer": ([1, 2], "int64 in the column 'text', not text"),
+    "list": ([["a"], ["b"]], "list<.*> in the column 'text', not text"),
+    "struct": ([{"body": "a"}], "struct<.*> in the column 'text', not text"),
+    "not UTF-8": ([b"gr\xfcn"], "text that is not UTF-8 in 'text'"),
+}
+
+
+@pytest.mark.parametrize("name", PARQUETS)
+def test_parquet_of_other_types(tmp_path, name):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    values, sentence = PARQUETS[name]
+    parquet.write_table(pyarrow.table({"text": values}), tmp_path / "a.parquet")
+    if sentence is None:
+        assert list(documents(str(tmp_path))) == TEXTS
+    else:
+        assert re.search(f"a.parquet has {sentence}", refusal(tmp_path))
+
+
+def test_a_damaged_page_is_named(tmp_path):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    texts = [f"{number} {text}" for number, text in enumerate(TEXTS * 200)]
+    parquet.write_table(pyarrow.table({"text": texts}), tmp_path / "a.parquet")
+    content = bytearray((tmp_path / "a.parquet").read_bytes())
+    content[40:400] = bytes(360)
+    (tmp_path / "a.parquet").write_bytes(content)
+    assert "a.parquet is not a whole parquet file" in refusal(tmp_path)
+
+
+def test_one_file_has_no_splits(tmp_path):
+    (tmp_path / "train.jsonl").write_bytes(JSONL)
+    assert "is one file, which has no splits" in refusal(tmp_path / "train.jsonl", split="train")

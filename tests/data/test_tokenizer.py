@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from etils import epath
 from tokenizers import Tokenizer as HFTokenizer
-from tokenizers import models, pre_tokenizers
+from tokenizers import models, pre_tokenizers, processors
 
-from sparsecod_jax.data import tokenizer
+from sparsecod_jax.data import tokenizer, trial
 from sparsecod_jax.errors import ConfigError
 
 CORPUS = [" ".join(f"word{n % 37} thing{n % 11}s and others" for n in range(start, start + 60)) for start in range(20)]
@@ -77,19 +77,23 @@ def test_another_tokenizer_does_not_replace_a_saved_one(tmp_path, bpe):
         tokenizer.train_bpe(CORPUS, 291).save(epath.Path(tmp_path))
 
 
-def word_level(path: Path, vocabulary: dict[str, int]) -> epath.Path:
+def word_level(path: Path, vocabulary: dict[str, int], special: tuple[str, ...] = ("</s>",)) -> epath.Path:
     """A tokenizer.json with one id a word; "?" stands for unknown words."""
     inner = HFTokenizer(models.WordLevel(vocabulary, unk_token="?"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
+    inner.add_special_tokens([name for name in ("</s>", "<eos>") if name in special])
     inner.save(str(path))
     return epath.Path(path)
 
 
 def test_eos_of_a_file_by_name_or_given(tmp_path):
+    # an ordinary word of a usual name is none
+    ordinary = word_level(tmp_path / "ordinary.json", {"?": 0, "a": 1, "</s>": 2, "<eos>": 3}, special=("<eos>",))
+    assert tokenizer.load(ordinary).eos_id == 3
     named = word_level(tmp_path / "named.json", {"?": 0, "a": 1, "</s>": 2})
     assert tokenizer.load(named).eos_id == 2
     assert tokenizer.load(named, eos_id=1).eos_id == 1
-    unnamed = word_level(tmp_path / "unnamed.json", {"?": 0, "a": 1})
+    unnamed = word_level(tmp_path / "unnamed.json", {"?": 0, "a": 1, "</s>": 2}, special=())
     assert tokenizer.load(unnamed, eos_id=0).encode(["a a"])[0].tolist() == [1, 1, 0]
     with pytest.raises(ConfigError, match="--eos_id"):
         tokenizer.load(unnamed)
@@ -135,3 +139,89 @@ def test_tokenizers_of_the_paper(name, eos_id):
     assert hello.tolist() == [12092, 1533, eos_id]
     assert all(np.flatnonzero(ids == eos_id).tolist() == [ids.size - 1] for ids in others)
     assert neox.decode(others[4][:-1].tolist()) == HARD[4]
+
+
+def _kinds() -> dict[str, HFTokenizer]:
+    """Tokenizers whose model itself lists the special token, so that the library finds it in a text."""
+    words, pieces = {"?": 0, "a": 1, "b": 2, "<eos>": 3}, [("<unk>", 0.0), ("a", -1.0), ("b", -1.0), ("<eos>", 0.0), ("\u2581", -2.0)]
+    kinds = {
+        "words": HFTokenizer(models.WordLevel(words, unk_token="?")),
+        "word pieces": HFTokenizer(models.WordPiece(words, unk_token="?")),  # pyright: ignore[reportCallIssue]
+        "unigram": HFTokenizer(models.Unigram(pieces, 0, False)),  # pyright: ignore[reportArgumentType]
+    }
+    for name, inner in kinds.items():
+        inner.pre_tokenizer = pre_tokenizers.Metaspace() if name == "unigram" else pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
+        inner.add_special_tokens(["<eos>"])
+    return kinds
+
+
+@pytest.mark.parametrize("name", _kinds())
+def test_a_text_that_spells_a_special_token_never_gets_its_id(tmp_path, name):
+    _kinds()[name].save(str(tmp_path / "t.json"))
+    encoder = tokenizer.load(epath.Path(tmp_path / "t.json"))
+    assert encoder.eos_id == 3
+    assert encoder.encode(["a b"])[0].tolist()[-1] == 3
+    for call in (lambda: encoder.encode(["a b", "a <eos> b"]), lambda: encoder.ids("a <eos> b")):
+        with pytest.raises(ConfigError, match="spells <eos>"):
+            call()
+
+
+def test_an_ordinary_added_token_stays_one_and_is_no_end(tmp_path):
+    inner = tokenizer.of_bytes().inner
+    inner.add_tokens(["<tool>"])
+    inner.save(str(tmp_path / "t.json"))
+    encoder = tokenizer.load(epath.Path(tmp_path / "t.json"))
+    assert encoder.ids("a<tool>") == [97, 257]
+    with pytest.raises(ConfigError, match="spells <tool>"):
+        tokenizer.load(epath.Path(tmp_path / "t.json"), eos_id=257).ids("a<tool>")
+
+
+def test_long_texts_are_encoded_in_pieces_with_the_same_ids(bpe, monkeypatch):
+    texts = ["\n".join(CORPUS), "", "x" * 3000, CORPUS[0]]
+    whole = [ids.tolist() for ids in bpe.encode(texts)]
+    monkeypatch.setattr(tokenizer, "PIECE", 500)
+    assert [bpe.decode(ids[:-1].tolist()) for ids in bpe.encode(texts)] == texts
+    assert [ids.tolist() for ids in bpe.encode(texts)][::3] == whole[::3], "cut at ends of lines and words"
+
+
+def test_the_stock_file_adds_what_documents_begin_with_and_nothing_else(bpe):
+    plain, started = (tokenizer.Tokenizer(HFTokenizer.from_str(bpe.inner.to_str()), 0, 0, before) for before in ((), (0,)))
+    processor = processors.TemplateProcessing(single="<|endoftext|> $A <|endoftext|>", special_tokens=[("<|endoftext|>", 0)])
+    for encoder, first in ((plain, []), (started, [0])):
+        encoder.inner.post_processor = processor  # pyright: ignore[reportAttributeAccessIssue]
+        assert tokenizer.framing(encoder.inner) == ((0,), (0,))
+        stock = HFTokenizer.from_str(encoder.stock().decode())
+        assert stock.encode("word1").ids == [*first, *encoder.ids("word1")] == encoder.beginning("word1")
+        assert encoder.encode(["word1"])[0].tolist() == [*encoder.beginning("word1"), 0]
+        assert encoder.rules == plain.rules
+
+
+def _hostile() -> dict[str, dict]:
+    values = json.loads(tokenizer.of_bytes().inner.to_str())
+    bomb = {"type": "Sequence", "normalizers": [{"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 30}] * 12}
+    slow = {"type": "Split", "pattern": {"Regex": "(a|a)+$|(a*)*b"}, "behavior": "Isolated", "invert": False}
+    table = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
+    return {"bomb": {**values, "normalizer": bomb}, "table": {**values, "normalizer": table}, "slow": {**values, "pre_tokenizer": slow}}
+
+
+@pytest.mark.parametrize("name", ["bomb", "table"])
+def test_hostile_tokenizers_are_refused(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(trial, "SECONDS", 4)
+    (tmp_path / "t.json").write_text(json.dumps(_hostile()[name]))
+    with pytest.raises(ConfigError, match=r"t\.json .*: choose another"):
+        tokenizer.load(epath.Path(tmp_path / "t.json"))
+
+
+def test_a_pattern_that_is_harmless_is_tried_and_taken(tmp_path):
+    values = json.loads(tokenizer.of_bytes().inner.to_str())
+    digits = {"type": "Split", "pattern": {"Regex": "[0-9]"}, "behavior": "Isolated", "invert": False}
+    values["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [digits, values["pre_tokenizer"]]}
+    (tmp_path / "t.json").write_text(json.dumps(values))
+    assert tokenizer.load(epath.Path(tmp_path / "t.json")).ids("a12") == [97, 49, 50]
+
+
+@pytest.mark.parametrize("content", [b"\xff", b"[" * 100_000, b"[]", b'{"model": 5}', b"", b'{"version": "1.0", "model": {"type": "BPE"}}'])
+def test_what_is_no_tokenizer_is_refused(tmp_path, content):
+    (tmp_path / "t.json").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"t\.json"):
+        tokenizer.load(epath.Path(tmp_path / "t.json"))

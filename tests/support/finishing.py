@@ -21,8 +21,10 @@ class Letters:
 
     eos_id, start_id, vocab_size = 1000, 1, 128
 
-    def ids(self, text: str, *, framed: bool = False) -> list[int]:
+    def ids(self, text: str) -> list[int]:
         return [ord(letter) for letter in text]
+
+    beginning = ids
 
     def decode(self, ids) -> str:
         return "".join(map(chr, ids))
