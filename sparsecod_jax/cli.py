@@ -144,11 +144,14 @@ def _data(args, overrides) -> None:
 
 def _train(args, overrides) -> None:
     from sparsecod_jax.config_file import load
+    from sparsecod_jax.console import unhindered
+    from sparsecod_jax.stopping import STOP
 
+    STOP.listen()
     experiment = load(args.config, overrides)  # refuses mistakes before jax is imported
     from sparsecod_jax import processes
 
-    with processes.connected(args.coordinator, args.process_count, args.process_index):
+    with processes.connected(args.coordinator, args.process_count, args.process_index), unhindered():
         from sparsecod_jax.train.compilation import keep_programs
         from sparsecod_jax.train.loop import train
 

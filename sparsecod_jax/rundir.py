@@ -127,6 +127,13 @@ class Attempt:
             raise ConfigError(f"attempt {self.number} is not in {self.run.path} as seen here: give a --workdir that all processes share")
 
 
+def check_free(run: RunDir) -> None:
+    """Raises Fenced where another process is at work in the run directory now."""
+    if run.path.is_dir():
+        with locked(run.path):
+            pass
+
+
 @contextlib.contextmanager
 def claim(run: RunDir) -> Iterator[Attempt]:
     """Makes this process the owner of the run directory while the context lasts.
