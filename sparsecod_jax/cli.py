@@ -144,14 +144,15 @@ def _data(args, overrides) -> None:
 
 def _train(args, overrides) -> None:
     from sparsecod_jax.config_file import load
-    from sparsecod_jax.console import unhindered
+    from sparsecod_jax.console import unhinder
     from sparsecod_jax.stopping import STOP
 
     STOP.listen()
+    unhinder()
     experiment = load(args.config, overrides)  # refuses mistakes before jax is imported
     from sparsecod_jax import processes
 
-    with processes.connected(args.coordinator, args.process_count, args.process_index), unhindered():
+    with processes.connected(args.coordinator, args.process_count, args.process_index):
         from sparsecod_jax.train.compilation import keep_programs
         from sparsecod_jax.train.loop import train
 
@@ -219,8 +220,10 @@ def _plan(args, overrides) -> None:
 
 
 def _sweep(args, overrides) -> None:
+    from sparsecod_jax.console import unhinder
     from sparsecod_jax.sweep.local import sweep
 
+    unhinder()
     print(sweep(args.sweep, args.workdir, jobs=args.jobs, max_hours=args.max_hours, dry_run=args.dry_run))
 
 

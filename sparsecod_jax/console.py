@@ -4,6 +4,7 @@ Lines wait in a bounded queue for a thread that writes them. Where there is no r
 they are dropped and counted; where the reader has left (`| head`), all that follows is dropped.
 """
 
+import atexit
 import contextlib
 import io
 import os
@@ -11,9 +12,8 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Iterator
 
-LINES = 1000  # that wait at most
+LINES = 10_000  # that wait at most
 LAST_WORDS = 3.0  # seconds that a reader has at the end
 
 
@@ -24,17 +24,33 @@ class Unhindered(io.TextIOBase):
         self._descriptor = stream.fileno()
         self._encoding = stream.encoding
         self._lines: queue.Queue[bytes | None] = queue.Queue(LINES)
+        self._begun = ""  # a line that has no end yet
+        self._lock = threading.Lock()
         self._dropped = 0
         self._thread = threading.Thread(target=self._write_lines, name="console", daemon=True)
-        stream.flush()
+        with contextlib.suppress(OSError):
+            stream.flush()
         self._thread.start()
 
     def write(self, text: str, /) -> int:
+        with self._lock:
+            self._begun += text
+            if "\n" in text:
+                self._take()
+        return len(text)
+
+    def flush(self) -> None:
+        with self._lock:
+            self._take()
+
+    def _take(self) -> None:
+        """Queues what was written so far."""
+        text, self._begun = self._begun, ""
         try:
-            self._lines.put_nowait(text.encode(self._encoding, "backslashreplace"))
+            if text:
+                self._lines.put_nowait(text.encode(self._encoding, "backslashreplace"))
         except queue.Full:
             self._dropped += 1
-        return len(text)
 
     def writable(self) -> bool:
         return True
@@ -48,6 +64,7 @@ class Unhindered(io.TextIOBase):
     def finish(self) -> None:
         """Waits until all is written, but no longer than a slow reader may take."""
         deadline = time.monotonic() + LAST_WORDS
+        self.flush()
         if self._dropped:
             self.write(f"[{self._dropped} lines were not printed, as nobody read them]\n")
         with contextlib.suppress(queue.Full):
@@ -64,15 +81,8 @@ class Unhindered(io.TextIOBase):
             pass
 
 
-@contextlib.contextmanager
-def unhindered() -> Iterator[None]:
-    """While the context lasts, nothing that is printed holds up or ends the program."""
-    before = sys.stdout, sys.stderr
-    streams = [Unhindered(stream) for stream in before]
-    sys.stdout, sys.stderr = streams
-    try:
-        yield
-    finally:
-        sys.stdout, sys.stderr = before
-        for stream in streams:
-            stream.finish()
+def unhinder() -> None:
+    """From now on nothing that is printed holds up or ends this process; it ends some seconds after its last line at the latest."""
+    sys.stdout, sys.stderr = streams = Unhindered(sys.stdout), Unhindered(sys.stderr)
+    for stream in streams:
+        atexit.register(stream.finish)

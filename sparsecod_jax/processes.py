@@ -19,7 +19,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from sparsecod_jax.errors import ConfigError, SparsecodError
-from sparsecod_jax.stopping import STOP, end_within
+from sparsecod_jax.stopping import LAST_WORDS, STOP, end_within, within
 
 T = TypeVar("T")
 
@@ -62,8 +62,8 @@ def connected(coordinator: str | None, count: int | None, index: int | None) -> 
             end_within(LEAVING, 1)
             raise
         # This process alone failed. Leaving in an orderly way would wait minutes for the others, which wait for this one.
-        traceback.print_exc()
-        sys.stdout.flush()
+        trace = traceback.format_exc()
+        within(LAST_WORDS, lambda: os.write(sys.__stderr__.fileno(), trace.encode()))  # pyright: ignore[reportOptionalMemberAccess]
         os._exit(1)
 
 
