@@ -7,7 +7,7 @@ import argparse
 import json
 import sys
 
-from sparsecod_jax import devices
+from sparsecod_jax import buckets, devices
 from sparsecod_jax.errors import ConfigError, SparsecodError
 
 
@@ -22,6 +22,7 @@ def main(argv: list[str] | None = None) -> None:
         if unknown or (overrides and not hasattr(args, "config")):
             raise ConfigError(f"{' '.join(unknown or overrides)} is not an option of {args.verb}: see sparsecod {args.verb} --help")
         devices.gpu_share()  # refuses what jax would lose the GPU over
+        buckets.check_reachable(*vars(args).values())
         args.run(args, overrides)
     except SparsecodError as error:
         print(f"sparsecod {args.verb}: {error}", file=sys.stderr)
@@ -150,6 +151,7 @@ def _train(args, overrides) -> None:
     STOP.listen()
     unhinder()
     experiment = load(args.config, overrides)  # refuses mistakes before jax is imported
+    buckets.check_reachable(experiment.data.path)
     from sparsecod_jax import processes
 
     with processes.connected(args.coordinator, args.process_count, args.process_index):

@@ -15,7 +15,7 @@ from sparsecod_jax.checkpoint import Checkpointer, check_room
 from sparsecod_jax.data import pipeline
 from sparsecod_jax.data.store import Manifest, Windows, prepare_command, read_manifest
 from sparsecod_jax.data.tokenizer import TOKENIZER
-from sparsecod_jax.errors import ConfigError, Diverged, Fenced, Preempted
+from sparsecod_jax.errors import ConfigError, Diverged, Fenced, Preempted, SparsecodError
 from sparsecod_jax.evaluate.perplexity import evaluator
 from sparsecod_jax.files import read_json, write_json
 from sparsecod_jax.identity import identity_fields
@@ -331,6 +331,14 @@ class _Run:
             "flops_convention": counts.FLOPS_CONVENTION,
         }
         first_decides(self.attempt.check_still_owner)
-        first_decides(lambda: write_json(self.run.final, final))
+        first_decides(lambda: self._write_final(final))
         note(f"held-out loss {held_out['loss']:.4f} nats; a guess by token frequency alone would have {final['unigram_entropy']:.4f}")
         return final
+
+    def _write_final(self, final: dict[str, Any]) -> None:
+        try:
+            write_json(self.run.final, final)
+        except OSError as error:
+            print(json.dumps(final), flush=True)
+            reason = f"{self.run.final} can't be written ({error.strerror})"
+            raise SparsecodError(f"{reason}: make room or mend the disk, and run the same command, which only evaluates") from error

@@ -46,21 +46,23 @@ def whole(tokens, tmp_path_factory):
 @pytest.fixture
 def disk(tmp_path):
     """A file system of 24 MiB; a checkpoint of these runs takes 1."""
-    with disks.mounted(tmp_path / "disk", "24m") as place:
+    with disks.mounted(tmp_path / "disk", "24m", "ext4") as place:
         yield place
 
 
 def _full(disk):
-    return disks.fill(disk)
+    disks.fill(disk)
 
 
 def _read_only(disk):
-    disks.remount(disk, "ro")
+    disks.fail(disk)
 
 
 def _mend(disk):
-    disks.remount(disk, "rw")
-    (disk / "ballast").unlink(missing_ok=True)
+    if (disk / "ballast").exists():
+        (disk / "ballast").unlink()
+    else:
+        disks.mend(disk)
 
 
 def _end(running, codes, what):
@@ -80,26 +82,41 @@ FAULTS = [_full, _read_only]
 @pytest.mark.parametrize("fault", FAULTS)
 def test_at_the_start(tokens, disk, fault):
     fault(disk)
-    began = time.monotonic()
-    output = _end(process.start(_experiment(tokens), disk / "run"), (1, 78), f"start, {fault.__name__}")
-    assert time.monotonic() - began < 60
+    running = process.start(_experiment(tokens), disk / "run")
+    if fault is _read_only:
+        process.wait_until_it_says(running, "compiling the train step")
+    output = _end(running, (1, 78), f"start, {fault.__name__}")
     assert "No space" in output or "MiB" in output or "Read-only" in output
     assert not (disk / "run" / "manifest.json").exists()
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_while_logging(tokens, disk, whole, fault):
-    """Training goes on with the disk full; there is room again before the end, and all lines are there."""
+def test_while_logging_on_a_disk_that_has_room_again(tokens, disk, whole):
+    """Training goes on meanwhile, and no line is lost."""
     run = disk / "run"
     running = process.start(_experiment(tokens), run)
     process.wait_for_line(running, run / "metrics.jsonl", 20)
-    fault(disk)
+    _full(disk)
     time.sleep(2)
     _mend(disk)
     output = process.finish(running)
-    print(f"\nlogging, {fault.__name__}: {output.count('training goes on')} warnings")
+    print(f"\nlogging, _full: {output.count('training goes on')} warnings, went on to its end")
     assert output.count("metrics.jsonl can't be written") <= 1
     assert _lines(run) == whole
+
+
+def test_while_logging_on_a_disk_that_has_failed(tokens, disk, whole):
+    """Training goes on until it would save, and what was saved before is there."""
+    run = RunDir(epath.Path(disk / "run"))
+    experiment = _experiment(tokens, checkpoint={"every": 200})
+    running = process.start(experiment, run.path)
+    process.wait_for_line(running, run.metrics, 210)
+    _read_only(disk)
+    process.wait_until_it_says(running, f"step {STEPS}/")
+    output = _end(running, (1,), "logging, _read_only")
+    assert "lines that found no room" in output
+    _mend(disk)
+    assert "restored step 200" in process.finish(process.start(experiment, run.path))
+    assert _lines(run.path) == whole
 
 
 @pytest.mark.parametrize("fault", FAULTS)

@@ -110,9 +110,7 @@ def test_neither_a_pause_nor_a_clock_that_jumps_ends_a_run(tokens, tmp_path):
     """Stopped for longer than the patience, as a laptop that sleeps; and a wall clock that jumps by days, forward and back."""
     (tmp_path / "clock").mkdir()
     (tmp_path / "clock" / "sitecustomize.py").write_text(
-        "import itertools, time\n"
-        "real, days = time.time, itertools.cycle((0, 3, -2, 5))\n"
-        "time.time = lambda: real() + 86400 * next(days)\n"
+        "import itertools, time\nreal, days = time.time, itertools.cycle((0, 3, -2, 5))\ntime.time = lambda: real() + 86400 * next(days)\n"
     )
     paths = os.pathsep.join((str(tmp_path / "clock"), str(process.ROOT)))
     process.finish(process.start(_experiment(tokens, steps=400), tmp_path / "whole"))

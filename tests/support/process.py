@@ -15,6 +15,10 @@ from etils import epath
 
 ROOT = Path(__file__).resolve().parents[2]
 
+for number in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(number) is signal.SIG_IGN:  # as a shell has it for what runs in the background; children would inherit it
+        signal.signal(number, signal.SIG_DFL)
+
 
 def start(experiment, workdir, *, devices=1, flags=(), environment=None, program=("-m", "sparsecod_jax"), streams=None) -> subprocess.Popen:
     """`sparsecod train` of `experiment` in a process of its own, on that many CPU devices."""
@@ -22,13 +26,7 @@ def start(experiment, workdir, *, devices=1, flags=(), environment=None, program
     xla_flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
     surroundings = os.environ | {"XLA_FLAGS": xla_flags, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"} | (environment or {})
     streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, **(streams or {})}
-    return subprocess.Popen(command, cwd=ROOT, env=surroundings, text=True, preexec_fn=_hear_signals, **streams)
-
-
-def _hear_signals() -> None:
-    """A shell has what it starts in the background ignore SIGINT, and so would our children."""
-    for number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
+    return subprocess.Popen(command, cwd=ROOT, env=surroundings, text=True, **streams)
 
 
 def start_several(experiments, workdir, count: int, *, programs=None, **options) -> list[subprocess.Popen]:

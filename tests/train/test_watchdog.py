@@ -36,7 +36,9 @@ def test_what_moves_goes_on_and_what_does_not_is_ended_with_its_stacks():
 
 
 def test_a_step_may_take_ten_times_the_median_and_a_save_twelve_times_the_patience():
-    slow = _run('with watchdog.during("training"):\n    watchdog.step(0.6)\n    time.sleep(3)\nwith watchdog.during("saving"):\n    time.sleep(3)')
+    slow = _run(
+        'with watchdog.during("training"):\n    watchdog.step(0.6)\n    time.sleep(3)\nwith watchdog.during("saving"):\n    time.sleep(3)'
+    )
     assert slow.returncode == 0, slow.stderr
 
 
