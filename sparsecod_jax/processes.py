@@ -9,7 +9,6 @@ import contextlib
 import datetime
 import json
 import os
-import sys
 import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -19,7 +18,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from sparsecod_jax.errors import ConfigError, SparsecodError
-from sparsecod_jax.stopping import LAST_WORDS, STOP, end_within, within
+from sparsecod_jax.stopping import STOP, end_within, tell
 
 T = TypeVar("T")
 
@@ -62,8 +61,7 @@ def connected(coordinator: str | None, count: int | None, index: int | None) -> 
             end_within(LEAVING, 1)
             raise
         # This process alone failed. Leaving in an orderly way would wait minutes for the others, which wait for this one.
-        trace = traceback.format_exc()
-        within(LAST_WORDS, lambda: os.write(sys.__stderr__.fileno(), trace.encode()))  # pyright: ignore[reportOptionalMemberAccess]
+        tell(traceback.format_exc())
         os._exit(1)
 
 

@@ -8,7 +8,6 @@ would be lost the process leaves at once. Later the training loop asks after eac
 import contextlib
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from sparsecod_jax.errors import INTERRUPTED, Preempted
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 IMPATIENT = (signal.SIGINT, signal.SIGHUP)  # schedulers repeat SIGTERM without meaning more by it
 SAME = 0.1  # seconds within which a repetition is the same request: a closing terminal sends two
+STANDARD_ERROR = 2
 LAST_WORDS = 5.0  # seconds; a disk or a terminal that does not answer must not keep the process
 
 
@@ -73,7 +73,7 @@ STOP = Stop()
 
 def _leave(sentence: str, code: int, record: Callable[[], None]) -> NoReturn:
     within(LAST_WORDS, record)
-    within(LAST_WORDS, lambda: os.write(sys.__stderr__.fileno(), f"{sentence}\n".encode()))
+    tell(sentence)
     os._exit(code)
 
 
@@ -87,6 +87,11 @@ def within(seconds: float, action: Callable[[], object]) -> None:
     thread = threading.Thread(target=tried, daemon=True)
     thread.start()
     thread.join(seconds)
+
+
+def tell(text: str) -> None:
+    """Says something on the standard error just before the process leaves, past everything that waits to be printed."""
+    within(LAST_WORDS, lambda: os.write(STANDARD_ERROR, f"{text}\n".encode()))
 
 
 def end_within(seconds: float, code: int) -> None:

@@ -11,7 +11,6 @@ import contextlib
 import faulthandler
 import os
 import statistics
-import sys
 import tempfile
 import threading
 import time
@@ -23,7 +22,7 @@ import jax
 from sparsecod_jax import files
 from sparsecod_jax.errors import STUCK, ConfigError, Diverged, Preempted
 from sparsecod_jax.rundir import Attempt
-from sparsecod_jax.stopping import within
+from sparsecod_jax.stopping import LAST_WORDS, tell, within
 
 PATIENCE = "SPARSECOD_PATIENCE"  # seconds, in place of five minutes; the other budgets grow and shrink with it
 FIVE_MINUTES = 300.0
@@ -42,7 +41,6 @@ BUDGETS = {
     "finishing": 12,
 }
 CLOSING = 20.0  # seconds for closing files after a failure
-LAST_WORDS = 5.0  # seconds for each thing that is said at the end
 TICKS = 20  # looks within the patience
 
 
@@ -130,8 +128,8 @@ class Watchdog:
         else:
             reason = sentence = f"stuck while {self._doing}: nothing happened for {waited:.0f} s"
             text, code = _stacks(), STUCK
-        text = f"{text}\nprocess {self._process}: {sentence}; run the same command to go on\n"
-        within(LAST_WORDS, lambda: os.write(sys.__stderr__.fileno(), text.encode()))
+        text = f"{text}\nprocess {self._process}: {sentence}; run the same command to go on"
+        tell(text)
         within(LAST_WORDS, lambda: self._record(reason, text))
         os._exit(code)
 

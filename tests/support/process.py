@@ -25,8 +25,8 @@ def start(experiment, workdir, *, devices=1, flags=(), environment=None, program
     command = [sys.executable, *program, "train", "--config=configs/smoke.py", f"--workdir={workdir}", *tiny.flags(experiment), *flags]
     xla_flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
     surroundings = os.environ | {"XLA_FLAGS": xla_flags, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"} | (environment or {})
-    streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, **(streams or {})}
-    return subprocess.Popen(command, cwd=ROOT, env=surroundings, text=True, **streams)
+    outputs: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, **(streams or {})}
+    return subprocess.Popen(command, cwd=ROOT, env=surroundings, text=True, **outputs)
 
 
 def start_several(experiments, workdir, count: int, *, programs=None, **options) -> list[subprocess.Popen]:
