@@ -16,15 +16,15 @@ LIMIT = 12.0  # seconds for an answer
 LOGIN = "log in with `gcloud auth application-default login`, or run where a service account is at hand"
 
 
-def check_reachable(*places: object) -> None:
-    """Asks the store about each place that begins with gs://.
+def check_reachable(*places: str) -> None:
+    """Asks the store about each of these gs:// places.
 
     Raises:
       ConfigError: the bucket is not there, or is closed to whoever runs this.
       SparsecodError: the store does not answer, at least not now.
     """
-    for path in {str(place) for place in places if str(place).startswith("gs://")}:
-        _check(os.fspath(files.absolute(path)))
+    for place in dict.fromkeys(places):
+        _check(os.fspath(files.absolute(place)))
 
 
 def _check(path: str) -> None:

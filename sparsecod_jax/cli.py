@@ -7,7 +7,7 @@ import argparse
 import json
 import sys
 
-from sparsecod_jax import buckets, devices
+from sparsecod_jax import devices
 from sparsecod_jax.errors import ConfigError, SparsecodError
 
 
@@ -22,11 +22,19 @@ def main(argv: list[str] | None = None) -> None:
         if unknown or (overrides and not hasattr(args, "config")):
             raise ConfigError(f"{' '.join(unknown or overrides)} is not an option of {args.verb}: see sparsecod {args.verb} --help")
         devices.gpu_share()  # refuses what jax would lose the GPU over
-        buckets.check_reachable(*vars(args).values())
+        _check_buckets(*vars(args).values())
         args.run(args, overrides)
     except SparsecodError as error:
         print(f"sparsecod {args.verb}: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+
+
+def _check_buckets(*options: object) -> None:
+    """Asks whether the buckets among them can be reached, which takes libraries that local places do without."""
+    if named := [option for option in options if str(option).startswith("gs://")]:
+        from sparsecod_jax.buckets import check_reachable
+
+        check_reachable(*named)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -151,7 +159,7 @@ def _train(args, overrides) -> None:
     STOP.listen()
     unhinder()
     experiment = load(args.config, overrides)  # refuses mistakes before jax is imported
-    buckets.check_reachable(experiment.data.path)
+    _check_buckets(experiment.data.path)
     from sparsecod_jax import processes
 
     with processes.connected(args.coordinator, args.process_count, args.process_index):

@@ -31,11 +31,6 @@ def _point_to(monkeypatch, address: str) -> None:
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", address)
 
 
-def test_local_places_are_not_asked_about(monkeypatch):
-    _point_to(monkeypatch, "http://127.0.0.1:9")
-    check_reachable("/somewhere", "data/sotu", None, 3, True)
-
-
 @pytest.mark.parametrize("address", [f"http://127.0.0.1:{process.free_port()}", "http://nowhere.invalid"])
 def test_no_network(monkeypatch, address):
     _point_to(monkeypatch, address)

@@ -73,8 +73,9 @@ def test_one_that_is_stuck_before_it_begins_leaves_nothing_behind(tokens, tmp_pa
 @pytest.mark.parametrize("stopped", [0, 1])
 def test_those_who_wait_for_a_stuck_peer_leave_within_the_limit(tokens, tmp_path, stopped):
     """A peer that is stopped, and one whose reads never return, which is alive for all that JAX can tell."""
-    experiment = _experiment(tokens, devices=2, steps=10**5, checkpoint={"every": 50, "keep": 2})
-    whole = process.start_several(_experiment(tokens, devices=2, steps=60, checkpoint={"every": 50}), tmp_path / "whole", 2)
+    endless = {"devices": 2, "steps": 10**5, "schedule": {"kind": "constant"}, "checkpoint": {"every": 50, "keep": 2}}
+    experiment = _experiment(tokens, **endless)
+    whole = process.start_several(_experiment(tokens, **{**endless, "steps": 60}), tmp_path / "whole", 2)
     process.finish_all(whole)
     pair = process.start_several(experiment, tmp_path / "pair", 2, environment=_impatient())
     process.wait_for_line(pair[0], tmp_path / "pair" / "metrics.jsonl", 55)
@@ -88,13 +89,12 @@ def test_those_who_wait_for_a_stuck_peer_leave_within_the_limit(tokens, tmp_path
     pair[stopped].wait()
     status = json.loads((tmp_path / "pair" / "status.json").read_text())
     assert status["reason"].startswith("stuck while ")
-    again = process.start_several(_experiment(tokens, devices=2, steps=10**5), tmp_path / "pair", 2)
-    process.wait_for_line(again[0], tmp_path / "pair" / "metrics.jsonl", 60)
+    again = process.start_several(experiment, tmp_path / "pair", 2)
+    process.wait_until_it_says(again[0], "restored step ")
+    process.wait_for_line(again[0], tmp_path / "pair" / "metrics.jsonl", 61)
     again[0].send_signal(signal.SIGTERM)
     process.finish_all(again, code=75)
-    same = ("step", "first_example", "batch_digest", "loss", "grad_norm", "variance/residual")
-    for line, expected in zip(_lines(tmp_path / "pair")[:20], _lines(tmp_path / "whole")[:20], strict=True):
-        assert {name: line[name] for name in same} == {name: expected[name] for name in same}
+    assert _lines(tmp_path / "pair")[:60] == _lines(tmp_path / "whole")
 
 
 def test_a_peer_that_is_alive_but_stuck_ends_both(tokens, tmp_path):
