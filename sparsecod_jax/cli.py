@@ -13,9 +13,11 @@ from sparsecod_jax.errors import ConfigError, SparsecodError
 
 def main(argv: list[str] | None = None) -> None:
     """The console script `sparsecod`; exits with the codes of `errors`."""
+    owns_process = argv is None
     argv = sys.argv[1:] if argv is None else argv
     parser = _parser()
     args, rest = parser.parse_known_args(argv)
+    args.owns_process = owns_process  # and may have its signals and streams
     overrides = [word for word in rest if word.startswith("--config.")]
     unknown = [word for word in rest if word not in overrides]
     try:
@@ -31,7 +33,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def _check_buckets(*options: object) -> None:
     """Asks whether the buckets among them can be reached, which takes libraries that local places do without."""
-    if named := [option for option in options if str(option).startswith("gs://")]:
+    if named := [option for option in options if isinstance(option, str) and option.startswith("gs://")]:
         from sparsecod_jax.buckets import check_reachable
 
         check_reachable(*named)
@@ -156,8 +158,9 @@ def _train(args, overrides) -> None:
     from sparsecod_jax.console import unhinder
     from sparsecod_jax.stopping import STOP
 
-    STOP.listen()
-    unhinder()
+    if args.owns_process:
+        STOP.listen()
+        unhinder()
     experiment = load(args.config, overrides)  # refuses mistakes before jax is imported
     _check_buckets(experiment.data.path)
     from sparsecod_jax import processes
@@ -233,7 +236,8 @@ def _sweep(args, overrides) -> None:
     from sparsecod_jax.console import unhinder
     from sparsecod_jax.sweep.local import sweep
 
-    unhinder()
+    if args.owns_process:
+        unhinder()
     print(sweep(args.sweep, args.workdir, jobs=args.jobs, max_hours=args.max_hours, dry_run=args.dry_run))
 
 

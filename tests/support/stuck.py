@@ -35,4 +35,5 @@ if __name__ == "__main__":
     from sparsecod_jax.cli import main
 
     _stick(sys.argv[1], int(sys.argv[2]))
-    main(sys.argv[3:])
+    del sys.argv[1:3]
+    main()
