@@ -48,7 +48,7 @@ def connected(coordinator: str | None, count: int | None, index: int | None) -> 
       SparsecodError: the others can't be found or reached, at least not now.
     """
     _connect(coordinator, count, index)
-    several = jax.process_count() > 1
+    several = jax.distributed.is_initialized()
     if several:
         STOP.forward()
     try:

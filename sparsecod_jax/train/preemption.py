@@ -19,7 +19,7 @@ class PreemptionGuard:
     """The question that the loop asks after each step, and an evaluation after each batch."""
 
     def __init__(self):
-        self._several = jax.process_count() > 1
+        self._several = jax.distributed.is_initialized()
         self._asked = 0  # alike on all processes, as they ask at the same places
         self.stopping = False  # the newest answer
         if not self._several:
