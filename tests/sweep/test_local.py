@@ -108,6 +108,7 @@ def test_runs_see_nothing_of_the_working_folder(tokens, tmp_path):
     spec = study_files.write(tmp_path, tokens, '{"shallow": {"model.n_layers": 2}}')
     folder = tmp_path / "shadow"
     folder.mkdir()
+    (folder / "configs").symlink_to(process.ROOT / "configs")  # which the study names
     for name in ("random", "numpy", "jax"):
         (folder / f"{name}.py").write_text("raise SystemExit('the working folder was imported')")
     command = [sys.executable, "-P", "-m", "sparsecod_jax", "sweep", f"--sweep={spec}", f"--workdir={tmp_path / 'study'}"]
