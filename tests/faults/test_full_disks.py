@@ -128,6 +128,7 @@ def test_while_saving(tokens, disk, whole, fault):
         assert running.poll() is None
         time.sleep(0.01)
     fault(disk)
+    process.wait_until_it_says(running, "step 199/")
     output = _end(running, (1,), f"saving, {fault.__name__}")
     assert "make room" in output
     assert [path.name for path in run.checkpoints.iterdir() if path.name.isdigit()] == ["100"]
@@ -144,6 +145,7 @@ def test_while_evaluating(tokens, disk, fault):
     running = process.start(experiment, run.path)
     process.wait_until_it_says(running, "evaluating on the validation split")
     fault(disk)
+    process.wait_until_it_says(running, "step 99/")
     _end(running, (1,), f"evaluating, {fault.__name__}")
     assert [path.name for path in run.checkpoints.iterdir() if path.name.isdigit()] == ["50"]
     _mend(disk)

@@ -102,7 +102,7 @@ def test_gpus_are_asked_for_by_hosts_and_told_which_process_they_are():
     [run] = pod["containers"]
     assert run["resources"] == {"limits": {"nvidia.com/gpu": "8"}}
     flags = [f"--coordinator={NAME}-r-0-0.{NAME}:8476", "--process_index=$(SPARSECOD_HOST)"]
-    assert run["command"][3 : run["command"].index("--then")] == [*TRAIN, "--process_count=4", *flags]
+    assert run["command"][4 : run["command"].index("--then")] == [*TRAIN, "--process_count=4", *flags]
     assert {"name": "shared", "mountPath": "/dev/shm"} in run["volumeMounts"]
     assert {"name": "shared", "emptyDir": {"medium": "Memory"}} in pod["volumes"]
     [alone] = pod_of(rendered("h100:8"))["containers"]
