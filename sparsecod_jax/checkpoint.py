@@ -13,6 +13,7 @@ import asyncio
 import dataclasses
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -20,6 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 
 from sparsecod_jax import files
 from sparsecod_jax.digest import digests, names
@@ -35,6 +37,18 @@ class Restored:
     step: int
     items: dict[str, Any]
     record: dict[str, Any]
+
+
+def check_room(folder: epath.Path, tree: Any) -> None:
+    """Refuses to begin what can't be saved: raises SparsecodError where `folder` has no room for the arrays of `tree`."""
+    if files.is_remote(folder):
+        return
+    needed = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+    there = next(place for place in (folder, *folder.parents) if place.exists())
+    free = shutil.disk_usage(there).free
+    if free < needed:
+        sizes = f"a checkpoint takes {needed / 2**20:,.1f} MiB and {there} has {free / 2**20:,.1f} free"
+        raise SparsecodError(f"{sizes}: make room there and run again, older checkpoints are kept")
 
 
 class Checkpointer:

@@ -14,8 +14,10 @@ from sparsecod_jax.errors import UsageError
 
 def main(argv: list[str] | None = None) -> None:
     """The console script `sparsecod`; exits with the codes of `errors`."""
+    owns_process = argv is None
     argv = sys.argv[1:] if argv is None else argv
     args, rest = _parser().parse_known_args(argv)
+    args.owns_process = owns_process  # and may have its signals and streams
     if code := exit_code_of(f"sparsecod {args.verb}", lambda: _run(args, rest, argv)):
         sys.exit(code)
 
@@ -29,7 +31,16 @@ def _run(args: argparse.Namespace, rest: list[str], argv: list[str]) -> None:
     options.check(args, argv)
     devices.gpu_share()  # refuses what jax would lose the GPU over
     xla_flags.compute_own_reductions()
+    _check_buckets(*vars(args).values())
     args.run(args, overrides)
+
+
+def _check_buckets(*options: object) -> None:
+    """Asks whether the buckets among them can be reached, which takes libraries that local places do without."""
+    if named := [option for option in options if isinstance(option, str) and option.startswith("gs://")]:
+        from sparsecod_jax.buckets import check_reachable
+
+        check_reachable(*named)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -166,8 +177,14 @@ def _data(args, overrides) -> None:
 
 def _train(args, overrides) -> None:
     from sparsecod_jax.config_file import load
+    from sparsecod_jax.console import unhinder
+    from sparsecod_jax.stopping import STOP
 
+    if args.owns_process:
+        STOP.listen()
+        unhinder()
     experiment = load(args.config, overrides)  # refuses mistakes before jax is imported
+    _check_buckets(experiment.data.path)
     from sparsecod_jax import processes
 
     with processes.connected(args.coordinator, args.process_count, args.process_index):
@@ -238,8 +255,11 @@ def _plan(args, overrides) -> None:
 
 
 def _sweep(args, overrides) -> None:
+    from sparsecod_jax.console import unhinder
     from sparsecod_jax.sweep.local import sweep
 
+    if args.owns_process:
+        unhinder()
     print(sweep(args.sweep, args.workdir, jobs=args.jobs, max_hours=args.max_hours, dry_run=args.dry_run))
 
 

@@ -9,7 +9,6 @@ import contextlib
 import datetime
 import json
 import os
-import sys
 import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -19,11 +18,13 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from sparsecod_jax.errors import ConfigError, SparsecodError
+from sparsecod_jax.stopping import STOP, end_within, tell
 
 T = TypeVar("T")
 
 INITIALIZATION_TIMEOUT = 1800  # seconds; the hosts of a large slice may start many minutes apart, 300 have ended such runs
 SHUTDOWN_TIMEOUT = 60  # seconds that a process which leaves waits for the others; they may be waiting for it
+LEAVING = 20  # seconds until a process ends that failed; Orbax's threads may wait for minutes for a save that can't be made
 HEARTBEAT_TIMEOUT = 100  # seconds of silence until a process counts as dead and ends the others; less has ended slow hosts
 
 # What a launcher tells each of several processes, even where JAX can't tell from it which one it is: how many they are, or which.
@@ -47,16 +48,20 @@ def connected(coordinator: str | None, count: int | None, index: int | None) -> 
       SparsecodError: the others can't be found or reached, at least not now.
     """
     _connect(coordinator, count, index)
+    several = jax.distributed.is_initialized()
+    if several:
+        STOP.forward()
     try:
         yield
-    except SparsecodError:
-        raise  # all processes leave with it
+    except SparsecodError as error:  # all processes leave with it
+        end_within(LEAVING + several * SHUTDOWN_TIMEOUT, error.exit_code)
+        raise
     except BaseException:
-        if jax.process_count() == 1:
+        if not several:
+            end_within(LEAVING, 1)
             raise
         # This process alone failed. Leaving in an orderly way would wait minutes for the others, which wait for this one.
-        traceback.print_exc()
-        sys.stdout.flush()
+        tell(traceback.format_exc())
         os._exit(1)
 
 

@@ -214,6 +214,13 @@ class Attempt:
         return read_loosely(_record(self.run, self.number)).get("token", "") == self.token
 
 
+def check_free(run: RunDir) -> None:
+    """Raises Fenced where another process is at work in the run directory now."""
+    if run.path.is_dir():
+        with locked(run.path):
+            pass
+
+
 @contextlib.contextmanager
 def claim(run: RunDir) -> Iterator[Attempt]:
     """Makes this process the owner of the run directory while the context lasts.

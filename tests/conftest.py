@@ -7,12 +7,12 @@ from sparsecod_jax import xla_flags
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"  # the tests mostly compile
-xla_flags.compute_own_reductions()  # as the command line does
 os.environ["XDG_CACHE_HOME"] = (CACHES := tempfile.TemporaryDirectory()).name  # compiled programs of the command line
 
 import jax
 import pytest
 
+xla_flags.compute_own_reductions()  # as the command line does
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

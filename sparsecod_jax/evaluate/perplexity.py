@@ -16,10 +16,11 @@ from sparsecod_jax.model.loss import cross_entropy, windows
 from sparsecod_jax.sharding import batch_sharding, ways
 
 
-def evaluator(experiment: Experiment, mesh: Mesh, directory: epath.Path, manifest: Manifest) -> Callable[[object], dict[str, float]]:
+def evaluator(experiment: Experiment, mesh: Mesh, directory: epath.Path, manifest: Manifest) -> Callable[..., dict[str, float]]:
     """A function from parameters to the held-out metrics, over the validation split at the fixed evaluation length.
 
-    It returns `loss` (nats a token), `perplexity`, `evaluation_tokens` and, where the data's size as text is known, `bits_per_byte`:
+    A second argument is called after each batch, for a caller that counts them or may raise to leave. The function returns
+    `loss` (nats a token), `perplexity`, `evaluation_tokens` and, where the data's size as text is known, `bits_per_byte`:
     the loss in bits times the split's tokens a byte.
     """
     cfg = experiment.evaluation
@@ -36,12 +37,14 @@ def evaluator(experiment: Experiment, mesh: Mesh, directory: epath.Path, manifes
         h_BTD, _ = model.apply({"params": params}, inputs_BT, segments_BT, method="hidden")
         return cross_entropy(h_BTD, params["head"], targets_BT, weights_BT), weights_BT.sum()
 
-    def evaluate(params) -> dict[str, float]:
+    def evaluate(params, after_batch: Callable[[], None] = lambda: None) -> dict[str, float]:
         sums = []
         for tokens, weights in evaluation_batches(held_out, batch, rows, cfg.max_tokens):
             masks = segments(tokens[:, :-1], manifest.eos_id) if experiment.model.document_masking else None
             with jax.set_mesh(mesh):
                 sums.append(summed(params, *to_devices((tokens, weights, masks), rows, sharding, batch)))
+            jax.block_until_ready(sums[-2:-1])  # one batch computes while the next is read, and no more wait
+            after_batch()
         loss, count = np.asarray(jax.device_get(sums), np.float64).sum(axis=0).tolist()
         return summary(loss / count, int(count), manifest)
 

@@ -1,6 +1,6 @@
 """What does one host of a pod do for a run? Its commands, one after the other: the first on every host, the others on the first host alone.
 
-The engines start `python -m sparsecod_jax.sweep.host COMMAND [--then COMMAND]...` on every host; a command is the words of its argv.
+The engines start `python -P -m sparsecod_jax.sweep.host COMMAND [--then COMMAND]...` on every host; a command is the words of its argv.
 SPARSECOD_SLICE and SPARSECOD_HOST say which host this is.
 """
 
@@ -38,7 +38,7 @@ def argv(commands: Sequence[Sequence[str]], *, several_tpu_hosts: bool) -> list[
     """
     if any(word == THEN for command in commands for word in command):
         raise ConfigError(f"a command has the word {THEN}, which separates commands: choose another value")
-    words = ["python", "-m", "sparsecod_jax.sweep.host", *commands[0]]
+    words = ["python", "-P", "-m", "sparsecod_jax.sweep.host", *commands[0]]
     bounds = ONE_HOST_OF_SEVERAL if several_tpu_hosts else ()
     for command in commands[1:]:
         words += [THEN, "env", *(f"--unset={name}" for name in OF_SEVERAL), *bounds, *command]

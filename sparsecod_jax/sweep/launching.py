@@ -109,7 +109,7 @@ class _Sent:
         place = self.places[run.name]
         train, *others = verbs(self.study, run, place)
         train = [*train, *([f"--config.data.path={args.data}"] if args.data else [])]
-        commands = tuple(("python", "-m", "sparsecod_jax", *verb) for verb in (train, *others))
+        commands = tuple(("python", "-P", "-m", "sparsecod_jax", *verb) for verb in (train, *others))
         return Job(run.name, index, os.fspath(place.path), commands, args.topology)
 
     def not_to_be_sent(self, held: dict[str, str]) -> dict[str, str]:

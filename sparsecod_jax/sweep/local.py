@@ -18,12 +18,13 @@ from sparsecod_jax.data.store import MANIFEST, prepare_arguments, prepare_comman
 from sparsecod_jax.errors import ATTEMPTS, FINAL, ConfigError, Fenced, Preempted, SparsecodError
 from sparsecod_jax.processes import note
 from sparsecod_jax.rundir import RunDir, locked
+from sparsecod_jax.stopping import IMPATIENT, SAME, STOPS
 from sparsecod_jax.sweep import gpus
 from sparsecod_jax.sweep.results import describe
 from sparsecod_jax.sweep.study import Run, Study, expand, load
 from sparsecod_jax.sweep.study_dir import StudyDir, begin, locate, remaining
 
-SPARSECOD = (sys.executable, "-P", "-m", "sparsecod_jax")  # what lies in the working folder is not imported
+SPARSECOD = (sys.executable, "-P", "-m", "sparsecod_jax")  # -P: nothing in the working folder is imported
 POLL = 0.2  # seconds
 BUSY = 10.0  # seconds until a run is tried again that another process is at
 
@@ -51,7 +52,8 @@ def sweep(spec: str, workdir: str, *, jobs: int = 1, max_hours: float | None = N
     Raises:
       ConfigError: the study, its data or the directory can't be used; nothing was trained.
       Fenced: another sweep is at work in `workdir`.
-      Preempted: the time is over, or SIGTERM or SIGINT came; start again to go on.
+      Preempted: the time is over, or SIGTERM, SIGINT or SIGHUP came; start again to go on. Runs save before that, unless
+        it comes twice.
       SparsecodError: some runs failed; the message names them. The others are finished.
     """
     if jobs < 1:
@@ -96,6 +98,8 @@ class _Sweep:
     def __init__(self, study: Study, directory: StudyDir, deadline: float | None):
         self._study, self._directory, self._deadline = study, directory, deadline
         self._stopped_by: str | None = None
+        self._asked = 0.0  # when, by the monotonic clock
+        self._at_once = False
 
     def go(self, waiting: list[_Job], free: list[dict[str, str]]) -> list[str]:
         """Returns the names of the runs that did not finish; `free` has the environment of each that may run at a time."""
@@ -110,7 +114,7 @@ class _Sweep:
                 if self._deadline is not None and time.monotonic() > self._deadline:
                     self._stopped_by = self._stopped_by or "the time is over"
                 if self._stopped_by:
-                    _stop([process for _, process, _ in running])
+                    self._stop([process for _, process, _ in running])
                     raise Preempted(f"{self._stopped_by}, {len(waiting) + len(running)} runs are not finished: start again to go on")
                 ready = [job for job in waiting if job.not_before <= time.monotonic()]
                 for job in ready[: len(free)]:
@@ -147,19 +151,25 @@ class _Sweep:
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
         def stop(number, frame):
+            now = time.monotonic()
+            self._at_once = self._stopped_by is not None and number in IMPATIENT and now - self._asked > SAME
+            self._asked = now
             self._stopped_by = f"{signal.Signals(number).name} came"
 
-        before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        heard = [number for number in STOPS if signal.getsignal(number) is not signal.SIG_IGN]
+        before = {number: signal.signal(number, stop) for number in heard}
         try:
             yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-
-def _stop(processes: list[subprocess.Popen]) -> None:
-    """Has each run save, and waits for it."""
-    for process in processes:
-        process.terminate()
-    for process in processes:
-        process.wait()
+    def _stop(self, processes: list[subprocess.Popen]) -> None:
+        """Has each run save, and waits for it; whoever asks again does not wait."""
+        for process in processes:
+            process.terminate()
+        while any(process.poll() is None for process in processes):
+            if self._at_once:
+                for process in processes:
+                    process.kill()
+            time.sleep(POLL)

@@ -3,29 +3,31 @@
 import contextlib
 import json
 import os
-import time
+import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
-from etils import epath
 
 from sparsecod_jax import config, counts, files, placement
-from sparsecod_jax.checkpoint import Checkpointer
+from sparsecod_jax.checkpoint import Checkpointer, check_room
 from sparsecod_jax.data import pipeline
 from sparsecod_jax.data.store import Manifest, Windows, prepare_command, read_manifest
 from sparsecod_jax.data.tokenizer import TOKENIZER
-from sparsecod_jax.errors import ConfigError, Diverged, Fenced, Preempted
+from sparsecod_jax.errors import ConfigError, Diverged, Fenced, Preempted, SparsecodError
 from sparsecod_jax.evaluate.perplexity import evaluator
 from sparsecod_jax.files import read_record, write_record
 from sparsecod_jax.identity import identity, identity_fields
 from sparsecod_jax.processes import first_decides, is_first, note, say, together
-from sparsecod_jax.rundir import Attempt, RunDir, Status, check_identity, claim
+from sparsecod_jax.rundir import Attempt, RunDir, Status, check_free, check_identity, claim
+from sparsecod_jax.stopping import STOP
 from sparsecod_jax.train import manifest as run_manifest
-from sparsecod_jax.train.preemption import PreemptionGuard
+from sparsecod_jax.train.preemption import Interrupted, PreemptionGuard
+from sparsecod_jax.train.programs import Compiled, compile_steps, explained
 from sparsecod_jax.train.progress import Progress
 from sparsecod_jax.train.step import Batch, Program, TrainState, build_on
+from sparsecod_jax.train.watchdog import Watchdog
 from sparsecod_jax.train.writers import Writers, plain
 
 PROFILED_STEPS = range(3, 6)  # of an attempt
@@ -43,26 +45,28 @@ def train(experiment: config.Experiment, workdir: str, *, profile: bool = False)
       Preempted: SIGTERM came; a checkpoint was committed.
       Diverged: too many updates were not finite.
     """
-    run, directory = together(lambda: (RunDir(files.absolute(workdir)), files.absolute(experiment.data.path)))
-    data = together(lambda: read_manifest(directory, prepare_command(experiment)))
-    _check_same_everywhere(run, experiment, data)
-    fields = identity_fields(experiment, data.fingerprint)
-    if final := first_decides(lambda: _finished(run, fields)):
-        return final
-    together(lambda: placement.check_platform(experiment.model))
-    _check_data(experiment, data)
-    program = build_on(experiment, jax.devices())
-    with contextlib.ExitStack() as claimed:
-        attempt = Attempt(run, *first_decides(lambda: _key(claimed.enter_context(claim(run)))))
-        together(attempt.check_shared)
-        first_decides(lambda: check_identity(run, fields))  # again, as another run may have come first
-        first_decides(lambda: write_record(run.config, config.to_dict(experiment)))
-        described = run_manifest.describe(program.experiment, program.mesh, fields, data.framing())
-        first_decides(lambda: write_record(run.manifest, described | {"tokenizer_digest": files.digest(directory / TOKENIZER)}))
-        first_decides(lambda: files.write(run.tokenizer, (directory / TOKENIZER).read_bytes()))
-        note(placement.describe(program.experiment, experiment))
-        with _recorded_status(attempt):
-            return _Run(experiment, program, run, attempt, directory, data).go(profile=profile)
+    with Watchdog() as watchdog:
+        run, directory = together(lambda: (RunDir(files.absolute(workdir)), files.absolute(experiment.data.path)))
+        data = together(lambda: read_manifest(directory, prepare_command(experiment)))
+        _check_same_everywhere(run, experiment, data)
+        fields = identity_fields(experiment, data.fingerprint)
+        if final := first_decides(lambda: _finished(run, fields)):
+            return final
+        together(lambda: placement.check_platform(experiment.model))
+        _check_data(experiment, data)
+        first_decides(lambda: check_free(run))
+        program = build_on(experiment, jax.devices())
+        first_decides(lambda: check_room(run.checkpoints, program.abstract_state))
+        with watchdog.during("compiling"):
+            compiled = compile_steps(program)
+        with contextlib.ExitStack() as claimed:
+            attempt = Attempt(run, *first_decides(lambda: _key(claimed.enter_context(claim(run)))))
+            together(attempt.check_shared)
+            watchdog.report_to(attempt)
+            first_decides(lambda: check_identity(run, fields))  # again, as another run may have come first
+            note(placement.describe(program.experiment, experiment))
+            with _recorded_status(attempt), explained(experiment):
+                return _Run(experiment, program, compiled, attempt, directory, data, fields, watchdog).go(profile=profile)
 
 
 def _finished(run: RunDir, fields: dict[str, Any]) -> dict[str, Any] | None:
@@ -117,79 +121,103 @@ def _recorded_status(attempt: Attempt) -> Iterator[None]:
             attempt.check_still_owner()
             attempt.run.set_status(status, attempt=attempt.number, **details)
 
+    def record_end(status: Status, **details) -> None:
+        try:
+            record(status, **details)
+        except OSError as error:  # the checkpoints say how far it is
+            print(f"{attempt.run.status} can't be written ({error.strerror})", file=sys.stderr, flush=True)
+
     record("running")
+    STOP.record = lambda: record("preempted")
     try:
         yield
     except Fenced:
         raise
     except Preempted:
-        record("preempted")
+        record_end("preempted")
         raise
     except Diverged as error:
-        record("diverged", reason=str(error))
+        record_end("diverged", reason=str(error))
         raise
     except BaseException as error:
-        record("failed", reason=f"{type(error).__name__}: {error}")
+        record_end("failed", reason=f"{type(error).__name__}: {error}")
         raise
-    record("finished")
+    finally:
+        STOP.record = lambda: None
+    record_end("finished")
 
 
 class _Run:
     """One attempt at a run."""
 
-    def __init__(self, experiment, program: Program, run: RunDir, attempt: Attempt, directory: epath.Path, data: Manifest):
-        self.experiment, self.program, self.run, self.attempt = experiment, program, run, attempt
-        self.data = data
+    def __init__(self, experiment, program: Program, compiled: Compiled, attempt: Attempt, directory, data: Manifest, fields, watchdog):
+        self.experiment, self.program, self.compiled = experiment, program, compiled
+        self.run, self.attempt, self.fields, self.watchdog = attempt.run, attempt, fields, watchdog
+        self.directory, self.data = directory, data
         self.train_windows = Windows(directory, data, data.train, experiment.data.seq_len)
         self.evaluate = evaluator(program.experiment, program.mesh, directory, data)
         kept = (experiment.checkpoint.keep, experiment.checkpoint.keep_every)
-        self.checkpointer = Checkpointer(run, *kept, check_owner=attempt.check_still_owner)
-        self._compiled: dict[bool, Any] = {}
-        self.compile_seconds = 0.0  # of this attempt
+        self.checkpointer = Checkpointer(self.run, *kept, check_owner=attempt.check_still_owner)
 
     def go(self, *, profile: bool) -> dict[str, Any]:
-        experiment = self.experiment
+        experiment, watchdog = self.experiment, self.watchdog
         with contextlib.ExitStack() as open_until_the_end:
-            guard = open_until_the_end.enter_context(PreemptionGuard())
+            open_until_the_end.enter_context(watchdog.during("finishing"))
             open_until_the_end.enter_context(contextlib.closing(self.checkpointer))
             profiler = open_until_the_end.enter_context(contextlib.ExitStack())
-            state, record = self._restore_or_init()
+            with watchdog.prompt_end(), watchdog.during("restoring"):
+                state, record = self._restore_or_init()
+            self._describe()  # only now, as there is memory for it
             start = record["step"]
             if is_first():
                 self.writers = open_until_the_end.enter_context(contextlib.closing(Writers(self.attempt, start)))
+            open_until_the_end.enter_context(watchdog.prompt_end())
+            self.guard = PreemptionGuard()
             self.progress = Progress(experiment, start, record["seconds"])
             batches = self._batches(record["next_example"])
             late: tuple[int, dict] | None = None  # the metrics of the step dispatched last, not yet read
 
+            self._complete_evaluation(start, state)
             note(f"training steps {start + 1} to {experiment.steps}; {self.progress.convention}")
+            open_until_the_end.enter_context(watchdog.during("training"))
             for step in range(start + 1, experiment.steps + 1):
                 if profile and is_first() and step == start + PROFILED_STEPS.start:
                     self._profile(profiler)
                 if step == start + PROFILED_STEPS.stop:
                     profiler.close()
-                with_moments = self._due(step, experiment.log.moments_every)
-                if with_moments not in self._compiled:
-                    self._write(late)  # first, as compiling would fall into its time
-                    late = None
-                    self._compile(with_moments=with_moments)
-                train_step = self._compiled[with_moments]
-                state, metrics = train_step(state, next(batches))
+                train_step = self.compiled.steps[self._due(step, experiment.log.moments_every)]
+                with watchdog.during("reading data"):
+                    batch = next(batches)
+                state, metrics = train_step(state, batch)
                 self._write(late)
                 late = (step, metrics)
                 self.checkpointer.raise_if_save_failed()
 
-                stopping = guard.preempted(step)
+                stopping = self.guard.preempted()
+                evaluating = not stopping and self._evaluates_at(step)
                 saving = stopping or step == experiment.steps or self._due(step, experiment.checkpoint.every)
-                evaluating = not stopping and step < experiment.steps and self._due(step, experiment.evaluation.every)
                 if saving or evaluating:
                     self._write(late, state if evaluating else None)
                     late = None
-                if saving:
+                if saving or self.guard.stopping:  # an evaluation may have been left
                     self._save(step, state)
-                if stopping:
-                    self.checkpointer.wait()
-                    raise Preempted(f"stopped at step {step} of {experiment.steps}; run the same command to go on")
+                if self.guard.stopping:
+                    self._leave(step)
             return self._finish(state)
+
+    def _describe(self) -> None:
+        """Writes what makes the directory this run's."""
+        run, program = self.run, self.program
+        first_decides(lambda: write_record(run.config, config.to_dict(self.experiment)))
+        described = run_manifest.describe(program.experiment, program.mesh, self.fields, self.data.framing())
+        described |= {"tokenizer_digest": files.digest(self.directory / TOKENIZER)}
+        first_decides(lambda: write_record(run.manifest, described))
+        first_decides(lambda: files.write(run.tokenizer, (self.directory / TOKENIZER).read_bytes()))
+
+    def _leave(self, step: int) -> NoReturn:
+        with self.watchdog.during("saving"):
+            self.checkpointer.wait()
+        raise Preempted(f"stopped at step {step} of {self.experiment.steps}; run the same command to go on")
 
     def _restore_or_init(self) -> tuple[TrainState, dict[str, Any]]:
         note("looking for a checkpoint")
@@ -210,15 +238,6 @@ class _Run:
             segments = pipeline.segments(tokens[:, :-1], self.data.eos_id) if cfg.model.document_masking else None
             yield pipeline.to_devices(Batch(tokens, segments), rows, sharding, cfg.global_batch)
 
-    def _compile(self, *, with_moments: bool) -> None:
-        note(f"compiling the train step{' with moments' if with_moments else ''}")
-        began = time.perf_counter()
-        self._compiled[with_moments] = self.program.lower(with_moments=with_moments).compile()
-        seconds = time.perf_counter() - began
-        self.compile_seconds += seconds
-        note(f"compiled in {seconds:.1f} s")
-        self.progress.resume()
-
     def _profile(self, open_while_it_lasts: contextlib.ExitStack) -> None:
         mirror = files.Mirror(self.run.profile)
         open_while_it_lasts.callback(mirror.close)
@@ -229,6 +248,19 @@ class _Run:
     def _due(step: int, every: int) -> bool:
         return every > 0 and step % every == 0
 
+    def _evaluates_at(self, step: int) -> bool:
+        """Whether the metrics of `step` include held-out ones; after the last step they are in final.json."""
+        return 0 < step < self.experiment.steps and self._due(step, self.experiment.evaluation.every)
+
+    def _complete_evaluation(self, start: int, state: TrainState) -> None:
+        """Evaluates where the attempt before had to leave while it did."""
+        if not first_decides(lambda: self._evaluates_at(start) and self.writers.lacks_evaluation):
+            return
+        if evaluated := self._evaluate(start, state):
+            first_decides(lambda: self.writers.amend(plain(evaluated)))
+        else:
+            self._leave(start)
+
     def _write(self, late: tuple[int, dict] | None, evaluated: TrainState | None = None) -> None:
         """Reads a dispatched step's metrics, which waits for the device, and writes them, with held-out metrics if asked."""
         if late is None:
@@ -236,16 +268,17 @@ class _Run:
         step, on_device = late
         metrics = jax.device_get(on_device)
         tokens = self.experiment.tokens_per_step
-        tokens_per_second = tokens / self.progress.step()
+        seconds = self.progress.step()
+        self.watchdog.step(seconds)
         values = {
             "step": step,
             "tokens": step * tokens,
             "first_example": (step - 1) * self.experiment.global_batch,
-            "tokens_per_second": tokens_per_second,
+            "tokens_per_second": tokens / seconds,
             "perplexity": np.exp(np.minimum(metrics["loss"], 80.0)),
         }
         if evaluated is not None:
-            values |= {f"evaluation/{name}": value for name, value in self._evaluate(step, evaluated).items()}
+            values |= self._evaluate(step, evaluated) or {}
         line = plain(values | metrics)
         logged = self._due(step, self.experiment.log.every) or evaluated is not None or step == self.experiment.steps
         if is_first():
@@ -257,27 +290,44 @@ class _Run:
             raise Diverged(f"{skipped} updates up to step {step} were not finite, {budget} are allowed: lower optimizer.peak_lr")
 
     def _save(self, step: int, state: TrainState) -> None:
-        first_decides(lambda: self.writers.sync())  # only the first has writers; raises Fenced
         record = {
             "config": config.to_dict(self.experiment),
             "next_example": step * self.experiment.global_batch,
             "data_fingerprint": self.data.fingerprint,
             "seconds": self.progress.seconds,
         }
-        self.checkpointer.save(step, {"state": state}, record)
+        with self.watchdog.during("saving"):
+            first_decides(lambda: self.writers.sync())  # only the first has writers; raises Fenced
+            first_decides(lambda: check_room(self.run.checkpoints, state))
+            self.checkpointer.save(step, {"state": state}, record)
 
-    def _evaluate(self, step: int, state: TrainState) -> dict[str, float]:
+    def _evaluate(self, step: int, state: TrainState) -> dict[str, float] | None:
+        """Held-out metrics, or None if the run is asked to stop meanwhile."""
         note("evaluating on the validation split")
-        result = self.evaluate(state.params)
+
+        def after_batch():
+            self.watchdog.alive()
+            if self.guard.preempted():
+                raise Interrupted
+
+        try:
+            with self.watchdog.during("evaluating"):
+                result = self.evaluate(state.params, after_batch)
+        except Interrupted:
+            return None
         say(f"step {step} | " + " | ".join(f"held-out {name} {value:,.4f}" for name, value in result.items()))
         self.progress.resume()
-        return result
+        return {f"evaluation/{name}": value for name, value in result.items()}
 
     def _finish(self, state: TrainState) -> dict[str, Any]:
         experiment, seconds = self.experiment, self.progress.seconds
-        held_out = self._evaluate(experiment.steps, state)
+        evaluated = self._evaluate(experiment.steps, state)
         note("waiting for the last checkpoint")
-        self.checkpointer.wait()
+        if evaluated is None:
+            self._leave(experiment.steps)
+        with self.watchdog.during("saving"):
+            self.checkpointer.wait()
+        held_out = {name.removeprefix("evaluation/"): value for name, value in evaluated.items()}
         tokens = experiment.steps * experiment.tokens_per_step
         skipped = int(jax.device_get(state.skipped))
         if 2 * skipped > experiment.steps:
@@ -291,14 +341,22 @@ class _Run:
             "tokens": tokens,
             "seconds": seconds,
             "tokens_per_second": tokens / seconds,
-            "compile_seconds": self.compile_seconds,
+            "compile_seconds": self.compiled.seconds,
             "flops": tokens * counts.flops_per_token(experiment.model, experiment.data.seq_len),
             "mfu": self.progress.mfu(tokens / seconds),
             "flops_convention": counts.FLOPS_CONVENTION,
         }
         first_decides(self.attempt.check_still_owner)
-        first_decides(lambda: write_record(self.run.final, final))
+        first_decides(lambda: self._write_final(final))
         if skipped:
             note(f"{skipped} of {experiment.steps} updates were left out, as they were not finite")
         note(f"held-out loss {held_out['loss']:.4f} nats; a guess by token frequency alone would have {final['unigram_entropy']:.4f}")
         return final
+
+    def _write_final(self, final: dict[str, Any]) -> None:
+        try:
+            write_record(self.run.final, final)
+        except OSError as error:
+            print(json.dumps(final), flush=True)
+            reason = f"{self.run.final} can't be written ({error.strerror})"
+            raise SparsecodError(f"{reason}: make room or mend the disk, and run the same command, which only evaluates") from error

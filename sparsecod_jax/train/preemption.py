@@ -1,33 +1,38 @@
-"""Is the machine being taken away?
+"""Is the run asked to stop?
 
-With several processes the answer must be the same on all of them at the same step, which JAX's preemption service arranges; it listens
-to SIGTERM itself, and a Python handler would silently disable it. With one process that service does nothing, so a handler is installed.
+With several processes the answer must be the same on all of them at the same moment, which JAX's preemption
+service arranges; it listens to SIGTERM itself, and a Python handler would silently disable it. With one
+process that service does nothing, and `stopping` hears the signals.
 """
-
-import signal
 
 import jax
 from jax.experimental import multihost_utils
 
+from sparsecod_jax.stopping import STOP
+
+
+class Interrupted(Exception):
+    """An evaluation was left, as the run is asked to stop."""
+
 
 class PreemptionGuard:
-    """While the context lasts, SIGTERM becomes an answer that the loop asks for once a step."""
+    """The question that the loop asks after each step, and an evaluation after each batch."""
 
     def __init__(self):
-        self._several = jax.process_count() > 1
-        self._signalled = False
-
-    def __enter__(self):
-        self._before = None if self._several else signal.signal(signal.SIGTERM, self._remember)
-        return self
-
-    def __exit__(self, *error):
+        self._several = jax.distributed.is_initialized()
+        self._asked = 0  # alike on all processes, as they ask at the same places
+        self.stopping = False  # the newest answer
         if not self._several:
-            signal.signal(signal.SIGTERM, self._before)
+            STOP.hold()
 
-    def _remember(self, signum, frame):
-        self._signalled = True
+    def preempted(self) -> bool:
+        """Whether to save and stop here; the same on every process, and for good once it is true."""
+        if not self.stopping:
+            self._asked += 1
+            self.stopping = self._answer()
+        return self.stopping
 
-    def preempted(self, step: int) -> bool:
-        """Whether to save and stop at `step`; the same on every process."""
-        return multihost_utils.reached_preemption_sync_point(step) if self._several else self._signalled
+    def _answer(self) -> bool:
+        if self._several:
+            return multihost_utils.reached_preemption_sync_point(self._asked)
+        return STOP.asked is not None

@@ -4,16 +4,19 @@ metrics.jsonl is the truth: one object a step, unique by step, also after a resu
 under "nonfinite". In an object store, which can't append, both files appear whole at each checkpoint.
 """
 
-import concurrent.futures
 import contextlib
+import errno
 import os
+import sys
 from typing import Any
 
 import numpy as np
-import tensorboardX
 
 from sparsecod_jax import files, journal
 from sparsecod_jax.rundir import Attempt, RunDir
+from sparsecod_jax.train.curves import Curves
+
+WAITING = 10_000  # lines kept in memory for a disk that has no room
 
 
 def plain(metrics: dict[str, Any]) -> dict[str, Any]:
@@ -32,60 +35,92 @@ def _without_nonfinite(value):
 
 
 class Writers:
-    """Writes the metrics of an attempt; continues after `restored_step`, dropping what a crash left beyond it."""
+    """Writes the metrics of an attempt; continues after `restored_step`, dropping what a crash left beyond it.
+
+    A line that finds no room waits for the next one: losing a log never stops a training whose checkpoints are safe.
+    """
 
     def __init__(self, attempt: Attempt, restored_step: int):
+        lines = attempt.run.begin_metrics(restored_step)
+        self._last, self._last_line = lines[-1] if lines else ({}, b"")
+        self.lost = 0  # lines that metrics.jsonl lacks
         self._attempt, self._mirror = attempt, files.Mirror(attempt.run.path)
         local = RunDir(self._mirror.path)
-        files.write(local.metrics, b"".join(text for _, text in attempt.run.begin_metrics(restored_step)))
-        self._jsonl = local.metrics.open("a")
-        self._tensorboard = tensorboardX.SummaryWriter(os.fspath(local.tensorboard), purge_step=restored_step + 1)
-        self._thread = concurrent.futures.ThreadPoolExecutor(max_workers=1)
-        self._pending: concurrent.futures.Future | None = None
+        content = b"".join(line for _, line in lines)
+        files.write(local.metrics, content)
+        self._jsonl = os.open(local.metrics, os.O_WRONLY | os.O_APPEND)
+        self._size = len(content)  # of the whole lines in it
+        self._waiting: list[bytes] = []
+        self._curves = Curves(local.tensorboard, restored_step + 1)
+        self._uploads_lost = False
 
     def write(self, metrics: dict[str, Any], *, tensorboard: bool) -> None:
         """Appends one step; `metrics` holds "step" and plain values."""
-        self._jsonl.write(journal.line(metrics))
-        self._jsonl.flush()
+        self._last, self._last_line = metrics, journal.line(metrics).encode()
+        self._waiting.append(self._last_line)
+        self._append()
         if tensorboard:
-            self._raise_pending()
-            self._pending = self._thread.submit(self._add_scalars, metrics)
+            self._curves.add(metrics)
 
-    def _add_scalars(self, metrics: dict[str, Any]) -> None:
-        """TensorBoard's share: one curve a number, name/layer_07 for a block's."""
-        step = metrics["step"]
-        for name, value in metrics.items():
-            if isinstance(value, list) and name != "nonfinite":
-                for layer, number in enumerate(value):
-                    if number is not None:
-                        self._tensorboard.add_scalar(f"{name}/layer_{layer:02d}", number, step)
-            elif isinstance(value, (int, float)) and name != "step":
-                self._tensorboard.add_scalar(name, value, step)
+    @property
+    def lacks_evaluation(self) -> bool:
+        """Whether the newest line was written without held-out metrics."""
+        return "evaluation/loss" not in self._last
 
-    def _raise_pending(self) -> None:
-        if self._pending is not None:
-            self._pending.result()
+    def amend(self, values: dict[str, Any]) -> None:
+        """Adds values to the newest line."""
+        self._size -= len(self._last_line)
+        os.ftruncate(self._jsonl, self._size)
+        self._curves.add(values | {"step": self._last["step"]})
+        self.write(self._last | values, tensorboard=False)
+
+    def _append(self) -> None:
+        """Writes the lines that wait, or none of the one that finds no room."""
+        try:
+            while self._waiting:
+                line = self._waiting[0]
+                if os.write(self._jsonl, line) < len(line):
+                    os.ftruncate(self._jsonl, self._size)
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                self._size += len(line)
+                del self._waiting[0]
+        except OSError as error:
+            self._lose(error)
+
+    def _lose(self, error: OSError) -> None:
+        if not self.lost and len(self._waiting) == 1:
+            print(f"{self._attempt.run.metrics} can't be written ({error.strerror}): training goes on", file=sys.stderr, flush=True)
+        if len(self._waiting) > WAITING:
+            del self._waiting[0]
+            self.lost += 1
 
     def sync(self) -> None:
-        """Returns when all lines are on disk: before a checkpoint names them.
+        """Returns when all lines are on disk, as far as it has room: before a checkpoint names them.
 
         Raises:
           Fenced: a newer attempt writes these files now.
         """
-        self._jsonl.flush()
-        os.fsync(self._jsonl.fileno())
-        self._raise_pending()
-        self._tensorboard.flush()
+        with contextlib.suppress(OSError):
+            os.fsync(self._jsonl)
+        self._curves.flush()
         self._upload()
 
     def _upload(self) -> None:
         self._attempt.check_still_owner()
-        self._mirror.upload()
+        try:
+            self._mirror.upload()
+        except Exception as error:  # whatever the store raised; the next upload has all
+            if not self._uploads_lost:
+                print(f"logs can't be uploaded ({type(error).__name__}: {error}): training goes on", file=sys.stderr, flush=True)
+            self._uploads_lost = True
 
     def close(self) -> None:
         with contextlib.closing(self._mirror):
-            self._thread.shutdown()
-            self._tensorboard.close()
-            self._jsonl.close()
+            self._append()
+            self._curves.close()
+            os.close(self._jsonl)
             self._upload()
-        self._raise_pending()
+        if lost := self.lost + len(self._waiting):
+            print(f"{self._attempt.run.metrics} lacks {lost} lines that found no room", file=sys.stderr, flush=True)
+        if self._curves.lost:
+            print(f"{self._attempt.run.tensorboard} lacks {self._curves.lost} steps", file=sys.stderr, flush=True)

@@ -32,9 +32,7 @@ FORMS = {
 DENSE = dataclasses.replace(tiny.MODEL, d_model=64, d_ff=192, vocab_size=300, init_std=0.1)
 WIDE = dataclasses.replace(DENSE, d_model=256, d_ff=512, n_layers=2, init_std=0.06)
 WIDEST = dataclasses.replace(DENSE, d_model=512, d_ff=1024, n_layers=2, init_std=0.04)
-MIXTURE = dataclasses.replace(
-    DENSE, n_layers=2, d_ff=32, n_experts=8, top_k=2, shared_expert=True, d_shared=24
-)
+MIXTURE = dataclasses.replace(DENSE, n_layers=2, d_ff=32, n_experts=8, top_k=2, shared_expert=True, d_shared=24)
 SCALED = dataclasses.replace(DENSE, layer_norm_scaling=True)
 
 # Name, model, sequences, positions, scores.

@@ -102,11 +102,11 @@ def test_gpus_are_asked_for_by_hosts_and_told_which_process_they_are():
     [run] = pod["containers"]
     assert run["resources"] == {"limits": {"nvidia.com/gpu": "8"}}
     flags = [f"--coordinator={NAME}-r-0-0.{NAME}:8476", "--process_index=$(SPARSECOD_HOST)"]
-    assert run["command"][3 : run["command"].index("--then")] == [*TRAIN, "--process_count=4", *flags]
+    assert run["command"][4 : run["command"].index("--then")] == [*TRAIN, "--process_count=4", *flags]
     assert {"name": "shared", "mountPath": "/dev/shm"} in run["volumeMounts"]
     assert {"name": "shared", "emptyDir": {"medium": "Memory"}} in pod["volumes"]
     [alone] = pod_of(rendered("h100:8"))["containers"]
-    assert alone["command"][3:] == [*TRAIN, "--process_count=1"]
+    assert alone["command"][4:] == [*TRAIN, "--process_count=1"]
 
 
 @pytest.mark.parametrize(("topology", "expected"), [("v5p:4x4x4", True), ("v5e:2x2", False), ("h100:4x8", False)])

@@ -102,7 +102,7 @@ def test_what_a_host_does_with_an_image():
     assert pull == ["docker", "pull", "--quiet", IN_IMAGE.image]
     assert run[:2] == ["docker", "run"]
     words = run[run.index(IN_IMAGE.image) + 1 :]
-    assert words[: 3 + len(TRAIN)] == ["python", "-m", "sparsecod_jax.sweep.host", *TRAIN]
+    assert words[: 4 + len(TRAIN)] == ["python", "-P", "-m", "sparsecod_jax.sweep.host", *TRAIN]
     assert words[-len(ANALYZE) :] == list(ANALYZE)
     assert "TPU_PROCESS_BOUNDS=1,1,1" in words
     assert "TPU_PROCESS_BOUNDS=1,1,1" not in described("v6e:2x4", (TRAIN, ANALYZE))["commands"][-1]

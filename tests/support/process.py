@@ -8,19 +8,25 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import tiny
 from etils import epath
 
 ROOT = Path(__file__).resolve().parents[2]
 
+for number in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(number) is signal.SIG_IGN:  # as a shell has it for what runs in the background; children would inherit it
+        signal.signal(number, signal.SIG_DFL)
 
-def start(experiment, workdir, *, devices=1, flags=(), environment=None, program=("-m", "sparsecod_jax")) -> subprocess.Popen:
+
+def start(experiment, workdir, *, devices=1, flags=(), environment=None, program=("-m", "sparsecod_jax"), streams=None) -> subprocess.Popen:
     """`sparsecod train` of `experiment` in a process of its own, on that many CPU devices."""
     command = [sys.executable, *program, "train", "--config=configs/smoke.py", f"--workdir={workdir}", *tiny.flags(experiment), *flags]
     xla_flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
     surroundings = os.environ | {"XLA_FLAGS": xla_flags, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"} | (environment or {})
-    return subprocess.Popen(command, cwd=ROOT, env=surroundings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    outputs: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, **(streams or {})}
+    return subprocess.Popen(command, cwd=ROOT, env=surroundings, text=True, **outputs)
 
 
 def start_several(experiments, workdir, count: int, *, programs=None, **options) -> list[subprocess.Popen]:
@@ -52,6 +58,17 @@ def finish_all(processes: list[subprocess.Popen], code: int = 0) -> list[str]:
     """`finish` for processes that work together."""
     with concurrent.futures.ThreadPoolExecutor(len(processes)) as pool:  # so that none waits for room in its pipe
         return list(pool.map(lambda process: finish(process, code), processes))
+
+
+def wait_until_it_says(process: subprocess.Popen, words: str) -> str:
+    """Returns what the process has printed once that has these words in it."""
+    assert process.stdout
+    said = ""
+    for line in process.stdout:
+        said += line
+        if words in line:
+            return said
+    raise AssertionError(f"ended without {words!r}:\n{said}")
 
 
 def wait_for_line(process: subprocess.Popen, metrics: Path | epath.Path, lines: int) -> None:

@@ -20,4 +20,5 @@ def record_reads(file) -> None:
 if __name__ == "__main__":
     with open(sys.argv[1], "w", buffering=1) as file:
         record_reads(file)
-        main(sys.argv[2:])
+        del sys.argv[1]
+        main()

@@ -9,8 +9,8 @@ from pathlib import Path
 from sparsecod_jax.sweep.launching import Job
 from sparsecod_jax.sweep.package import Shipment
 
-TRAIN = ("python", "-m", "sparsecod_jax", "train", "--config=configs/dense_1b.py:paper", "--workdir=gs://bucket/study/runs/deep-s0")
-ANALYZE = ("python", "-m", "sparsecod_jax", "analyze", "--workdir=gs://bucket/study/runs/deep-s0")
+TRAIN = ("python", "-P", "-m", "sparsecod_jax", "train", "--config=configs/dense_1b.py:paper", "--workdir=gs://bucket/study/runs/deep-s0")
+ANALYZE = ("python", "-P", "-m", "sparsecod_jax", "analyze", "--workdir=gs://bucket/study/runs/deep-s0")
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 SHA256 = "ab" * 32
 IN_IMAGE = Shipment("region-docker.pkg.dev/project/sparsecod@sha256:" + SHA256, None, None, COMMIT, False, None)

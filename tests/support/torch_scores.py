@@ -7,6 +7,7 @@ N sequences, T positions, D width, L blocks, H heads, K head size, S key positio
 """
 
 import contextlib
+import itertools
 import math
 from typing import Any
 
@@ -42,8 +43,7 @@ class Exported:
         }
 
     def block(self, x_NTD, number: int) -> torch.Tensor:
-        found = self.layers[number](x_NTD, **self._positions(x_NTD))
-        return found[0] if isinstance(found, tuple) else found
+        return self.layers[number](x_NTD, **self._positions(x_NTD))
 
     def with_attention(self, x_NTD, number: int) -> torch.Tensor:
         """The stream after the attention branch alone."""
@@ -54,8 +54,7 @@ class Exported:
     def with_ffn(self, u_NTD, number: int) -> torch.Tensor:
         """The stream after the FFN branch alone."""
         layer = self.layers[number]
-        found = layer.mlp(layer.post_attention_layernorm(u_NTD))
-        return u_NTD + (found[0] if isinstance(found, tuple) else found)
+        return u_NTD + layer.mlp(layer.post_attention_layernorm(u_NTD))
 
     def states(self, tokens_NT) -> list[torch.Tensor]:
         """The stream before the first block and after every block."""
@@ -157,13 +156,14 @@ def causal_future(model: Exported, tokens_NT, cuts) -> np.ndarray:
 
 def _changes(model, states, skipped, measured_T):
     layers = len(model.layers)
-    sizes = [((states[l + 1] - states[l]).norm(dim=-1) @ measured_T).sum() for l in range(layers)]
+    updates = [after - before for before, after in itertools.pairwise(states)]
+    sizes = [(update.norm(dim=-1) @ measured_T).sum() for update in updates]
     changed = np.zeros((layers, layers))
     for s in range(layers):
         x = skipped(s)
         for later in range(s + 1, layers):
             y = model.block(x, later)
-            difference = (y - x) - (states[later + 1] - states[later])
+            difference = (y - x) - updates[later]
             changed[s, later] = float((difference.norm(dim=-1) @ measured_T).sum())
             x = y
     return changed, np.array(sizes)
@@ -254,8 +254,7 @@ def _own_block(layer, own_TD, keys_SHK, values_SHK, cos, sin):
     mixed = torch.einsum("ths,shk->thk", weights[..., :-1], values_SHK)
     mixed = mixed + weights[..., -1:] * own_values
     u_TD = own_TD + attention.o_proj(mixed.flatten(1))
-    found = layer.mlp(layer.post_attention_layernorm(u_TD)[None])
-    return u_TD + (found[0] if isinstance(found, tuple) else found[0])
+    return u_TD + layer.mlp(layer.post_attention_layernorm(u_TD)[None])[0]
 
 
 def attention(model: Exported, tokens_NT) -> dict[str, np.ndarray]:

@@ -86,7 +86,7 @@ def test_what_is_done_diverged_or_held_is_not_sent(here, study, capsys):
     color, _, told = json.loads(rendered["jobs.json"])
     assert color == "red"
     assert [job[1] for job in told] == [0, 1, 2, 3]
-    assert told[1][3][0][:5] == ["python", "-m", "sparsecod_jax", "train", "--config=configs/smoke.py:nano"]
+    assert told[1][3][0][:6] == ["python", "-P", "-m", "sparsecod_jax", "train", "--config=configs/smoke.py:nano"]
     assert "--config.model.n_layers=3" in told[1][3][0]
     place = {name: RunDir(epath.Path(study[1]) / "runs" / name) for name in names}
     for name in ("flat-s0", "deep-s0", "flat-s1"):

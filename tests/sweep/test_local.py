@@ -81,6 +81,42 @@ def test_stops_at_a_checkpoint_when_asked_and_goes_on(tokens, tmp_path):
         sweep(spec, str(study), max_hours=1e-9)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_asked_once_its_run_saves_and_asked_twice_it_ends_at_once(tokens, tmp_path, number):
+    """The run is stopped, so that it can't save."""
+    spec = study_files.write(tmp_path, tokens, study_files.TWO, steps=10**5, every=10)
+    study = tmp_path / "study"
+    command = [sys.executable, "-m", "sparsecod_jax", "sweep", f"--sweep={spec}", f"--workdir={study}"]
+    first = subprocess.Popen(command, cwd=process.ROOT, stderr=subprocess.PIPE, text=True)
+    run = RunDir(study / "runs" / "flat-s0")
+    while not run.newest_checkpoint():
+        assert first.poll() is None
+        time.sleep(0.2)
+    (attempt,) = run.attempts.iterdir()
+    pid = json.loads(attempt.read_text())["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    first.send_signal(number)
+    time.sleep(1)
+    assert first.poll() is None  # it waits for its run to save
+    first.send_signal(number)
+    assert f"{number.name} came, 2 runs are not finished" in first.communicate(timeout=20)[1]
+    assert first.returncode == Preempted.exit_code
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_runs_see_nothing_of_the_working_folder(tokens, tmp_path):
+    spec = study_files.write(tmp_path, tokens, '{"shallow": {"model.n_layers": 2}}')
+    folder = tmp_path / "shadow"
+    folder.mkdir()
+    (folder / "configs").symlink_to(process.ROOT / "configs")  # which the study names
+    for name in ("random", "numpy", "jax"):
+        (folder / f"{name}.py").write_text("raise SystemExit('the working folder was imported')")
+    command = [sys.executable, "-P", "-m", "sparsecod_jax", "sweep", f"--sweep={spec}", f"--workdir={tmp_path / 'study'}"]
+    environment = os.environ | {"PYTHONPATH": str(process.ROOT)}
+    assert subprocess.run(command, cwd=folder, env=environment, check=False).returncode == 0
+
+
 def test_runs_that_diverge_are_named_and_the_others_finish(tokens, tmp_path):
     arms = '{"wild": {"optimizer.peak_lr": 1e30, "execution.max_skipped_updates": 0}, "tame": {}}'
     spec = study_files.write(tmp_path, tokens, arms)

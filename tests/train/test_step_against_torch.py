@@ -29,9 +29,7 @@ DENSE = dataclasses.replace(tiny.MODEL, d_model=64, d_ff=192, vocab_size=300, in
 WIDE = dataclasses.replace(DENSE, d_model=256, d_ff=512, n_layers=2, init_std=0.06)
 WIDEST = dataclasses.replace(DENSE, d_model=512, d_ff=1024, n_layers=2, init_std=0.04)
 # Without the losses of the router, which transformers adds in another form.
-MIXTURE = dataclasses.replace(
-    DENSE, n_layers=2, d_ff=32, n_experts=8, top_k=2, load_balance_weight=0.0, router_z_weight=0.0
-)
+MIXTURE = dataclasses.replace(DENSE, n_layers=2, d_ff=32, n_experts=8, top_k=2, load_balance_weight=0.0, router_z_weight=0.0)
 
 HERE = Path(__file__).parents[1] / "support" / "gradients_here.py"
 TWO_DEVICES = {"JAX_NUM_CPU_DEVICES": "2"}

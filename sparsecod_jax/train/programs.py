@@ -1,0 +1,117 @@
+"""Which programs does a run need, and is there memory for them?
+
+They are compiled before a run directory is touched: a run that can't begin leaves nothing behind.
+"""
+
+import contextlib
+import dataclasses
+import os
+import resource
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from sparsecod_jax.config import Experiment
+from sparsecod_jax.devices import GIB
+from sparsecod_jax.errors import ConfigError
+from sparsecod_jax.processes import note
+from sparsecod_jax.train.step import Program
+
+OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
+CGROUP = Path("/sys/fs/cgroup/memory.max")  # what a container may use
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """The train step with and without the costly statistics, as far as the run needs them."""
+
+    steps: dict[bool, Any]  # by whether it has moments
+    seconds: float
+
+
+def compile_steps(program: Program) -> Compiled:
+    """Compiles what the run alternates between.
+
+    Raises:
+      ConfigError: memory does not suffice.
+    """
+    every = program.experiment.log.moments_every
+    needed = {0: [False], 1: [True]}.get(every, [False, True])
+    began = time.perf_counter()
+    steps = {}
+    for with_moments in needed:
+        note(f"compiling the train step{' with moments' if with_moments else ''}")
+        with explained(program.experiment):
+            steps[with_moments] = program.lower(with_moments=with_moments).compile()
+        _check_memory(program.experiment, steps[with_moments])
+    seconds = time.perf_counter() - began
+    note(f"compiled in {seconds:.1f} s")
+    return Compiled(steps, seconds)
+
+
+@contextlib.contextmanager
+def explained(experiment: Experiment) -> Iterator[None]:
+    """Makes of a lack of memory a ConfigError that says what to change."""
+    try:
+        yield
+    except MemoryError as error:
+        raise ConfigError(f"this machine has too little memory for the run: {_advice(experiment)}") from error
+    except jax.errors.JaxRuntimeError as error:
+        if OUT_OF_MEMORY not in str(error):
+            raise
+        raise ConfigError(f"memory does not suffice ({_first_line(error)}): {_advice(experiment)}") from error
+
+
+def _check_memory(experiment: Experiment, compiled) -> None:
+    """Compares what a step takes with what a device has, where both are known."""
+    analysis, limit = compiled.memory_analysis(), _limit()
+    if analysis is None or limit is None:
+        return
+    state, temporary = analysis.argument_size_in_bytes, analysis.temp_size_in_bytes
+    if state + temporary <= limit:
+        return
+    advice = _advice(experiment, microbatches=_microbatches_that_fit(experiment, state, temporary, limit))
+    taken = f"{(state + temporary) / GIB:.1f} GiB ({state / GIB:.1f} of them parameters, optimizer and batch)"
+    raise ConfigError(f"a step takes {taken} and a device has {limit / GIB:.1f}: {advice}")
+
+
+def _limit() -> float | None:
+    """Bytes that a device of this process has."""
+    device = jax.local_devices()[0]
+    if device.platform == "cpu":
+        return _host_memory() / jax.local_device_count()
+    stats = device.memory_stats() or {}
+    return stats.get("bytes_limit")
+
+
+def _host_memory() -> int:
+    """Bytes that this process may take."""
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    limits += [soft for soft in [resource.getrlimit(resource.RLIMIT_AS)[0]] if soft != resource.RLIM_INFINITY]
+    if CGROUP.exists() and (told := CGROUP.read_text().strip()).isdigit():
+        limits.append(int(told))
+    return min(limits)
+
+
+def _microbatches_that_fit(experiment: Experiment, state: int, temporary: int, limit: float) -> int | None:
+    """The fewest, if temporaries shrink with the rows of a microbatch, as most of them do."""
+    now, mesh = experiment.execution.accumulation, experiment.mesh
+    rows = experiment.global_batch // (mesh.data * mesh.fsdp * mesh.expert)
+    fitting = (count for count in range(now + 1, rows + 1) if rows % count == 0 and state + temporary * now / count <= limit)
+    return next(fitting, None)
+
+
+def _advice(experiment: Experiment, microbatches: int | None = None) -> str:
+    smaller = "lower model.d_model or model.n_layers, or take more devices"
+    if microbatches:
+        return f"try --config.execution.accumulation={microbatches}"
+    if experiment.execution.remat != "full":
+        return f"try --config.execution.remat=full and more of --config.execution.accumulation, or {smaller}"
+    return smaller
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), "")

@@ -1,0 +1,120 @@
+"""SIGTERM, SIGINT and SIGHUP in every phase of a training: a committed checkpoint, a true status, out in seconds."""
+
+import json
+import os
+import signal
+import time
+
+import process
+import pytest
+import tiny
+from etils import epath
+
+from sparsecod_jax import config
+from sparsecod_jax.rundir import RunDir
+
+pytestmark = pytest.mark.faults
+
+LIMIT = 15.0  # seconds from the signal to the end
+STEPS = 60
+TRIALS = int(os.environ.get("SPARSECOD_FAULT_TRIALS", "1"))  # of each signal in each phase
+
+# What the process says when a phase begins; None: before it says anything.
+PHASES = {
+    "imports": None,
+    "compiling": "compiling the train step",
+    "restoring": "looking for a checkpoint",
+    "initialising": "initialising",
+    "stepping": "step 4/",
+    "evaluating": "evaluating on the validation split",
+    "saving": "step 10/",
+    "the evaluation at the end": f"step {STEPS}/{STEPS}",
+}
+AFTER_A_STEP = ("stepping", "evaluating", "saving", "the evaluation at the end")
+
+
+def _experiment(tokens):
+    return tiny.experiment(
+        steps=STEPS,
+        data={"path": str(tokens)},
+        mesh=config.Mesh(1, 1, 1, 1),
+        checkpoint={"every": 5},
+        evaluation={"every": 7},
+        log={"every": 2, "moments_every": 20},
+    )
+
+
+def _lines(workdir):
+    lines = RunDir(epath.Path(workdir)).read_metrics()
+    return [{name: value for name, value in line.items() if name != "tokens_per_second"} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def whole(tokens, tmp_path_factory):
+    """The lines of a run that nobody disturbed."""
+    place = tmp_path_factory.mktemp("whole")
+    process.finish(process.start(_experiment(tokens), place))
+    return _lines(place)
+
+
+@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_one_signal_saves_and_the_run_goes_on_bit_for_bit(tokens, tmp_path, whole, phase, number):
+    slowest = 0.0
+    for trial in range(TRIALS):
+        place = tmp_path / str(trial)
+        victim = process.start(_experiment(tokens), place)
+        if said := PHASES[phase]:
+            process.wait_until_it_says(victim, said)
+        else:
+            time.sleep(1.5)
+        began = time.monotonic()
+        victim.send_signal(number)
+        output = process.finish(victim, code=75)
+        slowest = max(slowest, time.monotonic() - began)
+        assert "run the same command to go on" in output
+        assert "Traceback" not in output
+        run = RunDir(epath.Path(place))
+        if run.status.exists():
+            assert json.loads(run.status.read_text())["status"] == "preempted"
+        if phase in AFTER_A_STEP:
+            assert run.newest_checkpoint() == len(run.read_metrics()) > 0
+        process.finish(process.start(_experiment(tokens), place))
+        assert _lines(place) == whole
+    print(f"\n{number.name} while {phase}: {TRIALS} of {TRIALS} survived, out in {slowest:.1f} s at most")
+    assert slowest < LIMIT
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_a_second_one_ends_it_at_once_and_nothing_that_was_saved_is_lost(tokens, tmp_path, whole, number):
+    """The disk takes for ever to save, as far as the process can tell: it waits for a line in a FIFO."""
+    victim = process.start(_experiment(tokens), tmp_path, program=("tests/support/stuck.py", "save", "15"))
+    process.wait_until_it_says(victim, "step 14/")
+    victim.send_signal(number)
+    time.sleep(2)
+    assert victim.poll() is None
+    began = time.monotonic()
+    victim.send_signal(number)
+    assert f"{number.name} came again: stopped at once" in process.finish(victim, code=130)
+    assert time.monotonic() - began < 5
+    assert RunDir(epath.Path(tmp_path)).newest_checkpoint() == 10
+    process.finish(process.start(_experiment(tokens), tmp_path))
+    assert _lines(tmp_path) == whole
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_to_one_of_two_processes_stops_both(tokens, tmp_path, number):
+    experiment = tiny.experiment(
+        steps=10**5, data={"path": str(tokens)}, mesh=config.Mesh(1, 2, 1, 1), checkpoint={"every": 10**6}, evaluation={"every": 9}
+    )
+    pair = process.start_several(experiment, tmp_path, 2)
+    process.wait_for_line(pair[0], tmp_path / "metrics.jsonl", 4)
+    began = time.monotonic()
+    pair[1].send_signal(number)
+    process.finish_all(pair, code=75)
+    seconds = time.monotonic() - began
+    print(f"\n{number.name} to one of two: out in {seconds:.1f} s")
+    assert seconds < LIMIT
+    run = RunDir(epath.Path(tmp_path))
+    assert json.loads(run.status.read_text())["status"] == "preempted"
+    assert run.newest_checkpoint() == len(run.read_metrics())

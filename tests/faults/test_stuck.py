@@ -1,0 +1,125 @@
+"""A stuck step, a stuck peer and a clock that jumps: ended by the watchdog within its limit, resumed bit for bit."""
+
+import json
+import os
+import signal
+import time
+
+import process
+import pytest
+import tiny
+from etils import epath
+
+from sparsecod_jax import config
+from sparsecod_jax.errors import STUCK
+from sparsecod_jax.rundir import RunDir
+from sparsecod_jax.train.watchdog import BUDGETS, LAST_WORDS, PATIENCE, TICKS
+
+pytestmark = pytest.mark.faults
+
+SECONDS = 20.0  # the patience of these runs; other tests share the machine
+STEPS = 40
+
+
+def _experiment(tokens, devices=1, **sections):
+    mesh = config.Mesh(1, devices, 1, 1)
+    return tiny.experiment(**{"steps": STEPS, "data": {"path": str(tokens)}, "mesh": mesh, "checkpoint": {"every": 5}, **sections})
+
+
+def _limit(activity: str) -> float:
+    """Seconds in which the watchdog ends a process that is stuck in it."""
+    return BUDGETS[activity] * SECONDS * (1 + 4 / TICKS) + 2 * LAST_WORDS
+
+
+def _impatient(**environment) -> dict[str, str]:
+    return {PATIENCE: str(SECONDS), **environment}
+
+
+def _lines(workdir):
+    lines = RunDir(epath.Path(workdir)).read_metrics()
+    return [{name: value for name, value in line.items() if name != "tokens_per_second"} for line in lines]
+
+
+@pytest.mark.parametrize(("where", "when", "doing"), [("read", "150", "reading data"), ("save", "15", "saving")])
+def test_a_stuck_process_is_ended_and_goes_on_bit_for_bit(tokens, tmp_path, where, when, doing):
+    process.finish(process.start(_experiment(tokens), tmp_path / "whole"))
+    place = tmp_path / "stuck"
+    limit = _limit(doing)
+    if where == "save":
+        limit = limit / SECONDS  # a patience of one second, as a save may take twelve times as long
+    environment = {PATIENCE: "1"} if where == "save" else _impatient()
+    victim = process.start(_experiment(tokens), place, program=("tests/support/stuck.py", where, when), environment=environment)
+    output = process.finish(victim, code=STUCK)
+    assert f"stuck while {doing}: nothing happened for" in output
+    assert "_for_ever" in output  # where it is
+    run = RunDir(epath.Path(place))
+    status = json.loads(run.status.read_text())
+    assert (status["status"], status["reason"].split(":")[0]) == ("failed", f"stuck while {doing}")
+    waited = float(status["reason"].rsplit(" ", 2)[1])
+    print(f"\nstuck while {doing}: ended after {waited:.0f} s of at most {limit:.0f}")
+    assert waited <= limit
+    assert "_for_ever" in (place / "stuck-0.txt").read_text()
+    process.finish(process.start(_experiment(tokens), place))
+    assert _lines(place) == _lines(tmp_path / "whole")
+
+
+def test_one_that_is_stuck_before_it_begins_leaves_nothing_behind(tokens, tmp_path):
+    program = ("tests/support/stuck.py", "compile", "0")
+    victim = process.start(_experiment(tokens), tmp_path / "run", program=program, environment={PATIENCE: "0.5"})
+    assert "stuck while compiling" in process.finish(victim, code=STUCK)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("stopped", [0, 1])
+def test_those_who_wait_for_a_stuck_peer_leave_within_the_limit(tokens, tmp_path, stopped):
+    """A peer that is stopped, and one whose reads never return, which is alive for all that JAX can tell."""
+    endless = {"devices": 2, "steps": 10**5, "schedule": {"kind": "constant"}, "checkpoint": {"every": 50, "keep": 2}}
+    experiment = _experiment(tokens, **endless)
+    whole = process.start_several(_experiment(tokens, **{**endless, "steps": 60}), tmp_path / "whole", 2)
+    process.finish_all(whole)
+    pair = process.start_several(experiment, tmp_path / "pair", 2, environment=_impatient())
+    process.wait_for_line(pair[0], tmp_path / "pair" / "metrics.jsonl", 55)
+    pair[stopped].send_signal(signal.SIGSTOP)
+    began = time.monotonic()
+    assert "nothing happened for" in process.finish(pair[1 - stopped], code=STUCK)
+    seconds = time.monotonic() - began
+    print(f"\nwaited for process {stopped}, which was stopped: ended after {seconds:.0f} s of at most {_limit('training'):.0f}")
+    assert seconds < _limit("training")
+    pair[stopped].kill()
+    pair[stopped].wait()
+    status = json.loads((tmp_path / "pair" / "status.json").read_text())
+    assert status["reason"].startswith("stuck while ")
+    again = process.start_several(experiment, tmp_path / "pair", 2)
+    process.wait_until_it_says(again[0], "restored step ")
+    process.wait_for_line(again[0], tmp_path / "pair" / "metrics.jsonl", 61)
+    again[0].send_signal(signal.SIGTERM)
+    process.finish_all(again, code=75)
+    assert _lines(tmp_path / "pair")[:60] == _lines(tmp_path / "whole")
+
+
+def test_a_peer_that_is_alive_but_stuck_ends_both(tokens, tmp_path):
+    experiment = _experiment(tokens, devices=2, steps=10**5)
+    programs = [("-m", "sparsecod_jax"), ("tests/support/stuck.py", "read", "150")]
+    pair = process.start_several(experiment, tmp_path, 2, programs=programs, environment=_impatient())
+    codes = [member.wait(timeout=300) for member in pair]
+    assert codes[1] == STUCK
+    assert codes[0] in (STUCK, -signal.SIGABRT)  # JAX ends the one that loses its peer a moment earlier
+
+
+def test_neither_a_pause_nor_a_clock_that_jumps_ends_a_run(tokens, tmp_path):
+    """Stopped for longer than the patience, as a laptop that sleeps; and a wall clock that jumps by days, forward and back."""
+    (tmp_path / "clock").mkdir()
+    (tmp_path / "clock" / "sitecustomize.py").write_text(
+        "import itertools, time\nreal, days = time.time, itertools.cycle((0, 3, -2, 5))\ntime.time = lambda: real() + 86400 * next(days)\n"
+    )
+    paths = os.pathsep.join((str(tmp_path / "clock"), str(process.ROOT)))
+    process.finish(process.start(_experiment(tokens, steps=400), tmp_path / "whole"))
+    environment = {PATIENCE: "8", "PYTHONPATH": paths}
+    run = process.start(_experiment(tokens, steps=400), tmp_path / "paused", environment=environment)
+    for lines in (5, 100):
+        process.wait_for_line(run, tmp_path / "paused" / "metrics.jsonl", lines)
+        run.send_signal(signal.SIGSTOP)
+        time.sleep(12)
+        run.send_signal(signal.SIGCONT)
+    process.finish(run)
+    assert _lines(tmp_path / "paused") == _lines(tmp_path / "whole")

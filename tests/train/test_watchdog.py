@@ -1,0 +1,77 @@
+"""The budgets of a watchdog, in processes of their own, as it ends them."""
+
+import os
+import subprocess
+import sys
+import time
+
+import process
+import pytest
+
+from sparsecod_jax.errors import STUCK, ConfigError
+from sparsecod_jax.train.watchdog import PATIENCE, Watchdog
+
+PROGRAM = """
+import time
+from sparsecod_jax.train.watchdog import Watchdog
+with Watchdog() as watchdog:
+    {}
+print("went well")
+"""
+
+
+def _run(body: str, patience: str = "1") -> subprocess.CompletedProcess:
+    command = [sys.executable, "-c", PROGRAM.format("\n    ".join(body.splitlines()))]
+    environment = os.environ | {PATIENCE: patience, "PYTHONPATH": str(process.ROOT)}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_what_moves_goes_on_and_what_does_not_is_ended_with_its_stacks():
+    moving = _run('with watchdog.during("training"):\n    for _ in range(8):\n        time.sleep(0.5)\n        watchdog.step(0.001)')
+    assert (moving.returncode, moving.stdout) == (0, "went well\n")
+    stuck = _run('with watchdog.during("training"):\n    watchdog.step(0.001)\n    time.sleep(60)')
+    assert stuck.returncode == STUCK
+    assert "stuck while training: nothing happened for 1 s; run the same command to go on" in stuck.stderr
+    assert 'File "<string>", line 7' in stuck.stderr
+
+
+def test_a_step_may_take_ten_times_the_median_and_a_save_twelve_times_the_patience():
+    slow = _run(
+        'with watchdog.during("training"):\n    watchdog.step(0.6)\n    time.sleep(3)\nwith watchdog.during("saving"):\n    time.sleep(3)'
+    )
+    assert slow.returncode == 0, slow.stderr
+
+
+def test_after_a_failure_the_end_comes_soon_and_with_its_own_code(monkeypatch):
+    program = (
+        "from sparsecod_jax.train import watchdog as module\n"
+        "from sparsecod_jax.errors import ConfigError\n"
+        "module.CLOSING = 1.0\n"
+        "try:\n"
+        "    with watchdog.prompt_end():\n"
+        "        raise ConfigError('lower it')\n"
+        "finally:\n"
+        "    time.sleep(60)"
+    )
+    ended = _run(program)
+    assert ended.returncode == ConfigError.exit_code
+    assert "ConfigError: lower it" in ended.stderr
+
+
+@pytest.mark.parametrize("told", ["soon", "0", "-3", "nan", "inf"])
+def test_a_patience_that_is_no_time_is_refused(monkeypatch, told):
+    monkeypatch.setenv(PATIENCE, told)
+    with pytest.raises(ConfigError, match=f"{PATIENCE}={told} is not a number of seconds above 0"):
+        Watchdog()
+
+
+def test_a_step_costs_microseconds():
+    with Watchdog() as watchdog:
+        began = time.perf_counter()
+        for _ in range(10_000):
+            with watchdog.during("reading data"):
+                pass
+            watchdog.step(0.001)
+        each = (time.perf_counter() - began) / 10_000
+    print(f"a step costs {1e6 * each:.1f} us")
+    assert each < 1e-4
