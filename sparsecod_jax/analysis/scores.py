@@ -90,23 +90,39 @@ def analyze(
             found["baseline_loss"] = _baseline_loss(subject)
         for name in wanted:
             used_NT = tokens_NT if every_sequence else tokens_NT[: FEWER.get(name)]
-            otherwise = name == "jacobian" and jacobian not in (None, found.get(name, {}).get("method"))
-            if found["sequences"].get(name) == len(used_NT) and not otherwise:
+            kept = name != "jacobian" or _keeps_jacobian(found, jacobian)
+            if found["sequences"].get(name) == len(used_NT) and kept:
                 note(f"{name} is there already")
                 continue
             note(f"{name}, on {len(used_NT)} sequences")
             found |= SCORES[name](subject, used_NT, Options(seed, jacobian))
             found["sequences"][name] = len(used_NT)
+            found["computed_with"][name] = {"jax": jax.__version__, "platform": jax.default_backend()}
             write_record(target.scores, finite(found))
     return target.scores
 
 
+def _keeps_jacobian(found: dict[str, Any], method: Method | None) -> bool:
+    """Whether a Jacobian that is there is what was asked for.
+
+    Earlier versions did not record what a score was computed with. Theirs may come from the compiler
+    of docs/compiler_fault.md, so it is computed again.
+    """
+    if "jacobian" in found and "jacobian" not in found["computed_with"]:
+        note("the jacobian that is there may come from a faulty compiler and is computed again")
+        return False
+    return method in (None, found.get("jacobian", {}).get("method"))
+
+
 def is_complete(target: AnalysisDir, scores: str | None) -> bool:
     """Whether all of these scores (None: all that there are) have been written."""
+    if not target.scores.exists():
+        return False
     try:
-        return target.scores.exists() and set(_names(scores)) <= set(read_record(target.scores)["sequences"])
+        found = read_record(target.scores)
     except ConfigError:
         return False  # `analyze` says what is wrong with it
+    return set(_names(scores)) <= set(found["sequences"])
 
 
 def _is_ours(target: AnalysisDir) -> bool:
@@ -141,8 +157,8 @@ def _describe_model(subject: Subject) -> dict[str, Any]:
 def _begun(target: AnalysisDir, subject: dict[str, Any]) -> dict[str, Any]:
     """What has been found so far about this subject."""
     if not target.scores.exists():
-        return {**subject, "sequences": {}}
-    found = read_record(target.scores)
+        return {**subject, "sequences": {}, "computed_with": {}}
+    found = {"computed_with": {}, **read_record(target.scores)}
     for section, values in subject.items():
         other = [name for name in values if found.get(section, {}).get(name) != values[name]]
         if other:

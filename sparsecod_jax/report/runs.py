@@ -1,9 +1,11 @@
 """What is known of a run?"""
 
 import dataclasses
+import sys
 from typing import Any
 
 from sparsecod_jax import config, files
+from sparsecod_jax.ending import printable
 from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.files import read_record
 from sparsecod_jax.python_file import gist
@@ -41,7 +43,20 @@ def load_run(run: RunDir, name: str | None = None) -> RunData:
             config=config.to_dict(config.from_dict(described)),
             lines=run.read_metrics(),
             final=read_record(run.final) if run.final.exists() else None,
-            scores=read_record(run.analysis.scores) if run.analysis.scores.exists() else None,
+            scores=_scores(run),
         )
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise ConfigError(f"{run.path} is damaged ({gist(error)}): restore it from a copy") from error
+
+
+def _scores(run: RunDir) -> dict[str, Any] | None:
+    """Those of a run, without a Jacobian of which nothing tells whether its compiler was right."""
+    if not run.analysis.scores.exists():
+        return None
+    found = read_record(run.analysis.scores)
+    if "jacobian" in found and "computed_with" not in found:
+        sentence = "its Jacobian is of an earlier version, perhaps of a faulty compiler, and is left out"
+        command = f"sparsecod analyze --workdir={run.path}"
+        print(f"{printable(str(run.path))}: {sentence}: run `{printable(command)}`", file=sys.stderr)
+        del found["jacobian"]
+    return found

@@ -220,6 +220,23 @@ def test_scores_that_were_changed_are_not_gone_on_with(run, tmp_path):
     assert not scores.is_complete(AnalysisDir(file.parent), "profile")
 
 
+@DENSE
+def test_a_jacobian_of_an_earlier_version_is_computed_again(run, tmp_path, capsys):
+    """It may be of a compiler that was wrong, and nothing tells."""
+    file = epath.Path(tmp_path) / "analysis" / "scores.json"
+    options = {**SMALL, "scores": "profile,jacobian", "out": str(file.parent)}
+    fresh = _read(analyze(str(run.path), **options))["jacobian"]
+    old = json.loads(file.read_text())
+    for name in ("checksum", "computed_with"):
+        del old[name]
+    old["jacobian"]["distance_from_identity"][0] = 123.0
+    file.write_text(json.dumps(old))
+    assert _read(analyze(str(run.path), **options))["jacobian"] == fresh
+    said = capsys.readouterr().out
+    assert "the jacobian that is there may come from a faulty compiler and is computed again" in said
+    assert said.count("profile is there already") == 1
+
+
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="holds no run: give a --workdir"):
         analyze(str(tmp_path))

@@ -144,6 +144,19 @@ def test_a_run_that_is_being_scored_is_named_and_drawn_as_far_as_it_is(tmp_path)
     assert len(figures["Distance of the Jacobian from the identity, by depth, ours"].series) == 5
 
 
+def test_a_jacobian_of_an_earlier_version_is_left_out_and_named(tmp_path, capsys):
+    directory = study_dirs.write(tmp_path / "study")
+    file = directory.run("flat-s0").analysis.scores
+    scores = read_json(file)
+    write_json(file, {name: scores[name] for name in scores if name not in ("computed_with", "checksum")})
+    document = _document(report.load_study(directory))
+    figures = {part.title: part for part in document.parts if isinstance(part, Figure)}
+    assert len(figures["Distance of the Jacobian from the identity, by depth, ours"].series) == 5
+    said = capsys.readouterr().err
+    assert "flat-s0: its Jacobian is of an earlier version, perhaps of a faulty compiler" in said
+    assert "run `sparsecod analyze --workdir=" in said
+
+
 def test_data_that_was_brought_elsewhere_is_the_same_run(tmp_path):
     directory = study_dirs.write(tmp_path / "study")
     file = directory.run("flat-s1").config

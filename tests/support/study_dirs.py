@@ -80,6 +80,7 @@ def scores(layers: int, variance: float) -> dict[str, Any]:
         },
         "causal": {"matrix": [ones] * layers, "score": 2 / variance, "future": {"matrix": [ones] * layers}},
         "permutation": {"matrix": [ones] * layers, "score": 3 / variance},
+        "computed_with": {"jacobian": {"jax": "0.10.2", "platform": "cpu"}},
         "jacobian": {"distance_from_identity": ones, "same_position": {"distance_from_identity": ones}},
         "block_influence": ones,
         "profile": {"relative_update/block": ones, "lens_divergence": ones, "lens_overlap": ones},
