@@ -16,7 +16,8 @@ from etils import epath
 
 from sparsecod_jax.errors import ATTEMPTS, FINAL, Fenced, Preempted
 from sparsecod_jax.files import read_json, write_json
-from sparsecod_jax.rundir import RunDir, locked
+from sparsecod_jax.ownership import locked
+from sparsecod_jax.rundir import RunDir
 
 ALONE = ["--nodes=1", "--ntasks=1"]
 

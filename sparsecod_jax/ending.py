@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Callable
 
 from sparsecod_jax.errors import INTERRUPTED, PIPE_CLOSED, ConfigError, SparsecodError
+from sparsecod_jax.shown import shown
 
 LONGEST = 2000  # characters of a message: names in it may come from anybody's files
 
@@ -42,20 +43,8 @@ def exit_code_of(program: str, action: Callable[[], None]) -> int:
             return PIPE_CLOSED
         message, code = _explained(error)
         with contextlib.suppress(OSError):  # nobody may be there to read it
-            print(f"{program}: {printable(message)}", file=sys.stderr, flush=True)
+            print(f"{program}: {shown(message, LONGEST)}", file=sys.stderr, flush=True)
         return code
-
-
-def printable(text: str, longest: int = LONGEST) -> str:
-    """One line without anything that a terminal obeys, cut in the middle where it is too long."""
-    half = longest // 2
-    if len(text) > longest:
-        text = f"{text[:half]} ... {text[-half:]}"
-    return "".join(char if char.isprintable() else _escaped(char) for char in text.strip())
-
-
-def _escaped(char: str) -> str:
-    return " " if char == "\n" else char.encode("unicode_escape").decode()
 
 
 def _explained(error: BaseException) -> tuple[str, int]:

@@ -16,7 +16,6 @@ from jax.sharding import Mesh
 
 from sparsecod_jax import config, files, placement
 from sparsecod_jax.checkpoint import Checkpointer, Restored
-from sparsecod_jax.data.shown import say_once, shown
 from sparsecod_jax.data.tokenizer import Tokenizer
 from sparsecod_jax.data.tokenizer import load as load_tokenizer
 from sparsecod_jax.digest import digests
@@ -28,6 +27,7 @@ from sparsecod_jax.model import Transformer
 from sparsecod_jax.processes import note
 from sparsecod_jax.rundir import RunDir
 from sparsecod_jax.sharding import make_mesh, tree_shardings
+from sparsecod_jax.shown import say_once, shown
 
 
 @dataclasses.dataclass(frozen=True)

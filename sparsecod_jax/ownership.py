@@ -1,10 +1,16 @@
-"""Whose is this folder? A command writes into a folder only if it is free, or if this package provably made it."""
+"""Whose is this folder? A command writes into a folder only if it is free, or if this package provably made it.
 
+Several processes take turns by a lock on the folder, which dies with its holder.
+"""
+
+import contextlib
+import fcntl
 import os
+from collections.abc import Iterator
 
 from etils import epath
 
-from sparsecod_jax.errors import ConfigError
+from sparsecod_jax.errors import ConfigError, Fenced
 from sparsecod_jax.files import UNFINISHED, is_remote
 
 
@@ -33,3 +39,24 @@ def names_in(folder: epath.Path) -> set[str]:
     else:
         names = set(os.listdir(folder)) if folder.is_dir() else set()  # epath leaves out names that end with ~
     return {name for name in names if not name.startswith(UNFINISHED)}
+
+
+@contextlib.contextmanager
+def locked(path: epath.Path) -> Iterator[None]:
+    """Holds the lock on a local folder, if it is there; object stores have none.
+
+    Raises:
+      Fenced: another process holds it.
+    """
+    if is_remote(path) or not path.is_dir():
+        yield
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Fenced(f"another process is at work in {path}: wait for it, or stop it first") from error
+        yield
+    finally:
+        os.close(descriptor)

@@ -21,7 +21,7 @@ from etils import epath
 from sparsecod_jax import files, journal
 from sparsecod_jax.errors import ConfigError, Fenced
 from sparsecod_jax.files import read_json, read_record, write_record
-from sparsecod_jax.ownership import check_free_or_ours, names_in
+from sparsecod_jax.ownership import check_free_or_ours, locked, names_in
 
 # stopped: it was killed; damaged: status.json can't be read, the next attempt writes it anew
 Status = Literal["pending", "running", "stopped", "preempted", "finished", "diverged", "failed", "damaged"]
@@ -277,27 +277,6 @@ def _is_locked(path: epath.Path) -> bool:
     finally:
         os.close(descriptor)
     return False
-
-
-@contextlib.contextmanager
-def locked(path: epath.Path) -> Iterator[None]:
-    """Holds a lock on a local directory; object stores have none, there `check_still_owner` alone decides.
-
-    Raises:
-      Fenced: another process holds it.
-    """
-    if files.is_remote(path):
-        yield
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise Fenced(f"another process is at work in {path}: wait for it, or stop it first") from error
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _newest_attempt(run: RunDir) -> int:

@@ -19,9 +19,9 @@ from sparsecod_jax.analysis.sequences import choose
 from sparsecod_jax.analysis.subject import Subject, load, per_sequence
 from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.files import finite, read_record, write_record
-from sparsecod_jax.ownership import check_free_or_ours
+from sparsecod_jax.ownership import check_free_or_ours, locked
 from sparsecod_jax.processes import note
-from sparsecod_jax.rundir import AnalysisDir, RunDir, locked, read_loosely
+from sparsecod_jax.rundir import AnalysisDir, RunDir, read_loosely
 
 # The first so many sequences are enough for a costly score: each block is run some 4 L times for causal, L^2 / 3 for permutation, D for
 # the Jacobian.

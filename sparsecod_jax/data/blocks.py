@@ -19,8 +19,8 @@ import numpy as np
 from etils import epath
 
 from sparsecod_jax import files
-from sparsecod_jax.data.shown import shown
 from sparsecod_jax.errors import ConfigError, SparsecodError
+from sparsecod_jax.shown import shown
 
 BLOCK = 2**16  # bytes
 DIGITS = 8  # of a block's digest

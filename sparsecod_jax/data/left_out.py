@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from sparsecod_jax.data.shown import shown
+from sparsecod_jax.shown import shown
 
 EXAMPLES = 5  # that are kept of each reason
 

@@ -26,9 +26,10 @@ from sparsecod_jax import files
 from sparsecod_jax.data import blocks, dedup, raw, round_trip, sources, tokenizer, workspace
 from sparsecod_jax.data.blocks import Shard
 from sparsecod_jax.data.left_out import LeftOut
-from sparsecod_jax.data.shown import shown
 from sparsecod_jax.data.store import MANIFEST, Manifest, Split, entropy, read_manifest
 from sparsecod_jax.errors import ConfigError
+from sparsecod_jax.ownership import locked
+from sparsecod_jax.shown import shown
 
 SPLITS = ("train", "validation")
 SOURCE = "source.json"  # sizes and times of the source's files when they were read
@@ -91,7 +92,7 @@ def prepare(request: Request, out: str) -> Manifest:
 
         (raw.index if from_ids else _from_text)(request, directory, begin)
         manifest = read_manifest(directory, command)
-    with workspace.alone(directory):
+    with locked(directory):
         workspace.clear(directory, manifest.request)
     return manifest
 
@@ -138,7 +139,7 @@ def _from_text(request: Request, directory: epath.Path, begin: Callable[[], epat
         raise ConfigError(f"{shown(request.source)} holds no document with text: choose another --source")
     chosen = None if request.tokenizer in ("bpe", "bytes") else tokenizer.load(files.absolute(request.tokenizer), request.eos_id)
     work = begin()
-    with workspace.alone(directory):
+    with locked(directory):
         if len(first) == 1:
             first, split_of = _tail(first[0], request)
             selected = _select(dataclasses.replace(request, dedup="off"), first, split_of, work)

@@ -15,9 +15,9 @@ from etils import epath
 from sparsecod_jax import files
 from sparsecod_jax.data import readers, tokenizer
 from sparsecod_jax.data.blocks import Shard, digests
-from sparsecod_jax.data.shown import shown
 from sparsecod_jax.data.store import MANIFEST, Manifest, Split, entropy, read_ids
 from sparsecod_jax.errors import ConfigError
+from sparsecod_jax.shown import shown
 
 NUMPY_MAGIC = b"\x93NUMPY"
 BYTES_PER_ID = 2

@@ -21,9 +21,9 @@ from sparsecod_jax import files
 from sparsecod_jax.config import Experiment
 from sparsecod_jax.data import readers
 from sparsecod_jax.data.blocks import SMALL, Blocks, Shard, place, read_bytes
-from sparsecod_jax.data.shown import say_once, shown
 from sparsecod_jax.data.tokenizer import TOKENIZER
 from sparsecod_jax.errors import ConfigError
+from sparsecod_jax.shown import say_once, shown
 
 MANIFEST = "manifest.json"
 REQUESTS = 32  # at a time, to a store that answers after tens of milliseconds

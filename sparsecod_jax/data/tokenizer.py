@@ -23,8 +23,8 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from sparsecod_jax import files
 from sparsecod_jax.data import trial
-from sparsecod_jax.data.shown import shown
 from sparsecod_jax.errors import ConfigError
+from sparsecod_jax.shown import shown
 
 TOKENIZER = "tokenizer.json"
 END_OF_DOCUMENT = "<|endoftext|>"

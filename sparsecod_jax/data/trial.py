@@ -15,8 +15,8 @@ from typing import Any
 from etils import epath
 
 from sparsecod_jax.data import readers
-from sparsecod_jax.data.shown import shown
 from sparsecod_jax.errors import ConfigError
+from sparsecod_jax.shown import shown
 
 LARGEST = 2**28  # bytes of a tokenizer.json; the largest in use have 2**25
 SECONDS = 30

@@ -6,20 +6,18 @@ are removed, the folder only if nothing else is in it, and the record at last. W
 nothing is removed.
 """
 
-import contextlib
-import fcntl
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from etils import epath
 
 from sparsecod_jax import files
 from sparsecod_jax.data import readers
-from sparsecod_jax.data.shown import shown
-from sparsecod_jax.errors import ConfigError, Fenced
+from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.ownership import check_free_or_ours
+from sparsecod_jax.shown import shown
 
 BEGUN = "begun.json"  # the request of unfinished data
 WORK = "work"
@@ -98,24 +96,3 @@ def _listed(folder: epath.Path) -> list[epath.Path]:
     if not folder.is_dir() or (not files.is_remote(folder) and os.path.islink(folder)):
         return []
     return sorted(folder.iterdir())
-
-
-@contextlib.contextmanager
-def alone(directory: epath.Path) -> Iterator[None]:
-    """Holds a lock on a local directory, if it is there, while the context lasts.
-
-    Raises:
-      Fenced: another process holds it.
-    """
-    if files.is_remote(directory) or not directory.is_dir():
-        yield
-        return
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise Fenced(f"another process makes {shown(directory)}: wait for it, or stop it first") from error
-        yield
-    finally:
-        os.close(descriptor)

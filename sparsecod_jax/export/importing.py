@@ -13,13 +13,13 @@ from etils import epath
 from sparsecod_jax import __version__, config, counts, files, finished
 from sparsecod_jax.checkpoint import Checkpointer
 from sparsecod_jax.data.tokenizer import TOKENIZER, Tokenizer
-from sparsecod_jax.ending import printable
 from sparsecod_jax.files import write_record
 from sparsecod_jax.huggingface.folder import CONFIG, INDEX, open_folder
 from sparsecod_jax.huggingface.plain_files import DIGESTS
 from sparsecod_jax.ownership import check_free_or_ours
 from sparsecod_jax.processes import note
 from sparsecod_jax.rundir import RunDir, claim
+from sparsecod_jax.shown import shown
 
 
 def import_model(hf: str, workdir: str) -> epath.Path:
@@ -35,7 +35,7 @@ def import_model(hf: str, workdir: str) -> epath.Path:
     tokenizer = source.tokenizer()
     left = {file.name for file in source.path.iterdir()} - {*words, TOKENIZER, CONFIG, INDEX, DIGESTS}
     if others := sorted(name for name in left if not name.endswith(".safetensors")):
-        note(printable(f"not taken along: {', '.join(others)}"))
+        note(shown(f"not taken along: {', '.join(others)}"))
     model = finished.load(source)
     with claim(run), contextlib.closing(Checkpointer(run, keep=1)) as checkpointer:
         experiment = config.Experiment(model=source.model, data=config.Data(seq_len=source.longest))

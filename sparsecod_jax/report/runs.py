@@ -5,11 +5,11 @@ import sys
 from typing import Any
 
 from sparsecod_jax import config, files
-from sparsecod_jax.ending import printable
 from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.files import read_record
 from sparsecod_jax.python_file import gist
 from sparsecod_jax.rundir import RunDir
+from sparsecod_jax.shown import shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +57,6 @@ def _scores(run: RunDir) -> dict[str, Any] | None:
     if "jacobian" in found and "computed_with" not in found:
         sentence = "its Jacobian is of an earlier version, perhaps of a faulty compiler, and is left out"
         command = f"sparsecod analyze --workdir={run.path}"
-        print(f"{printable(str(run.path))}: {sentence}: run `{printable(command)}`", file=sys.stderr)
+        print(f"{shown(str(run.path))}: {sentence}: run `{shown(command)}`", file=sys.stderr)
         del found["jacobian"]
     return found

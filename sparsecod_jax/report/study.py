@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 
 from sparsecod_jax import config
-from sparsecod_jax.ending import printable
 from sparsecod_jax.errors import SparsecodError
 from sparsecod_jax.report import depth, figures, overview, published
 from sparsecod_jax.report.claims import CONFIDENCE, Verdict, judge
@@ -14,6 +13,7 @@ from sparsecod_jax.report.document import Alarm, Document, Figure, Heading, Part
 from sparsecod_jax.report.measures import find, measure
 from sparsecod_jax.report.runs import RunData, load_run
 from sparsecod_jax.rundir import RunDir
+from sparsecod_jax.shown import shown
 from sparsecod_jax.sweep.study import Claim, identity_by_path
 from sparsecod_jax.sweep.study_dir import StudyDir, is_begun, is_scored, read
 
@@ -126,7 +126,7 @@ def progress(study: StudyData) -> str:
     total = len(study.described["runs"])
     unfinished = [f"{run.name} is {run.status}" for run in study.runs.values() if run.status != "finished"]
     unfinished += [f"{name} is missing" for name in study.missing]
-    unfinished += [f"{name} is left out ({printable(reason, 300)})" for name, reason in study.damaged.items()]
+    unfinished += [f"{name} is left out ({shown(reason, 300)})" for name, reason in study.damaged.items()]
     text = f"{len(study.finished)} of {total} runs finished" + (f": {', '.join(unfinished)}" if unfinished else "")
     return text + (f"; not fully scored: {', '.join(study.unscored)}" if study.unscored else "") + "."
 

@@ -5,7 +5,6 @@ import dataclasses
 from etils import epath
 
 from sparsecod_jax import files
-from sparsecod_jax.ending import printable
 from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.python_file import gist
 from sparsecod_jax.report import markdown, overview, page, studies, study
@@ -14,6 +13,7 @@ from sparsecod_jax.report.gathering import Found, gather
 from sparsecod_jax.report.runs import RunData
 from sparsecod_jax.report.study import StudyData
 from sparsecod_jax.rundir import RunDir
+from sparsecod_jax.shown import shown
 from sparsecod_jax.sweep.study_dir import StudyDir
 
 SHOWN = 300  # characters of a reason why something is left out
@@ -34,7 +34,7 @@ def write_report(workdir: str, out: str | None = None) -> epath.Path:
     _check_can_write(target, "--workdir" if out is None else "--out", root)
     document, text, found = _drawn(root, gather(root))
     for name, reason in found.left_out.items():
-        print(printable(f"{name} is left out: {reason}", SHOWN), flush=True)
+        print(shown(f"{name} is left out: {reason}", SHOWN), flush=True)
     if out is not None:
         files.make_folder(target)
     if found.studies:
@@ -112,6 +112,6 @@ def _document(root: epath.Path, found: Found) -> Document:
     if found.runs:
         parts += overview.document(root.name, found.runs).parts
     if found.left_out:
-        reasons = [f"{name} ({printable(reason, SHOWN)})" for name, reason in found.left_out.items()]
+        reasons = [f"{name} ({shown(reason, SHOWN)})" for name, reason in found.left_out.items()]
         parts.insert(0, Text(f"Left out: {'; '.join(reasons)}."))
     return Document(root.name, parts)

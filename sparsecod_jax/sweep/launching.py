@@ -17,7 +17,8 @@ from sparsecod_jax import files, options
 from sparsecod_jax.data.store import MANIFEST, prepare_command
 from sparsecod_jax.ending import exit_code_of
 from sparsecod_jax.errors import ConfigError
-from sparsecod_jax.rundir import RunDir, locked
+from sparsecod_jax.ownership import locked
+from sparsecod_jax.rundir import RunDir
 from sparsecod_jax.sweep import package, results
 from sparsecod_jax.sweep.package import Shipment
 from sparsecod_jax.sweep.study import Run, Study, expand, load

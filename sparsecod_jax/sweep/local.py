@@ -16,8 +16,9 @@ from collections.abc import Iterator
 from sparsecod_jax import files
 from sparsecod_jax.data.store import MANIFEST, prepare_arguments, prepare_command
 from sparsecod_jax.errors import ATTEMPTS, FINAL, ConfigError, Fenced, Preempted, SparsecodError
+from sparsecod_jax.ownership import locked
 from sparsecod_jax.processes import note
-from sparsecod_jax.rundir import RunDir, locked
+from sparsecod_jax.rundir import RunDir
 from sparsecod_jax.stopping import IMPATIENT, SAME, STOPS
 from sparsecod_jax.sweep import gpus
 from sparsecod_jax.sweep.results import describe

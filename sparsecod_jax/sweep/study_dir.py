@@ -8,11 +8,11 @@ from typing import Any
 from etils import epath
 
 from sparsecod_jax import files
-from sparsecod_jax.ending import printable
 from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.ownership import check_free_or_ours, names_in
 from sparsecod_jax.python_file import gist
 from sparsecod_jax.rundir import RunDir
+from sparsecod_jax.shown import shown
 from sparsecod_jax.sweep.study import Claim, Run, Study
 
 PLANS = "plans"  # what a launcher compiles before the study begins
@@ -150,7 +150,7 @@ def _runs_beside(directory: StudyDir) -> dict[str, RunDir]:
         try:
             described, places = read(StudyDir(file.parent))
         except ConfigError as error:
-            print(printable(f"the study in {file.parent} is left out: {error}"), flush=True)
+            print(shown(f"the study in {file.parent} is left out: {error}"), flush=True)
             continue
         found = {entry["identity"]: places[name] for name, entry in described["runs"].items()} | found
     return found

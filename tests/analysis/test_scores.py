@@ -18,7 +18,8 @@ from sparsecod_jax.analysis.scores import Options, analyze
 from sparsecod_jax.cli import main
 from sparsecod_jax.errors import ConfigError, Fenced
 from sparsecod_jax.files import read_record
-from sparsecod_jax.rundir import AnalysisDir, locked
+from sparsecod_jax.ownership import locked
+from sparsecod_jax.rundir import AnalysisDir
 from sparsecod_jax.train.loop import train
 
 DENSE = pytest.mark.parametrize("run", ["dense"], indirect=True)

@@ -11,6 +11,7 @@ from sparsecod_jax.data import workspace
 from sparsecod_jax.data.prepare import Request, prepare
 from sparsecod_jax.errors import ConfigError, Fenced
 from sparsecod_jax.files import UNFINISHED, write_json
+from sparsecod_jax.ownership import locked
 
 
 @pytest.fixture
@@ -104,7 +105,7 @@ def test_a_file_in_the_way_is_named(request_, tmp_path, name):
 def test_of_two_processes_one_makes_it(request_, tmp_path):
     out = epath.Path(tmp_path / "out")
     out.mkdir()
-    with workspace.alone(out), pytest.raises(Fenced, match="another process makes"):
+    with locked(out), pytest.raises(Fenced, match="another process is at work in"):
         prepare(request_, str(out))
     prepare(request_, str(out))
 

@@ -15,7 +15,8 @@ from etils import epath
 
 from sparsecod_jax import files
 from sparsecod_jax.errors import ConfigError, Fenced, Preempted, SparsecodError
-from sparsecod_jax.rundir import RunDir, locked
+from sparsecod_jax.ownership import locked
+from sparsecod_jax.rundir import RunDir
 from sparsecod_jax.sweep.local import sweep
 
 

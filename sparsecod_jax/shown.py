@@ -6,11 +6,16 @@ import sys
 
 
 def shown(value: object, longest: int = 300) -> str:
-    """One line without control characters or bytes that are no UTF-8, cut in the middle where it is too long."""
+    """One line without anything that a terminal obeys, cut in the middle where it is too long."""
     text = os.fspath(value) if isinstance(value, os.PathLike) else str(value)
+    text = text.strip().replace("\n", " ")
     if len(text) > longest:
-        text = f"{text[: longest // 2]}...{text[-(longest // 2) :]}"
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+        text = f"{text[: longest // 2]} ... {text[-(longest // 2) :]}"
+    return "".join(char if char.isprintable() else _escaped(char) for char in text)
+
+
+def _escaped(char: str) -> str:
+    return char.encode("unicode_escape").decode()
 
 
 @functools.cache
