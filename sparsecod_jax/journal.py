@@ -6,6 +6,7 @@ checksums; their lines are taken as they are, where no newer one precedes.
 """
 
 import dataclasses
+import itertools
 import json
 import zlib
 from typing import Any
@@ -21,14 +22,18 @@ class Journal:
     lines: dict[int, tuple[dict[str, Any], bytes]]  # by step: the values, and the line itself
     damaged: list[int]  # numbers of lines that can't be read
     doubled: list[int]  # numbers of lines whose step an earlier line has; the last one counts
-    missing: list[int]  # steps that no line tells of
+    missing: list[tuple[int, int]]  # first and last of the steps that no line tells of, a pair for each gap
 
     @property
     def complaint(self) -> str:
         """One sentence on what is wrong; empty where nothing is."""
-        wrong = {"damaged": (self.damaged, "line"), "doubled": (self.doubled, "line"), "missing": (self.missing, "step")}
-        found = [f"{len(numbers)} {what} ({kind} {_ranges(numbers)})" for what, (numbers, kind) in wrong.items() if numbers]
-        return f"of its lines are {', '.join(found)}: put back a copy, if you have one" if found else ""
+        wrong = {
+            "damaged": ("line", _ranges(self.damaged)),
+            "doubled": ("line", _ranges(self.doubled)),
+            "missing": ("step", self.missing),
+        }
+        found = [_counted(kind, what, ranges) for what, (kind, ranges) in wrong.items() if ranges]
+        return f"{', '.join(found)}: put back a copy, if you have one" if found else ""
 
 
 def line(values: dict[str, Any]) -> str:
@@ -50,8 +55,10 @@ def read(content: bytes, until: int = 0) -> Journal:
         if values["step"] in lines:
             doubled.append(number)
         lines[values["step"]] = (values, text + b"\n")
-    missing = sorted({*range(1, max([until, *lines]) + 1)} - lines.keys())
-    return Journal({step: lines[step] for step in sorted(lines)}, damaged, doubled, missing)
+    steps = sorted(lines)
+    last = max([until, *steps[-1:]])
+    missing = [(before + 1, after - 1) for before, after in itertools.pairwise([0, *steps, last + 1]) if after - before > 1]
+    return Journal({step: lines[step] for step in steps}, damaged, doubled, missing)
 
 
 def _parse(text: bytes, *, checked: bool) -> dict[str, Any] | None:
@@ -69,13 +76,21 @@ def _parse(text: bytes, *, checked: bool) -> dict[str, Any] | None:
     return values if has_step else None
 
 
-def _ranges(numbers: list[int]) -> str:
-    """Such as 3, 7-9; the first few."""
-    ranges: list[list[int]] = []
+def _ranges(numbers: list[int]) -> list[tuple[int, int]]:
+    """First and last of numbers that follow one another."""
+    ranges: list[tuple[int, int]] = []
     for number in numbers:
         if ranges and number == ranges[-1][1] + 1:
-            ranges[-1][1] = number
+            ranges[-1] = (ranges[-1][0], number)
         else:
-            ranges.append([number, number])
-    words = [str(first) if first == last else f"{first}-{last}" for first, last in ranges]
-    return ", ".join(words[:5]) + (", ..." if len(words) > 5 else "")
+            ranges.append((number, number))
+    return ranges
+
+
+def _counted(kind: str, what: str, ranges: list[tuple[int, int]]) -> str:
+    """Such as "4 lines are damaged (3, 7-9)"; the first few."""
+    count = sum(last - first + 1 for first, last in ranges)
+    words = [str(first) if first == last else f"{first}-{last}" for first, last in ranges[:5]]
+    more = ", ..." if len(ranges) > 5 else ""
+    be = f"{kind} is" if count == 1 else f"{kind}s are"
+    return f"{count:,} {be} {what} ({', '.join(words)}{more})"

@@ -4,6 +4,7 @@ Several processes take turns by a lock on the folder, which dies with its holder
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -12,6 +13,9 @@ from etils import epath
 
 from sparsecod_jax.errors import ConfigError, Fenced
 from sparsecod_jax.files import UNFINISHED, is_remote
+
+# What a file system without locks says; it is treated as an object store.
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
 def check_free_or_ours(folder: epath.Path, *, ours: bool, option: str, kind: str) -> None:
@@ -43,7 +47,7 @@ def names_in(folder: epath.Path) -> set[str]:
 
 @contextlib.contextmanager
 def locked(path: epath.Path) -> Iterator[None]:
-    """Holds the lock on a local folder, if it is there; object stores have none.
+    """Holds the lock on a local folder, if it is there; object stores have none, nor have some file systems.
 
     Raises:
       Fenced: another process holds it.
@@ -53,10 +57,34 @@ def locked(path: epath.Path) -> Iterator[None]:
         return
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise Fenced(f"another process is at work in {path}: wait for it, or stop it first") from error
+        if not _lock(descriptor, fcntl.LOCK_EX):
+            raise Fenced(f"another process is at work in {path}: wait for it, or stop it first")
         yield
     finally:
         os.close(descriptor)
+
+
+def is_locked(path: epath.Path) -> bool:
+    """Whether another process holds the lock on a folder, as far as that can be known."""
+    if is_remote(path):
+        return False
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        return not _lock(descriptor, fcntl.LOCK_SH)
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, kind: int) -> bool:
+    """Takes the lock; False where another process holds it."""
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+    return True

@@ -7,7 +7,6 @@ starts last goes on. An attempt knows its own record by a random token, so it al
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import os
 import secrets
@@ -21,10 +20,13 @@ from etils import epath
 from sparsecod_jax import files, journal
 from sparsecod_jax.errors import ConfigError, Fenced
 from sparsecod_jax.files import read_json, read_record, write_record
-from sparsecod_jax.ownership import check_free_or_ours, locked, names_in
+from sparsecod_jax.ownership import check_free_or_ours, is_locked, locked, names_in
+from sparsecod_jax.shown import shown
 
 # stopped: it was killed; damaged: status.json can't be read, the next attempt writes it anew
 Status = Literal["pending", "running", "stopped", "preempted", "finished", "diverged", "failed", "damaged"]
+
+LARGEST_PID = 2**22  # beyond which Linux gives no process a number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +75,7 @@ class RunDir:
             return "pending"
         try:
             said = read_record(self.status)
-        except ConfigError:
+        except (ConfigError, OSError):
             said = {}
         if said.get("status") not in get_args(Status):
             return "damaged"
@@ -88,13 +90,13 @@ class RunDir:
         """Whether a checkpoint was ever committed here, even if it is gone."""
         if self.committed.exists():
             return True
-        first = self.attempts / "0001.json"
-        if first.exists() and "token" in read_loosely(first):
-            return False
-        # Begun by a version that did not record it: lines beyond the first checkpoint are a sign.
+        if names_in(self.checkpoints) or _has_token(self, 1):
+            return False  # a save that a kill cut off proves that nothing is gone
+        # Begun by a version that did not record it: lines beyond the first checkpoint are a sign, as is its word of a save.
         every = read_loosely(self.config).get("checkpoint", {}).get("every", 0)
         last = max(self._journal().lines, default=0)
-        return 0 < every < last or read_loosely(self.status).get("status") == "preempted"
+        preempted = read_loosely(self.status).get("status") == "preempted" and not _has_token(self, _newest_attempt(self))
+        return 0 < every < last or preempted
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Every whole line of metrics.jsonl, in the order of steps; says what is damaged, doubled or missing."""
@@ -113,7 +115,7 @@ class RunDir:
         if found.damaged or found.doubled:
             aside = files.free_name(self.metrics)
             files.write(aside, self.metrics.read_bytes())
-            print(f"metrics.jsonl as it was is kept as {aside.name}", file=sys.stderr, flush=True)
+            print(f"metrics.jsonl as it was is kept as {shown(aside.name)}", file=sys.stderr, flush=True)
         return [line for number, line in found.lines.items() if number <= step]
 
     def _journal(self, until: int = 0) -> journal.Journal:
@@ -121,7 +123,7 @@ class RunDir:
 
     def _complain(self, found: journal.Journal) -> None:
         if found.complaint:
-            print(f"{self.metrics}: {found.complaint}", file=sys.stderr, flush=True)
+            print(f"{shown(self.metrics)}: {found.complaint}", file=sys.stderr, flush=True)
 
 
 def find_runs(path: epath.Path) -> list[RunDir]:
@@ -211,7 +213,11 @@ class Attempt:
             raise Fenced(f"{self.run.path} was removed or replaced under attempt {self.number}: it stops before writing more")
 
     def _is_there(self) -> bool:
-        return read_loosely(_record(self.run, self.number)).get("token", "") == self.token
+        try:
+            said = read_json(_record(self.run, self.number))
+        except (FileNotFoundError, ConfigError):  # other trouble is the disk's, which is no reason to stop for good
+            said = {}
+        return isinstance(said, dict) and said.get("token", "") == self.token
 
 
 def check_free(run: RunDir) -> None:
@@ -257,26 +263,21 @@ def _this_process() -> dict[str, Any]:
 
 def _is_dead(said: dict[str, Any], path: epath.Path) -> bool:
     """Whether the process of this host that wrote `said` in `path` is gone for certain."""
-    if said.get("host") != os.uname().nodename:
+    number = said.get("pid")
+    if said.get("host") != os.uname().nodename or type(number) is not int or not 0 < number < LARGEST_PID:
         return False  # of other hosts nobody knows
     try:
-        os.kill(said["pid"], 0)
+        os.kill(number, 0)
     except ProcessLookupError:  # or it lives in another container of this host, and holds the lock
-        return files.is_remote(path) or not _is_locked(path)
+        return not is_locked(path)
     except PermissionError:
         return False
     return False
 
 
-def _is_locked(path: epath.Path) -> bool:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
+def _has_token(run: RunDir, number: int) -> bool:
+    """Whether an attempt was of a version that records checkpoints."""
+    return "token" in read_loosely(_record(run, number))
 
 
 def _newest_attempt(run: RunDir) -> int:

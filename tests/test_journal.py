@@ -1,6 +1,7 @@
 """Lines of metrics are whole, or named; none is lost beside a damaged one."""
 
 import random
+import tracemalloc
 
 import pytest
 from etils import epath
@@ -48,8 +49,7 @@ def test_what_is_wrong_is_said_in_one_sentence(run, capsys):
     assert run.read_metrics() == [VALUES[0], VALUES[1], VALUES[4], VALUES[5]]
     said = capsys.readouterr().err
     assert said == (
-        f"{run.metrics}: of its lines are 1 damaged (line 3), 1 doubled (line 5), 4 missing (step 3-4, 7-8): "
-        "put back a copy, if you have one\n"
+        f"{run.metrics}: 1 line is damaged (3), 1 line is doubled (5), 4 steps are missing (3-4, 7-8): put back a copy, if you have one\n"
     )
 
 
@@ -61,12 +61,20 @@ def test_lines_of_earlier_versions_are_read_and_go_on(run, capsys):
     assert capsys.readouterr().err == ""
     run.metrics.write_bytes(LINES[0] + b'{"step": 2, "loss": 2.5}\n')  # the checksum was cut off
     assert run.read_metrics() == VALUES[:1]
-    assert "1 damaged (line 2)" in capsys.readouterr().err
+    assert "1 line is damaged (2)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("line", [b"", b"[1]", b"7", b'{"loss": 1}', b'{"step": "3"}', b'{"step": true}', b'{"step": -1}', b"[" * 10**5])
 def test_what_is_no_line_is_damaged(line):
     assert journal.read(line + b"\n").damaged == [1]
+
+
+def test_a_step_far_ahead_takes_no_memory():
+    tracemalloc.start()
+    found = journal.read(LINES[0] + journal.line({"step": 10**12}).encode())
+    assert tracemalloc.get_traced_memory()[1] < 2**20
+    tracemalloc.stop()
+    assert found.complaint.startswith("999,999,999,998 steps are missing (2-999999999999): ")
 
 
 def test_a_resume_keeps_the_good_lines_and_the_file_as_it_was(run, capsys):

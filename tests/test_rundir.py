@@ -1,6 +1,7 @@
 """Who owns a run directory, and what its files look like after a crash."""
 
 import contextlib
+import errno
 import subprocess
 import sys
 from pathlib import Path
@@ -125,6 +126,29 @@ def test_a_killed_attempt_is_stopped_and_a_live_one_is_running(run, holder):
     assert run.read_status() == "preempted"
     write_json(run.status, {"status": "running", "time": 1.0})  # as earlier versions wrote it
     assert run.read_status() == "running"
+
+
+@pytest.mark.parametrize("pid", [{}, {"pid": None}, {"pid": "7"}, {"pid": 10**30}, {"pid": 0}, {"pid": -1}])
+def test_a_status_without_a_process_stops_nobody(run, pid):
+    run.path.mkdir()
+    run.set_status("running")
+    said = read_record(run.status)
+    del said["pid"]
+    write_json(run.status, said | pid)
+    assert run.read_status() == "running"
+
+
+def test_a_disk_that_does_not_answer_is_no_new_owner(run, monkeypatch):
+    with claim(run) as attempt:
+        with monkeypatch.context() as failing:
+            failing.setattr(type(run.path), "read_bytes", _stale)
+            with pytest.raises(OSError, match="Stale file handle"):
+                attempt.check_still_owner()
+        attempt.check_still_owner()
+
+
+def _stale(path):
+    raise OSError(errno.ESTALE, "Stale file handle", str(path))
 
 
 def _dead_process() -> int:
@@ -268,6 +292,31 @@ def test_whether_a_run_of_an_earlier_version_had_checkpoints_follows_from_its_li
     run.metrics.write_text("".join(f'{{"step": {step}}}\n' for step in range(1, 5)))
     with pytest.raises(ConfigError, match="missing or empty") if refused else contextlib.nullcontext():
         check_identity(run, FIELDS)
+
+
+def _of_an_earlier_version(run, status: str) -> None:
+    run.attempts.mkdir(parents=True)
+    write_json(run.attempts / "0001.json", {"host": "here", "pid": 1, "time": 1.0})
+    write_json(run.config, {"checkpoint": {"every": 2}})
+    write_json(run.manifest, {"identity_fields": FIELDS})
+    write_json(run.status, {"status": status, "time": 1.0})
+
+
+def test_a_run_of_an_earlier_version_whose_first_save_was_cut_off_begins_again(run):
+    _of_an_earlier_version(run, "running")
+    run.metrics.write_text("".join(f'{{"step": {step}}}\n' for step in range(1, 5)))
+    (run.checkpoints / "2.orbax-checkpoint-tmp-17").mkdir(parents=True)
+    check_identity(run, FIELDS)
+
+
+def test_preempted_before_any_step_is_no_sign_of_a_checkpoint(run):
+    """As a newer attempt writes it; earlier versions wrote it only once they had saved."""
+    _of_an_earlier_version(run, "preempted")
+    with pytest.raises(ConfigError, match="missing or empty"):
+        check_identity(run, FIELDS)
+    with claim(run):
+        pass
+    check_identity(run, FIELDS)
 
 
 def _make(*paths):
