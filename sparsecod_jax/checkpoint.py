@@ -25,7 +25,7 @@ from etils import epath
 
 from sparsecod_jax import files
 from sparsecod_jax.digest import digests, names
-from sparsecod_jax.errors import ConfigError, SparsecodError
+from sparsecod_jax.errors import ConfigError, SaveFailed, SparsecodError
 from sparsecod_jax.processes import first_decides, is_first, say, together
 from sparsecod_jax.rundir import RunDir
 
@@ -45,9 +45,9 @@ def check_room(folder: epath.Path, tree: Any) -> None:
         return
     needed = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
     there = next(place for place in (folder, *folder.parents) if place.exists())
-    free = shutil.disk_usage(there).free
-    if free < needed:
-        sizes = f"a checkpoint takes {needed / 2**20:,.1f} MiB and {there} has {free / 2**20:,.1f} free"
+    usage = shutil.disk_usage(there)
+    if usage.total and usage.free < needed:  # some mounted stores say that they have 0 bytes in all
+        sizes = f"a checkpoint takes {needed / 2**20:,.1f} MiB and {there} has {usage.free / 2**20:,.1f} free"
         raise SparsecodError(f"{sizes}: make room there and run again, older checkpoints are kept")
 
 
@@ -86,7 +86,8 @@ class Checkpointer:
         """Starts writing `items` and `record` as `step`; returns once the arrays may be overwritten.
 
         Raises:
-          SparsecodError: Orbax refused the step, or an earlier save failed in the background.
+          SparsecodError: Orbax refused the step.
+          SaveFailed: an earlier save failed in the background.
         """
         sealed = _seal({**record, "step": step, "arrays": _describe(items), "digests": digests(items)})
         saves = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
@@ -101,12 +102,12 @@ class Checkpointer:
         return sorted(self._manager.all_steps(), reverse=True)
 
     def raise_if_save_failed(self) -> None:
-        """Raises SparsecodError when the last save has ended without a checkpoint; does not wait."""
+        """Raises SaveFailed when the last save has ended without a checkpoint; does not wait."""
         if not self._manager.is_saving_in_progress():
             self.wait()
 
     def wait(self) -> None:
-        """Returns when the last save is on disk, or raises SparsecodError when it failed."""
+        """Returns when the last save is on disk, or raises SaveFailed."""
         step, self._unconfirmed = self._unconfirmed, None
         if step is None:
             return
@@ -118,7 +119,7 @@ class Checkpointer:
             print(f"trouble with checkpoint {step}: {reason}", flush=True)
         # Orbax drops some failed steps without raising, so that the absence of the step is the only sure sign.
         if step not in self.steps():
-            raise SparsecodError(f"saving step {step} failed ({reason}): make room in {self._run.checkpoints} and run again")
+            raise SaveFailed(f"saving step {step} failed ({reason}): make room in {self._run.checkpoints} and run again")
         self._record_commit(step)
 
     def _durable(self, check_owner: Callable[[], None]) -> type[ocp.path.atomicity.AtomicRenameTemporaryPath]:
@@ -169,7 +170,7 @@ class Checkpointer:
                 self._manager.reload()
                 self._record_commit(step)
             return restored
-        if not steps and first_decides(self._run.had_checkpoint):
+        if not steps and first_decides(self._run.committed.exists):
             raise ConfigError(f"{self._run.checkpoints} holds no checkpoint any more: put back a copy of one, or choose another --workdir")
         if steps:
             raise ConfigError(f"no checkpoint in {self._run.checkpoints} can be used: put back a copy of one, or choose another --workdir")

@@ -8,6 +8,11 @@ class SparsecodError(Exception):
     """Ends a verb with one sentence for the user and an exit code for the scheduler."""
 
     exit_code = 1
+    of_all = False  # whether every process of a run leaves with it
+
+
+class SaveFailed(SparsecodError):
+    """A checkpoint could not be made."""
 
 
 class UsageError(SparsecodError):
@@ -32,12 +37,14 @@ class Preempted(SparsecodError):
     """The machine is being taken away; a checkpoint was committed."""
 
     exit_code = 75
+    of_all = True
 
 
 class Diverged(SparsecodError):
     """More updates than the budget were skipped for a loss or gradient that was not finite."""
 
     exit_code = 70
+    of_all = True
 
 
 FINAL = (UsageError.exit_code, Diverged.exit_code, ConfigError.exit_code)  # codes of runs that would end so again

@@ -2,6 +2,7 @@
 
 import os
 import resource
+import shutil
 import time
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from sparsecod_jax import config
-from sparsecod_jax.checkpoint import Checkpointer
+from sparsecod_jax.checkpoint import Checkpointer, check_room
 from sparsecod_jax.errors import ConfigError, Fenced, SparsecodError
 from sparsecod_jax.files import read_record
 from sparsecod_jax.rundir import RunDir
@@ -235,3 +236,12 @@ def test_what_is_written_last_may_be_lost(run, name):
     _save(run, 10)
     (run.checkpoints / "10" / name).write_bytes(b"")
     assert _equal(_restore(run), 10)
+
+
+def test_a_store_that_tells_no_size_has_room(tmp_path, monkeypatch):
+    tree = {"weights": np.zeros(4, np.float32)}
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(0, 0, 0))  # pyright: ignore
+    check_room(epath.Path(tmp_path), tree)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(20, 5, 15))  # pyright: ignore
+    with pytest.raises(SparsecodError, match="make room there"):
+        check_room(epath.Path(tmp_path), tree)

@@ -42,7 +42,7 @@ def train(experiment: config.Experiment, workdir: str, *, profile: bool = False)
       ConfigError: the config does not fit the devices or the data, or `workdir` holds another run; nothing was written. Or no
         checkpoint of `workdir` can be used; they were left as they are.
       Fenced: another process owns `workdir`.
-      Preempted: SIGTERM came; a checkpoint was committed.
+      Preempted: SIGTERM came, which is heard only after `STOP.listen()`, as the command line calls it; a checkpoint was committed.
       Diverged: too many updates were not finite.
     """
     with Watchdog() as watchdog:
@@ -56,7 +56,7 @@ def train(experiment: config.Experiment, workdir: str, *, profile: bool = False)
         _check_data(experiment, data)
         first_decides(lambda: check_free(run))
         program = build_on(experiment, jax.devices())
-        first_decides(lambda: check_room(run.checkpoints, program.abstract_state))
+        first_decides(lambda: _check_room(run, experiment, program))
         with watchdog.during("compiling"):
             compiled = compile_steps(program)
         with contextlib.ExitStack() as claimed:
@@ -79,8 +79,14 @@ def _finished(run: RunDir, fields: dict[str, Any]) -> dict[str, Any] | None:
     final = read_record(run.final)
     if final.get("identity", identity(fields)) != identity(fields):
         raise ConfigError(f"{run.final} is of another run than {run.manifest}: restore it from a copy, or choose another --workdir")
-    run.set_status("finished")  # a crash may have come between the two files
+    with contextlib.suppress(OSError):  # the result may lie where nothing can be written any more
+        run.set_status("finished")  # a crash may have come between the two files
     return final
+
+
+def _check_room(run: RunDir, experiment: config.Experiment, program: Program) -> None:
+    if run.newest_checkpoint() < experiment.steps:  # otherwise only the evaluation is left to do
+        check_room(run.checkpoints, program.abstract_state)
 
 
 def _key(attempt: Attempt) -> tuple[int, str]:
@@ -254,7 +260,7 @@ class _Run:
 
     def _complete_evaluation(self, start: int, state: TrainState) -> None:
         """Evaluates where the attempt before had to leave while it did."""
-        if not first_decides(lambda: self._evaluates_at(start) and self.writers.lacks_evaluation):
+        if not first_decides(lambda: self._evaluates_at(start) and self.writers.lacks_evaluation(start)):
             return
         if evaluated := self._evaluate(start, state):
             first_decides(lambda: self.writers.amend(plain(evaluated)))
@@ -298,6 +304,7 @@ class _Run:
         }
         with self.watchdog.during("saving"):
             first_decides(lambda: self.writers.sync())  # only the first has writers; raises Fenced
+            self.checkpointer.wait()  # the save before has its room then, and older steps have given theirs back
             first_decides(lambda: check_room(self.run.checkpoints, state))
             self.checkpointer.save(step, {"state": state}, record)
 

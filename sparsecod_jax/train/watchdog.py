@@ -20,7 +20,7 @@ from collections.abc import Iterator
 import jax
 
 from sparsecod_jax import files
-from sparsecod_jax.errors import STUCK, ConfigError, Diverged, Preempted
+from sparsecod_jax.errors import STUCK, ConfigError, Diverged, Preempted, SaveFailed
 from sparsecod_jax.rundir import Attempt
 from sparsecod_jax.stopping import LAST_WORDS, tell, within
 
@@ -29,7 +29,8 @@ FIVE_MINUTES = 300.0
 SLOWER = 10  # medians that a step may take
 REMEMBERED = 101  # steps
 
-# What may take how many times the patience. Steps, reads and batches of an evaluation have it each.
+# What may take how many times the patience. Each step, read and batch of an evaluation has it anew; the first step may take as
+# long as compiling.
 BUDGETS = {
     "starting": 6,
     "compiling": 12,
@@ -40,7 +41,7 @@ BUDGETS = {
     "saving": 12,
     "finishing": 12,
 }
-CLOSING = 20.0  # seconds for closing files after a failure
+CLOSING = 20.0  # seconds for closing files after a save that failed; Orbax's threads may wait for minutes for it
 TICKS = 20  # looks within the patience
 
 
@@ -49,12 +50,13 @@ class Watchdog:
 
     def __init__(self):
         self._patience = _patience()
-        self._doing = "starting"
-        self._moves = 0  # grows whenever something was achieved
+        # What is done, and a number that grows whenever something was achieved; replaced at once, as another thread reads it.
+        self._now = ("starting", 0)
         self._steps: collections.deque[float] = collections.deque(maxlen=REMEMBERED)
         self._attempt: Attempt | None = None
         self._process = 0  # asked for early: when jax is stuck it may not answer
         self._error: BaseException | None = None
+        self._closing = CLOSING
         self._over = threading.Event()
 
     def __enter__(self):
@@ -72,17 +74,17 @@ class Watchdog:
     @contextlib.contextmanager
     def during(self, activity: str) -> Iterator[None]:
         """Gives what is done in the context a budget of its own."""
-        before, self._doing = self._doing, activity
-        self.alive()
+        before, moves = self._now
+        self._now = (activity, moves + 1)
         try:
             yield
         finally:
-            self._doing = before
-            self.alive()
+            self._now = (before, self._now[1] + 1)
 
     def alive(self) -> None:
         """Something was achieved: the budget starts again."""
-        self._moves += 1
+        doing, moves = self._now
+        self._now = (doing, moves + 1)
 
     def step(self, seconds: float) -> None:
         """A step was done, which took so long."""
@@ -91,42 +93,47 @@ class Watchdog:
 
     @contextlib.contextmanager
     def prompt_end(self) -> Iterator[None]:
-        """After a failure in the context, whatever surrounds it is to be closed within seconds."""
+        """After a failure in the context, whatever surrounds it is to be closed soon."""
         try:
             yield
         except (Preempted, Diverged):
             raise
         except BaseException as error:
+            # A save that is under way is finished first, but not on a disk that failed, nor while other processes wait for this one.
+            in_vain = isinstance(error, (OSError, SaveFailed)) or jax.process_count() > 1
+            self._closing = CLOSING if in_vain else BUDGETS["saving"] * self._patience
             self._error = error
             self.alive()
             raise
 
-    def _budget(self) -> float:
+    def _budget(self, doing: str) -> float:
         if self._error is not None:
-            return CLOSING
-        budget = BUDGETS[self._doing] * self._patience
+            return self._closing
+        if doing == "training" and not self._steps:  # nothing is known of how long a step takes
+            doing = "compiling"
+        budget = BUDGETS[doing] * self._patience
         return max(budget, SLOWER * statistics.median(self._steps)) if self._steps else budget
 
     def _look(self) -> None:
         tick = min(1.0, self._patience / TICKS)
-        seen, waited, last = self._moves, 0.0, time.monotonic()
+        seen, waited, last = self._now, 0.0, time.monotonic()
         while not self._over.wait(tick):
             now = time.monotonic()
             waited += min(now - last, 2 * tick)  # a longer sleep was not the run's
             last = now
-            if self._moves != seen:
-                seen, waited = self._moves, 0.0
-            elif waited > self._budget():
-                self._end(waited)
+            if (current := self._now) != seen:
+                seen, waited = current, 0.0
+            elif waited > self._budget(seen[0]):
+                self._end(seen[0], waited)
 
-    def _end(self, waited: float) -> None:
+    def _end(self, doing: str, waited: float) -> None:
         """Says where every thread is, on the standard error and in the run directory, and ends the process."""
         if self._error is not None:
             sentence = "a library kept the process from closing its files"
             text, code = "".join(traceback.format_exception(self._error)), getattr(self._error, "exit_code", 1)
             reason = f"{type(self._error).__name__}: {self._error}"
         else:
-            reason = sentence = f"stuck while {self._doing}: nothing happened for {waited:.0f} s"
+            reason = sentence = f"stuck while {doing}: nothing happened for {waited:.0f} s"
             text, code = _stacks(), STUCK
         text = f"{text}\nprocess {self._process}: {sentence}; run the same command to go on"
         tell(text)

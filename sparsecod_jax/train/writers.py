@@ -62,10 +62,9 @@ class Writers:
         if tensorboard:
             self._curves.add(metrics)
 
-    @property
-    def lacks_evaluation(self) -> bool:
-        """Whether the newest line was written without held-out metrics."""
-        return "evaluation/loss" not in self._last
+    def lacks_evaluation(self, step: int) -> bool:
+        """Whether the newest line is that of `step` and was written without held-out metrics."""
+        return self._last.get("step") == step and "evaluation/loss" not in self._last
 
     def amend(self, values: dict[str, Any]) -> None:
         """Adds values to the newest line."""

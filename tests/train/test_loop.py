@@ -2,11 +2,13 @@
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import random
 import shutil
 import signal
+import time
 
 import jax
 import numpy as np
@@ -16,7 +18,7 @@ import pytest
 import tiny
 from etils import epath
 
-from sparsecod_jax import config
+from sparsecod_jax import config, files
 from sparsecod_jax.checkpoint import Checkpointer
 from sparsecod_jax.data.pipeline import example_stream
 from sparsecod_jax.data.store import Windows, read_manifest
@@ -314,3 +316,27 @@ def test_document_masking_trains(tokens, tmp_path):
     masked = train(_experiment(tokens, steps=3, model={"document_masking": True}), str(tmp_path / "masked"))
     assert masked["loss"] != plain_run["loss"]
     assert masked["loss"] == pytest.approx(plain_run["loss"], rel=0.05)
+
+
+def test_room_is_looked_for_when_the_save_before_is_done(tokens, tmp_path, monkeypatch):
+    """Otherwise a disk would have to hold one checkpoint more than are kept."""
+    sync, seen = files.sync_tree, []
+    monkeypatch.setattr(files, "sync_tree", lambda folder: (time.sleep(0.3), sync(folder)))
+    monkeypatch.setattr(loop, "check_room", lambda folder, tree: seen.append(sorted(os.listdir(folder)) if folder.exists() else []))
+    train(_experiment(tokens, checkpoint={"every": 2, "keep": 1}), str(tmp_path))
+    assert seen == [[], [], ["2"], ["4"]]
+
+
+def test_a_run_that_lacks_only_its_evaluation_needs_no_room_and_a_finished_one_nothing(tokens, tmp_path, monkeypatch):
+    experiment = _experiment(tokens)
+    whole = train(experiment, str(tmp_path))
+    run = RunDir(epath.Path(tmp_path))
+    run.final.unlink()
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(10, 10, 0))  # pyright: ignore
+    assert train(experiment, str(tmp_path))["loss"] == whole["loss"]
+
+    def read_only(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system", str(run.status))
+
+    monkeypatch.setattr(RunDir, "set_status", read_only)
+    assert train(experiment, str(tmp_path))["loss"] == whole["loss"]

@@ -42,20 +42,36 @@ def test_a_step_may_take_ten_times_the_median_and_a_save_twelve_times_the_patien
     assert slow.returncode == 0, slow.stderr
 
 
-def test_after_a_failure_the_end_comes_soon_and_with_its_own_code(monkeypatch):
-    program = (
-        "from sparsecod_jax.train import watchdog as module\n"
-        "from sparsecod_jax.errors import ConfigError\n"
-        "module.CLOSING = 1.0\n"
-        "try:\n"
-        "    with watchdog.prompt_end():\n"
-        "        raise ConfigError('lower it')\n"
-        "finally:\n"
-        "    time.sleep(60)"
-    )
-    ended = _run(program)
-    assert ended.returncode == ConfigError.exit_code
-    assert "ConfigError: lower it" in ended.stderr
+def test_the_first_step_may_take_as_long_as_compiling():
+    slow = _run('with watchdog.during("training"):\n    time.sleep(3)\n    watchdog.step(0.001)')
+    assert slow.returncode == 0, slow.stderr
+
+
+FAILING = """from sparsecod_jax.train import watchdog as module
+from sparsecod_jax.errors import ConfigError, SaveFailed
+module.CLOSING = 0.5
+try:
+    with watchdog.prompt_end():
+        raise {}('mend it')
+finally:
+    time.sleep({})"""
+
+
+@pytest.mark.parametrize("error", ["SaveFailed", "OSError"])
+def test_after_a_failed_save_the_end_comes_soon_and_with_its_own_code(error):
+    ended = _run(FAILING.format(error, 60), patience="5")
+    assert ended.returncode == 1
+    assert f"{error}: mend it" in ended.stderr
+    assert "a library kept the process from closing its files" in ended.stderr
+
+
+def test_after_other_errors_a_save_may_be_finished():
+    ended = _run(FAILING.format("ConfigError", 3))
+    assert "ConfigError: mend it" in ended.stderr
+    assert "a library kept" not in ended.stderr
+    stuck = _run(FAILING.format("ConfigError", 60), patience="0.2")
+    assert stuck.returncode == ConfigError.exit_code
+    assert "a library kept the process from closing its files" in stuck.stderr
 
 
 @pytest.mark.parametrize("told", ["soon", "0", "-3", "nan", "inf"])

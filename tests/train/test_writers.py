@@ -208,12 +208,19 @@ def test_lines_that_never_find_room_are_counted_at_the_end(small_disk, capsys):
     assert f"metrics.jsonl lacks {99 - len(run.read_metrics())} lines that found no room" in capsys.readouterr().err
 
 
+def test_without_lines_no_evaluation_is_missed(run):
+    writers = Writers(Attempt(run, 0), 3)
+    assert not writers.lacks_evaluation(3)
+    writers.close()
+
+
 def test_an_evaluation_that_was_left_is_added_to_its_line(run):
     _write(run, range(1, 5))
     writers = Writers(Attempt(run, 0), 3)
-    assert writers.lacks_evaluation
+    assert writers.lacks_evaluation(3)
+    assert not writers.lacks_evaluation(4)  # whose line was lost
     writers.amend({"evaluation/loss": 2.5})
-    assert not writers.lacks_evaluation
+    assert not writers.lacks_evaluation(3)
     writers.write({"step": 4, "loss": 0.25, "by": "second"}, tensorboard=False)
     writers.close()
     assert run.read_metrics()[2:] == [
