@@ -16,6 +16,11 @@ LIMIT = 12.0  # seconds for an answer
 LOGIN = "log in with `gcloud auth application-default login`, or run where a service account is at hand"
 
 
+def check_named(*options: object) -> None:
+    """`check_reachable` for those of some options that are gs:// places; others are left to whoever reads them."""
+    check_reachable(*(option for option in options if isinstance(option, str) and option.startswith("gs://")))
+
+
 def check_reachable(*places: str) -> None:
     """Asks the store about each of these gs:// places.
 

@@ -31,16 +31,10 @@ def _run(args: argparse.Namespace, rest: list[str], argv: list[str]) -> None:
     options.check(args, argv)
     devices.gpu_share()  # refuses what jax would lose the GPU over
     xla_flags.compute_own_reductions()
-    _check_buckets(*vars(args).values())
+    from sparsecod_jax.buckets import check_named  # with libraries that --help does without
+
+    check_named(*vars(args).values())
     args.run(args, overrides)
-
-
-def _check_buckets(*options: object) -> None:
-    """Asks whether the buckets among them can be reached, which takes libraries that local places do without."""
-    if named := [option for option in options if isinstance(option, str) and option.startswith("gs://")]:
-        from sparsecod_jax.buckets import check_reachable
-
-        check_reachable(*named)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -176,6 +170,7 @@ def _data(args, overrides) -> None:
 
 
 def _train(args, overrides) -> None:
+    from sparsecod_jax.buckets import check_named
     from sparsecod_jax.config_file import load
     from sparsecod_jax.console import unhinder
     from sparsecod_jax.stopping import STOP
@@ -184,10 +179,10 @@ def _train(args, overrides) -> None:
         STOP.listen()
         unhinder()
     experiment = load(args.config, overrides)  # refuses mistakes before jax is imported
-    _check_buckets(experiment.data.path)
+    check_named(experiment.data.path)
     from sparsecod_jax import processes
 
-    with processes.connected(args.coordinator, args.process_count, args.process_index):
+    with processes.connected(args.coordinator, args.process_count, args.process_index, owns_process=args.owns_process):
         from sparsecod_jax.train.compilation import keep_programs
         from sparsecod_jax.train.loop import train
 

@@ -1,7 +1,7 @@
 """How does a program say something to a reader who may have stopped or left?
 
-Lines wait in a bounded queue for a thread that writes them. Where there is no room, because a pipe is full,
-they are dropped and counted; where the reader has left (`| head`), all that follows is dropped.
+Lines wait in a bounded queue for a thread that writes them. Where there is no room, because a pipe or a disk is
+full, they are dropped and counted; where the reader has left (`| head`), all that follows is dropped.
 """
 
 import atexit
@@ -9,6 +9,7 @@ import contextlib
 import io
 import os
 import queue
+import select
 import sys
 import threading
 import time
@@ -27,6 +28,7 @@ class Unhindered(io.TextIOBase):
         self._begun = ""  # a line that has no end yet
         self._lock = threading.Lock()
         self._dropped = 0
+        self._reader_left = False
         self._thread = threading.Thread(target=self._write_lines, name="console", daemon=True)
         with contextlib.suppress(OSError):
             stream.flush()
@@ -65,20 +67,35 @@ class Unhindered(io.TextIOBase):
         """Waits until all is written, but no longer than a slow reader may take."""
         deadline = time.monotonic() + LAST_WORDS
         self.flush()
-        if self._dropped:
-            self.write(f"[{self._dropped} lines were not printed, as nobody read them]\n")
         with contextlib.suppress(queue.Full):
             self._lines.put(None, timeout=LAST_WORDS)
         self._thread.join(max(0.0, deadline - time.monotonic()))
 
     def _write_lines(self) -> None:
-        with contextlib.suppress(OSError):  # the reader has left, or the disk of a log is full
-            while (line := self._lines.get()) is not None:
-                while line:
-                    line = line[os.write(self._descriptor, line) :]
-            return
-        while self._lines.get() is not None:
-            pass
+        while (line := self._lines.get()) is not None:
+            self._write_line(line)
+        if self._dropped:
+            self._write_line(f"[{self._dropped} lines were not printed, as there was no room for them]\n".encode())
+
+    def _write_line(self, line: bytes) -> None:
+        try:
+            while line and not self._reader_left:
+                line = line[self._write_part(line) :]
+        except BrokenPipeError:
+            self._reader_left = True
+        except OSError:  # the next line may find room again
+            with self._lock:
+                self._dropped += 1
+
+    def _write_part(self, line: bytes) -> int:
+        """How many bytes were written, after a wait where a pipe that others share does not wait by itself."""
+        try:
+            return os.write(self._descriptor, line)
+        except BlockingIOError:
+            waiting = select.poll()
+            waiting.register(self._descriptor, select.POLLOUT)
+            waiting.poll()
+            return 0
 
 
 def unhinder() -> None:

@@ -16,10 +16,11 @@ from collections.abc import Callable
 from sparsecod_jax.errors import INTERRUPTED, PIPE_CLOSED, ConfigError, SparsecodError
 from sparsecod_jax.shown import shown
 
+OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"  # as jax has it for devices
 LONGEST = 2000  # characters of a message: names in it may come from anybody's files
 
 # What the system says when it may work later, and when only another place will do.
-FOR_NOW = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+FOR_NOW = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT)
 FOR_GOOD = (
     *(errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY),
     *(errno.ENAMETOOLONG, errno.ELOOP, errno.ENXIO, errno.ESPIPE, errno.EBUSY, errno.EXDEV, errno.EFBIG),
@@ -28,6 +29,9 @@ FOR_GOOD = (
 
 def exit_code_of(program: str, action: Callable[[], None]) -> int:
     """Runs `action` and returns the exit code; whatever it raises becomes one sentence that begins with the name of the program."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # it was closed before the program began
+            setattr(sys, name, open(os.devnull, "w"))
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a name that is no UTF-8, or a terminal that is not, must not end a verb
             stream.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
@@ -41,14 +45,19 @@ def exit_code_of(program: str, action: Callable[[], None]) -> int:
         if isinstance(error, BrokenPipeError) and _reader_has_left():
             _drop_output()
             return PIPE_CLOSED
-        message, code = _explained(error)
+        message, code = explained(error)
         with contextlib.suppress(OSError):  # nobody may be there to read it
-            print(f"{program}: {shown(message, LONGEST)}", file=sys.stderr, flush=True)
+            print(f"{program}: {message}", file=sys.stderr, flush=True)
         return code
 
 
+def explained(error: BaseException) -> tuple[str, int]:
+    """What happened and what to do, in one line for a terminal, and the exit code."""
+    message, code = _explained(error)
+    return shown(message, LONGEST), code
+
+
 def _explained(error: BaseException) -> tuple[str, int]:
-    """What happened and what to do, and the exit code."""
     if isinstance(error, SparsecodError):
         return str(error), error.exit_code
     if isinstance(error, KeyboardInterrupt):
@@ -57,7 +66,7 @@ def _explained(error: BaseException) -> tuple[str, int]:
         return f"{_of_system(error)}: make room or free resources, and run again", SparsecodError.exit_code
     if isinstance(error, OSError) and error.errno in FOR_GOOD and error.filename is not None:
         return f"{_of_system(error)}: correct the path, or choose another place", ConfigError.exit_code
-    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):  # as jax has it for devices
+    if isinstance(error, MemoryError) or OUT_OF_MEMORY in str(error):
         return (
             f"there is too little memory ({_first_line(error)}): ask for less at a time, or take a larger machine",
             SparsecodError.exit_code,

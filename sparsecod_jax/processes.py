@@ -9,14 +9,16 @@ import contextlib
 import datetime
 import json
 import os
+import time
 import traceback
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from sparsecod_jax import ending
 from sparsecod_jax.errors import ConfigError, SparsecodError
 from sparsecod_jax.stopping import STOP, end_within, tell
 
@@ -24,6 +26,7 @@ T = TypeVar("T")
 
 INITIALIZATION_TIMEOUT = 1800  # seconds; the hosts of a large slice may start many minutes apart, 300 have ended such runs
 SHUTDOWN_TIMEOUT = 60  # seconds that a process which leaves waits for the others; they may be waiting for it
+ALIKE = 5  # seconds that the first waits when it fails, as its end is the end of all: they may have failed alike, and have their say
 LEAVING = 20  # seconds until a process ends that failed; Orbax's threads may wait for minutes for a save that can't be made
 HEARTBEAT_TIMEOUT = 100  # seconds of silence until a process counts as dead and ends the others; less has ended slow hosts
 
@@ -35,13 +38,14 @@ ADVICE = "give --coordinator, --process_count and --process_index, or --process_
 
 
 @contextlib.contextmanager
-def connected(coordinator: str | None, count: int | None, index: int | None) -> Iterator[None]:
+def connected(coordinator: str | None, count: int | None, index: int | None, *, owns_process: bool = False) -> Iterator[None]:
     """Joins the processes of a run while the context lasts; before anything else uses jax.
 
     Args:
       coordinator: HOST:PORT where the first process listens.
       count: how many processes there are; 1, given alone, trains alone whatever the environment says.
       index: which one this is. With none of the three, JAX finds out: in Slurm's srun, on GKE, on TPU VMs.
+      owns_process: whether an error may end the whole process, where a library or the other processes would hold it up.
 
     Raises:
       ConfigError: only some of the three are given, or the environment says only in part which process this is.
@@ -53,16 +57,23 @@ def connected(coordinator: str | None, count: int | None, index: int | None) -> 
         STOP.forward()
     try:
         yield
-    except SparsecodError as error:  # all processes leave with it
-        end_within(LEAVING + several * SHUTDOWN_TIMEOUT, error.exit_code)
+    except BaseException as error:
+        if owns_process and several and not getattr(error, "of_all", False):
+            _leave_alone(error)
+        if owns_process:
+            end_within(LEAVING + several * SHUTDOWN_TIMEOUT, getattr(error, "exit_code", SparsecodError.exit_code))
         raise
-    except BaseException:
-        if not several:
-            end_within(LEAVING, 1)
-            raise
-        # This process alone failed. Leaving in an orderly way would wait minutes for the others, which wait for this one.
-        tell(traceback.format_exc())
-        os._exit(1)
+
+
+def _leave_alone(error: BaseException) -> NoReturn:
+    """At once: an orderly end would wait minutes for the others, which wait for this process."""
+    message, code = ending.explained(error)
+    if isinstance(error, jax.errors.JaxRuntimeError) and ending.OUT_OF_MEMORY not in str(error):
+        message = f"computing with the others failed ({_first_line(error)}): what they say may tell why; run the same command to go on"
+    tell(f"process {jax.process_index()}: {message}")
+    if is_first():
+        time.sleep(ALIKE)
+    os._exit(code)
 
 
 def _connect(coordinator: str | None, count: int | None, index: int | None) -> None:
@@ -154,7 +165,9 @@ def _unwrap(told: str) -> Any:
     result, error = json.loads(told)
     if error is not None:
         classes = {known.__name__: known for known in (SparsecodError, *SparsecodError.__subclasses__())}
-        raise classes[error[0]](error[1])
+        told = classes[error[0]](error[1])
+        told.of_all = True
+        raise told
     return result
 
 

@@ -1,12 +1,15 @@
 """Which flags does XLA get? They are added to XLA_FLAGS before jax starts its devices.
 
-Flags that a user has set win. Where XLA_FLAGS names a file with flags, nothing is changed.
+Flags that a user has set win. A flag that XLA does not know ends the process from within C++, so one that few releases
+have is added for those alone; `self_check` looks whether others compute right. Where XLA_FLAGS names a file with flags, nothing is changed.
 """
 
+import importlib.metadata
 import os
 
 LIBRARY_PRODUCTS = "--xla_gpu_enable_triton_gemm=false"
-# What jaxlib 0.10 and 0.11 leave to YNNPACK by default, without reductions.
+# What these releases of jaxlib leave to YNNPACK by default, without reductions.
+WITH_YNNPACK = ("0.10.", "0.11.")
 OWN_REDUCTIONS = "--xla_cpu_experimental_ynn_fusion_type=individual_dot,individual_convolution"
 
 
@@ -25,7 +28,8 @@ def compute_own_reductions() -> None:
     With jaxlib 0.10.2 the gradient of RMSNorm, pulled back for several cotangents at once, is wrong
     in all but the first of them from 512 positions of width 64 on (docs/compiler_fault.md).
     """
-    _add(OWN_REDUCTIONS)
+    if importlib.metadata.version("jaxlib").startswith(WITH_YNNPACK):
+        _add(OWN_REDUCTIONS)
 
 
 def _add(flag: str) -> None:

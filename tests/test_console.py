@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import process
 import tiny
@@ -63,6 +64,40 @@ def test_a_full_disk_takes_a_log_and_not_the_program(tmp_path):
     with open("/dev/full", "wb") as full:
         running = _start(tmp_path / "took", 100, stdout=full, stderr=full)
         assert running.wait() == 0
+
+
+SHORT_OF_ROOM = """
+import os, sys, time
+from sparsecod_jax.console import unhinder
+unhinder()
+print("first", flush=True)
+time.sleep(0.5)
+full = os.open("/dev/full", os.O_WRONLY)
+file = os.dup(1)
+os.dup2(full, 1)
+print("second", flush=True)
+time.sleep(0.5)
+os.dup2(file, 1)
+print("third", flush=True)
+"""
+
+
+def test_a_disk_that_is_full_for_a_while_takes_only_what_is_printed_then(tmp_path):
+    with open(tmp_path / "log", "wb") as log:
+        environment = os.environ | {"PYTHONPATH": str(process.ROOT)}
+        subprocess.run([sys.executable, "-c", SHORT_OF_ROOM], env=environment, stdout=log, check=True)
+    assert (tmp_path / "log").read_text() == "first\nthird\n[1 lines were not printed, as there was no room for them]\n"
+
+
+def test_a_pipe_that_does_not_wait_loses_nothing(tmp_path):
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    running = _start(tmp_path / "took", 5000, stdout=write)
+    os.close(write)
+    time.sleep(1)  # the pipe is full
+    with open(read) as reader:
+        assert [line.split()[0] for line in reader] == [str(number) for number in range(5000)]
+    assert running.wait() == 0
 
 
 def test_a_training_goes_on_without_a_reader_and_heeds_sigterm_when_its_pipe_is_full(tokens, tmp_path):

@@ -107,6 +107,14 @@ def test_whoever_reads_may_leave(tmp_path):
     assert (done.returncode, done.stderr) == (141, "")
 
 
+def test_streams_that_are_closed_are_no_bug():
+    script = "from sparsecod_jax.ending import exit_code_of; import sys; sys.exit(exit_code_of('x', lambda: print('word')))"
+    for closed in (">&-", "2>&-", ">&- 2>&-"):
+        command = ["sh", "-c", f'"$0" -c "$1" {closed}', sys.executable, script]
+        done = subprocess.run(command, cwd=process.ROOT, capture_output=True, text=True, timeout=60, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_broken_pipe_of_our_own_is_told(capsys):
     code, sentence = _end(BrokenPipeError(errno.EPIPE, "Broken pipe"), capsys)
     assert code == 1

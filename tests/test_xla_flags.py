@@ -1,5 +1,6 @@
 """XLA gets the product's flags, and a user's own win."""
 
+import importlib.metadata
 import os
 
 import pytest
@@ -25,6 +26,14 @@ def test_the_users_flag_comes_last_and_wins(add, name, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", f"{name}=theirs")
     add()
     assert os.environ["XLA_FLAGS"].endswith(f"{name}=theirs")
+
+
+@pytest.mark.parametrize("release", ["0.9.2", "0.12.0", "1.0.0"])
+def test_a_release_that_may_not_know_a_flag_does_not_get_it(release, monkeypatch):
+    monkeypatch.setattr(importlib.metadata, "version", {"jaxlib": release}.__getitem__)
+    monkeypatch.setenv("XLA_FLAGS", "")
+    xla_flags.compute_own_reductions()
+    assert os.environ["XLA_FLAGS"] == ""
 
 
 @pytest.mark.parametrize("add", [PRODUCTS[0], REDUCTIONS[0]])

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
-from sparsecod_jax import files, options
+from sparsecod_jax import buckets, files, options
 from sparsecod_jax.data.store import MANIFEST, prepare_command
 from sparsecod_jax.ending import exit_code_of
 from sparsecod_jax.errors import ConfigError
@@ -76,6 +76,7 @@ def main(engine: Engine, argv: list[str]) -> int:
 
     def run() -> None:
         options.check(args, argv)
+        buckets.check_named(*vars(args).values())
         args.workdir = os.fspath(files.absolute(args.workdir))
         _VERBS[args.verb](engine, args)
 
@@ -152,6 +153,7 @@ def _check(engine: Engine, study: Study, runs: list[Run], args: argparse.Namespa
     paths = {run.experiment.data.path: run for run in runs}
     if args.data and len(paths) > 1:
         raise ConfigError(f"--data would put one directory in place of {', '.join(sorted(paths))}: leave it out, and correct the study")
+    buckets.check_named(*paths)
     for path, run in paths.items():
         path = args.data or path
         if not engine.shares_files and not files.is_remote(path):

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 
-from sparsecod_jax import files
+from sparsecod_jax import buckets, files
 from sparsecod_jax.data.store import MANIFEST, prepare_arguments, prepare_command
 from sparsecod_jax.errors import ATTEMPTS, FINAL, ConfigError, Fenced, Preempted, SparsecodError
 from sparsecod_jax.ownership import locked
@@ -65,6 +65,7 @@ def sweep(spec: str, workdir: str, *, jobs: int = 1, max_hours: float | None = N
     runs = expand(study)
     if dry_run:
         return "\n".join(f"{run.name}  {' '.join(run.overrides)}" for run in runs)
+    buckets.check_named(*(run.experiment.data.path for run in runs))
     environments = gpus.environments(min(jobs, len(runs)))
     directory = StudyDir(files.absolute(workdir))
     if files.is_remote(directory.path):
@@ -99,7 +100,7 @@ class _Sweep:
     def __init__(self, study: Study, directory: StudyDir, deadline: float | None):
         self._study, self._directory, self._deadline = study, directory, deadline
         self._stopped_by: str | None = None
-        self._asked = 0.0  # when, by the monotonic clock
+        self._asked: float | None = None  # when a signal came first, by the monotonic clock
         self._at_once = False
 
     def go(self, waiting: list[_Job], free: list[dict[str, str]]) -> list[str]:
@@ -153,9 +154,10 @@ class _Sweep:
     def _signals(self) -> Iterator[None]:
         def stop(number, frame):
             now = time.monotonic()
-            self._at_once = self._stopped_by is not None and number in IMPATIENT and now - self._asked > SAME
-            self._asked = now
-            self._stopped_by = f"{signal.Signals(number).name} came"
+            if self._asked is None:
+                self._asked, self._stopped_by = now, f"{signal.Signals(number).name} came"
+            elif number in IMPATIENT and now - self._asked > SAME:
+                self._at_once = True
 
         heard = [number for number in STOPS if signal.getsignal(number) is not signal.SIG_IGN]
         before = {number: signal.signal(number, stop) for number in heard}

@@ -6,7 +6,7 @@ Prints one JSON object, then process 1 fails by itself while process 0 waits for
 import json
 import sys
 
-from sparsecod_jax.errors import Fenced, SparsecodError
+from sparsecod_jax.errors import ConfigError, Fenced, SparsecodError
 from sparsecod_jax.processes import connected, first_decides, is_first, note, say, together
 
 
@@ -53,11 +53,11 @@ def decide(index: int) -> dict:
 
 if __name__ == "__main__":
     me = int(sys.argv[2])
-    with connected(sys.argv[1], 2, me):
+    with connected(sys.argv[1], 2, me, owns_process=True):
         say("said once")
         note("noted once")
         print(json.dumps(decide(me)), flush=True)
         if me == 1:
-            raise OSError("process 1 alone")
+            raise ConfigError("process 1 alone: mend it")
         first_decides(lambda: None)
         first_decides(lambda: None)
