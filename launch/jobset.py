@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sparsecod_jax import topologies
-from sparsecod_jax.errors import ConfigError, Diverged, Fenced, Preempted
+from sparsecod_jax import errors, topologies
+from sparsecod_jax.errors import ConfigError, Fenced, Preempted
 from sparsecod_jax.sweep import host, launching
 from sparsecod_jax.sweep.commands import output_of
 from sparsecod_jax.sweep.container import CLOUD_IMAGE, PYTHON_IMAGE, Wheel
@@ -38,7 +38,7 @@ ACCELERATORS = {
 USER = 1000  # the Dockerfile's
 GRACE = 300  # seconds to save in; a spot node is gone sooner, whatever is asked for
 COORDINATOR_PORT = 8476
-FINAL = sorted((2, Diverged.exit_code, Fenced.exit_code, ConfigError.exit_code))  # 2: a wrong command line
+FINAL = sorted((*errors.FINAL, Fenced.exit_code))
 MARK = "matching FailJob rule at index {}$"  # how Kubernetes ends the message of a Job that a rule of its podFailurePolicy failed
 
 

@@ -28,6 +28,7 @@ from sparsecod_jax.digest import digests, names
 from sparsecod_jax.errors import ConfigError, SaveFailed, SparsecodError
 from sparsecod_jax.processes import first_decides, is_first, say, together
 from sparsecod_jax.rundir import RunDir
+from sparsecod_jax.shown import shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +117,7 @@ class Checkpointer:
             self._manager.wait_until_finished()
         except Exception as error:  # whatever the storage raised, while saving or while deleting old steps
             reason = _brief(error)
-            print(f"trouble with checkpoint {step}: {reason}", flush=True)
+            print(f"trouble with checkpoint {step}: {shown(reason)}", flush=True)
         # Orbax drops some failed steps without raising, so that the absence of the step is the only sure sign.
         if step not in self.steps():
             raise SaveFailed(f"saving step {step} failed ({reason}): make room in {self._run.checkpoints} and run again")
@@ -200,7 +201,7 @@ class Checkpointer:
         for step in self.steps():
             if step > newer_than:
                 files.move(self._run.checkpoints / str(step), files.free_name(self._run.quarantine / str(step)))
-                print(f"checkpoint {step} was moved to {self._run.quarantine}", flush=True)
+                print(f"checkpoint {step} was moved to {shown(self._run.quarantine)}", flush=True)
 
 
 def _describe(items) -> dict[str, list]:

@@ -31,7 +31,7 @@ def exit_code_of(program: str, action: Callable[[], None]) -> int:
     """Runs `action` and returns the exit code; whatever it raises becomes one sentence that begins with the name of the program."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # it was closed before the program began
-            setattr(sys, name, open(os.devnull, "w"))
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a name that is no UTF-8, or a terminal that is not, must not end a verb
             stream.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]

@@ -30,6 +30,7 @@ import numpy as np
 from etils import epath
 
 from sparsecod_jax.errors import ConfigError, Fenced
+from sparsecod_jax.shown import say_once, shown
 
 # By itself gcsfs remembers every listing, so a newer attempt or checkpoint of another process would never be seen. This holds for the
 # file systems that epath and Orbax open as well.
@@ -164,10 +165,26 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def is_plain(path: epath.Path) -> bool:
+    """Whether it is a file, or a link to one; for epath everything that is no folder is a file."""
+    return path.is_file() if is_remote(path) else os.path.isfile(path)
+
+
 def check_plain(path: epath.Path) -> None:
-    """Refuses what is there but no file, such as a pipe, which a reader would wait at for ever; raises ConfigError."""
-    if not is_remote(path) and os.path.exists(path) and not os.path.isfile(path):
-        raise ConfigError(f"{path} is not a plain file: restore it from a copy")
+    """Refuses what is no file: reading a pipe or a device may never end.
+
+    Raises:
+      ConfigError: it is none, or the link leads nowhere.
+    """
+    if is_plain(path):
+        return
+    try:
+        path.stat() if is_remote(path) else os.stat(path)
+    except OSError as error:
+        is_link = not is_remote(path) and os.path.islink(path)
+        what = "is a link that leads nowhere" if is_link else f"can't be read ({error.strerror})"
+        raise ConfigError(f"{shown(path)} {what}: mend or remove it") from error
+    raise ConfigError(f"{shown(path)} is not a plain file: put one in its place, such as a copy of what it gives")
 
 
 def read_json(path: epath.Path) -> Any:
@@ -175,12 +192,14 @@ def read_json(path: epath.Path) -> Any:
 
     Raises:
       ConfigError: it is damaged, or no plain file.
+      FileNotFoundError: there is none.
     """
-    check_plain(path)
+    if path.exists():
+        check_plain(path)
     try:
         return json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, or brackets without end
-        raise ConfigError(f"{path} is not JSON ({error}): restore it from a copy, or start in another --workdir") from error
+        raise ConfigError(f"{shown(path)} is not JSON ({shown(error)}): restore it from a copy, or start in another --workdir") from error
 
 
 def write_record(path: epath.Path, values: dict[str, Any]) -> None:
@@ -196,18 +215,18 @@ def read_record(path: epath.Path) -> dict[str, Any]:
     """
     values = read_json(path)
     if not isinstance(values, dict):
-        raise ConfigError(f"{path} does not hold an object: restore it from a copy")
+        raise ConfigError(f"{shown(path)} does not hold an object: restore it from a copy")
     checksum = values.pop(CHECKSUM, None)
     misnamed = any(isinstance(value, str) and value.startswith(CHECKSUM_KIND) for value in values.values())
     if misnamed or (checksum is not None and checksum != _checksum(values)):
-        raise ConfigError(f"{path} was changed after it was written: restore it from a copy")
+        raise ConfigError(f"{shown(path)} was changed after it was written: restore it from a copy")
     return values
 
 
 def say_if_unchecked(path: epath.Path) -> None:
     """One line, where an earlier version wrote this record, to which damage may go unseen."""
     if path.exists() and CHECKSUM not in read_json(path):
-        print(f"{path.parent} was made before checksums were recorded: its records are taken as they are", flush=True)
+        say_once(f"{shown(path.parent)} was made before checksums were recorded: its records are taken as they are")
 
 
 def _checksum(values: dict[str, Any]) -> str:

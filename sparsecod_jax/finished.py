@@ -24,7 +24,6 @@ from sparsecod_jax.files import read_record
 from sparsecod_jax.huggingface.folder import Folder, open_folder
 from sparsecod_jax.identity import identity_fields
 from sparsecod_jax.model import Transformer
-from sparsecod_jax.processes import note
 from sparsecod_jax.rundir import RunDir
 from sparsecod_jax.sharding import make_mesh, tree_shardings
 from sparsecod_jax.shown import say_once, shown
@@ -123,7 +122,7 @@ def _restore(run: RunDir, experiment: config.Experiment, abstract: Any) -> tuple
 def _check_config(run: RunDir, experiment: config.Experiment, restored: Restored) -> None:
     """Compares config.json, which may have been changed, with the config sealed in the checkpoint."""
     if "config" not in restored.record:
-        note(f"checkpoint {restored.step} does not record its config: config.json is taken as it is")
+        say_once(f"{shown(run.path)}: checkpoint {restored.step} does not record its config, config.json is taken as it is")
         return
     says = identity_fields(experiment, "")
     sealed = identity_fields(config.from_dict(restored.record["config"]), "")

@@ -214,8 +214,8 @@ class Attempt:
 
     def _is_there(self) -> bool:
         try:
-            said = read_json(_record(self.run, self.number))
-        except (FileNotFoundError, ConfigError):  # other trouble is the disk's, which is no reason to stop for good
+            said = json.loads(_record(self.run, self.number).read_bytes())
+        except (FileNotFoundError, ValueError):  # other trouble is the disk's, which is no reason to stop for good
             said = {}
         return isinstance(said, dict) and said.get("token", "") == self.token
 

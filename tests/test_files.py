@@ -290,7 +290,7 @@ def test_records_come_back_and_old_ones_without_a_checksum_too(folder, capsys):
     assert files.read_record(folder / "new.json") == files.read_record(folder / "old.json") == RECORD
     for name in ("new", "old", "absent"):
         files.say_if_unchecked(folder / f"{name}.json")
-    assert capsys.readouterr().out == f"{folder} was made before checksums were recorded: its records are taken as they are\n"
+    assert capsys.readouterr().err == f"{folder} was made before checksums were recorded: its records are taken as they are\n"
     assert files.read_record(folder / "numbered.json") == {"10": "a", "9": "b"}
 
 

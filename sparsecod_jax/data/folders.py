@@ -67,7 +67,7 @@ def one_file(path: epath.Path) -> list[epath.Path]:
     Raises:
       ConfigError: it is no plain file, or of a kind that can't be read.
     """
-    readers.check_plain(path)
+    files.check_plain(path)
     if readers.kind(path.name) is None:
         raise _nothing_to_read(path)
     return [path]
@@ -88,10 +88,10 @@ def _files(folder: epath.Path, seen: set[str], left_out: LeftOut, root: epath.Pa
                 continue
             seen.add(_real(path))
             yield from _files(path, seen, left_out, root)
-        elif path.exists() and not readers.is_plain(path):
+        elif path.exists() and not files.is_plain(path):
             left_out.add("pipes and devices", _name(path, root))
         else:
-            readers.check_plain(path)
+            files.check_plain(path)
             yield path
 
 
@@ -134,7 +134,7 @@ def _declared(root: epath.Path, paths: list[epath.Path]) -> dict[epath.Path, str
 def _front_matter(root: epath.Path) -> list[tuple[str, str]]:
     """Pairs of a split and a pattern of files."""
     readme = root / "README.md"
-    if not readers.is_plain(readme):
+    if not files.is_plain(readme):
         return []
     with readme.open("rb") as file:
         head = file.read(FRONT_MATTER).decode(errors="replace").replace("\r\n", "\n")

@@ -15,6 +15,7 @@ import io
 import itertools
 import json
 import multiprocessing
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
@@ -230,7 +231,8 @@ def _select(request: Request, documents: Iterable[str], split_of: Callable[[str]
     fingerprint = dedup.near if request.dedup == "near" else dedup.exact
     wanted, training_bytes = (request.max_tokens or 0) * BYTES_A_TOKEN, 0
     context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(mp_context=context) as pool, tqdm(unit=" documents", desc="select", disable=None) as bar:
+    processes = concurrent.futures.ProcessPoolExecutor(mp_context=context, initializer=_leave_ctrl_c_to_the_parent)
+    with processes as pool, tqdm(unit=" documents", desc="select", disable=None) as bar:
         for number, texts in enumerate(_batched(documents)):
             names.append(name := f"{number:05d}")
             record, hashes = work / f"{name}.json", work / f"{name}.hashes.npy"
@@ -259,6 +261,11 @@ def _select(request: Request, documents: Iterable[str], split_of: Callable[[str]
         raise changed
     files.write_json(finished, names)
     return _Selected(names, dropped, tuple(examples[:EXAMPLES]))
+
+
+def _leave_ctrl_c_to_the_parent() -> None:
+    """A terminal sends it to all processes, and each would print a trace."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _write_splits(work: epath.Path, name: str, texts: list[str], split_of: Callable[[str], str]) -> dict[str, int]:

@@ -13,7 +13,7 @@ import numpy as np
 from etils import epath
 
 from sparsecod_jax import files
-from sparsecod_jax.data import readers, tokenizer
+from sparsecod_jax.data import tokenizer
 from sparsecod_jax.data.blocks import Shard, digests
 from sparsecod_jax.data.store import MANIFEST, Manifest, Split, entropy, read_ids
 from sparsecod_jax.errors import ConfigError
@@ -73,7 +73,7 @@ def index(request, directory: epath.Path, begin: Callable[[], epath.Path]) -> No
 
 def _size(part: epath.Path, encoder: tokenizer.Tokenizer) -> int:
     """The number of ids in a part, after a look at all of them."""
-    readers.check_plain(part)
+    files.check_plain(part)
     with part.open("rb") as file:
         if file.read(len(NUMPY_MAGIC)) == NUMPY_MAGIC:
             raise ConfigError(f"{shown(part)} has a numpy header, raw ids were expected: write it with ndarray.tofile")

@@ -11,7 +11,6 @@ import gzip
 import importlib
 import io
 import json
-import os
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
@@ -59,35 +58,13 @@ def reader(path: epath.Path) -> Reader | None:
     return _text if suffix in TEXT else readers.get(suffix or "")
 
 
-def is_plain(path: epath.Path) -> bool:
-    """Whether it is a file, or a link to one; for epath everything that is no folder is a file."""
-    return path.is_file() if files.is_remote(path) else os.path.isfile(path)
-
-
-def check_plain(path: epath.Path) -> None:
-    """Refuses what is no file: reading a pipe or a device may never end.
-
-    Raises:
-      ConfigError: it is none, or the link leads nowhere.
-    """
-    if is_plain(path):
-        return
-    try:
-        os.stat(path)
-    except OSError as error:
-        what = "is a link that leads nowhere" if os.path.islink(path) else f"can't be read ({error.strerror})"
-        raise ConfigError(f"{shown(path)} {what}: mend or remove it") from error
-    else:
-        raise ConfigError(f"{shown(path)} is not a plain file: save what it gives as a file, and name that")
-
-
 def unpacked(path: epath.Path) -> Iterator[bytes]:
     """The content of a file, a chunk at a time.
 
     Raises:
       ConfigError: it is no plain file, damaged, or grows without reason.
     """
-    check_plain(path)
+    files.check_plain(path)
     size = path.stat().length
     given = 0
     try:
@@ -254,7 +231,7 @@ def _csv(path: epath.Path, fields: Fields) -> Iterator[str | None]:
 
 
 def _parquet(path: epath.Path, fields: Fields) -> Iterator[str | None]:
-    check_plain(path)
+    files.check_plain(path)
     pyarrow, parquet = optional("pyarrow"), optional("pyarrow.parquet")
     try:
         with path.open("rb") as file:

@@ -127,7 +127,7 @@ def _read(path: epath.Path, fields: Fields) -> Iterator[str | None]:
 
 
 def _is_saved(root: epath.Path) -> bool:
-    return root.is_dir() and any(readers.is_plain(root / mark) for mark in (SAVED, SAVED_SPLITS))
+    return root.is_dir() and any(files.is_plain(root / mark) for mark in (SAVED, SAVED_SPLITS))
 
 
 def _saved(root: epath.Path, split: str | None, fields: Fields, left_out: LeftOut) -> Iterator[str | None]:

@@ -19,7 +19,6 @@ from etils import epath
 
 from sparsecod_jax import files
 from sparsecod_jax.config import Experiment
-from sparsecod_jax.data import readers
 from sparsecod_jax.data.blocks import SMALL, Blocks, Shard, place, read_bytes
 from sparsecod_jax.data.tokenizer import TOKENIZER
 from sparsecod_jax.errors import ConfigError
@@ -125,7 +124,7 @@ def read_manifest(directory: epath.Path, command: str) -> Manifest:
     mend = f"copy it again from where it was made, or make the data in another folder, as `{command}` does"
     if not path.exists():
         raise ConfigError(f"there is no data in {shown(directory)}: run `{command}`")
-    readers.check_plain(path)
+    files.check_plain(path)
     manifest = _parse(path, mend)
     if not (directory / TOKENIZER).exists():
         raise ConfigError(f"{shown(directory / TOKENIZER)} is missing: {mend}")

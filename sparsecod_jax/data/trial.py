@@ -14,7 +14,7 @@ from typing import Any
 
 from etils import epath
 
-from sparsecod_jax.data import readers
+from sparsecod_jax import files
 from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.shown import shown
 
@@ -45,7 +45,7 @@ def content(path: epath.Path) -> str:
     Raises:
       ConfigError: it is not a plain file, too large, or no text.
     """
-    readers.check_plain(path)
+    files.check_plain(path)
     size = path.stat().length
     if size > LARGEST:
         raise ConfigError(f"{shown(path)} has {size:,} bytes, and a tokenizer.json at most {LARGEST:,}: choose another")

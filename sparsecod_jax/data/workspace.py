@@ -14,7 +14,6 @@ from typing import Any
 from etils import epath
 
 from sparsecod_jax import files
-from sparsecod_jax.data import readers
 from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.ownership import check_free_or_ours
 from sparsecod_jax.shown import shown
@@ -58,9 +57,7 @@ def check_free(directory: epath.Path) -> None:
     for folder in () if files.is_remote(directory) else (directory, *directory.parents):
         if folder.exists() and not folder.is_dir():
             raise ConfigError(f"--out={shown(directory)} lies in {shown(folder)}, which is a file: choose another")
-    # A process that was killed while it wrote its first file left no more than that, which the next file that is written removes.
-    ours = _begun(directory) is not None or all(file.name.startswith(files.UNFINISHED) for file in _listed(directory))
-    check_free_or_ours(directory, ours=ours, option="--out", kind="unfinished data of `sparsecod data`")
+    check_free_or_ours(directory, ours=_begun(directory) is not None, option="--out", kind="unfinished data of `sparsecod data`")
 
 
 def clear(directory: epath.Path, request: dict[str, Any]) -> None:
@@ -80,7 +77,7 @@ def clear(directory: epath.Path, request: dict[str, Any]) -> None:
 def _begun(directory: epath.Path) -> dict[str, Any] | None:
     """The request that the directory was begun with; None where nothing says so."""
     for record in (directory / BEGUN, directory / WORK / OLD_BEGUN):
-        if not readers.is_plain(record):
+        if not files.is_plain(record):
             continue
         try:
             values = files.read_record(record)
@@ -95,4 +92,6 @@ def _listed(folder: epath.Path) -> list[epath.Path]:
     """Its plain files and folders; of a link to a folder nothing, as that is not ours."""
     if not folder.is_dir() or (not files.is_remote(folder) and os.path.islink(folder)):
         return []
-    return sorted(folder.iterdir())
+    if files.is_remote(folder):
+        return sorted(folder.iterdir())
+    return sorted(folder / name for name in os.listdir(folder))  # epath leaves out names that end with ~

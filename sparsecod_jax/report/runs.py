@@ -30,7 +30,8 @@ def load_run(run: RunDir, name: str | None = None) -> RunData:
     Raises:
       ConfigError: it is no run, or damaged.
     """
-    files.check_plain(run.metrics)
+    if run.metrics.exists():
+        files.check_plain(run.metrics)
     if not run.config.exists():
         raise ConfigError(f"{run.path} has no config.json: restore it from a copy")
     described = read_record(run.config)

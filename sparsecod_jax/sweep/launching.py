@@ -76,7 +76,6 @@ def main(engine: Engine, argv: list[str]) -> int:
 
     def run() -> None:
         options.check(args, argv)
-        buckets.check_named(*vars(args).values())
         args.workdir = os.fspath(files.absolute(args.workdir))
         _VERBS[args.verb](engine, args)
 
@@ -130,6 +129,7 @@ class _Sent:
 
 def _open(args: argparse.Namespace) -> _Sent:
     """The study as it was sent before."""
+    buckets.check_named(args.workdir)
     directory = StudyDir(files.absolute(args.workdir))
     if not directory.described.exists():
         raise ConfigError(f"{directory.path} holds no study: submit it first, or correct --workdir")
@@ -153,11 +153,12 @@ def _check(engine: Engine, study: Study, runs: list[Run], args: argparse.Namespa
     paths = {run.experiment.data.path: run for run in runs}
     if args.data and len(paths) > 1:
         raise ConfigError(f"--data would put one directory in place of {', '.join(sorted(paths))}: leave it out, and correct the study")
-    buckets.check_named(*paths)
-    for path, run in paths.items():
-        path = args.data or path
+    places = {args.data or path: run for path, run in paths.items()}
+    for path in places:
         if not engine.shares_files and not files.is_remote(path):
             raise ConfigError(f"the data {path} is not seen from there: copy it to a bucket and give --data=gs://BUCKET/NAME")
+    buckets.check_named(args.workdir, *places)
+    for path, run in places.items():
         if not (files.absolute(path) / MANIFEST).exists():
             raise ConfigError(f"there is no data in {path}: make it with `{prepare_command(run.experiment)}` and bring it there")
 

@@ -21,6 +21,7 @@ from sparsecod_jax.files import read_record, write_record
 from sparsecod_jax.identity import identity, identity_fields
 from sparsecod_jax.processes import first_decides, is_first, note, say, together
 from sparsecod_jax.rundir import Attempt, RunDir, Status, check_free, check_identity, claim
+from sparsecod_jax.shown import shown
 from sparsecod_jax.stopping import STOP
 from sparsecod_jax.train import manifest as run_manifest
 from sparsecod_jax.train.preemption import Interrupted, PreemptionGuard
@@ -75,7 +76,7 @@ def _finished(run: RunDir, fields: dict[str, Any]) -> dict[str, Any] | None:
     files.say_if_unchecked(run.manifest)
     if not run.final.exists():
         return None
-    note(f"{run.path} is already finished")
+    note(f"{shown(run.path)} is already finished")
     final = read_record(run.final)
     if final.get("identity", identity(fields)) != identity(fields):
         raise ConfigError(f"{run.final} is of another run than {run.manifest}: restore it from a copy, or choose another --workdir")
@@ -131,7 +132,7 @@ def _recorded_status(attempt: Attempt) -> Iterator[None]:
         try:
             record(status, **details)
         except OSError as error:  # the checkpoints say how far it is
-            print(f"{attempt.run.status} can't be written ({error.strerror})", file=sys.stderr, flush=True)
+            print(f"{shown(attempt.run.status)} can't be written ({error.strerror})", file=sys.stderr, flush=True)
 
     record("running")
     STOP.record = lambda: record("preempted")

@@ -29,8 +29,8 @@ FIVE_MINUTES = 300.0
 SLOWER = 10  # medians that a step may take
 REMEMBERED = 101  # steps
 
-# What may take how many times the patience. Each step, read and batch of an evaluation has it anew; the first step may take as
-# long as compiling.
+# How many times the patience may pass until something is achieved: a step, a read, a batch of an evaluation, else the whole of it.
+# The first step may take as long as compiling.
 BUDGETS = {
     "starting": 6,
     "compiling": 12,

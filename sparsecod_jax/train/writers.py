@@ -14,6 +14,7 @@ import numpy as np
 
 from sparsecod_jax import files, journal
 from sparsecod_jax.rundir import Attempt, RunDir
+from sparsecod_jax.shown import shown
 from sparsecod_jax.train.curves import Curves
 
 WAITING = 10_000  # lines kept in memory for a disk that has no room
@@ -88,7 +89,7 @@ class Writers:
 
     def _lose(self, error: OSError) -> None:
         if not self.lost and len(self._waiting) == 1:
-            print(f"{self._attempt.run.metrics} can't be written ({error.strerror}): training goes on", file=sys.stderr, flush=True)
+            print(f"{shown(self._attempt.run.metrics)} can't be written ({error.strerror}): training goes on", file=sys.stderr, flush=True)
         if len(self._waiting) > WAITING:
             del self._waiting[0]
             self.lost += 1
@@ -120,6 +121,6 @@ class Writers:
             os.close(self._jsonl)
             self._upload()
         if lost := self.lost + len(self._waiting):
-            print(f"{self._attempt.run.metrics} lacks {lost} lines that found no room", file=sys.stderr, flush=True)
+            print(f"{shown(self._attempt.run.metrics)} lacks {lost} lines that found no room", file=sys.stderr, flush=True)
         if self._curves.lost:
-            print(f"{self._attempt.run.tensorboard} lacks {self._curves.lost} steps", file=sys.stderr, flush=True)
+            print(f"{shown(self._attempt.run.tensorboard)} lacks {self._curves.lost} steps", file=sys.stderr, flush=True)

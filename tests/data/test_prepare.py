@@ -3,10 +3,15 @@
 import dataclasses
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import process
 import pytest
 from etils import epath
 from tokenizers import Tokenizer as HFTokenizer
@@ -394,3 +399,19 @@ def test_a_tokenizer_that_loses_text_is_told_or_refused(tmp_path, capsys):
 def test_options_without_meaning_are_refused(options):
     with pytest.raises(ConfigError, match="leave it out"):
         request_for("x", **options)
+
+
+def test_ctrl_c_prints_one_line(tmp_path):
+    """A terminal sends it to the processes of the pool too."""
+    (tmp_path / "a.txt").write_text("\n".join(f"document {number} of many {number**3} " * 30 for number in range(40_000)))
+    command = [sys.executable, "-m", "sparsecod_jax", "data", f"--source={tmp_path}", f"--out={tmp_path / 'out'}", "--tokenizer=bytes"]
+    running = subprocess.Popen([*command, r"--separator=\n"], cwd=process.ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while not (tmp_path / "out" / "work").exists():
+        assert running.poll() is None
+        time.sleep(0.01)
+    time.sleep(3)  # until the pool is at work
+    assert running.poll() is None
+    os.killpg(running.pid, signal.SIGINT)
+    errors = running.communicate(timeout=60)[1]
+    assert running.returncode == 130
+    assert errors == "sparsecod data: interrupted\n"

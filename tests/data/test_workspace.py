@@ -26,7 +26,9 @@ def contents(folder: Path) -> dict[str, bytes | None]:
     return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
 
-@pytest.mark.parametrize("name", ["work/notes.txt", "work/batches.json", "notes.txt", "manifest.json.bak", "train-00000.npy", "work"])
+@pytest.mark.parametrize(
+    "name", ["work/notes.txt", "work/batches.json", "notes.txt", "notes.txt~", "manifest.json.bak", "train-00000.npy", "work"]
+)
 def test_a_folder_with_anything_else_is_refused_and_left_alone(request_, tmp_path, name):
     place = tmp_path / "out" / name
     place.parent.mkdir(parents=True)

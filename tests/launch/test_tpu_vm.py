@@ -15,7 +15,8 @@ import tpu_vm
 import xpk
 from sending import ANALYZE, AS_WHEEL, HOSTILE, IN_IMAGE, TRAIN
 
-from sparsecod_jax.errors import ConfigError, SparsecodError
+from sparsecod_jax import errors
+from sparsecod_jax.errors import ConfigError, Fenced, SparsecodError
 from sparsecod_jax.sweep import launching
 
 ENGINE = tpu_vm.TpuVm()
@@ -270,6 +271,13 @@ def test_a_host_says_which_one_of_which_slice_it_is(recorder):
     environment = "ACCELERATOR_TYPE: 'v5p-128'\nMEGASCALE_NUM_SLICES: '2'\nMEGASCALE_SLICE_ID: '1'\n"
     boot(recorder, described(), **{"agent-worker-number": "15", "tpu-env": environment})
     assert recorder.get("surroundings") == {"SPARSECOD_HOST": "15", "SPARSECOD_SLICE": "1", "HOME": "/root"}
+
+
+def test_the_script_of_a_host_has_the_codes_that_are_final():
+    """It meets no Python of ours, so it can't ask for them."""
+    script = (Path(tpu_vm.__file__).parent / "tpu_vm_host.sh").read_text()
+    (line,) = re.findall(r"^ *(\d[\d |]*)\) ;; # would end so again$", script, re.MULTILINE)
+    assert {int(code) for code in line.split("|")} == {*errors.FINAL, Fenced.exit_code}
 
 
 @pytest.mark.parametrize("code", [2, 70, 76, 78])

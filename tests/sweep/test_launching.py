@@ -4,6 +4,7 @@ import importlib.util
 import json
 import re
 import shutil
+import time
 from pathlib import Path
 
 import compilers
@@ -14,6 +15,7 @@ import study_files
 from etils import epath
 
 from sparsecod_jax import files
+from sparsecod_jax.buckets import LIMIT
 from sparsecod_jax.rundir import RunDir
 from sparsecod_jax.sweep import launching, plans
 from sparsecod_jax.sweep.study import expand, load
@@ -175,6 +177,16 @@ def test_what_pods_can_not_see_is_refused_before_anything_is_written(options, me
     assert re.search(f"notebook submit: {message}", capsys.readouterr().err)
     assert not study[1].exists()
     assert there.sent == []
+
+
+@pytest.mark.parametrize("verb", ["submit", "render", "status", "collect", "cancel"])
+def test_a_bucket_that_can_not_be_reached_is_told_soon(verb, there, study, monkeypatch, capsys):
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{process.free_port()}")
+    options = ["--topology=v5e:2x2", "--image=x", "--data=gs://bucket/data"]
+    began = time.monotonic()
+    launch(there, verb, (study[0], "gs://bucket/a"), *options, code=1)
+    assert time.monotonic() - began < LIMIT
+    assert "gs://bucket/a can't be reached" in capsys.readouterr().err
 
 
 def test_data_that_is_not_there_or_not_one_is_refused(here, tokens, tmp_path, capsys):

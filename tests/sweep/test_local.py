@@ -14,9 +14,12 @@ import study_files
 from etils import epath
 
 from sparsecod_jax import files
+from sparsecod_jax.buckets import LIMIT
 from sparsecod_jax.errors import ConfigError, Fenced, Preempted, SparsecodError
 from sparsecod_jax.ownership import locked
 from sparsecod_jax.rundir import RunDir
+from sparsecod_jax.stopping import SAME
+from sparsecod_jax.sweep import local
 from sparsecod_jax.sweep.local import sweep
 
 
@@ -80,6 +83,26 @@ def test_stops_at_a_checkpoint_when_asked_and_goes_on(tokens, tmp_path):
     assert json.loads(run.status.read_text())["status"] == "preempted"
     with pytest.raises(Preempted, match="the time is over, 2 runs are not finished: start again to go on"):
         sweep(spec, str(study), max_hours=1e-9)
+
+
+def test_when_the_time_is_over_ctrl_c_must_come_twice_and_a_third_time_changes_nothing(tmp_path):
+    sweeping = local._Sweep(None, None, None)  # pyright: ignore[reportArgumentType]
+    sweeping._stopped_by = "the time is over"
+    with sweeping._signals():
+        for at_once in (False, True, True):
+            os.kill(os.getpid(), signal.SIGINT)
+            assert sweeping._at_once is at_once
+            time.sleep(2 * SAME * (not at_once))
+    assert sweeping._stopped_by == "SIGINT came"
+
+
+def test_data_in_a_bucket_that_can_not_be_reached_is_told_soon(tmp_path, monkeypatch):
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{process.free_port()}")
+    began = time.monotonic()
+    with pytest.raises(SparsecodError, match="gs://bucket/tokens can't be reached"):
+        sweep(study_files.write(tmp_path, "gs://bucket/tokens", study_files.TWO), str(tmp_path / "study"))
+    assert time.monotonic() - began < LIMIT
+    assert not (tmp_path / "study").exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
