@@ -165,9 +165,9 @@ def _unwrap(told: str) -> Any:
     result, error = json.loads(told)
     if error is not None:
         classes = {known.__name__: known for known in (SparsecodError, *SparsecodError.__subclasses__())}
-        told = classes[error[0]](error[1])
-        told.of_all = True
-        raise told
+        raised = classes[error[0]](error[1])
+        raised.of_all = True
+        raise raised
     return result
 
 
@@ -182,5 +182,5 @@ def _tell_all(text: str, source: int = 0) -> str:
     return multihost_utils.broadcast_one_to_all(padded, is_source=speaking)[:size].tobytes().decode()
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), "")
