@@ -10,7 +10,7 @@ from etils import epath
 from tokenizers import Tokenizer as HFTokenizer
 from tokenizers import models, pre_tokenizers, processors
 
-from sparsecod_jax.data import tokenizer
+from sparsecod_jax.data import raw, tokenizer
 from sparsecod_jax.data.prepare import Request, prepare
 from sparsecod_jax.data.store import Manifest, Split, Windows
 from sparsecod_jax.errors import ConfigError
@@ -127,6 +127,15 @@ def test_ids_of_32_bits_are_told(tmp_path):
     with pytest.raises(ConfigError, match=r"part-00001.npy holds ids of 32 bits"):
         prepare(request, str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+def test_few_ids_do_not_tell_their_width(tmp_path, monkeypatch):
+    monkeypatch.setattr(raw, "CHUNK", 100)
+    first = np.resize(np.array([5, 6, EOS]), 102)
+    first[-2:] = EOS, 0  # the last chunk
+    request = write(tmp_path, [first, np.array([5, 0])])
+    request = dataclasses.replace(request, split_seed=next(seed for seed in range(9) if not np.random.default_rng(seed).integers(2)))
+    assert prepare(request, str(tmp_path / "out")).train.tokens > 0
 
 
 def test_what_all_documents_begin_with_is_their_framing(tmp_path):
