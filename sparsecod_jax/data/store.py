@@ -55,6 +55,7 @@ class Manifest:
     dropped_documents: int  # near-duplicates of others
     before: tuple[int, ...] | None = None  # ids with which each document begins; None in data of earlier versions, which has none
     near_duplicates: tuple[str, ...] = ()  # the beginnings of some
+    duplicates_forgotten: bool = False  # memory was full, so that those of later documents were not looked for
     left_out: dict[str, Any] = dataclasses.field(default_factory=dict)  # by reason: how often, and examples
     tokenizer_digest: str | None = None  # of tokenizer.json; None in data of earlier versions
     round_trip: dict[str, Any] | None = None  # whether ids give the text back, on a sample; None where it was not looked at

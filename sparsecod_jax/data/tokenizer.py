@@ -245,8 +245,6 @@ def load(
 
 
 def _read(path: epath.Path) -> HFTokenizer:
-    if not path.exists():
-        raise ConfigError(f"there is no tokenizer {shown(path)}: use bytes, bpe, or the path of a tokenizer.json")
     content = trial.content(path)
     trial.check(path, content)
     with trial.panics_named(path):

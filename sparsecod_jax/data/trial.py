@@ -44,8 +44,10 @@ def content(path: epath.Path) -> str:
     """The text of a tokenizer.json.
 
     Raises:
-      ConfigError: it is not a plain file, too large, or no text.
+      ConfigError: it is missing, not a plain file, too large, or no text.
     """
+    if not path.exists():
+        raise ConfigError(f"there is no tokenizer {shown(path)}: use bytes, bpe, or the path of a tokenizer.json")
     readers.check_plain(path)
     size = path.stat().length
     if size > LARGEST:

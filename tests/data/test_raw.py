@@ -74,11 +74,24 @@ def test_seed_chooses_what_is_held_out(tmp_path):
 def test_files_stay_where_they_are(tmp_path):
     request = write(tmp_path, parts := parts_of(0, (20, 20)))
     manifest = prepare(request, str(tmp_path / "out"))
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"manifest.json", "tokenizer.json"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"manifest.json", "source.json", "tokenizer.json"}
     assert {shard.file for shard in manifest.train.shards} == {str(tmp_path / f"part-0000{n}.npy") for n in range(2)}
     for number, ids in enumerate(parts):
         np.testing.assert_array_equal(np.fromfile(tmp_path / f"part-0000{number}.npy", "<u2"), ids)
     assert prepare(request, str(tmp_path / "out")) == manifest
+
+
+def test_a_part_that_was_added_since_is_told(tmp_path, capsys):
+    request = write(tmp_path, parts_of(0, (20, 20)))
+    manifest = prepare(request, str(tmp_path / "out"))
+    assert prepare(request, str(tmp_path / "out")) == manifest
+    assert "is not as it was" not in capsys.readouterr().out
+    (tmp_path / "part-00002.npy").write_bytes((tmp_path / "part-00001.npy").read_bytes())
+    Path(request.tokenizer).write_text(Path(request.tokenizer).read_text() + " ")
+    assert prepare(request, str(tmp_path / "out")) == manifest
+    said = capsys.readouterr().out
+    assert "1 new (part-00002.npy)" in said
+    assert f"the tokenizer {request.tokenizer} is not the one that was used" in said
 
 
 def test_tokenizer_and_fingerprint_do_not_depend_on_the_place(tmp_path):
