@@ -106,12 +106,12 @@ def listing(source: str) -> dict[str, list[int]]:
 def _everything(root: epath.Path) -> Iterator[Path]:
     """All files of a folder, links followed, each folder once."""
     seen = set()
-    for folder, folders, names in os.walk(root, followlinks=True):
+    for folder, inner, names in os.walk(root, followlinks=True):
         if os.path.realpath(folder) in seen:
-            folders.clear()
+            inner.clear()
             continue
         seen.add(os.path.realpath(folder))
-        folders.sort()
+        inner.sort()
         yield from (Path(folder, name) for name in names)
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from etils import epath
-from tokenizers import Tokenizer as HFTokenizer
 from tokenizers import Regex, models, pre_tokenizers, processors
+from tokenizers import Tokenizer as HFTokenizer
 
 from sparsecod_jax.data import tokenizer, trial
 from sparsecod_jax.errors import ConfigError
@@ -204,7 +204,7 @@ def test_long_texts_are_encoded_in_pieces_with_the_same_ids(bpe, monkeypatch):
     assert [ids.tolist() for ids in bpe.encode(texts)] == whole
 
 
-LONG = " ".join("ab  b\n\n a\n  bb a \t b\nb 12 a.\n".split(" ") * 60)
+LONG = "ab  b\n\n a\n  bb a \t b\nb 12 a.\n " * 60
 
 
 def _cutting() -> dict[str, HFTokenizer]:
