@@ -149,6 +149,7 @@ def _tokenizer(run: RunDir) -> Tokenizer:
 
 def _check_tokenizer(run: RunDir) -> None:
     """Another tokenizer would give other ids. Earlier versions recorded no digest of it."""
+    files.check_plain(run.tokenizer)
     recorded = read_record(run.manifest).get("tokenizer_digest")
-    if recorded not in (None, files.digest(run.tokenizer)):
+    if recorded is not None and recorded != files.digest(run.tokenizer):
         raise ConfigError(f"{run.tokenizer} is not the tokenizer that this run was trained with: copy the one of its data there")

@@ -1,6 +1,7 @@
 """A trained model is found, and laid out over the devices, without a trace in its run."""
 
 import dataclasses
+import os
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,10 @@ def test_what_is_no_trained_model_is_refused(tmp_path):
     run = saved.run(tmp_path / "run", tiny.MODEL)
     write_record(run.manifest, read_record(run.manifest) | {"tokenizer_digest": "another"})
     with pytest.raises(ConfigError, match=r"tokenizer\.json is not the tokenizer that this run was trained with: copy the one of"):
+        finished.find(str(run.path)).tokenizer()
+    Path(run.tokenizer).unlink()
+    os.mkfifo(run.tokenizer)
+    with pytest.raises(ConfigError, match=r"tokenizer\.json is not a plain file"):
         finished.find(str(run.path)).tokenizer()
     Path(run.tokenizer).unlink()
     with pytest.raises(ConfigError, match=r"has no tokenizer\.json: copy the one of its data there"):

@@ -94,6 +94,7 @@ class Blocks:
         self._compared = [bytearray(len(shard.blocks) // DIGITS) for shard in shards]  # set by any thread; twice does no harm
         self._found: Exception | None = None  # by the thread
         self.size = sum(shard.tokens for shard in shards) * self._ids.itemsize
+        self.remote = any(files.is_remote(file) for file in self._places)  # some are in a store, where only what is read is compared
 
     def check(self, number: int, start: int, stop: int) -> None:
         """Compares the blocks that hold bytes start..stop-1 of the ids of shard `number`.
@@ -134,7 +135,7 @@ class Blocks:
             for _ in self._steps():
                 time.sleep((time.monotonic() - began) / SHARE)
                 began = time.monotonic()
-        except SparsecodError as error:
+        except Exception as error:  # whatever ended the comparison, training must not go on without it
             self._found = error
 
     def _steps(self) -> Iterator[None]:

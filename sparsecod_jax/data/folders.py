@@ -7,6 +7,7 @@ by the README of a snapshot, else by the names of its files.
 """
 
 import fnmatch
+import itertools
 import os
 import re
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ SPLITS = {  # the words for a split in names of files and folders
 ABOUT = re.compile(r"(readme|licen[cs]e|copying|notice|citation|changelog|\.?gitattributes)\b.*", re.IGNORECASE)
 SETTINGS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json", "metadata.json")
 FRONT_MATTER = 2**20  # bytes of a README that are looked at
+PATTERNS = 10_000  # of files that it may give
 
 
 def documents_in(root: epath.Path, split: str | None, left_out: LeftOut) -> list[epath.Path]:
@@ -142,16 +144,19 @@ def _front_matter(root: epath.Path) -> list[tuple[str, str]]:
         return []
     yaml = readers.optional("yaml")
     try:
-        values = yaml.safe_load(head[4 : head.index("\n---", 3)])
+        values = yaml.load(head[4 : head.index("\n---", 3)], Loader=yaml.BaseLoader)  # nothing but texts, lists and objects
     except (yaml.YAMLError, ValueError, RecursionError):
         return []  # the names of files will tell
-    return list(_pairs(values))
+    pairs = list(itertools.islice(_pairs(values), PATTERNS + 1))
+    if len(pairs) > PATTERNS:
+        raise ConfigError(f"{shown(readme)} gives more than {PATTERNS:,} patterns of files: shorten its list of data_files")
+    return pairs
 
 
 def _pairs(values: Any) -> Iterator[tuple[str, str]]:
     configs = values.get("configs") if isinstance(values, dict) else None
     configs = [config for config in configs if isinstance(config, dict)] if isinstance(configs, list) else []
-    chosen = [config for config in configs if config.get("default") or config.get("config_name") == "default"] or configs
+    chosen = [config for config in configs if config.get("default") == "true" or config.get("config_name") == "default"] or configs
     data_files = chosen[0].get("data_files") if chosen else None
     if isinstance(data_files, (str, list)) and not any(isinstance(entry, dict) for entry in data_files):
         data_files = [{"split": TRAIN, "path": data_files}]

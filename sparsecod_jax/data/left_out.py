@@ -6,6 +6,7 @@ from typing import Any
 from sparsecod_jax.shown import shown
 
 EXAMPLES = 5  # that are kept of each reason
+REASONS = 50  # that are told apart, as names of splits are part of some
 
 
 @dataclasses.dataclass
@@ -16,6 +17,9 @@ class LeftOut:
     examples: dict[str, list[str]] = dataclasses.field(default_factory=dict)
 
     def add(self, reason: str, example: object) -> None:
+        reason = shown(reason, 100)
+        if reason not in self.counts and len(self.counts) >= REASONS:
+            reason = "for further reasons"
         self.counts[reason] = self.counts.get(reason, 0) + 1
         kept = self.examples.setdefault(reason, [])
         if len(kept) < EXAMPLES:

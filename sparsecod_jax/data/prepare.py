@@ -8,7 +8,9 @@ interrupted run goes on where it stopped.
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
+import fnmatch
 import gzip
 import hashlib
 import io
@@ -24,7 +26,7 @@ from etils import epath
 from tqdm import tqdm
 
 from sparsecod_jax import files
-from sparsecod_jax.data import blocks, dedup, raw, round_trip, sources, tokenizer, workspace
+from sparsecod_jax.data import blocks, dedup, raw, round_trip, sources, tokenizer, trial, workspace
 from sparsecod_jax.data.blocks import Shard
 from sparsecod_jax.data.left_out import LeftOut
 from sparsecod_jax.data.store import MANIFEST, Manifest, Split, entropy, read_manifest
@@ -33,7 +35,7 @@ from sparsecod_jax.ownership import locked
 from sparsecod_jax.shown import shown
 
 SPLITS = ("train", "validation")
-SOURCE = "source.json"  # sizes and times of the source's files when they were read
+SOURCE = "source.json"  # sizes and times of the source's files when they were read, and a digest of the tokenizer
 BATCH_CHARACTERS = 2**25
 BYTES_A_TOKEN = 8  # at most, in the mean of a text: where reading stops for max_tokens
 LOOKED_AT = 512  # documents of a split on which a tokenizer is tried
@@ -87,15 +89,24 @@ def prepare(request: Request, out: str) -> Manifest:
     else:
         workspace.check_free(directory)
         from_ids = not request.source.startswith("hf:") and raw.is_token_folder(files.absolute(request.source))
+        listed = _listing(request)
 
         def begin() -> epath.Path:
-            return workspace.begin(directory, dataclasses.asdict(request), lambda before: _check_same(directory, before, request))
+            work = workspace.begin(directory, dataclasses.asdict(request), lambda before: _check_can_go_on(directory, before, request))
+            files.write_record(directory / SOURCE, {"files": listed, "tokenizer": _tokenizer_digest(request)})
+            return work
 
         (raw.index if from_ids else _from_text)(request, directory, begin)
         manifest = read_manifest(directory, command)
     with locked(directory):
         workspace.clear(directory, manifest.request)
     return manifest
+
+
+def _check_can_go_on(directory: epath.Path, before: dict[str, Any], request: Request) -> None:
+    _check_same(directory, before, request)
+    if "dedup" not in before and any((directory / workspace.WORK).glob("*.hashes.npy")):
+        raise ConfigError(f"{shown(directory)} was begun by an earlier version, whose unfinished work can't be used: choose another --out")
 
 
 def _check_same(directory: epath.Path, before: dict[str, Any], request: Request) -> None:
@@ -106,15 +117,35 @@ def _check_same(directory: epath.Path, before: dict[str, Any], request: Request)
         raise ConfigError(f"{shown(directory)} holds data of another request ({shown('; '.join(changed))}): choose another --out")
 
 
+def _listing(request: Request) -> dict[str, list[int]]:
+    """The source's files, of a folder of token files those alone."""
+    listed = sources.listing(request.source)
+    parts = {name: listed[name] for name in listed if fnmatch.fnmatchcase(name, raw.PARTS)}
+    return parts or listed
+
+
+def _tokenizer_digest(request: Request) -> str | None:
+    """Of the file that --tokenizer names."""
+    if request.tokenizer in ("bpe", "bytes"):
+        return None
+    return hashlib.sha256(trial.content(files.absolute(request.tokenizer)).encode()).hexdigest()[:16]
+
+
 def _say_what_changed(directory: epath.Path, request: Request) -> None:
-    """What is else in the source than when finished data was made from it, as far as that was recorded and can be seen."""
+    """What is else in source and tokenizer than when finished data was made from them, as far as that was recorded and can be seen."""
     if not (directory / SOURCE).exists():
         return
-    before = files.read_record(directory / SOURCE)["files"]
-    try:
-        now = sources.listing(request.source)
-    except ConfigError:
-        return  # the source may well be gone
+    recorded = files.read_record(directory / SOURCE)
+    as_then = f"the data in {shown(directory)} is as it was then. To make it anew, choose another --out"
+    with contextlib.suppress(ConfigError):  # what it was made from may well be gone
+        if recorded.get("tokenizer") not in (None, _tokenizer_digest(request)):
+            print(f"the tokenizer {shown(request.tokenizer)} is not the one that was used: {as_then}", flush=True)
+    with contextlib.suppress(ConfigError):
+        if difference := _difference(recorded["files"], _listing(request)):
+            print(f"{shown(request.source)} is not as it was: {difference}; {as_then}", flush=True)
+
+
+def _difference(before: dict[str, list[int]], now: dict[str, list[int]]) -> str:
     added, removed = sorted(now.keys() - before.keys()), sorted(before.keys() - now.keys())
     changed = sorted(name for name in now.keys() & before.keys() if now[name] != before[name])
     parts = [
@@ -122,17 +153,11 @@ def _say_what_changed(directory: epath.Path, request: Request) -> None:
         for what, names in (("new", added), ("gone", removed), ("changed", changed))
         if names
     ]
-    if parts:
-        print(
-            f"{shown(request.source)} is not as it was when {shown(directory)} was made: {', '.join(parts)};"
-            " the data is as it was then. To make it from the source as it is now, choose another --out",
-            flush=True,
-        )
+    return ", ".join(parts)
 
 
 def _from_text(request: Request, directory: epath.Path, begin: Callable[[], epath.Path]) -> None:
     left_out = LeftOut()
-    listed = sources.listing(request.source)
     options = {name: getattr(request, name) for name in ("text_field", "split", "separator")}
     documents = itertools.islice(sources.documents(request.source, left_out=left_out, **options), request.max_documents)
     first = list(itertools.islice(documents, 2))
@@ -149,7 +174,6 @@ def _from_text(request: Request, directory: epath.Path, begin: Callable[[], epat
         manifest = _tokenized(request, chosen, selected, left_out, directory)
         for line in left_out.lines():
             print(line, flush=True)
-        files.write_record(directory / SOURCE, {"files": listed})
         files.write(directory / MANIFEST, manifest.to_json().encode())
 
 
@@ -160,12 +184,12 @@ def _tail(document: str, request: Request) -> tuple[list[str], Callable[[str], s
     cut -= document[:cut] == document[cut:]  # their text tells them apart
     head, tail = document[:cut], document[cut:]
     if not head.strip() or not tail.strip():
-        raise ConfigError(f"{shown(request.source)} holds one document of {len(document)} characters, too short for two splits: add text")
-    print(
-        f"{shown(request.source)} holds one document, the last {len(tail):,} of its {len(document):,} characters are held out;"
-        " if more documents are in it, name what stands between them, such as --separator='<|endoftext|>'",
-        flush=True,
-    )
+        raise ConfigError(f"one document of {len(document)} characters in {shown(request.source)} is too short for two splits: add text")
+    advice = "if more documents are in it, name what stands between them, such as --separator='<|endoftext|>'"
+    if request.max_documents == 1:
+        advice = "raise --max_documents=1 to hold out whole documents"
+    held_out = f"the last {len(tail):,} of its {len(document):,} characters are held out"
+    print(f"one document of {shown(request.source)} is read, {held_out}; {advice}", flush=True)
     return [head, tail], lambda text: "validation" if text == tail else "train"
 
 
@@ -184,6 +208,7 @@ class _Selected:
     batches: list[str]
     dropped: int  # near-duplicates
     examples: tuple[str, ...]  # of them
+    forgotten: bool  # near-duplicates of later documents were not looked for
 
 
 def _tokenized(
@@ -209,6 +234,7 @@ def _tokenized(
         before=encoder.before,
         tokenizer_digest=files.digest(directory / tokenizer.TOKENIZER),
         near_duplicates=selected.examples,
+        duplicates_forgotten=selected.forgotten,
         left_out=left_out.record(),
         round_trip=dataclasses.asdict(tried),
     )
@@ -243,7 +269,7 @@ def _select(request: Request, documents: Iterable[str], split_of: Callable[[str]
                     raise changed
                 seen.add(_array(hashes.read_bytes()))
             else:
-                prints = pool.map(fingerprint, texts, chunksize=16)
+                prints = pool.map(fingerprint, texts, chunksize=16) if request.dedup != "off" else ()
                 kept, left = _new_documents(texts, prints, seen) if request.dedup != "off" else ([(t, None) for t in texts], [])
                 sizes = _write_splits(work, name, [text for text, _ in kept], split_of)
                 _save(hashes, np.concatenate([np.zeros(0, np.uint64), *(print_ for _, print_ in kept if print_ is not None)]))
@@ -260,7 +286,7 @@ def _select(request: Request, documents: Iterable[str], split_of: Callable[[str]
     if finished.exists() and files.read_json(finished) != names:
         raise changed
     files.write_json(finished, names)
-    return _Selected(names, dropped, tuple(examples[:EXAMPLES]))
+    return _Selected(names, dropped, tuple(examples[:EXAMPLES]), seen.full)
 
 
 def _leave_ctrl_c_to_the_parent() -> None:

@@ -19,14 +19,16 @@ from sparsecod_jax.data.store import MANIFEST, Manifest, Split, entropy, read_id
 from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.shown import shown
 
+PARTS = "part-*.npy"
 NUMPY_MAGIC = b"\x93NUMPY"
 BYTES_PER_ID = 2
 CHUNK = 2**24  # ids in memory at once
+TELLING = 64  # ids of which every second one would hardly be 0 by chance
 
 
 def is_token_folder(source: epath.Path) -> bool:
     """Whether `source` is a folder of raw part files."""
-    return source.is_dir() and any(source.glob("part-*.npy"))
+    return source.is_dir() and any(source.glob(PARTS))
 
 
 def index(request, directory: epath.Path, begin: Callable[[], epath.Path]) -> None:
@@ -45,7 +47,7 @@ def index(request, directory: epath.Path, begin: Callable[[], epath.Path]) -> No
     if given := [f"--{name}" for name, default in unused.items() if getattr(request, name) != default]:
         raise ConfigError(f"{request.source} holds token ids, for which {', '.join(given)} mean nothing: leave them out")
     encoder = tokenizer.load(files.absolute(request.tokenizer), request.eos_id)
-    parts = {part: _size(part, encoder) for part in sorted(files.absolute(request.source).glob("part-*.npy"))}
+    parts = {part: _size(part, encoder) for part in sorted(files.absolute(request.source).glob(PARTS))}
     chosen = list(parts)[np.random.default_rng(request.split_seed).integers(len(parts))]
     start, stop = _held_out(parts, chosen, encoder.eos_id, request)
     train, validation = [], []
@@ -81,7 +83,7 @@ def _size(part: epath.Path, encoder: tokenizer.Tokenizer) -> int:
     if length % BYTES_PER_ID or not length:
         raise ConfigError(f"{shown(part)} is empty or cut off in the middle of an id: copy it again")
     for _, chunk in _chunks(part, 0, length // BYTES_PER_ID):
-        if chunk.size > 1 and (chunk[1::2] <= (encoder.vocab_size - 1) >> 16).all():
+        if chunk.size >= TELLING and (chunk[1::2] <= (encoder.vocab_size - 1) >> 16).all():
             raise ConfigError(f"{shown(part)} holds ids of 32 bits, raw ids of 16 were expected: convert it with ndarray.astype('<u2')")
         if (highest := chunk.max()) >= encoder.vocab_size:
             raise ConfigError(

@@ -239,6 +239,8 @@ def _parquet(path: epath.Path, fields: Fields) -> Iterator[str | None]:
             names = schema.names
             if fields.text_field not in names:
                 raise no_field(path, "", names, fields)
+            if names.count(fields.text_field) > 1:
+                raise ConfigError(f"{shown(path)} has several columns {shown(fields.text_field)!r}: name another with --text_field")
             _check_type(path, schema.field(fields.text_field).type, fields)
             table = parquet.ParquetFile(file, read_dictionary=[fields.text_field])  # a text that is repeated stays one in memory
             given, size = 0, path.stat().length

@@ -96,12 +96,23 @@ def listing(source: str) -> dict[str, list[int]]:
     if source == "stdlib" or source.startswith("hf:") or files.is_remote(source):
         return {}
     root = place(source)
-    inside = sorted(Path(folder, name) for folder, _, names in os.walk(root) for name in names)
     found = {}
-    for path in inside or [Path(root)]:
+    for path in sorted(_everything(root)) or [Path(root)]:
         stats = os.lstat(path) if path.is_symlink() and not path.exists() else os.stat(path)
         found[shown(path.relative_to(root) if path != Path(root) else path.name)] = [stats.st_size, stats.st_mtime_ns]
     return found
+
+
+def _everything(root: epath.Path) -> Iterator[Path]:
+    """All files of a folder, links followed, each folder once."""
+    seen = set()
+    for folder, inner, names in os.walk(root, followlinks=True):
+        if os.path.realpath(folder) in seen:
+            inner.clear()
+            continue
+        seen.add(os.path.realpath(folder))
+        inner.sort()
+        yield from (Path(folder, name) for name in names)
 
 
 def _stdlib() -> Iterator[str]:

@@ -19,12 +19,13 @@ from etils import epath
 
 from sparsecod_jax import files
 from sparsecod_jax.config import Experiment
-from sparsecod_jax.data.blocks import SMALL, Blocks, Shard, place, read_bytes
+from sparsecod_jax.data.blocks import BLOCK, DIGITS, SMALL, Blocks, Shard, place, read_bytes
 from sparsecod_jax.data.tokenizer import TOKENIZER
 from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.shown import say_once, shown
 
 MANIFEST = "manifest.json"
+DTYPES = ("uint16", "uint32")
 REQUESTS = 32  # at a time, to a store that answers after tens of milliseconds
 
 
@@ -53,6 +54,7 @@ class Manifest:
     dropped_documents: int  # near-duplicates of others
     before: tuple[int, ...] | None = None  # ids with which each document begins; None in data of earlier versions, which has none
     near_duplicates: tuple[str, ...] = ()  # the beginnings of some
+    duplicates_forgotten: bool = False  # memory was full, so that those of later documents were not looked for
     left_out: dict[str, Any] = dataclasses.field(default_factory=dict)  # by reason: how often, and examples
     tokenizer_digest: str | None = None  # of tokenizer.json; None in data of earlier versions
     round_trip: dict[str, Any] | None = None  # whether ids give the text back, on a sample; None where it was not looked at
@@ -128,7 +130,8 @@ def read_manifest(directory: epath.Path, command: str) -> Manifest:
     manifest = _parse(path, mend)
     if not (directory / TOKENIZER).exists():
         raise ConfigError(f"{shown(directory / TOKENIZER)} is missing: {mend}")
-    if manifest.tokenizer_digest not in (None, files.digest(directory / TOKENIZER)):
+    files.check_plain(directory / TOKENIZER)
+    if manifest.tokenizer_digest is not None and manifest.tokenizer_digest != files.digest(directory / TOKENIZER):
         raise ConfigError(f"{shown(directory / TOKENIZER)} was changed after it was made: {mend}")
     shards = (*manifest.train.shards, *manifest.validation.shards)
     places = [place(directory, shard) for shard in shards]
@@ -137,9 +140,9 @@ def read_manifest(directory: epath.Path, command: str) -> Manifest:
             if length < shard.offset + shard.tokens * np.dtype(manifest.dtype).itemsize:
                 raise ConfigError(f"{shown(file)} is missing or shorter than the manifest says: {mend}")
     blocks = Blocks(directory, shards, manifest.dtype, manifest.vocab_size)
-    if blocks.size <= SMALL and not files.is_remote(directory):
+    if blocks.size <= SMALL and not blocks.remote:
         blocks.check_all()
-    _say_what_is_not_recorded(directory, manifest)
+    _say_what_is_not_recorded(directory, manifest, blocks.remote)
     return manifest
 
 
@@ -154,6 +157,7 @@ def _parse(path: epath.Path, mend: str) -> Manifest:
         for name in ("before", "near_duplicates"):
             values[name] = tuple(values[name]) if values.get(name) is not None else Manifest.__dataclass_fields__[name].default
         manifest = Manifest(**values)
+        _check_values(manifest)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{shown(path)} can't be read as a manifest of data ({shown(error)}): {mend}") from error
     except OSError as error:
@@ -163,12 +167,32 @@ def _parse(path: epath.Path, mend: str) -> Manifest:
     return manifest
 
 
-def _say_what_is_not_recorded(directory: epath.Path, manifest: Manifest) -> None:
+def _check_values(manifest: Manifest) -> None:
+    """Raises ValueError where a value can't be one of data, as what follows computes with it."""
+    if manifest.dtype not in DTYPES:
+        raise ValueError(f"dtype is {manifest.dtype!r}")
+    _check_numbers(vocab_size=(manifest.vocab_size,), eos_id=(manifest.eos_id,), before=manifest.before or ())
+    for shard in (*manifest.train.shards, *manifest.validation.shards):
+        _check_numbers(offset=(shard.offset,), tokens=(shard.tokens,))
+        count = -(-shard.tokens * np.dtype(manifest.dtype).itemsize // BLOCK)
+        if not isinstance(shard.blocks, str) or len(shard.blocks) not in (0, count * DIGITS):
+            raise ValueError(f"blocks of {shard.file!r} are not {count} digests")
+
+
+def _check_numbers(**numbers: tuple[Any, ...]) -> None:
+    for name, values in numbers.items():
+        for value in values:
+            if type(value) is not int or value < 0:
+                raise ValueError(f"{name} is {value!r}")
+
+
+def _say_what_is_not_recorded(directory: epath.Path, manifest: Manifest, remote: bool) -> None:
     """Of data that an earlier version made, once a process."""
     if manifest.before is None:
+        compared = "are compared with their SHA-256, small ones now and large ones while it trains"
         say_once(
             f"{shown(directory)} was made before framing and digests of blocks were recorded: nothing stands before a document, its"
-            " end-of-document token after it; its files are compared with their SHA-256, small ones now and large ones while it trains"
+            f" end-of-document token after it; its files {'lie in a bucket and are not compared' if remote else compared}"
         )
 
 
@@ -201,7 +225,7 @@ class Windows:
 
     def watch(self) -> None:
         """Has large data on this machine compared as a whole, beside what is read."""
-        if self._blocks.size > SMALL and not any(files.is_remote(file) for file in self._places):
+        if self._blocks.size > SMALL and not self._blocks.remote:
             self._blocks.watch()
 
     @property

@@ -14,6 +14,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import re
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -32,6 +33,9 @@ BPE_EOS_ID = 0  # of a BPE trained here
 END_NAMES = (END_OF_DOCUMENT, "</s>", "<eos>", "<|end_of_text|>")
 MOST_IDS = 2**24  # of a vocabulary
 PIECE = 2**20  # characters that are encoded at a time, as the library takes 150 bytes for an id
+SPACE = re.compile(r"(?<=\S)\s(?=\S)")  # where a longer text may be cut
+AROUND = 2**7  # characters on either side of a cut whose ids must not depend on it
+TRIES = 64  # places that are looked at before a text is taken as a whole
 
 
 @dataclasses.dataclass
@@ -46,8 +50,6 @@ class Tokenizer:
 
     def __post_init__(self):
         self.inner.encode_special_tokens = True
-        self.inner.no_truncation()
-        self.inner.no_padding()
         self.vocab_size = max(self.inner.get_vocab().values()) + 1
 
     @functools.cached_property
@@ -61,8 +63,8 @@ class Tokenizer:
     def _special(self) -> np.ndarray:
         """Ids that no text may have: a model whose vocabulary lists them finds them in a text all the same."""
         added = self.inner.get_added_tokens_decoder()
-        special = {number for number, token in added.items() if token.special} | {self.eos_id}
-        return np.array(sorted(special - {self.unknown_id}), np.uint32)
+        special = {number for number, token in added.items() if token.special} - {self.unknown_id}
+        return np.array(sorted(special | {self.eos_id}), np.uint32)
 
     def encode(self, texts: list[str]) -> list[np.ndarray]:
         """The ids of whole documents, uint32: what stands before each, its text, and `eos_id`.
@@ -85,21 +87,53 @@ class Tokenizer:
 
     def _texts(self, texts: list[str]) -> list[np.ndarray]:
         found: list[list[np.ndarray]] = [[] for _ in texts]
-        for part in _parts(texts):
-            with trial.panics_named(TOKENIZER):
-                encodings = self.inner.encode_batch_fast([piece for _, piece in part], add_special_tokens=False)
-            for (number, piece), encoding in zip(part, encodings, strict=True):
-                ids = np.array(encoding.ids, np.uint32)
+        for part in self._parts(texts):
+            for (number, piece), encoded in zip(part, self._encoded([piece for _, piece in part]), strict=True):
+                ids = np.array(encoded, np.uint32)
                 self._check_plain(piece, ids)
                 found[number].append(ids)
         return [np.concatenate(pieces) for pieces in found]
+
+    def _encoded(self, texts: list[str]) -> list[list[int]]:
+        with trial.panics_named(TOKENIZER):
+            return [encoding.ids for encoding in self.inner.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def _parts(self, texts: list[str]) -> Iterator[list[tuple[int, str]]]:
+        """The texts with their numbers, some PIECE characters at a time; a longer text is cut."""
+        part, size = [], 0
+        for number, text in enumerate(texts):
+            for piece in self._pieces(text):
+                part.append((number, piece))
+                size += len(piece)
+                if size >= PIECE:
+                    yield part
+                    part, size = [], 0
+        if part:
+            yield part
+
+    def _pieces(self, text: str) -> Iterator[str]:
+        """`text` itself, or its pieces, cut at spaces where that leaves the ids of the text around as they are."""
+        start = 0
+        while len(text) - start > PIECE:
+            places = itertools.islice(SPACE.finditer(text, start + PIECE), TRIES)
+            stop = next((place.start() for place in places if self._divides(text, place.start())), len(text))
+            yield text[start:stop]
+            start = stop
+        if start < len(text) or not text:
+            yield text[start:]
+
+    def _divides(self, text: str, place: int) -> bool:
+        before, after = text[place - AROUND : place], text[place : place + AROUND]
+        whole, first, second = self._encoded([before + after, before, after])
+        return whole == first + second
 
     def _check_plain(self, text: str, ids: np.ndarray) -> None:
         spelled = ids[np.isin(ids, self._special)]
         if spelled.size:
             name = self.inner.id_to_token(int(spelled[0]))
+            what = "has a word that is unknown to this tokenizer, for which it has" if spelled[0] == self.unknown_id else "spells"
             raise ConfigError(
-                f"a text spells {shown(name)}, which this tokenizer would take for the special token itself"
+                f"a text {what} {shown(name)}, which would be taken for the special token itself"
                 f" ({shown(text, 60)}): choose another tokenizer, or take the word out of the text"
             )
 
@@ -129,31 +163,6 @@ class Tokenizer:
         if file.exists() and file.read_bytes() != content.encode():
             raise ConfigError(f"{file} is another tokenizer than the one asked for: choose another --out")
         files.write(file, content.encode())
-
-
-def _parts(texts: list[str]) -> Iterator[list[tuple[int, str]]]:
-    """The texts with their numbers, some PIECE characters at a time; a longer text is cut at the ends of lines."""
-    part, size = [], 0
-    for number, text in enumerate(texts):
-        for piece in _pieces(text):
-            part.append((number, piece))
-            size += len(piece)
-            if size >= PIECE:
-                yield part
-                part, size = [], 0
-    if part:
-        yield part
-
-
-def _pieces(text: str) -> Iterator[str]:
-    """`text` itself, or its pieces: a line's end is the end of a word, so that cutting there does not change its ids."""
-    start = 0
-    while len(text) - start > PIECE:
-        stop = text.rfind("\n", start, start + PIECE) + 1 or text.rfind(" ", start + 1, start + PIECE)
-        stop = stop if stop > start else start + PIECE
-        yield text[start:stop]
-        start = stop
-    yield text[start:]
 
 
 def framing(inner: HFTokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -236,8 +245,6 @@ def load(
 
 
 def _read(path: epath.Path) -> HFTokenizer:
-    if not path.exists():
-        raise ConfigError(f"there is no tokenizer {shown(path)}: use bytes, bpe, or the path of a tokenizer.json")
     content = trial.content(path)
     trial.check(path, content)
     with trial.panics_named(path):
@@ -248,4 +255,6 @@ def _read(path: epath.Path) -> HFTokenizer:
     highest = max(inner.get_vocab().values(), default=0)
     if not 0 < highest < MOST_IDS:
         raise ConfigError(f"{shown(path)} has no usable vocabulary, its highest id is {highest:,}: choose another tokenizer")
+    inner.no_truncation()
+    inner.no_padding()
     return inner

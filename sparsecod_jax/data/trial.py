@@ -26,8 +26,9 @@ RISKY = ("Replace", "Split", "Precompiled")  # rules that take patterns or table
 FAILED = 3
 
 PROGRAM = """
-import json, resource, sys
-resource.setrlimit(resource.RLIMIT_AS, ({memory}, {memory}))
+import contextlib, json, resource, sys
+with contextlib.suppress(ValueError, OSError):  # a lower limit is there already
+    resource.setrlimit(resource.RLIMIT_AS, ({memory}, {memory}))
 from tokenizers import Tokenizer
 content, texts = json.load(sys.stdin)
 tokenizer = Tokenizer.from_str(content)
@@ -43,8 +44,10 @@ def content(path: epath.Path) -> str:
     """The text of a tokenizer.json.
 
     Raises:
-      ConfigError: it is not a plain file, too large, or no text.
+      ConfigError: it is missing, not a plain file, too large, or no text.
     """
+    if not path.exists():
+        raise ConfigError(f"there is no tokenizer {shown(path)}: use bytes, bpe, or the path of a tokenizer.json")
     files.check_plain(path)
     size = path.stat().length
     if size > LARGEST:
@@ -75,7 +78,7 @@ def check(path: epath.Path, text: str) -> None:
     sentence = f"{shown(path)} {{}}: choose another tokenizer"
     try:
         tried = subprocess.run(
-            [sys.executable, "-I", "-c", PROGRAM.format(growth=GROWTH, failed=FAILED, memory=MEMORY)],
+            [sys.executable, "-P", "-c", PROGRAM.format(growth=GROWTH, failed=FAILED, memory=MEMORY)],
             input=json.dumps([text, texts]).encode(),
             capture_output=True,
             timeout=SECONDS,

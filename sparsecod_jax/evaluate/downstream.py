@@ -1,5 +1,6 @@
 """How well does it answer questions? The verb `eval`: lm-eval's tasks, their average, and the file of both."""
 
+import hashlib
 import importlib.util
 import json
 import logging
@@ -71,7 +72,8 @@ def evaluate(
     table = _describe(results)
     if target is None:
         return table
-    results |= {"asked": {"tasks": names, "limit": limit, "num_fewshot": num_fewshot}}
+    folders = {"data": _named(data), "include": _named(include)}
+    results |= {"asked": {"tasks": names, "limit": limit, "num_fewshot": num_fewshot, **folders}}
     try:
         files.write_record(target, results | {"earlier": [found for found in earlier if not _same(found, results)]})
     except BaseException:
@@ -108,6 +110,14 @@ def _earlier(target: epath.Path) -> list[dict[str, Any]]:
     if "versions_of" not in found or not isinstance(earlier := found.pop("earlier", []), list):
         raise ConfigError(f"{target} holds something else than results of eval: choose another --out")
     return [found, *earlier]
+
+
+def _named(folder: str | None) -> str | None:
+    """A name that tells folders apart, and not where they lie."""
+    if folder is None:
+        return None
+    path = files.absolute(folder)
+    return f"{path.name}-{hashlib.sha256(os.fspath(path).encode(errors='surrogateescape')).hexdigest()[:8]}"
 
 
 def _same(a: dict[str, Any], b: dict[str, Any]) -> bool:

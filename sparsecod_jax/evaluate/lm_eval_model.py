@@ -42,8 +42,8 @@ class LanguageModel(TemplateLM):
 
     def loglikelihood_rolling(self, requests, disable_tqdm: bool = False) -> list[float]:
         """The log-likelihood of each whole text: windows of the longest length, each of which sees one token of the one before."""
-        # A foreign model's start token is itself scored, as lm-eval does with transformers; ours stands before what is scored.
-        framed = False if self.finished.source.experiment else None
+        # What stands before a text anyway is not scored after itself.
+        framed = False if self._tokenizer.before[-1:] == (self._tokenizer.start_id,) else None
         owners, windows = [], []
         for number, request in enumerate(requests):
             (text,) = request.args

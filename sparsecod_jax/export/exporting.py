@@ -51,10 +51,10 @@ def export(workdir: str, out: str, *, dtype: Dtype = "float32", shard_bytes: int
     run, target = RunDir(files.absolute(workdir)), files.absolute(out)
     source = finished.find(workdir)
     if target.exists():
-        raise ConfigError(f"{target} is there already: delete it, or choose another --out")
+        raise ConfigError(f"{target} is there already: choose another --out")
     tokenizer = source.tokenizer()
     described = to_config(source.model, source.longest, dtype, tokenizer.eos_id, tokenizer.start_id)
-    words = _settings(tokenizer, source.longest) | (plain_files.read_words(run.origin, {}) if run.origin.exists() else {})
+    words = _settings(tokenizer, source.longest) | _words(run)
     model = finished.load(source)
     with files.new_folder(target) as folder:
         files.write_json(folder / CONFIG, described)
@@ -68,6 +68,15 @@ def export(workdir: str, out: str, *, dtype: Dtype = "float32", shard_bytes: int
         files.write_record(folder / DIGESTS, {"tensors": digests, "files": _digests_of_files(folder)})
     note(f"step {model.step} of {run.path} as {dtype}")
     return target
+
+
+def _words(run: RunDir) -> dict[str, bytes]:
+    """What the folder of an import said about itself; anyone may have made the run."""
+    if not run.origin.exists():
+        return {}
+    if os.path.islink(run.origin) or not run.origin.is_dir():
+        raise ConfigError(f"{run.origin} is not a folder of the run itself: get the run from a source that you trust")
+    return plain_files.read_words(run.origin, {})
 
 
 def _tokenizer(run: RunDir, tokenizer: Tokenizer) -> bytes:

@@ -47,9 +47,10 @@ def to_config(model: Model, longest: int, dtype: str, eos_id: int, start_id: int
     Raises:
       ConfigError: the model has a shared expert of width 1, which stands for none there, or experts whose rows can't be padded.
     """
-    if model.n_experts and model.d_model % EXPERTS:
+    row = 4 if dtype == "float32" else EXPERTS
+    if model.n_experts and model.d_model % row:
         raise ConfigError(
-            f"model.d_model={model.d_model} is no multiple of {EXPERTS}, as stock code for mixtures needs: it can't be exported"
+            f"model.d_model={model.d_model} is no multiple of {row}, as stock code for mixtures of {dtype} needs: it can't be exported"
         )
     if model.d_shared == NO_SHARED_EXPERT:
         raise ConfigError(f"a shared expert of width {NO_SHARED_EXPERT} can't be told from none there: such a model can't be exported")
@@ -101,7 +102,13 @@ def padded_width(model: Model) -> int:
 
 def expert_width(values: Mapping[str, Any]) -> int:
     """Width of an expert in the tensors that a config.json describes; 0 where it describes no mixture."""
-    return _size(values, "moe_intermediate_size") if values.get("architectures") == [MIXTURE] else 0
+    return _size(values, "moe_intermediate_size") if _architecture(values) == MIXTURE else 0
+
+
+def _architecture(values: Mapping[str, Any]) -> Any:
+    """The name that a config.json gives, alone or as the only one of a list."""
+    names = values.get("architectures")
+    return names[0] if isinstance(names, list) and len(names) == 1 else names
 
 
 def shared_width(model: Model) -> int:
@@ -115,8 +122,7 @@ def from_config(values: Mapping[str, Any]) -> tuple[Model, int]:
     Raises:
       ConfigError: names the architecture or setting that is not computed here, or is not what it should be.
     """
-    names = values.get("architectures")
-    name = names[0] if isinstance(names, list) and len(names) == 1 else names
+    name = _architecture(values)
     if not isinstance(name, str) or name not in _DEFAULTS:
         raise ConfigError(f"config.json names the architecture {name!r}: only {', '.join(_DEFAULTS)} can be read")
     values = {"model_type": MODEL_TYPES[name], **_DEFAULTS[name], **values}

@@ -26,6 +26,7 @@ from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.huggingface import plain_files
 from sparsecod_jax.huggingface.architectures import expert_width, from_config
 from sparsecod_jax.huggingface.tensors import Tensor, tensors, to_ours
+from sparsecod_jax.shown import say_once, shown
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 DTYPES = ("F64", "F32", "F16", "BF16")
@@ -80,7 +81,7 @@ class Folder:
         """
         parts: dict[str, list[Tensor]] = defaultdict(list)
         if not self.digests:
-            print(f"{self.path.name} has no digests of its tensors: damage to their bits would not be noticed", flush=True)
+            say_once(f"{shown(self.path.name)} has no digests of its tensors: damage to their bits would not be noticed")
         for tensor in tensors(self.model, expert_width(self.values)):
             parts[tensor.path].append(tensor)
         for tensor in parts.pop("", []):

@@ -14,6 +14,7 @@ from etils import epath
 
 from sparsecod_jax import files
 from sparsecod_jax.errors import ConfigError
+from sparsecod_jax.shown import say_once, shown
 
 DIGESTS = "digests.json"  # a record: of each tensor, and of each other file
 WORDS = (  # what a folder may say beside config and weights
@@ -29,6 +30,7 @@ WORDS = (  # what a folder may say beside config and weights
 )
 MIB = 2**20
 LARGEST_WORDS = 16 * MIB  # of each of them
+ALL_WORDS = 64 * MIB
 LARGEST_JSON = 256 * MIB  # of an index, a tokenizer or digests
 
 
@@ -96,14 +98,16 @@ def read_words(folder: epath.Path, digests: dict[str, str]) -> dict[str, bytes]:
     """What a folder says about itself, by file: card, licence, settings.
 
     Raises:
-      ConfigError: as `read` does; or settings name code to be run.
+      ConfigError: as `read` does; or it is too much, or settings name code to be run.
     """
     words = {}
     for name in sorted(file.name for file in folder.iterdir() if any(fnmatch(file.name, kept) for kept in WORDS)):
         for_people = not name.endswith((".json", ".jinja"))  # whoever publishes a model changes its card
         words[name] = read(folder, name, LARGEST_WORDS, {} if for_people else digests)
+        if sum(map(len, words.values())) > ALL_WORDS:
+            raise ConfigError(f"{folder} says more than {ALL_WORDS:,} bytes about itself: get the model from a source that you trust")
         if for_people and _differs(name, words[name], digests):
-            print(f"{name} is not the one that was exported: it is taken as it is", flush=True)
+            say_once(f"{shown(name)} is not the one that was exported: it is taken as it is")
     for name in words:
         if name.endswith(".json") and "auto_map" in read_json(folder, name, LARGEST_WORDS, digests):
             raise ConfigError(f"{folder / name} names code of its own (auto_map), which nothing here may run: choose another model")

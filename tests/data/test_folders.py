@@ -62,6 +62,27 @@ def test_the_readme_of_a_snapshot_tells_its_splits(tmp_path):
     assert len(read(tmp_path)[0]) == 3, "a README that can't be read tells nothing"
 
 
+def test_hostile_front_matter_harms_nobody(tmp_path):
+    pytest.importorskip("yaml")
+    fill(tmp_path, ["a.jsonl"])
+    bomb = "".join(f"k{n}: &m{n} {{<<: [{', '.join([f'*m{n - 1}'] * 9)}]}}\n" for n in range(1, 12))
+    many = f"d: &d [{', '.join('x' * 300)}]\nconfigs:\n- data_files: [{', '.join(['{split: train, path: *d}'] * 300)}]\n"
+    for front in ("x: !!bool maybe\n", "x: !!python/object/apply:os.getcwd []\n", f"k0: &m0 {{a: b}}\n{bomb}", "x: !!int y\n"):
+        (tmp_path / "README.md").write_text(f"---\n{front}---\n")
+        assert read(tmp_path)[0] == ["a.jsonl"]
+    (tmp_path / "README.md").write_text(f"---\n{many}---\n")
+    assert "README.md gives more than 10,000 patterns" in refusal(tmp_path)
+
+
+def test_reasons_are_printable_and_bounded(tmp_path):
+    left_out = LeftOut()
+    for number in range(200):
+        left_out.add(f"files of the split \x1b[31m{number} {'x' * 1000}", "a")
+    assert sum(left_out.counts.values()) == 200
+    assert len(left_out.counts) <= 51
+    assert all(line.isprintable() and len(line) < 200 for line in left_out.lines())
+
+
 def test_names_of_c4_and_dolma(tmp_path):
     fill(tmp_path, ["c4-train.00000-of-00002.json", "c4-validation.00000-of-00001.json"])
     assert read(tmp_path)[0] == ["c4-train.00000-of-00002.json"]

@@ -371,6 +371,33 @@ def test_a_source_that_changed_since_is_told(tmp_path, capsys):
         assert part in said
 
 
+def test_a_change_behind_a_link_is_told(tmp_path, capsys):
+    write(tmp_path / "elsewhere", DOCUMENTS[:12])
+    request = request_for(write(tmp_path / "text", DOCUMENTS[12:]))
+    os.symlink(tmp_path / "elsewhere", tmp_path / "text" / "linked")
+    os.symlink(tmp_path / "text", tmp_path / "text" / "itself")
+    manifest = prepare.prepare(request, str(tmp_path / "out"))
+    (tmp_path / "elsewhere" / "new.txt").write_text("more")
+    assert prepare.prepare(request, str(tmp_path / "out")) == manifest
+    assert "1 new (linked/new.txt)" in capsys.readouterr().out
+
+
+def test_one_document_of_many_is_not_said_to_be_all(tmp_path, capsys):
+    request = request_for(write(tmp_path / "text", [document(seed) * 20 for seed in range(3)]), max_documents=1)
+    prepare.prepare(request, str(tmp_path / "out"))
+    said = capsys.readouterr().out
+    assert "raise --max_documents=1" in said
+    assert "holds one document" not in said
+
+
+def test_full_memory_of_duplicates_is_recorded(tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare.dedup, "MOST", 1)
+    monkeypatch.setattr(prepare.dedup, "RECENT", 1)
+    request = request_for(write(tmp_path / "text", DOCUMENTS))
+    assert prepare.prepare(request, str(tmp_path / "out")).duplicates_forgotten
+    assert not prepare.prepare(dataclasses.replace(request, dedup="off"), str(tmp_path / "off")).duplicates_forgotten
+
+
 def _letters_only(path: Path) -> str:
     inner = HFTokenizer(models.BPE({letter: number for number, letter in enumerate("</s> abcdefghijklmnopqrstuvwxyz")}, []))
     inner.add_special_tokens(["</s>"])

@@ -10,7 +10,7 @@ from etils import epath
 from tokenizers import Tokenizer as HFTokenizer
 from tokenizers import models, pre_tokenizers, processors
 
-from sparsecod_jax.data import tokenizer
+from sparsecod_jax.data import raw, tokenizer
 from sparsecod_jax.data.prepare import Request, prepare
 from sparsecod_jax.data.store import Manifest, Split, Windows
 from sparsecod_jax.errors import ConfigError
@@ -74,11 +74,24 @@ def test_seed_chooses_what_is_held_out(tmp_path):
 def test_files_stay_where_they_are(tmp_path):
     request = write(tmp_path, parts := parts_of(0, (20, 20)))
     manifest = prepare(request, str(tmp_path / "out"))
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"manifest.json", "tokenizer.json"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"manifest.json", "source.json", "tokenizer.json"}
     assert {shard.file for shard in manifest.train.shards} == {str(tmp_path / f"part-0000{n}.npy") for n in range(2)}
     for number, ids in enumerate(parts):
         np.testing.assert_array_equal(np.fromfile(tmp_path / f"part-0000{number}.npy", "<u2"), ids)
     assert prepare(request, str(tmp_path / "out")) == manifest
+
+
+def test_a_part_that_was_added_since_is_told(tmp_path, capsys):
+    request = write(tmp_path, parts_of(0, (20, 20)))
+    manifest = prepare(request, str(tmp_path / "out"))
+    assert prepare(request, str(tmp_path / "out")) == manifest
+    assert "is not as it was" not in capsys.readouterr().out
+    (tmp_path / "part-00002.npy").write_bytes((tmp_path / "part-00001.npy").read_bytes())
+    Path(request.tokenizer).write_text(Path(request.tokenizer).read_text() + " ")
+    assert prepare(request, str(tmp_path / "out")) == manifest
+    said = capsys.readouterr().out
+    assert "1 new (part-00002.npy)" in said
+    assert f"the tokenizer {request.tokenizer} is not the one that was used" in said
 
 
 def test_tokenizer_and_fingerprint_do_not_depend_on_the_place(tmp_path):
@@ -127,6 +140,15 @@ def test_ids_of_32_bits_are_told(tmp_path):
     with pytest.raises(ConfigError, match=r"part-00001.npy holds ids of 32 bits"):
         prepare(request, str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+def test_few_ids_do_not_tell_their_width(tmp_path, monkeypatch):
+    monkeypatch.setattr(raw, "CHUNK", 100)
+    first = np.resize(np.array([5, 6, EOS]), 102)
+    first[-2:] = EOS, 0  # the last chunk
+    request = write(tmp_path, [first, np.array([5, 0])])
+    request = dataclasses.replace(request, split_seed=next(seed for seed in range(9) if not np.random.default_rng(seed).integers(2)))
+    assert prepare(request, str(tmp_path / "out")).train.tokens > 0
 
 
 def test_what_all_documents_begin_with_is_their_framing(tmp_path):

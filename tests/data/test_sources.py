@@ -239,6 +239,14 @@ def test_parquet_of_other_types(tmp_path, name):
         assert re.search(f"a.parquet has {sentence}", refusal(tmp_path))
 
 
+def test_parquet_with_two_columns_of_a_name(tmp_path):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    columns = [pyarrow.array(TEXTS), pyarrow.array(TEXTS), pyarrow.array(TEXTS)]
+    parquet.write_table(pyarrow.Table.from_arrays(columns, names=["text", "text", "body"]), tmp_path / "a.parquet")
+    assert "a.parquet has several columns 'text': name another" in refusal(tmp_path)
+    assert list(documents(str(tmp_path), text_field="body")) == TEXTS
+
+
 def test_a_damaged_page_is_named(tmp_path):
     pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     texts = [f"{number} {text}" for number, text in enumerate(TEXTS * 200)]

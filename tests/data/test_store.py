@@ -1,16 +1,19 @@
 """Shards read as one stream, and a manifest that does not fit them, or itself, is refused."""
 
 import dataclasses
+import functools
 import hashlib
 import json
+import os
 import re
 
 import numpy as np
 import pytest
 from etils import epath
 
+from sparsecod_jax.data import store
 from sparsecod_jax.data.blocks import Shard, digests
-from sparsecod_jax.data.store import Manifest, Split, Windows, entropy, read_manifest
+from sparsecod_jax.data.store import Manifest, Split, Windows, _checksum, entropy, read_manifest
 from sparsecod_jax.errors import ConfigError
 
 
@@ -131,6 +134,49 @@ def test_a_missing_tokenizer_is_told(tmp_path):
     (tmp_path / "tokenizer.json").unlink()
     with pytest.raises(ConfigError, match=r"tokenizer\.json is missing: copy it again .* `command`"):
         read_manifest(epath.Path(tmp_path), "command")
+
+
+def test_a_tokenizer_that_is_a_pipe_is_told(tmp_path):
+    make(tmp_path, [5])
+    (tmp_path / "tokenizer.json").unlink()
+    os.mkfifo(tmp_path / "tokenizer.json")
+    with pytest.raises(ConfigError, match=r"tokenizer\.json is not a plain file"):
+        read_manifest(epath.Path(tmp_path), "command")
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("dtype",), "float64"),
+        (("dtype",), "O"),
+        (("vocab_size",), "9"),
+        (("eos_id",), -1),
+        (("eos_id",), True),
+        (("before",), ["x"]),
+        (("train", "shards", 0, "offset"), -2),
+        (("train", "shards", 0, "tokens"), 2.5),
+        (("train", "shards", 0, "blocks"), "00"),
+    ],
+)
+def test_values_that_no_data_has_are_refused(tmp_path, place, value):
+    """Whoever made the manifest made its checksum."""
+    make(tmp_path, [5])
+    file = tmp_path / "manifest.json"
+    values = json.loads(file.read_text())
+    functools.reduce(lambda inner, name: inner[name], place[:-1], values)[place[-1]] = value
+    del values["checksum"]
+    file.write_text(json.dumps({**values, "checksum": _checksum(values)}))
+    with pytest.raises(ConfigError, match=rf"can't be read as a manifest of data \({place[-1]}"):
+        read_manifest(epath.Path(tmp_path), "command")
+
+
+def test_files_in_a_bucket_are_not_read_at_the_start(tmp_path, monkeypatch):
+    manifest, _ = make(tmp_path, [5])
+    far = tuple(dataclasses.replace(shard, file=f"gs://bucket/{shard.file}", blocks="") for shard in manifest.train.shards)
+    old = dataclasses.replace(manifest, train=dataclasses.replace(manifest.train, shards=far), before=None)
+    (tmp_path / "manifest.json").write_text(old.to_json())
+    monkeypatch.setattr(store, "_length", lambda file: 2**30)
+    assert read_manifest(epath.Path(tmp_path), "command").train == old.train
 
 
 def test_missing_and_truncated_shards_are_refused(tmp_path):

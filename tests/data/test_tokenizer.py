@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from etils import epath
+from tokenizers import Regex, models, pre_tokenizers, processors
 from tokenizers import Tokenizer as HFTokenizer
-from tokenizers import models, pre_tokenizers, processors
 
 from sparsecod_jax.data import tokenizer, trial
 from sparsecod_jax.errors import ConfigError
@@ -120,6 +120,15 @@ def test_truncation_and_padding_of_a_file_are_off(tmp_path):
     assert tokenizer.load(path).encode(["a a a a"])[0].tolist() == [1, 1, 1, 1, 2]
 
 
+def test_padding_on_the_left_is_no_framing(tmp_path):
+    inner = HFTokenizer.from_file(str(word_level(tmp_path / "t.json", {"?": 0, "a": 1, "</s>": 2})))
+    inner.post_processor = processors.TemplateProcessing(single="</s> $A", special_tokens=[("</s>", 2)])  # pyright: ignore[reportAttributeAccessIssue]
+    inner.enable_padding(direction="left", pad_id=0, pad_token="?", length=7)
+    inner.enable_truncation(6)
+    inner.save(str(tmp_path / "t.json"))
+    assert tokenizer.load(epath.Path(tmp_path / "t.json"), before=None).before == (2,)
+
+
 def test_unusable_files_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="there is no tokenizer"):
         tokenizer.load(epath.Path(tmp_path / "absent.json"))
@@ -166,6 +175,17 @@ def test_a_text_that_spells_a_special_token_never_gets_its_id(tmp_path, name):
             call()
 
 
+def test_an_end_that_stands_for_unknown_words_as_well_is_told(tmp_path):
+    inner = HFTokenizer(models.WordLevel({"<eos>": 0, "a": 1}, unk_token="<eos>"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
+    inner.add_special_tokens(["<eos>"])
+    inner.save(str(tmp_path / "t.json"))
+    encoder = tokenizer.load(epath.Path(tmp_path / "t.json"))
+    assert encoder.encode(["a a"])[0].tolist() == [1, 1, 0]
+    with pytest.raises(ConfigError, match="unknown to this tokenizer, for which it has <eos>"):
+        encoder.encode(["a b a"])
+
+
 def test_an_ordinary_added_token_stays_one_and_is_no_end(tmp_path):
     inner = tokenizer.of_bytes().inner
     inner.add_tokens(["<tool>"])
@@ -180,8 +200,36 @@ def test_long_texts_are_encoded_in_pieces_with_the_same_ids(bpe, monkeypatch):
     texts = ["\n".join(CORPUS), "", "x" * 3000, CORPUS[0]]
     whole = [ids.tolist() for ids in bpe.encode(texts)]
     monkeypatch.setattr(tokenizer, "PIECE", 500)
-    assert [bpe.decode(ids[:-1].tolist()) for ids in bpe.encode(texts)] == texts
-    assert [ids.tolist() for ids in bpe.encode(texts)][::3] == whole[::3], "cut at ends of lines and words"
+    assert len(list(bpe._pieces(texts[0]))) > 3
+    assert [ids.tolist() for ids in bpe.encode(texts)] == whole
+
+
+LONG = "ab  b\n\n a\n  bb a \t b\nb 12 a.\n " * 60
+
+
+def _cutting() -> dict[str, HFTokenizer]:
+    """Tokenizers that treat spaces and the beginning of a text in different ways."""
+    pieces = [("<unk>", 0.0), ("a", -1.0), ("b", -1.0), ("<eos>", 0.0), ("\u2581", -2.0), ("\u2581a", -1.5)]
+    kinds = {name: HFTokenizer(models.Unigram(pieces, 0, False)) for name in ("first", "always")}  # pyright: ignore[reportArgumentType]
+    for name, inner in kinds.items():
+        inner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=name)  # pyright: ignore[reportAttributeAccessIssue]
+        inner.add_special_tokens(["<eos>"])
+    for name in ("prefix space", "split", "one piece"):
+        inner = kinds[name] = HFTokenizer.from_str(tokenizer.train_bpe([*CORPUS, LONG], 290).inner.to_str())
+        level = pre_tokenizers.ByteLevel(add_prefix_space=name == "prefix space", use_regex=name == "prefix space")
+        words = pre_tokenizers.Split(Regex(r" ?\p{L}+|\p{N}|\s*[\r\n]+|\s+(?!\S)|\s+"), "isolated")
+        inner.pre_tokenizer = pre_tokenizers.Sequence([words, level]) if name == "split" else level  # pyright: ignore[reportAttributeAccessIssue]
+    return kinds
+
+
+@pytest.mark.parametrize("name", _cutting())
+def test_a_long_document_has_the_ids_of_the_exported_tokenizer(tmp_path, monkeypatch, name):
+    _cutting()[name].save(str(tmp_path / "t.json"))
+    encoder = tokenizer.load(epath.Path(tmp_path / "t.json"))
+    stock = HFTokenizer.from_str(encoder.stock().decode())
+    for size in range(200, 260):
+        monkeypatch.setattr(tokenizer, "PIECE", size)
+        assert encoder.beginning(LONG) == stock.encode(LONG).ids
 
 
 def test_the_stock_file_adds_what_documents_begin_with_and_nothing_else(bpe):
@@ -199,9 +247,14 @@ def test_the_stock_file_adds_what_documents_begin_with_and_nothing_else(bpe):
 def _hostile() -> dict[str, dict]:
     values = json.loads(tokenizer.of_bytes().inner.to_str())
     bomb = {"type": "Sequence", "normalizers": [{"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 30}] * 12}
-    slow = {"type": "Split", "pattern": {"Regex": "(a|a)+$|(a*)*b"}, "behavior": "Isolated", "invert": False}
     table = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
-    return {"bomb": {**values, "normalizer": bomb}, "table": {**values, "normalizer": table}, "slow": {**values, "pre_tokenizer": slow}}
+    return {"bomb": {**values, "normalizer": bomb}, "table": {**values, "normalizer": table}}
+
+
+def _split_digits() -> dict:
+    values = json.loads(tokenizer.of_bytes().inner.to_str())
+    digits = {"type": "Split", "pattern": {"Regex": "[0-9]"}, "behavior": "Isolated", "invert": False}
+    return {**values, "pre_tokenizer": {"type": "Sequence", "pretokenizers": [digits, values["pre_tokenizer"]]}}
 
 
 @pytest.mark.parametrize("name", ["bomb", "table"])
@@ -212,11 +265,17 @@ def test_hostile_tokenizers_are_refused(tmp_path, monkeypatch, name):
         tokenizer.load(epath.Path(tmp_path / "t.json"))
 
 
+def test_a_trial_finds_the_library_where_this_process_does_and_nowhere_else(tmp_path, monkeypatch):
+    (tmp_path / "tokenizers.py").write_text("raise SystemExit('another library')")
+    monkeypatch.chdir(tmp_path)
+    trial.check(epath.Path("t.json"), json.dumps(_split_digits()))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(ConfigError, match="another library"):
+        trial.check(epath.Path("t.json"), json.dumps(_split_digits()))
+
+
 def test_a_pattern_that_is_harmless_is_tried_and_taken(tmp_path):
-    values = json.loads(tokenizer.of_bytes().inner.to_str())
-    digits = {"type": "Split", "pattern": {"Regex": "[0-9]"}, "behavior": "Isolated", "invert": False}
-    values["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [digits, values["pre_tokenizer"]]}
-    (tmp_path / "t.json").write_text(json.dumps(values))
+    (tmp_path / "t.json").write_text(json.dumps(_split_digits()))
     assert tokenizer.load(epath.Path(tmp_path / "t.json")).ids("a12") == [97, 49, 50]
 
 

@@ -96,6 +96,17 @@ def test_work_of_an_earlier_version_goes_on(request_, tmp_path):
         prepare(dataclasses.replace(request_, split_seed=1), str(out))
 
 
+def test_hashes_of_an_earlier_version_are_not_gone_on_with(request_, tmp_path):
+    out, old = tmp_path / "out", {"source": request_.source, "tokenizer": "bytes", "split_seed": 0, "validation_fraction": 0.4}
+    (out / "work").mkdir(parents=True)
+    write_json(epath.Path(out / "work" / "request.json"), old)
+    (out / "work" / "00000.hashes.npy").write_bytes(b"of 5-grams")
+    before = contents(out)
+    with pytest.raises(ConfigError, match="was begun by an earlier version, whose unfinished work can't be used: choose another --out"):
+        prepare(request_, str(out))
+    assert contents(out) == before
+
+
 @pytest.mark.parametrize("name", ["file", "file/deep"])
 def test_a_file_in_the_way_is_named(request_, tmp_path, name):
     (tmp_path / "file").write_text("mine")

@@ -1,6 +1,7 @@
 """The verb eval: what it writes, averages and refuses."""
 
 import json
+import shutil
 
 import finishing
 import pytest
@@ -135,8 +136,13 @@ def test_evaluations_in_turn_are_all_kept(source, folder, tmp_path):
     for name in ("boolq", "arc_easy", "arc_easy"):
         evaluate("run", None, name, data=str(folder), out=str(out), limit=2)
     newest = json.loads(out.read_text())
-    assert newest["asked"] == {"tasks": ["arc_easy"], "limit": 2, "num_fewshot": None}
+    asked = newest["asked"]
+    assert asked.pop("data").startswith(f"{folder.name}-")
+    assert asked == {"tasks": ["arc_easy"], "limit": 2, "num_fewshot": None, "include": None}
     assert [set(earlier["results"]) for earlier in newest["earlier"]] == [{"boolq"}]
+    shutil.copytree(folder, tmp_path / folder.name)
+    evaluate("run", None, "arc_easy", data=str(tmp_path / folder.name), out=str(out), limit=2)
+    assert [set(earlier["results"]) for earlier in json.loads(out.read_text())["earlier"]] == [{"arc_easy"}, {"boolq"}]
 
 
 def test_results_are_printed_though_they_can_not_be_written(source, folder, tmp_path, monkeypatch, capsys):

@@ -199,7 +199,7 @@ def test_what_lies_beside_is_left_alone(tmp_path):
 def test_a_folder_that_is_there_is_left_alone(tmp_path):
     run = saved.run(tmp_path / "run", tiny.MODEL)
     (tmp_path / "hf").mkdir()
-    with pytest.raises(ConfigError, match="is there already"):
+    with pytest.raises(ConfigError, match="is there already: choose another --out"):
         export(str(run.path), str(tmp_path / "hf"))
     assert not list((tmp_path / "hf").iterdir())
 
@@ -240,13 +240,16 @@ def test_what_an_origin_has_that_is_no_word_stays(tmp_path):
     assert finished.find(hf=str(tmp_path / "hf")).tokenizer().vocab_size == 257
 
 
-@pytest.mark.parametrize("plant", ["link", "pipe", "code", "large"])
+@pytest.mark.parametrize("plant", ["link", "pipe", "code", "large", "many"])
 def test_an_origin_that_leads_elsewhere_is_refused(tmp_path, plant):
     run = saved.run(tmp_path / "run", tiny.MODEL)
     origin, secret = Path(run.origin), tmp_path / "secret"
     origin.mkdir()
     secret.write_text("secret")
-    if plant == "link":
+    if plant == "many":
+        for number in range(5):
+            (origin / f"LICENSE{number}").write_bytes(bytes(15 * 2**20))
+    elif plant == "link":
         (origin / "README.md").symlink_to(secret)
     elif plant == "pipe":
         os.mkfifo(origin / "LICENSE")
@@ -255,9 +258,21 @@ def test_an_origin_that_leads_elsewhere_is_refused(tmp_path, plant):
     else:
         with open(origin / "README.md", "wb") as file:
             file.truncate(2**40)
-    with pytest.raises(ConfigError, match=r"is a link|is not a plain file|names code of its own|bytes, where"):
+    with pytest.raises(ConfigError, match=r"is a link|is not a plain file|names code of its own|bytes, where|says more than"):
         export(str(run.path), str(tmp_path / "hf"))
     assert not (tmp_path / "hf").exists()
+
+
+def test_an_origin_that_is_no_folder_of_the_run_is_refused(tmp_path):
+    run = saved.run(tmp_path / "run", tiny.MODEL)
+    origin, private = Path(run.origin), tmp_path / "private"
+    private.mkdir()
+    (private / "README.md").write_text("secret")
+    for plant in (lambda: origin.symlink_to(private), lambda: origin.write_text("secret")):
+        plant()
+        with pytest.raises(ConfigError, match="origin is not a folder of the run itself"):
+            export(str(run.path), str(tmp_path / "hf"))
+        origin.unlink()
 
 
 def test_the_card_does_not_tell_where_things_lay(tmp_path):

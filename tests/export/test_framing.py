@@ -130,6 +130,26 @@ def test_losses_of_the_first_tokens_are_alike(everything):
     np.testing.assert_allclose(losses, trained, atol=1e-4)
 
 
+def test_a_start_before_every_text_is_scored_alike_in_run_and_export(everything, tmp_path):
+    from lm_eval.api.instance import Instance
+
+    from sparsecod_jax.evaluate.lm_eval_model import LanguageModel
+
+    _, folder, _, _, texts = everything
+    run = saved.run(tmp_path / "run", tiny.MODEL)
+    run.tokenizer.write_bytes((folder / "tokenizer.json").read_bytes())
+    write_json(run.manifest, {"tokenizer": {"eos_id": 1, "start_id": 0, "before": [0]}})
+    export(str(run.path), str(tmp_path / "hf"))
+    requests = [Instance("loglikelihood_rolling", {}, (text[:60],), 0) for text in texts[:2]]
+    model = finished.load(finished.find(str(run.path)))
+    ours = LanguageModel(model).loglikelihood_rolling(requests, disable_tqdm=True)
+    ids = [0, *model.source.tokenizer().ids(texts[0][:60])]
+    log_softmax = np.asarray(jax.nn.log_softmax(saved.logits(model, np.resize(ids[:-1], (8, len(ids) - 1)))[0]))
+    assert ours[0] == pytest.approx(log_softmax[np.arange(len(ids) - 1), ids[1:]].sum(), rel=1e-5)
+    exported = LanguageModel(finished.load(finished.find(hf=str(tmp_path / "hf"))))
+    assert exported.loglikelihood_rolling(requests, disable_tqdm=True) == pytest.approx(ours, rel=1e-5)
+
+
 def test_an_exported_folder_has_the_same_framing_when_it_comes_back(everything):
     _, folder, data, _, _ = everything
     back = finished.find(hf=str(folder / "hf")).tokenizer()
@@ -142,6 +162,7 @@ def test_an_exported_folder_has_the_same_framing_when_it_comes_back(everything):
 def test_a_foreign_folder_keeps_its_own_framing_but_no_end_before_what_follows(everything):
     name, folder, _, _, _ = everything
     (folder / "hf" / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes())
+    (folder / "hf" / "digests.json").unlink()
     foreign = finished.find(hf=str(folder / "hf")).tokenizer()
     plain = foreign.ids(PROMPT)
     assert foreign.beginning(PROMPT) == ([0, *plain] if name in ("start", "both") else plain)

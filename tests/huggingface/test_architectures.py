@@ -6,7 +6,7 @@ import pytest
 import tiny
 
 from sparsecod_jax.errors import ConfigError
-from sparsecod_jax.huggingface.architectures import from_config, to_config
+from sparsecod_jax.huggingface.architectures import expert_width, from_config, to_config
 
 PLAIN = to_config(tiny.MODEL, 64, "float32", 5, 5)
 
@@ -83,6 +83,20 @@ def test_windows_are_without_effect_or_refused():
 def test_a_shared_expert_that_would_be_taken_for_none_does_not_leave():
     with pytest.raises(ConfigError, match="a shared expert of width 1 can't be told from none"):
         to_config(dataclasses.replace(tiny.MIXTURE, d_shared=1), 64, "float32", 5, 5)
+
+
+def test_a_mixture_by_its_bare_name_is_one():
+    values = to_config(tiny.MIXTURE, 64, "float32", 5, 5)
+    bare = values | {"architectures": "Qwen2MoeForCausalLM"}
+    assert expert_width(bare) == expert_width(values) > 0
+    assert from_config(bare) == from_config(values)
+
+
+def test_rows_of_a_mixture_are_whole_16_bytes():
+    narrow = dataclasses.replace(tiny.MIXTURE, d_model=12)
+    assert to_config(narrow, 64, "float32", 5, 5)["hidden_size"] == 12
+    with pytest.raises(ConfigError, match=r"model\.d_model=12 is no multiple of 8, as stock code for mixtures of bfloat16 needs"):
+        to_config(narrow, 64, "bfloat16", 5, 5)
 
 
 def test_mixtures_without_biases_are_refused():

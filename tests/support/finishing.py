@@ -19,7 +19,7 @@ SHARPER = 4  # factor of the head, so that predictions differ from a uniform gue
 class Letters:
     """One id a character, 32 for a space as in ASCII; the end of a document is never written, the start is 1."""
 
-    eos_id, start_id, vocab_size = 1000, 1, 128
+    eos_id, start_id, vocab_size, before = 1000, 1, 128, ()
 
     def ids(self, text: str) -> list[int]:
         return [ord(letter) for letter in text]
