@@ -130,14 +130,14 @@ def test_losses_of_the_first_tokens_are_alike(everything):
     np.testing.assert_allclose(losses, trained, atol=1e-4)
 
 
-def test_a_start_before_every_text_is_scored_alike_in_run_and_export(everything, tmp_path):
+def test_a_start_before_every_text_is_scored_alike_in_run_and_export(corpus, tmp_path):
     from lm_eval.api.instance import Instance
 
     from sparsecod_jax.evaluate.lm_eval_model import LanguageModel
 
-    _, folder, _, _, texts = everything
+    texts = [file.read_text() for file in sorted(corpus.iterdir())]
     run = saved.run(tmp_path / "run", tiny.MODEL)
-    run.tokenizer.write_bytes((folder / "tokenizer.json").read_bytes())
+    write_tokenizer(run.tokenizer, texts, TEMPLATES["start"])
     write_json(run.manifest, {"tokenizer": {"eos_id": 1, "start_id": 0, "before": [0]}})
     export(str(run.path), str(tmp_path / "hf"))
     requests = [Instance("loglikelihood_rolling", {}, (text[:60],), 0) for text in texts[:2]]
