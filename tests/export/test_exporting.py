@@ -19,7 +19,7 @@ from sparsecod_jax.config import Model
 from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.export.exporting import export
 from sparsecod_jax.export.importing import import_model
-from sparsecod_jax.files import write_json
+from sparsecod_jax.files import read_record, write_json, write_record
 
 TOKENS = np.random.default_rng(0).integers(0, tiny.MODEL.vocab_size, (8, 21)).astype(np.int32)
 WITHOUT_SHARED = {"shared_expert": False, "d_shared": 0}
@@ -158,9 +158,9 @@ def test_numbers_that_are_missing_are_dashes_in_the_card(tmp_path):
     assert "| loss | – |" in card
     assert "each layer" not in card
     analyze(str(run.path), tokens=str(tmp_path / "tokens.npy"), scores="profile")
-    found = json.loads(run.analysis.scores.read_text())
+    found = read_record(run.analysis.scores)
     found["block_influence"][1] = None
-    write_json(run.analysis.scores, found)
+    write_record(run.analysis.scores, found)
     card = (export(str(run.path), str(tmp_path / "b")) / "README.md").read_text()
     assert f"| 2 | – | {found['variance']['residual'][1]:.4g} |" in card
 
@@ -277,10 +277,11 @@ def test_an_origin_that_is_no_folder_of_the_run_is_refused(tmp_path):
 
 def test_the_card_does_not_tell_where_things_lay(tmp_path):
     run = saved.run(tmp_path / "run", tiny.MODEL)
-    values = json.loads(run.config.read_text())
+    values = read_record(run.config)
     values["data"] |= {"path": "/home/someone/private/sotu", "source": "../corpus/", "tokenizer": "gs://bucket/words/tokenizer.json"}
-    write_json(run.config, values)
-    write_json(run.manifest, json.loads(run.manifest.read_text()) | {"host": "cluster-7", "data": {"place": "/home/someone/sotu"}})
+    write_record(run.config, values)
+    places = {"host": "cluster-7", "data": {"place": "/home/someone/sotu"}}
+    write_record(run.manifest, read_record(run.manifest) | places)
     export(str(run.path), str(tmp_path / "hf"))
     for file in (tmp_path / "hf").iterdir():
         for private in (b"someone", b"bucket", b"cluster-7", b"../", str(tmp_path).encode()):
