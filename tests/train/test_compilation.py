@@ -1,6 +1,5 @@
 """Compiled programs are kept where the user's caches are, or where JAX was told."""
 
-import json
 import os
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import process
 import pytest
 import tiny
 
+from sparsecod_jax.rundir import RunDir
 from sparsecod_jax.train.compilation import keep_programs
 
 
@@ -49,7 +49,7 @@ def test_the_second_run_finds_the_program_of_the_first(tokens, tmp_path):
     for name in ("first", "second"):
         process.finish(process.start(experiment, tmp_path / name))
         programs.append(set(kept.glob("jit_train_step-*")) - before)
-        lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        lines = RunDir(tmp_path / name).read_metrics()
         metrics.append([{name: value for name, value in line.items() if name != "tokens_per_second"} for line in lines])
     assert len(programs[0]) == 1
     assert programs[1] == programs[0]
