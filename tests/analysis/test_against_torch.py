@@ -38,7 +38,8 @@ SCALED = dataclasses.replace(DENSE, layer_norm_scaling=True)
 # Name, model, sequences, positions, scores.
 ALL = "profile,usefulness,causal,permutation,jacobian,sparsity"
 CASES = [
-    pytest.param(DENSE, 2, 1024, ALL, id="dense"),
+    pytest.param(DENSE, 2, 1024, ALL.replace("jacobian,", ""), id="dense"),
+    pytest.param(dataclasses.replace(DENSE, n_layers=1), 2, 1024, "jacobian", id="one block"),
     pytest.param(MIXTURE, 2, 1024, "profile,usefulness,sparsity", id="mixture"),
 ]
 SLOW_CASES = [
