@@ -4,6 +4,7 @@ import json
 import time
 
 import disks
+import faults
 import process
 import pytest
 import tiny
@@ -31,16 +32,11 @@ def _experiment(tokens, **sections):
     )
 
 
-def _lines(workdir):
-    lines = RunDir(epath.Path(workdir)).read_metrics()
-    return [{name: value for name, value in line.items() if name != "tokens_per_second"} for line in lines]
-
-
 @pytest.fixture(scope="module")
 def whole(tokens, tmp_path_factory):
     place = tmp_path_factory.mktemp("whole")
     process.finish(process.start(_experiment(tokens), place))
-    return _lines(place)
+    return faults.lines(place)
 
 
 @pytest.fixture
@@ -101,7 +97,7 @@ def test_while_logging_on_a_disk_that_has_room_again(tokens, disk, whole):
     output = process.finish(running)
     print(f"\nlogging, _full: {output.count('training goes on')} warnings, went on to its end")
     assert output.count("metrics.jsonl can't be written") <= 1
-    assert _lines(run) == whole
+    assert faults.lines(run) == whole
 
 
 def test_while_logging_on_a_disk_that_has_failed(tokens, disk, whole):
@@ -116,7 +112,7 @@ def test_while_logging_on_a_disk_that_has_failed(tokens, disk, whole):
     assert "lines that found no room" in output
     _mend(disk)
     assert "restored step 200" in process.finish(process.start(experiment, run.path))
-    assert _lines(run.path) == whole
+    assert faults.lines(run.path) == whole
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -134,7 +130,7 @@ def test_while_saving(tokens, disk, whole, fault):
     assert [path.name for path in run.checkpoints.iterdir() if path.name.isdigit()] == ["100"]
     _mend(disk)
     assert "restored step 100" in process.finish(process.start(experiment, run.path))
-    assert _lines(run.path) == whole
+    assert faults.lines(run.path) == whole
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -150,7 +146,7 @@ def test_while_evaluating(tokens, disk, fault):
     assert [path.name for path in run.checkpoints.iterdir() if path.name.isdigit()] == ["50"]
     _mend(disk)
     assert "restored step 50" in process.finish(process.start(experiment, run.path))
-    assert ["evaluation/loss" in line for line in _lines(run.path)[59:STEPS:60]] == [True] * 6
+    assert ["evaluation/loss" in line for line in faults.lines(run.path)[59:STEPS:60]] == [True] * 6
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -167,7 +163,7 @@ def test_at_the_final_numbers(tokens, disk, whole, fault):
     _mend(disk)
     process.finish(process.start(_experiment(tokens, evaluation={"batch_size": 1}), run.path))
     assert json.loads(run.status.read_text())["status"] == "finished"
-    assert _lines(run.path) == whole
+    assert faults.lines(run.path) == whole
     assert output
 
 

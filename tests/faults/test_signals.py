@@ -5,6 +5,7 @@ import os
 import signal
 import time
 
+import faults
 import process
 import pytest
 import tiny
@@ -44,17 +45,12 @@ def _experiment(tokens):
     )
 
 
-def _lines(workdir):
-    lines = RunDir(epath.Path(workdir)).read_metrics()
-    return [{name: value for name, value in line.items() if name != "tokens_per_second"} for line in lines]
-
-
 @pytest.fixture(scope="module")
 def whole(tokens, tmp_path_factory):
     """The lines of a run that nobody disturbed."""
     place = tmp_path_factory.mktemp("whole")
     process.finish(process.start(_experiment(tokens), place))
-    return _lines(place)
+    return faults.lines(place)
 
 
 @pytest.mark.parametrize("phase", PHASES)
@@ -80,7 +76,7 @@ def test_one_signal_saves_and_the_run_goes_on_bit_for_bit(tokens, tmp_path, whol
         if phase in AFTER_A_STEP:
             assert run.newest_checkpoint() == len(run.read_metrics()) > 0
         process.finish(process.start(_experiment(tokens), place))
-        assert _lines(place) == whole
+        assert faults.lines(place) == whole
     print(f"\n{number.name} while {phase}: {TRIALS} of {TRIALS} survived, out in {slowest:.1f} s at most")
     assert slowest < LIMIT
 
@@ -99,7 +95,7 @@ def test_a_second_one_ends_it_at_once_and_nothing_that_was_saved_is_lost(tokens,
     assert time.monotonic() - began < 5
     assert RunDir(epath.Path(tmp_path)).newest_checkpoint() == 10
     process.finish(process.start(_experiment(tokens), tmp_path))
-    assert _lines(tmp_path) == whole
+    assert faults.lines(tmp_path) == whole
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])

@@ -5,6 +5,7 @@ import os
 import signal
 import time
 
+import faults
 import process
 import pytest
 import tiny
@@ -35,11 +36,6 @@ def _impatient(**environment) -> dict[str, str]:
     return {PATIENCE: str(SECONDS), **environment}
 
 
-def _lines(workdir):
-    lines = RunDir(epath.Path(workdir)).read_metrics()
-    return [{name: value for name, value in line.items() if name != "tokens_per_second"} for line in lines]
-
-
 @pytest.mark.parametrize(("where", "when", "doing"), [("read", "150", "reading data"), ("save", "15", "saving")])
 def test_a_stuck_process_is_ended_and_goes_on_bit_for_bit(tokens, tmp_path, where, when, doing):
     process.finish(process.start(_experiment(tokens), tmp_path / "whole"))
@@ -60,7 +56,7 @@ def test_a_stuck_process_is_ended_and_goes_on_bit_for_bit(tokens, tmp_path, wher
     assert waited <= limit
     assert "_for_ever" in (place / "stuck-0.txt").read_text()
     process.finish(process.start(_experiment(tokens), place))
-    assert _lines(place) == _lines(tmp_path / "whole")
+    assert faults.lines(place) == faults.lines(tmp_path / "whole")
 
 
 def test_one_that_is_stuck_before_it_begins_leaves_nothing_behind(tokens, tmp_path):
@@ -94,7 +90,7 @@ def test_those_who_wait_for_a_stuck_peer_leave_within_the_limit(tokens, tmp_path
     process.wait_for_line(again[0], tmp_path / "pair" / "metrics.jsonl", 61)
     again[0].send_signal(signal.SIGTERM)
     process.finish_all(again, code=75)
-    assert _lines(tmp_path / "pair")[:60] == _lines(tmp_path / "whole")
+    assert faults.lines(tmp_path / "pair")[:60] == faults.lines(tmp_path / "whole")
 
 
 def test_a_peer_that_is_alive_but_stuck_ends_both(tokens, tmp_path):
@@ -122,4 +118,4 @@ def test_neither_a_pause_nor_a_clock_that_jumps_ends_a_run(tokens, tmp_path):
         time.sleep(12)
         run.send_signal(signal.SIGCONT)
     process.finish(run)
-    assert _lines(tmp_path / "paused") == _lines(tmp_path / "whole")
+    assert faults.lines(tmp_path / "paused") == faults.lines(tmp_path / "whole")

@@ -14,7 +14,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from etils import epath
 from process import ROOT
+
+from sparsecod_jax.rundir import RunDir
 
 TIMES = ("tokens_per_second", "seconds", "compile_seconds", "mfu")  # what no two runs have alike
 
@@ -87,3 +90,9 @@ def contents(folder: Path) -> dict[str, str]:
     """A digest of every file below a folder, by name."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+def lines(workdir: epath.PathLike) -> list[dict[str, Any]]:
+    """The metrics of a run without what no two runs have alike."""
+    found = RunDir(epath.Path(workdir)).read_metrics()
+    return [{name: value for name, value in line.items() if name != "tokens_per_second"} for line in found]
