@@ -13,6 +13,7 @@ import asyncio
 import dataclasses
 import hashlib
 import json
+import logging
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -21,6 +22,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging as absl_logging
 from etils import epath
 
 from sparsecod_jax import files
@@ -29,6 +31,16 @@ from sparsecod_jax.errors import ConfigError, SaveFailed, SparsecodError
 from sparsecod_jax.processes import first_decides, is_first, say, together
 from sparsecod_jax.rundir import RunDir
 from sparsecod_jax.shown import shown
+
+
+def _without_orbax_traces(record: logging.LogRecord) -> bool:
+    """Orbax logs the trace of an error in a thread of its own, then raises the error in ours."""
+    if "orbax" in record.pathname:
+        record.exc_info = None
+    return True
+
+
+absl_logging.get_absl_logger().addFilter(_without_orbax_traces)
 
 
 @dataclasses.dataclass(frozen=True)

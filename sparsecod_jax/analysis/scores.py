@@ -158,7 +158,8 @@ def _begun(target: AnalysisDir, subject: dict[str, Any]) -> dict[str, Any]:
     """What has been found so far about this subject."""
     if not target.scores.exists():
         return {**subject, "sequences": {}, "computed_with": {}}
-    found = {"computed_with": {}, **read_record(target.scores)}
+    found = read_record(target.scores)
+    found.setdefault("computed_with", {})  # earlier versions did not record it
     for section, values in subject.items():
         other = [name for name in values if found.get(section, {}).get(name) != values[name]]
         if other:

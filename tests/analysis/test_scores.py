@@ -100,6 +100,8 @@ def test_goes_on_after_the_scores_that_are_there(run, tmp_path, capsys, monkeypa
     assert "profile is there already" in capsys.readouterr().out
     assert found["causal"] == before["causal"]
     assert found["permutation"]["score"] > 0
+    at_once = analyze(str(run.path), scores="profile,causal,permutation", **SMALL, out=f"{out}_2")
+    assert (tmp_path / "analysis" / "scores.json").read_bytes() == at_once.read_bytes()
 
 
 @DENSE

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
-CUT_MARGIN, CUTS = 8, 4
+if torch.cuda.is_available():
+    torch.set_default_device("cuda")
 
 
 class Exported:
@@ -25,7 +26,7 @@ class Exported:
         # The default experts of transformers have no float64.
         eager = {"attn_implementation": "eager", "experts_implementation": "eager"}
         model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, **eager)
-        self.model = model.eval().requires_grad_(False)
+        self.model = model.to(torch.get_default_device()).eval().requires_grad_(False)
         self.layers = model.model.layers
         self.width = model.config.hidden_size
 
@@ -70,7 +71,7 @@ class Exported:
         """Mean cross-entropy of each sequence, [N]."""
         logits = self.logits(x_NTD)[:, :-1].transpose(1, 2)
         targets = torch.as_tensor(tokens_NT, dtype=torch.long)[:, 1:]
-        return torch.nn.functional.cross_entropy(logits, targets, reduction="none").mean(1).numpy()
+        return torch.nn.functional.cross_entropy(logits, targets, reduction="none").mean(1).cpu().numpy()
 
     def tail(self, x_NTD, order) -> torch.Tensor:
         for number in order:
@@ -116,10 +117,10 @@ def usefulness(model: Exported, tokens_NT) -> list[float]:
     intact = model.losses(scored[-1], tokens_NT[half:]).mean()
     ratios = []
     for number in range(len(model.layers)):
-        x, y = (fitted[place].reshape(-1, model.width).numpy() for place in (number, number + 1))
+        x, y = (fitted[place].reshape(-1, model.width).cpu().numpy() for place in (number, number + 1))
         inputs = np.concatenate([x, np.ones((len(x), 1))], axis=1)
         solution = np.linalg.lstsq(inputs, y, rcond=None)[0]
-        given = scored[number].numpy()
+        given = scored[number].cpu().numpy()
         mapped = torch.as_tensor(given @ solution[:-1] + solution[-1])
         after = model.tail(mapped, range(number + 1, len(model.layers)))
         ratios.append(float(model.losses(after, tokens_NT[half:]).mean() / intact))
@@ -157,7 +158,7 @@ def causal_future(model: Exported, tokens_NT, cuts) -> np.ndarray:
 def _changes(model, states, skipped, measured_T):
     layers = len(model.layers)
     updates = [after - before for before, after in itertools.pairwise(states)]
-    sizes = [(update.norm(dim=-1) @ measured_T).sum() for update in updates]
+    sizes = [float((update.norm(dim=-1) @ measured_T).sum()) for update in updates]
     changed = np.zeros((layers, layers))
     for s in range(layers):
         x = skipped(s)
@@ -193,13 +194,25 @@ def jacobian(model: Exported, tokens_NT, number: int) -> np.ndarray:
 
     By one reverse product per output channel.
     """
-    rows = []
+    total = torch.zeros((model.width, model.width), dtype=torch.float64)
     for first in range(0, len(tokens_NT), 4):
         x = model.states(tokens_NT[first : first + 4])[number].clone().requires_grad_(True)
         sums_D = model.block(x, number).sum((0, 1))
-        pulled = [torch.autograd.grad(s, x, retain_graph=True)[0].sum((0, 1)) for s in sums_D]
-        rows.append(torch.stack(pulled).numpy())
-    return np.sum(rows, axis=0) / np.size(tokens_NT)
+        total += _rows(sums_D, x)
+    return total.cpu().numpy() / np.size(tokens_NT)
+
+
+def _rows(sums_D, x) -> torch.Tensor:
+    """The gradient of each sum by x, summed over all axes of x but the last; [D, D]."""
+    if not x.is_cuda:
+        pulled = [torch.autograd.grad(s, x, retain_graph=True)[0] for s in sums_D]
+        return torch.stack(pulled).flatten(1, -2).sum(1)
+    rows = max(1, 2**16 // x[..., 0].numel())  # at a time; on a CPU one at a time is faster
+    pulled = [
+        torch.autograd.grad(sums_D, x, some, retain_graph=True, is_grads_batched=True)[0]
+        for some in torch.eye(len(sums_D), dtype=torch.float64).split(rows)
+    ]
+    return torch.cat(pulled).flatten(1, -2).sum(1)
 
 
 def own_jacobian(model: Exported, tokens_NT, number: int) -> np.ndarray:
@@ -219,10 +232,8 @@ def own_jacobian(model: Exported, tokens_NT, number: int) -> np.ndarray:
             return _own_block(layer, own_TD, keys, values, cos, sin)
 
         own_TD = x_TD.clone().requires_grad_(True)
-        sums_D = outputs(own_TD).sum(0)
-        pulled = [torch.autograd.grad(s, own_TD, retain_graph=True)[0].sum(0) for s in sums_D]
-        total += torch.stack(pulled)
-    return total.numpy() / np.size(tokens_NT)
+        total += _rows(outputs(own_TD).sum(0), own_TD)
+    return total.cpu().numpy() / np.size(tokens_NT)
 
 
 def _rotate(x_THK, cos_TK, sin_TK):
@@ -282,8 +293,8 @@ def attention(model: Exported, tokens_NT) -> dict[str, np.ndarray]:
         }
         gain_NH = mixed_energy.mean(-1) / values.square().sum(-1).mean(-1)
         for name, value_NHT in measures.items():
-            found.setdefault(name, []).append(value_NHT.mean((0, 2)).numpy())
-        found.setdefault("gain", []).append(gain_NH.mean(0).numpy())
+            found.setdefault(name, []).append(value_NHT.mean((0, 2)).cpu().numpy())
+        found.setdefault("gain", []).append(gain_NH.mean(0).cpu().numpy())
     return {name: np.array(values) for name, values in found.items()}
 
 
@@ -294,7 +305,7 @@ def activations(model: Exported, tokens_NT) -> dict[str, list[float]]:
     for number, layer in enumerate(model.layers):
         size = states[number + 1].abs()
         # The median of an even number of values is the mean of the middle two, as numpy has it.
-        median = torch.as_tensor(np.median(size.numpy(), axis=-1))
+        median = torch.as_tensor(np.median(size.cpu().numpy(), axis=-1))
         measures = {"massive": size.max(-1).values / median}
         if hasattr(layer.mlp, "down_proj"):
             normed = layer.post_attention_layernorm(model.with_attention(states[number], number))
@@ -321,7 +332,7 @@ def experts(model: Exported, tokens_NT) -> dict[str, np.ndarray]:
         logits = normed.flatten(0, 1) @ layer.mlp.gate.weight.T
         chosen = logits.topk(model.model.config.num_experts_per_tok).indices
         count = logits.shape[-1]
-        used.append(np.bincount(chosen.flatten().numpy(), minlength=count) / chosen.numel())
+        used.append(np.bincount(chosen.flatten().cpu().numpy(), minlength=count) / chosen.numel())
         losses = []
         for expert in range(count):
             with _silenced(layer, expert):
@@ -350,6 +361,6 @@ def gradients(model: Exported, tokens_NT1) -> tuple[float, dict[str, np.ndarray]
     logits = model.model(inputs).logits
     loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
     loss.backward()
-    found = {n: p.grad.numpy() for n, p in model.model.named_parameters() if p.grad is not None}
+    found = {n: p.grad.cpu().numpy() for n, p in model.model.named_parameters() if p.grad is not None}
     model.model.requires_grad_(False)
     return float(loss), found
