@@ -120,19 +120,24 @@ class Checkpointer:
             self.wait()
 
     def wait(self) -> None:
-        """Returns when the last save is on disk, or raises SaveFailed."""
+        """Returns when the last save is on disk, or raises SaveFailed.
+
+        Orbax counts its time limits by the wall clock, so a clock that jumps can end a save.
+        """
         step, self._unconfirmed = self._unconfirmed, None
         if step is None:
             return
-        reason = "the log says why"
+        reason, remedy = "the log says why", f"make room in {shown(self._run.checkpoints)}"
         try:
             self._manager.wait_until_finished()
         except Exception as error:  # whatever the storage raised, while saving or while deleting old steps
             reason = _brief(error)
+            if isinstance(error, TimeoutError):
+                remedy = "see that the disk answers and that the clock does not jump"
             print(f"trouble with checkpoint {step}: {shown(reason)}", flush=True)
         # Orbax drops some failed steps without raising, so that the absence of the step is the only sure sign.
         if step not in self.steps():
-            raise SaveFailed(f"saving step {step} failed ({reason}): make room in {self._run.checkpoints} and run again")
+            raise SaveFailed(f"saving step {step} failed ({reason}): {remedy} and run again")
         self._record_commit(step)
 
     def _durable(self, check_owner: Callable[[], None]) -> type[ocp.path.atomicity.AtomicRenameTemporaryPath]:

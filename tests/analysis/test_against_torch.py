@@ -137,7 +137,9 @@ def _check_jacobian(found, exported, tokens_NT):
 def _check_sparsity(found, exported, tokens_NT):
     heads = found["sparsity"]["attention"]["heads"]
     for name, expected_LH in torch_scores.attention(exported, tokens_NT).items():
-        _close(heads[name], expected_LH)
+        # A weight at the threshold may be counted or not.
+        tolerance = 1e-3 if name.startswith("small_") else TOLERANCE
+        _close(heads[name], expected_LH, tolerance)
     for name, expected_L in torch_scores.activations(exported, tokens_NT).items():
         _close(found["sparsity"]["activations"][name], expected_L)
     if "experts" in found["sparsity"]:

@@ -102,16 +102,10 @@ def test_a_peer_that_is_alive_but_stuck_ends_both(tokens, tmp_path):
     assert codes[0] in (STUCK, -signal.SIGABRT)  # JAX ends the one that loses its peer a moment earlier
 
 
-def test_neither_a_pause_nor_a_clock_that_jumps_ends_a_run(tokens, tmp_path):
-    """Stopped for longer than the patience, as a laptop that sleeps; and a wall clock that jumps by days, forward and back."""
-    (tmp_path / "clock").mkdir()
-    (tmp_path / "clock" / "sitecustomize.py").write_text(
-        "import itertools, time\nreal, days = time.time, itertools.cycle((0, 3, -2, 5))\ntime.time = lambda: real() + 86400 * next(days)\n"
-    )
-    paths = os.pathsep.join((str(tmp_path / "clock"), str(process.ROOT)))
+def test_a_pause_does_not_end_a_run(tokens, tmp_path):
+    """Stopped for longer than the patience, as a laptop that sleeps."""
     process.finish(process.start(_experiment(tokens, steps=400), tmp_path / "whole"))
-    environment = {PATIENCE: "8", "PYTHONPATH": paths}
-    run = process.start(_experiment(tokens, steps=400), tmp_path / "paused", environment=environment)
+    run = process.start(_experiment(tokens, steps=400), tmp_path / "paused", environment={PATIENCE: "8"})
     for lines in (5, 100):
         process.wait_for_line(run, tmp_path / "paused" / "metrics.jsonl", lines)
         run.send_signal(signal.SIGSTOP)
@@ -119,3 +113,36 @@ def test_neither_a_pause_nor_a_clock_that_jumps_ends_a_run(tokens, tmp_path):
         run.send_signal(signal.SIGCONT)
     process.finish(run)
     assert faults.lines(tmp_path / "paused") == faults.lines(tmp_path / "whole")
+
+
+JUMPING_CLOCK = """
+import itertools, time
+real, calls = time.time, itertools.count()
+time.time = lambda: real() + 86400 * (3, -2, 5)[next(calls) // {calls} % 3]
+"""
+
+
+def _with_a_jumping_clock(folder, calls: int) -> dict[str, str]:
+    """An environment in which the wall clock jumps by days, forward and back, each time it has been read so often."""
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(JUMPING_CLOCK.format(calls=calls))
+    return {PATIENCE: "8", "PYTHONPATH": os.pathsep.join((str(folder), str(process.ROOT)))}
+
+
+def test_a_clock_that_jumps_does_not_end_a_run(tokens, tmp_path):
+    """Every 400 readings; the one save is at the end."""
+    experiment = _experiment(tokens, steps=400, checkpoint={"every": 10**6})
+    process.finish(process.start(experiment, tmp_path / "whole"))
+    environment = _with_a_jumping_clock(tmp_path / "clock", 400)
+    process.finish(process.start(experiment, tmp_path / "run", environment=environment))
+    assert faults.lines(tmp_path / "run") == faults.lines(tmp_path / "whole")
+
+
+def test_a_clock_that_jumps_inside_a_save_costs_no_more_than_that_save(tokens, tmp_path):
+    """At every reading."""
+    process.finish(process.start(_experiment(tokens), tmp_path / "whole"))
+    environment = _with_a_jumping_clock(tmp_path / "clock", 1)
+    output = process.finish(process.start(_experiment(tokens), tmp_path / "run", environment=environment), code=1)
+    assert "see that the disk answers and that the clock does not jump" in output
+    process.finish(process.start(_experiment(tokens), tmp_path / "run"))
+    assert faults.lines(tmp_path / "run") == faults.lines(tmp_path / "whole")
