@@ -22,7 +22,7 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
 import fsspec
 import fsspec.config
@@ -126,6 +126,17 @@ def create(path: epath.Path, content: bytes) -> None:
     finally:
         os.close(descriptor)
     _sync_folder(path.parent)
+
+
+def open_log(path: epath.Path) -> BinaryIO:
+    """A local file to append to, made where there is none.
+
+    Raises:
+      ConfigError: it can't be opened, or is a link, which may lead to somebody else's file.
+    """
+    with _sentence(path, "written"):
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        return os.fdopen(os.open(path, flags, 0o666), "ab")
 
 
 def make_folder(path: epath.Path) -> None:

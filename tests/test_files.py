@@ -206,6 +206,18 @@ def test_a_planted_link_is_replaced_and_never_followed(folder):
     assert not (folder / "absent").exists()
 
 
+def test_a_log_is_appended_to_and_never_through_a_link(folder):
+    for line in (b"one\n", b"two\n"):
+        with files.open_log(folder / "run.log") as log:
+            log.write(line)
+    assert (folder / "run.log").read_bytes() == b"one\ntwo\n"
+    (folder / "precious").write_text("mine")
+    os.symlink(folder / "precious", folder / "planted.log")
+    with pytest.raises(ConfigError, match=r"planted\.log can't be written .*: choose another place"):
+        files.open_log(folder / "planted.log")
+    assert (folder / "precious").read_text() == "mine"
+
+
 def test_files_and_folders_have_the_users_permissions(folder):
     before = os.umask(0o027)
     try:

@@ -57,7 +57,7 @@ def check_free(directory: epath.Path) -> None:
     for folder in () if files.is_remote(directory) else (directory, *directory.parents):
         if folder.exists() and not folder.is_dir():
             raise ConfigError(f"--out={shown(directory)} lies in {shown(folder)}, which is a file: choose another")
-    check_free_or_ours(directory, ours=_begun(directory) is not None, option="--out", kind="unfinished data of `sparsecod data`")
+    check_free_or_ours(directory, ours=_begun(directory) is not None, option="--out", kind="an unfinished `sparsecod data`")
 
 
 def clear(directory: epath.Path, request: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ INCHES, DOTS = (8.0, 4.0), 110  # of a picture, and dots an inch
 def write(document: Document, path: epath.Path) -> None:
     """Writes `path` and the pictures that it shows, in a folder beside it."""
     folder = path.parent / FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
+    files.make_folder(folder)
     parts = [f"# {_plain(document.title)}", *(_part(part, folder) for part in document.parts)]
     files.write(path, ("\n\n".join(parts) + "\n").encode())
 

@@ -42,6 +42,11 @@ def render(document: Document) -> str:
 """
 
 
+def is_ours(content: bytes) -> bool:
+    """Whether `render` made this page, here or in an earlier version."""
+    return b'<p id="waiting">' in content
+
+
 def _packed(document: Document) -> str:
     """The code that draws all figures, compressed."""
     pictures = {

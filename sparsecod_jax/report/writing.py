@@ -27,19 +27,22 @@ def write_report(workdir: str, out: str | None = None) -> epath.Path:
       out: the folder to write into; None is `workdir` itself.
 
     Raises:
-      ConfigError: there is nothing of that kind, or the report can't be written.
+      ConfigError: there is nothing of that kind, the report can't be written, or it would replace
+        what is no report.
     """
     root = files.absolute(workdir)
     target = root if out is None else files.absolute(out)
     _check_can_write(target, "--workdir" if out is None else "--out", root)
-    document, text, found = _drawn(root, gather(root))
+    gathered = gather(root)
+    _check_replaces_a_report(target, with_text=bool(gathered.studies))
+    document, text, found = _drawn(root, gathered)
     for name, reason in found.left_out.items():
         print(shown(f"{name} is left out: {reason}", SHOWN), flush=True)
     if out is not None:
         files.make_folder(target)
+    files.write(RunDir(target).report, text.encode())  # first, as it says whose report this is
     if found.studies:
         markdown.write(document, StudyDir(target).report)
-    files.write(RunDir(target).report, text.encode())
     return RunDir(target).report
 
 
@@ -53,6 +56,19 @@ def _check_can_write(target: epath.Path, option: str, root: epath.Path) -> None:
         raise ConfigError(f"the report has no place ({error}): give --out, a folder that may be written") from error
     if target.exists() and not target.is_dir():
         raise ConfigError(f"{target} is a file: choose another {option}, a folder")
+
+
+def _check_replaces_a_report(target: epath.Path, with_text: bool) -> None:
+    """Refuses to replace what `report` did not write."""
+    written = RunDir(target).report
+    if written.exists() and page.is_ours(written.read_bytes()):
+        return
+    text = StudyDir(target).report
+    names = [written, text, text.parent / markdown.FOLDER] if with_text else [written]
+    for path in names:
+        if path.exists():
+            said = f"{shown(path)} is there and no report of ours"
+            raise ConfigError(f"{said}: move it away, or give --out, another folder")
 
 
 def _drawn(root: epath.Path, found: Found) -> tuple[Document, str, Found]:

@@ -177,7 +177,7 @@ def _checked(engine: Engine, args: argparse.Namespace) -> _Sent:
     _check(engine, study, runs, args)
     rehearsed = _Sent(study, runs, locate(StudyDir(files.absolute(args.workdir)), study, runs))
     engine.render(rehearsed.jobs(args), package.rehearse(args), args)  # refuses what can't be sent
-    files.absolute(args.workdir).mkdir(parents=True, exist_ok=True)
+    files.make_folder(files.absolute(args.workdir))
     return _begin(study, runs, args)
 
 
@@ -191,7 +191,7 @@ def _render(engine: Engine, args: argparse.Namespace) -> None:
 def _rendered(engine: Engine, jobs: list[Job], args: argparse.Namespace) -> Iterator[dict[str, Path]]:
     """What the engine sends, written to the study directory; yields the paths here."""
     folder = files.absolute(args.workdir) / engine.name
-    folder.mkdir(parents=True, exist_ok=True)
+    files.make_folder(folder)
     contents = engine.render(jobs, package.ship(args), args)
     with contextlib.closing(files.Mirror(folder)) as mirror:
         for name, content in contents.items():

@@ -131,8 +131,8 @@ class _Sweep:
     def _start(self, job: _Job, argv: list[str], environment: dict[str, str]) -> subprocess.Popen:
         note(f"{job.run.name}: {argv[0]}")
         job.reached = job.place.newest_checkpoint()
-        self._directory.logs.mkdir(parents=True, exist_ok=True)
-        with open(os.fspath(self._directory.logs / f"{job.run.name}.log"), "ab") as log:
+        files.make_folder(self._directory.logs)
+        with files.open_log(self._directory.logs / f"{job.run.name}.log") as log:
             # A session of its own, so that Ctrl-C reaches the sweep alone, which then asks its runs to save.
             return subprocess.Popen(
                 [*SPARSECOD, *argv], stdout=log, stderr=subprocess.STDOUT, start_new_session=True, env=os.environ | environment

@@ -37,7 +37,7 @@ def _find(run: Run, args: argparse.Namespace) -> dict[str, Any]:
     note(f"{run.name}: compiling for {args.topology}")
     topology = topologies.find(args.topology)
     found = plan(run.experiment, topology, args.mfu) | {"hosts": len({device.process_index for device in topology.devices})}
-    kept.parent.mkdir(parents=True, exist_ok=True)
+    files.make_folder(kept.parent)
     files.write_json(kept, found)
     return found
 

@@ -237,7 +237,7 @@ def test_unfinished_work_refuses_another_request_and_lost_work(unfinished):
         prepare.prepare(dataclasses.replace(request, split_seed=1), str(out))
     epath.Path(out / "work").rmtree()
     (out / "begun.json").unlink()
-    with pytest.raises(ConfigError, match="holds files but not unfinished data"):
+    with pytest.raises(ConfigError, match="holds files but not an unfinished `sparsecod data`"):
         prepare.prepare(request, str(out))
 
 

@@ -34,7 +34,7 @@ def test_a_folder_with_anything_else_is_refused_and_left_alone(request_, tmp_pat
     place.parent.mkdir(parents=True)
     place.mkdir() if name == "work" else place.write_text("mine")
     before = contents(tmp_path / "out")
-    with pytest.raises(ConfigError, match=r"holds files but not unfinished data .* choose another --out") as caught:
+    with pytest.raises(ConfigError, match=r"holds files but not an unfinished .* choose another --out") as caught:
         prepare(request_, str(tmp_path / "out"))
     assert "delete" not in str(caught.value)
     assert contents(tmp_path / "out") == before

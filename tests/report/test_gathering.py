@@ -3,8 +3,12 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
+import disks
+import process
 import pytest
 import saved
 import study_dirs
@@ -98,6 +102,42 @@ def test_a_place_that_can_not_be_written_is_refused(tmp_path, out):
     assert not (tmp_path / "nowhere").exists()
 
 
+@pytest.mark.parametrize("name", ["report.html", "report.md", "figures/loss.png"])
+def test_nothing_but_a_report_is_replaced(tmp_path, name):
+    """A user may keep notes, pages and figures of these names beside the studies."""
+    study = study_dirs.write(tmp_path / "studies" / "depth")
+    write_report(str(study.path), str(tmp_path / "again"))
+    write_report(str(study.path), str(tmp_path / "again"))
+    own = tmp_path / "studies" / name
+    own.parent.mkdir(exist_ok=True)
+    own.write_text("mine")
+    with pytest.raises(ConfigError, match=r"is there and no report of ours: move it away, or give"):
+        write_report(str(tmp_path / "studies"))
+    assert own.read_text() == "mine"
+
+
+@pytest.mark.faults
+def test_a_disk_that_is_full(tmp_path):
+    """An earlier report stays, and no half of a new one is left."""
+    with disks.mounted(tmp_path / "disk", "16m") as disk:
+        run = _plain_run(disk / "run")
+        before = write_report(str(run.path)).read_bytes()
+        ballast = disks.fill(disk)
+        said = subprocess.run(
+            [sys.executable, "-m", "sparsecod_jax", "report", f"--workdir={run.path}"],
+            cwd=process.ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert said.returncode == 1
+        assert "No space left" in said.stderr
+        assert "Traceback" not in said.stderr
+        assert run.report.read_bytes() == before
+        ballast.unlink()
+        assert write_report(str(run.path)).read_bytes() == before
+
+
 DAMAGES = {
     "missing": lambda file: file.unlink(),
     "empty": lambda file: file.write_bytes(b""),
@@ -127,7 +167,7 @@ def test_damaged_runs_beside_a_whole_one(tmp_path, capsys):
             damage(Path(copy.analysis.scores if name == "scores" else getattr(copy, name)))
     page = write_report(str(tmp_path)).read_text()
     assert "<td>whole</td>" in page
-    left_out = capsys.readouterr().out.splitlines()
-    assert len(left_out) > 40
+    said = capsys.readouterr().out.splitlines()  # what is left out, and where lines of metrics are missing
+    assert len(said) > 40
     for kind in ("empty", "a list", "a pipe", "deep"):
-        assert any(line.startswith(f"config {kind} is left out: ") for line in left_out)
+        assert any(line.startswith(f"config {kind} is left out: ") for line in said)
