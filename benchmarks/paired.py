@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sparsecod_jax import config
+from sparsecod_jax import config, xla_flags
 from sparsecod_jax.train.step import Batch, Program, build_on
+
+xla_flags.compute_own_reductions()  # as the command line does
 
 
 def compare(first: Callable[[], object], second: Callable[[], object], rounds: int, clock=time.perf_counter) -> str:

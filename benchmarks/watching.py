@@ -23,7 +23,7 @@ from sparsecod_jax.data.blocks import Blocks
 from sparsecod_jax.data.prepare import Request, prepare
 from sparsecod_jax.train.watchdog import Watchdog
 
-ROUNDS, STEPS = 20, 30
+ROUNDS, STEPS = 12, 24
 
 
 @contextlib.contextmanager
