@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from sparsecod_jax import config
+from sparsecod_jax.analysis.catalogue import IN_REPORTS
 from sparsecod_jax.errors import SparsecodError
 from sparsecod_jax.report import depth, figures, overview, published
 from sparsecod_jax.report.claims import CONFIDENCE, Verdict, judge
@@ -24,12 +25,9 @@ ARM_COLUMNS = {
     "bits per byte": BITS,
     "last-block variance": PROBE_VARIANCE,
     "growth over blocks": "derived/growth",
-    "usefulness (mean log loss ratio)": "scores/usefulness/score",
-    "usefulness after block 1": "derived/later_usefulness",
-    "causal": "scores/causal/score",
-    "permutation": "scores/permutation/score",
-    "Jacobian": "scores/jacobian/distance_from_identity/mean",
 }
+for score in IN_REPORTS:
+    ARM_COLUMNS |= score.headlines
 
 
 @dataclasses.dataclass(frozen=True)

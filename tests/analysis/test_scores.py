@@ -19,7 +19,8 @@ from sparsecod_jax.cli import main
 from sparsecod_jax.errors import ConfigError, Fenced
 from sparsecod_jax.files import read_record
 from sparsecod_jax.ownership import locked
-from sparsecod_jax.rundir import AnalysisDir
+from sparsecod_jax.rundir import RunDir
+from sparsecod_jax.sweep.study_dir import is_scored
 from sparsecod_jax.train.loop import train
 
 DENSE = pytest.mark.parametrize("run", ["dense"], indirect=True)
@@ -216,11 +217,11 @@ def test_one_that_was_killed_before_its_first_score_goes_on(run, tmp_path, monke
 def test_scores_that_were_changed_are_not_gone_on_with(run, tmp_path):
     file = epath.Path(tmp_path) / "analysis" / "scores.json"
     analyze(str(run.path), scores="profile", **SMALL, out=str(file.parent))
-    assert scores.is_complete(AnalysisDir(file.parent), "profile")
+    assert is_scored(RunDir(epath.Path(tmp_path)), "profile")
     file.write_text(file.read_text().replace("0.", "1.", 1))
     with pytest.raises(ConfigError, match=r"scores\.json was changed after it was written: restore it from a copy"):
         analyze(str(run.path), scores="sparsity", **SMALL, out=str(file.parent))
-    assert not scores.is_complete(AnalysisDir(file.parent), "profile")
+    assert not is_scored(RunDir(epath.Path(tmp_path)), "profile")
 
 
 @DENSE
