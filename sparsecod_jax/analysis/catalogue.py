@@ -6,7 +6,6 @@ needs neither jax nor numpy, so that a help text and a report wait for neither.
 """
 
 import dataclasses
-from typing import Literal
 
 from sparsecod_jax.errors import ConfigError
 
@@ -15,12 +14,12 @@ Path = tuple[str, ...]  # names that lead to a value in scores.json
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """One number per run, in the table of scored runs."""
+    """One number per run, in the table of scored runs; of one value per block the last block's."""
 
     name: str
     path: Path
     meaning: str
-    kind: Literal["number", "interval", "last block"] = "number"
+    interval: bool = False  # the value has two ends
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +147,7 @@ CATALOGUE = {
                 "95 % interval",
                 ("usefulness", "ci95"),
                 "of the usefulness, over sequences",
-                kind="interval",
+                interval=True,
             ),
             Column(
                 "share above 1.10",
@@ -246,7 +245,6 @@ CATALOGUE = {
                 "Jacobian, last block",
                 ("jacobian", "distance_from_identity"),
                 "distance from the identity",
-                kind="last block",
             ),
         ),
         curves=(
@@ -340,19 +338,16 @@ CATALOGUE = {
                 "predicted variance, last block",
                 ("theory", "predicted"),
                 "from sizes of weights, attention and gates",
-                kind="last block",
             ),
             Column(
                 "measured",
                 ("theory", "measured"),
                 "variance of the last block, of the same sequences",
-                kind="last block",
             ),
             Column(
                 "error",
                 ("theory", "relative_error"),
                 "of the prediction, relative",
-                kind="last block",
             ),
         ),
         curves=(

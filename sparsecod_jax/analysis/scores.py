@@ -58,7 +58,8 @@ def analyze(
       tokens: an .npy file of integers [N, T], to be scored in place of `sequences` windows of `seq_len` tokens of a `split`.
       data: made by `sparsecod data`, where these windows are; None is the run's own.
       seed: of the drawing of sequences, cuts and probes.
-      every_sequence: has each score take all sequences, whatever that costs; else costly ones take the first few, as the catalogue says.
+      every_sequence: has each score take all sequences, whatever that costs; else costly ones take
+        the first few, as the catalogue says.
       jacobian: how it is measured; None goes by the width.
       out: folder to write; None is `analysis` in the run directory.
 

@@ -1,4 +1,4 @@
-"""What does each layer contribute? Figures and columns of the scores of runs, as the catalogue lists them."""
+"""What does each layer contribute? Figures and columns of scores, as the catalogue lists them."""
 
 from typing import Any
 
@@ -52,21 +52,13 @@ def _heatmaps(runs: list[RunData], matrix: Matrix) -> list[Heatmap]:
     """One per run that has the matrix, all with the same scale of colours."""
     found = {run.name: find(run.scores, matrix.path) for run in runs}
     values = {name: rows for name, rows in found.items() if rows is not None}
-    sizes = [abs(each) for rows in values.values() for row in rows for each in row if each is not None]
+    every = [value for rows in values.values() for row in rows for value in row]
+    largest = max((abs(value) for value in every if value is not None), default=0.0)
+    labels = (matrix.reading, matrix.x_label, matrix.y_label)
     drawn = []
     for name, rows in values.items():
         title = f"{matrix.title}: {name}"
-        drawn.append(
-            Heatmap(
-                title,
-                matrix.reading,
-                matrix.x_label,
-                matrix.y_label,
-                rows,
-                largest=max(sizes, default=0.0),
-                signed=matrix.signed,
-            )
-        )
+        drawn.append(Heatmap(title, *labels, rows, largest, matrix.signed))
     return drawn
 
 
@@ -76,8 +68,9 @@ def cells(run: RunData) -> list[str]:
 
 
 def _cell(column: Column, value: Any) -> str:
-    if value is None or (isinstance(value, list) and None in value):
+    numbers = value if isinstance(value, list) else [value]
+    if None in numbers:
         return "–"
-    if column.kind == "interval":
-        return f"{value[0]:.4f} to {value[1]:.4f}"
-    return short(value[-1] if column.kind == "last block" else value)
+    if column.interval:
+        return " to ".join(f"{end:.4f}" for end in numbers)
+    return short(numbers[-1])

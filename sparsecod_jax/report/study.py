@@ -21,13 +21,13 @@ from sparsecod_jax.sweep.study_dir import StudyDir, is_begun, is_scored, read
 MISCONFIGURED = "misconfigured"
 BITS = "final/bits_per_byte"
 PROBE_VARIANCE = "scores/variance/residual/-1"  # over sequences of one length, whatever length arms were trained on
+HEADLINES = {name: metric for score in IN_REPORTS for name, metric in score.headlines.items()}
 ARM_COLUMNS = {
     "bits per byte": BITS,
     "last-block variance": PROBE_VARIANCE,
     "growth over blocks": "derived/growth",
+    **HEADLINES,
 }
-for score in IN_REPORTS:
-    ARM_COLUMNS |= score.headlines
 
 
 @dataclasses.dataclass(frozen=True)

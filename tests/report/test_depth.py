@@ -73,8 +73,8 @@ def test_only_what_was_scored_is_drawn():
 
 
 def test_columns():
-    found = dict(zip([column.name for column in depth.COLUMNS], depth.cells(_run(scores=SCORES)), strict=True))
-    assert found == {
+    names = [column.name for column in depth.COLUMNS]
+    assert dict(zip(names, depth.cells(_run(scores=SCORES)), strict=True)) == {
         "usefulness": "0.2077",
         "95 % interval": "0.1900 to 0.2200",
         "share above 1.10": "0.5",
