@@ -8,6 +8,7 @@ import json
 import sys
 
 from sparsecod_jax import devices, options, xla_flags
+from sparsecod_jax.analysis.catalogue import CATALOGUE
 from sparsecod_jax.ending import exit_code_of
 from sparsecod_jax.errors import UsageError
 
@@ -78,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
 
     analyze = verbs.add_parser("analyze", help="score every layer of a checkpoint", allow_abbrev=False)
     _add_model(analyze)
-    analyze.add_argument("--scores", help="some of profile,usefulness,causal,permutation,jacobian,sparsity,theory (default all)")
+    analyze.add_argument("--scores", help=f"some of {','.join(CATALOGUE)} (default all)")
     analyze.add_argument("--tokens", help=".npy file of integers [N, T]: scores exactly these sequences")
     analyze.add_argument("--data", help="directory made by `sparsecod data` from which they are drawn (default the run's own)")
     analyze.add_argument("--sequences", type=int, help="how many to draw (default 100)")

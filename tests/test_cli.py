@@ -8,6 +8,7 @@ import sys
 
 import process
 import pytest
+import study_dirs
 import tiny
 import wrong_inputs
 
@@ -129,10 +130,23 @@ def test_from_text_to_report(corpus, tmp_path):
     assert f"<td>{final['loss']:.4f}</td>" in page
 
 
-def test_data_does_not_wait_for_jax(corpus, tmp_path):
-    words = ["data", f"--source={corpus}", f"--out={tmp_path}/data", "--tokenizer=bytes", "--validation_fraction=0.2"]
+def _loaded_by(*words):
+    """The modules that a process has loaded once it has run a verb."""
     script = f"import sys; from sparsecod_jax.cli import main; main({words!r}); print(*sys.modules, sep='\\n')"
     done = subprocess.run([sys.executable, "-c", script], cwd=process.ROOT, capture_output=True, text=True, timeout=300, check=True)
-    loaded = done.stdout.splitlines()
+    return set(done.stdout.splitlines())
+
+
+def test_data_does_not_wait_for_jax(corpus, tmp_path):
+    places = (f"--source={corpus}", f"--out={tmp_path}/data")
+    loaded = _loaded_by("data", *places, "--tokenizer=bytes", "--validation_fraction=0.2")
     assert "sparsecod_jax.data.prepare" in loaded
-    assert not {"jax", "jaxlib", "flax", "orbax"} & set(loaded)
+    assert not {"jax", "jaxlib", "flax", "orbax"} & loaded
+
+
+def test_a_report_does_not_wait_for_jax(tmp_path):
+    study_dirs.write(tmp_path / "study")
+    loaded = _loaded_by("report", f"--workdir={tmp_path}/study")
+    assert (tmp_path / "study" / "report.md").exists()
+    assert "sparsecod_jax.report.writing" in loaded
+    assert not {"jax", "jaxlib", "flax", "orbax"} & loaded

@@ -11,6 +11,7 @@ from etils import epath
 
 from sparsecod_jax import counts, files, finished, theory
 from sparsecod_jax.analysis import network, profile, sparsity, usefulness
+from sparsecod_jax.analysis.catalogue import CATALOGUE, chosen
 from sparsecod_jax.analysis.causal import causal
 from sparsecod_jax.analysis.jacobian import Method
 from sparsecod_jax.analysis.jacobian import jacobian as jacobian_distance
@@ -22,10 +23,6 @@ from sparsecod_jax.files import finite, read_record, write_record
 from sparsecod_jax.ownership import check_free_or_ours, locked
 from sparsecod_jax.processes import note
 from sparsecod_jax.rundir import AnalysisDir, RunDir, read_loosely
-
-# The first so many sequences are enough for a costly score: each block is run some 4 L times for causal, L^2 / 3 for permutation, D for
-# the Jacobian.
-FEWER = {"profile": 32, "causal": 32, "permutation": 16, "jacobian": 4, "sparsity": 8, "theory": 4}
 
 
 class Options(NamedTuple):
@@ -61,7 +58,8 @@ def analyze(
       tokens: an .npy file of integers [N, T], to be scored in place of `sequences` windows of `seq_len` tokens of a `split`.
       data: made by `sparsecod data`, where these windows are; None is the run's own.
       seed: of the drawing of sequences, cuts and probes.
-      every_sequence: has each score take all sequences, whatever that costs; else costly ones take the first few (`FEWER`).
+      every_sequence: has each score take all sequences, whatever that costs; else costly ones take
+        the first few, as the catalogue says.
       jacobian: how it is measured; None goes by the width.
       out: folder to write; None is `analysis` in the run directory.
 
@@ -74,7 +72,7 @@ def analyze(
         raise ConfigError("nothing is written into a folder of Hugging Face: say with --out where the scores go")
     target = AnalysisDir(files.absolute(out)) if out is not None else RunDir(source.path).analysis
     check_free_or_ours(target.path, ours=out is None or _is_ours(target), option="--out", kind="scores of a model")
-    wanted = _names(scores)
+    wanted = chosen(scores)
     if seed < 0:
         raise ConfigError(f"--seed={seed} is negative: use 0 or more")
     tokens_NT, origin = choose(source, tokens=tokens, data=data, sequences=sequences, seq_len=seq_len, split=split, seed=seed)
@@ -89,7 +87,7 @@ def analyze(
         if "baseline_loss" not in found:
             found["baseline_loss"] = _baseline_loss(subject)
         for name in wanted:
-            used_NT = tokens_NT if every_sequence else tokens_NT[: FEWER.get(name)]
+            used_NT = tokens_NT if every_sequence else tokens_NT[: CATALOGUE[name].sequences]
             kept = name != "jacobian" or _keeps_jacobian(found, jacobian)
             if found["sequences"].get(name) == len(used_NT) and kept:
                 note(f"{name} is there already")
@@ -114,27 +112,8 @@ def _keeps_jacobian(found: dict[str, Any], method: Method | None) -> bool:
     return method in (None, found.get("jacobian", {}).get("method"))
 
 
-def is_complete(target: AnalysisDir, scores: str | None) -> bool:
-    """Whether all of these scores (None: all that there are) have been written."""
-    if not target.scores.exists():
-        return False
-    try:
-        found = read_record(target.scores)
-    except ConfigError:
-        return False  # `analyze` says what is wrong with it
-    return set(_names(scores)) <= set(found["sequences"])
-
-
 def _is_ours(target: AnalysisDir) -> bool:
     return {"data", "model", "sequences"} <= read_loosely(target.scores).keys()
-
-
-def _names(scores: str | None) -> list[str]:
-    names = list(SCORES) if scores is None else scores.split(",")
-    unknown = [name for name in names if name not in SCORES]
-    if unknown:
-        raise ConfigError(f"--scores names {unknown}: choose from {','.join(SCORES)}")
-    return names
 
 
 def _describe_tokens(tokens_NT: np.ndarray) -> dict[str, Any]:
@@ -207,6 +186,7 @@ def _theory(subject: Subject, tokens_NT: np.ndarray, options: Options) -> dict[s
     }
 
 
+# The function of each score of the catalogue; what it returns goes into scores.json.
 SCORES: dict[str, Callable[[Subject, np.ndarray, Options], dict[str, Any]]] = {
     "profile": _profile,
     "usefulness": lambda subject, tokens_NT, _: {"usefulness": usefulness.usefulness(subject, tokens_NT)},

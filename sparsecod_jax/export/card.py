@@ -1,9 +1,11 @@
 """What does a model say about itself? The README.md of an exported folder."""
 
 import json
+import textwrap
 from typing import Any
 
 from sparsecod_jax import counts, finished
+from sparsecod_jax.analysis.catalogue import IN_REPORTS
 from sparsecod_jax.files import read_record
 from sparsecod_jax.rundir import RunDir
 
@@ -16,17 +18,10 @@ tags:
 ---
 """
 
-# Columns of the table of layers: a heading, and where its values are in scores.json.
-SCORES = {
-    "usefulness": ("usefulness", "loss_ratio"),
-    "Jacobian, distance from identity": ("jacobian", "distance_from_identity"),
-    "block influence": ("block_influence",),
-    "residual variance": ("variance", "residual"),
-}
+COLUMNS = [column for score in IN_REPORTS for column in score.card]  # of the table of layers
 PLACES = ("path", "source", "tokenizer")  # fields that name files
 PRIVATE = ("host", "hostname", "pid", "workdir", "coordinator")  # what a record may say of a machine
-READING = """Usefulness: loss with the block replaced by the best affine map of each token, over the loss; 1 means that the map does as
-well. Jacobian: |J - I| / width; block influence: 1 - cos(input, output); both are 0 for a block that passes on what it gets."""
+WIDTH = 125  # of a line of text
 
 
 def write(run: RunDir, model: finished.Finished) -> str:
@@ -73,13 +68,15 @@ def _layers(run: RunDir, weights: str) -> str:
     scores = read_record(run.analysis.scores) if run.analysis.scores.exists() else {}
     if scores.get("model", {}).get("weights") != weights:
         return ""
-    columns = {name: values for name, path in SCORES.items() if (values := _find(scores, path))}
+    found = {column.name: _find(scores, column.path) for column in COLUMNS}
+    columns = {name: values for name, values in found.items() if values}
     if not columns:
         return ""
     rows = [[str(layer + 1), *(_number(value, ".4g") for value in row)] for layer, row in enumerate(zip(*columns.values(), strict=True))]
     data = scores["data"]
     measured = f"Measured on {data['sequences']} sequences of {data['seq_len']} tokens, or the first of them."
-    heading = f"## What each layer contributes\n\n{READING} {measured}"
+    reading = textwrap.fill(" ".join(column.reading for column in COLUMNS if column.reading), WIDTH)
+    heading = f"## What each layer contributes\n\n{reading} {measured}"
     return _table(heading, ["block", *columns], rows)
 
 

@@ -43,9 +43,11 @@ def run_table(runs: list[RunData]) -> Table:
 
 
 def scores_table(runs: list[RunData]) -> Table:
-    """The headline numbers of the runs that were analysed."""
-    meanings = [f"{name}: {meaning}" for name, (_, _, meaning) in depth.HEADLINES.items()]
-    return Table(["run", *depth.HEADLINES], [[run.name, *depth.headlines(run)] for run in runs], meanings)
+    """The numbers of the runs that were analysed."""
+    columns = ["run", *(column.name for column in depth.COLUMNS)]
+    rows = [[run.name, *depth.cells(run)] for run in runs]
+    meanings = [f"{column.name}: {column.meaning}" for column in depth.COLUMNS]
+    return Table(columns, rows, meanings)
 
 
 def _row(run: RunData) -> list[str]:

@@ -7,19 +7,15 @@ from typing import Any
 import numpy as np
 import scipy.stats
 
+from sparsecod_jax.analysis.catalogue import CATALOGUE
 from sparsecod_jax.report.claims import judge
 from sparsecod_jax.report.document import Document, Figure, Heading, Part, Series, Table, Text
 from sparsecod_jax.report.measures import measure
 from sparsecod_jax.report.study import PROBE_VARIANCE, StudyData, answer, progress
 
-DENSITY, VARIANCE, USEFULNESS, CAUSAL, PERMUTATION = "density", "last-block variance", "usefulness", "causal", "permutation"
-MEASURES = {
-    DENSITY: "derived/density",
-    VARIANCE: PROBE_VARIANCE,
-    USEFULNESS: "scores/usefulness/score",
-    CAUSAL: "scores/causal/score",
-    PERMUTATION: "scores/permutation/score",
-}
+DENSITY, VARIANCE, USEFULNESS = "density", "last-block variance", "usefulness"
+SCORES = {name: score.across_studies for name, score in CATALOGUE.items() if score.across_studies}
+MEASURES = {DENSITY: "derived/density", VARIANCE: PROBE_VARIANCE, **SCORES}
 FEWEST = 4  # runs of which a rank correlation says anything
 
 
@@ -43,7 +39,8 @@ def _central(studies: list[StudyData]) -> list[Part]:
         " studies share counts once across all."
     )
     figures: list[Part] = []
-    for x, y in ((DENSITY, VARIANCE), (DENSITY, USEFULNESS), (VARIANCE, USEFULNESS), (VARIANCE, CAUSAL), (VARIANCE, PERMUTATION)):
+    against_variance = [(VARIANCE, score) for score in SCORES]
+    for x, y in [(DENSITY, VARIANCE), (DENSITY, USEFULNESS), *against_variance]:
         clouds = [cloud for study in studies if (cloud := _cloud(study, x, y)).x]
         title, points = f"{y.capitalize()} against {x}", "One point a run, a colour a study."
         figures.append(Figure(title, points, x, y, clouds, log_y=y == VARIANCE, log_x=x == VARIANCE))

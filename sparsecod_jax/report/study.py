@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from sparsecod_jax import config
+from sparsecod_jax.analysis.catalogue import IN_REPORTS
 from sparsecod_jax.errors import SparsecodError
 from sparsecod_jax.report import depth, figures, overview, published
 from sparsecod_jax.report.claims import CONFIDENCE, Verdict, judge
@@ -20,15 +21,12 @@ from sparsecod_jax.sweep.study_dir import StudyDir, is_begun, is_scored, read
 MISCONFIGURED = "misconfigured"
 BITS = "final/bits_per_byte"
 PROBE_VARIANCE = "scores/variance/residual/-1"  # over sequences of one length, whatever length arms were trained on
+HEADLINES = {name: metric for score in IN_REPORTS for name, metric in score.headlines.items()}
 ARM_COLUMNS = {
     "bits per byte": BITS,
     "last-block variance": PROBE_VARIANCE,
     "growth over blocks": "derived/growth",
-    "usefulness (mean log loss ratio)": "scores/usefulness/score",
-    "usefulness after block 1": "derived/later_usefulness",
-    "causal": "scores/causal/score",
-    "permutation": "scores/permutation/score",
-    "Jacobian": "scores/jacobian/distance_from_identity/mean",
+    **HEADLINES,
 }
 
 

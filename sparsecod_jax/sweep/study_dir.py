@@ -8,6 +8,7 @@ from typing import Any
 from etils import epath
 
 from sparsecod_jax import files
+from sparsecod_jax.analysis.catalogue import chosen
 from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.ownership import check_free_or_ours, names_in
 from sparsecod_jax.python_file import gist
@@ -133,10 +134,9 @@ def is_begun(place: RunDir) -> bool:
 
 def is_scored(place: RunDir, scores: str | None) -> bool:
     """Whether these scores of a run (None: all) can be read; whatever is wrong with them, `analyze` will say."""
-    from sparsecod_jax.analysis.scores import is_complete  # knows what scores there are, and brings jax along, which takes seconds
-
     try:
-        return is_complete(place.analysis, scores)
+        found = files.read_record(place.analysis.scores)
+        return set(chosen(scores)) <= set(found["sequences"])
     except Exception:  # damage shows as almost any type
         return False
 

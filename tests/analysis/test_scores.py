@@ -14,12 +14,15 @@ from etils import epath
 
 from sparsecod_jax import config
 from sparsecod_jax.analysis import scores
+from sparsecod_jax.analysis.catalogue import CATALOGUE
 from sparsecod_jax.analysis.scores import Options, analyze
 from sparsecod_jax.cli import main
 from sparsecod_jax.errors import ConfigError, Fenced
 from sparsecod_jax.files import read_record
 from sparsecod_jax.ownership import locked
-from sparsecod_jax.rundir import AnalysisDir
+from sparsecod_jax.report.measures import find
+from sparsecod_jax.rundir import RunDir
+from sparsecod_jax.sweep.study_dir import is_scored
 from sparsecod_jax.train.loop import train
 
 DENSE = pytest.mark.parametrize("run", ["dense"], indirect=True)
@@ -33,10 +36,26 @@ def _read(path):
     return json.loads(path.read_text(), parse_constant=refuse)
 
 
+def _catalogue_paths():
+    """Where reports and cards look in scores.json."""
+    for score in CATALOGUE.values():
+        for row in (*score.columns, *score.curves, *score.matrices, *score.card):
+            yield row.path
+        for curve in score.curves:
+            yield from filter(None, (curve.predicted, curve.probe_length))
+        for metric in (*score.headlines.values(), score.across_studies or ""):
+            root, *path = metric.split("/")
+            if root == "scores":
+                yield tuple(path)
+
+
 def test_all_scores_of_a_run(run, tmp_path):
     path = analyze(str(run.path), **SMALL, out=str(tmp_path / "analysis"))
     found = _read(path)
     layers = found["model"]["n_layers"]
+    experts = {path for path in _catalogue_paths() if "experts" in path}
+    lacking = {path for path in _catalogue_paths() if find(found, path) is None}
+    assert lacking == (set() if "experts" in found["sparsity"] else experts)
     for section in (
         found["variance"]["residual"],
         found["block_influence"],
@@ -216,11 +235,11 @@ def test_one_that_was_killed_before_its_first_score_goes_on(run, tmp_path, monke
 def test_scores_that_were_changed_are_not_gone_on_with(run, tmp_path):
     file = epath.Path(tmp_path) / "analysis" / "scores.json"
     analyze(str(run.path), scores="profile", **SMALL, out=str(file.parent))
-    assert scores.is_complete(AnalysisDir(file.parent), "profile")
+    assert is_scored(RunDir(epath.Path(tmp_path)), "profile")
     file.write_text(file.read_text().replace("0.", "1.", 1))
     with pytest.raises(ConfigError, match=r"scores\.json was changed after it was written: restore it from a copy"):
         analyze(str(run.path), scores="sparsity", **SMALL, out=str(file.parent))
-    assert not scores.is_complete(AnalysisDir(file.parent), "profile")
+    assert not is_scored(RunDir(epath.Path(tmp_path)), "profile")
 
 
 @DENSE

@@ -41,7 +41,7 @@ def _page(*runs):
 
 def test_every_score_has_its_figure():
     drawn = {figure.title: figure for figure in depth.figures([_run(scores=SCORES)])}
-    assert len(drawn) == len(depth.PROFILES) + 1 + len(depth.MATRICES)
+    assert len(drawn) == len(depth.CURVES) + len(depth.MATRICES)
     usefulness = drawn["Usefulness"]
     assert isinstance(usefulness, Figure)
     assert (usefulness.series[0].x, usefulness.series[0].y) == ([1, 2], [1.5, 1.01])
@@ -69,12 +69,12 @@ def test_only_what_was_scored_is_drawn():
     ]
     assert [figure.title for figure in depth.figures(runs)] == ["Swapped blocks: deep", "Swapped blocks: other"]
     assert depth.figures([_run("none")]) == []
-    assert depth.headlines(runs[1]) == ["–"] * len(depth.HEADLINES)
+    assert depth.cells(runs[1]) == ["–"] * len(depth.COLUMNS)
 
 
-def test_headlines():
-    found = dict(zip(depth.HEADLINES, depth.headlines(_run(scores=SCORES)), strict=True))
-    assert found == {
+def test_columns():
+    names = [column.name for column in depth.COLUMNS]
+    assert dict(zip(names, depth.cells(_run(scores=SCORES)), strict=True)) == {
         "usefulness": "0.2077",
         "95 % interval": "0.1900 to 0.2200",
         "share above 1.10": "0.5",
@@ -107,7 +107,7 @@ def test_what_is_not_finite_is_left_out():
     assert influence.series[0].y == [0.1, None]
     assert isinstance(density, Figure)
     assert density.series[0].y[0] is None
-    assert depth.headlines(_run(scores=broken))[:2] == ["–", "–"]
+    assert depth.cells(_run(scores=broken))[:2] == ["–", "–"]
     assert "<html" in _page(_run(scores=broken))
 
 

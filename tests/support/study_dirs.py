@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from sparsecod_jax import config
+from sparsecod_jax.analysis.catalogue import CATALOGUE
 from sparsecod_jax.files import write_json
 from sparsecod_jax.report.study import StudyData, load_study
 from sparsecod_jax.rundir import RunDir, Status
@@ -69,7 +70,7 @@ def scores(layers: int, variance: float) -> dict[str, Any]:
     """What `analyze` would write, as far as reports read it; the larger the variance the less useful the blocks."""
     ones = [1.0] * layers
     return {
-        "sequences": dict.fromkeys(("profile", "usefulness", "causal", "permutation", "jacobian", "sparsity", "theory"), 4),
+        "sequences": dict.fromkeys(CATALOGUE, 4),
         "variance": {"residual": np.linspace(0.5, variance, layers).tolist()},
         "usefulness": {
             "loss_ratio": ones,
