@@ -1,16 +1,20 @@
 """How does a report look as text? Markdown beside a folder of PNGs, drawn by Matplotlib, so that no browser is needed."""
 
 import io
+import os
 import re
 
+import matplotlib
 from etils import epath
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Picture
+from matplotlib.font_manager import fontManager
 
 from sparsecod_jax import files
 from sparsecod_jax.report.document import COLOURS, FEW, Alarm, Document, Figure, Heading, Heatmap, Part, Table, Text
 
 FOLDER = "figures"
+FONT = "DejaVu Sans"  # comes with Matplotlib
 INCHES, DOTS = (8.0, 4.0), 110  # of a picture, and dots an inch
 
 
@@ -18,8 +22,15 @@ def write(document: Document, path: epath.Path) -> None:
     """Writes `path` and the pictures that it shows, in a folder beside it."""
     folder = path.parent / FOLDER
     files.make_folder(folder)
+    _have_font()
     parts = [f"# {_plain(document.title)}", *(_part(part, folder) for part in document.parts)]
     files.write(path, ("\n\n".join(parts) + "\n").encode())
+
+
+def _have_font() -> None:
+    """Matplotlib keeps a list of all fonts in the user's cache, which may have lost its own."""
+    if all(entry.name != FONT for entry in fontManager.ttflist):
+        fontManager.addfont(os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"))
 
 
 def _part(part: Part, folder: epath.Path) -> str:
