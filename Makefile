@@ -43,6 +43,7 @@ bench: $(VENV)/dev
 	$(BIN)/python benchmarks/compile.py
 	$(BIN)/python benchmarks/moe.py
 	$(BIN)/python benchmarks/analysis.py
+	$(BIN)/python benchmarks/watching.py
 
 gpu-bench: $(VENV)/dev $(VENV)/gpu
 	XLA_CLIENT_MEM_FRACTION=0.93 $(BIN)/python benchmarks/gpu.py
