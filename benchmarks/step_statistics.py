@@ -19,7 +19,8 @@ def measure(rounds: int, **sizes) -> None:
     with without_statistics():
         bare = Stepper(built)
     with tempfile.TemporaryDirectory() as folder:
-        writers, step = Writers(Attempt(RunDir(epath.Path(folder)), 1), 0), 0
+        writers, step = Writers(Attempt(RunDir(epath.Path(folder)), 1)), 0
+        writers.begin(0)
 
         def measured_and_written():
             nonlocal step

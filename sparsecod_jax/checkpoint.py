@@ -16,7 +16,6 @@ import json
 import logging
 import shutil
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -28,7 +27,7 @@ from etils import epath
 from sparsecod_jax import files
 from sparsecod_jax.digest import digests, names
 from sparsecod_jax.errors import ConfigError, SaveFailed, SparsecodError
-from sparsecod_jax.processes import first_decides, is_first, say, together
+from sparsecod_jax.processes import is_first, run_on_all, run_on_first, say
 from sparsecod_jax.rundir import RunDir
 from sparsecod_jax.shown import shown
 
@@ -174,7 +173,7 @@ class Checkpointer:
         Raises:
           ConfigError: checkpoints exist but none can be used, or the newest belongs to another model.
         """
-        steps = first_decides(self.steps)
+        steps = run_on_first(self.steps)
         for step in steps:
             try:
                 restored = self._restore(step, abstract)
@@ -184,21 +183,21 @@ class Checkpointer:
                 say(f"checkpoint {step} can't be used ({_brief(error)}): trying the next older one")
                 continue
             if not self._read_only:
-                first_decides(partial(self._quarantine, newer_than=step))
+                run_on_first(self._quarantine, newer_than=step)
                 self._manager.reload()
                 self._record_commit(step)
             return restored
-        if not steps and first_decides(self._run.committed.exists):
+        if not steps and run_on_first(self._run.committed.exists):
             raise ConfigError(f"{self._run.checkpoints} holds no checkpoint any more: put back a copy of one, or choose another --workdir")
         if steps:
             raise ConfigError(f"no checkpoint in {self._run.checkpoints} can be used: put back a copy of one, or choose another --workdir")
         return None
 
     def _restore(self, step: int, abstract: dict[str, Any]) -> Restored:
-        record = _unseal(first_decides(lambda: self._read(step, record=ocp.args.JsonRestore())["record"]))
+        record = _unseal(run_on_first(self._read_record, step))
         _check_arrays(step, record["arrays"], _describe(abstract))
         targets = {name: self._target(tree) for name, tree in abstract.items()}
-        restored = together(lambda: self._read(step, **targets))
+        restored = run_on_all(self._read, step, **targets)
         items = {name: restored[name] for name in abstract}
         wrong = [name for name, digest in digests(items).items() if digest != record["digests"][name]]
         if wrong or record["step"] != step:
@@ -209,6 +208,10 @@ class Checkpointer:
         if not self._read_only:
             return ocp.args.StandardRestore(tree)
         return ocp.args.PyTreeRestore(tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree), partial_restore=True)
+
+    def _read_record(self, step: int) -> dict[str, str]:
+        """The record of a step, still sealed."""
+        return self._read(step, record=ocp.args.JsonRestore())["record"]
 
     def _read(self, step: int, **items) -> ocp.args.Composite:
         """This process's part of a step."""

@@ -12,7 +12,7 @@ import os
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import jax
 import numpy as np
@@ -22,6 +22,7 @@ from sparsecod_jax import ending
 from sparsecod_jax.errors import ConfigError, SparsecodError
 from sparsecod_jax.stopping import STOP, end_within, tell
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 INITIALIZATION_TIMEOUT = 1800  # seconds; the hosts of a large slice may start many minutes apart, 300 have ended such runs
@@ -123,37 +124,43 @@ def note(text: str) -> None:
     say(f"[{datetime.datetime.now():%H:%M:%S}] {text}")
 
 
-def first_decides(function: Callable[[], T]) -> T:
-    """The result of `function`, which the first process alone runs, on every process; it must be plain JSON.
+def run_on_first(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    """Calls `function` on the first process alone, with its arguments there, for every process.
+
+    Returns:
+      On every process what `function` returned, which must be plain JSON.
 
     Raises:
       SparsecodError: on every process, of the class and with the message that `function` raised.
     """
     if jax.process_count() == 1:
-        return function()
-    result, error = _try(function) if is_first() else (None, None)
+        return function(*args, **kwargs)
+    result, error = _try(function, *args, **kwargs) if is_first() else (None, None)
     return _unwrap(_tell_all(json.dumps([result, error])))
 
 
-def together(function: Callable[[], T]) -> T:
-    """This process's result of `function`, once it has succeeded on every process; `function` itself may not wait for others.
+def run_on_all(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    """Calls `function`, which may not wait for other processes, on every process.
+
+    Returns:
+      What `function` returned on this process, once it has succeeded on all.
 
     Raises:
-      SparsecodError: on every process, of the class and with the message of the first process that failed.
+      SparsecodError: on every process, of the class and with the message of the first that failed.
     """
     if jax.process_count() == 1:
-        return function()
-    result, error = _try(function)
+        return function(*args, **kwargs)
+    result, error = _try(function, *args, **kwargs)
     failed = multihost_utils.process_allgather(np.array(error is not None))
     if failed.any():
         _unwrap(_tell_all(json.dumps([None, error]), source=int(failed.argmax())))
     return result
 
 
-def _try(function: Callable[[], Any]) -> tuple[Any, list[str] | None]:
+def _try(function: Callable[..., Any], *args, **kwargs) -> tuple[Any, list[str] | None]:
     """What `function` returned, or the class and message of what it raised."""
     try:
-        return function(), None
+        return function(*args, **kwargs), None
     except SparsecodError as error:
         return None, [type(error).__name__, str(error)]
     except Exception as error:

@@ -119,7 +119,8 @@ def test_a_newer_attempt_of_another_process_is_seen_and_its_files_are_left_alone
     run = RunDir(bucket)
     with claim(run) as attempt:
         attempt.check_still_owner()
-        writers = Writers(attempt, 0)
+        writers = Writers(attempt)
+        writers.begin(0)
         writers.write({"step": 1, "loss": 2.5}, tensorboard=True)
         assert not run.metrics.exists()
         writers.sync()
@@ -137,7 +138,8 @@ def test_metrics_and_curves_are_whole_after_close_and_older_curves_stay(bucket):
     run = RunDir(bucket)
     for steps in ((1, 2, 3), (3, 4)):
         with claim(run) as attempt:
-            writers = Writers(attempt, steps[0] - 1)
+            writers = Writers(attempt)
+            writers.begin(steps[0] - 1)
             for step in steps:
                 writers.write({"step": step, "by": attempt.number}, tensorboard=True)
             time.sleep(2 - attempt.number)  # event files are named by the second

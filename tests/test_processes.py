@@ -83,7 +83,7 @@ def two():
     return [output.splitlines() for output, _ in outputs], codes, seconds
 
 
-def test_the_first_decides_for_both(two):
+def test_what_runs_on_the_first_counts_for_both(two):
     (first, second), _, _ = two
     assert first[0] == "said once"
     assert first[1].endswith("] noted once")
@@ -96,7 +96,7 @@ def test_the_first_decides_for_both(two):
     assert zero["surprised"] == one["surprised"] == ["SparsecodError", "process 0 failed (OSError: disk 0 is full)"]
 
 
-def test_together_all_succeed_or_all_fail(two):
+def test_what_runs_on_all_succeeds_on_all_or_fails_on_all(two):
     zero, one = (json.loads(lines[-1]) for lines in two[0])
     assert (zero["own"], one["own"]) == ("of 0", "of 1")
     assert zero["one failed"] == one["one failed"] == ["Fenced", "said by 1"]

@@ -14,10 +14,9 @@ import jax.numpy as jnp
 
 from sparsecod_jax.model import Transformer
 from sparsecod_jax.model.attention import Kernel, rope_angles
-from sparsecod_jax.model.block import Block
+from sparsecod_jax.model.block import Block, depths
 from sparsecod_jax.model.layers import RMSNorm
 from sparsecod_jax.model.loss import token_losses
-from sparsecod_jax.model.transformer import norm_scales
 from sparsecod_jax.sharding import constrain
 
 
@@ -30,32 +29,32 @@ class Layer:
         if silent is not None:
             ffn = self._params["ffn"]
             self._params |= {"ffn": ffn | {"down": ffn["down"].at[silent].set(0)}}
-        self._scale = norm_scales(net.cfg)[position]
+        self._depth = jax.tree.map(lambda leaf_L: leaf_L[position], depths(net.cfg))
 
     def output(self, x_BTD, segments_BT):
         """The block, [B, T, D]."""
-        return self._call("__call__", x_BTD, self._scale, self._angles(x_BTD), segments_BT)[0]
+        return self._call("__call__", x_BTD, self._depth, self._angles(x_BTD), segments_BT)[0]
 
     def with_attention(self, x_BTD, segments_BT):
         """The stream with the attention branch added, [B, T, D]."""
-        branch_BTD = self._call("attention_branch", x_BTD, self._scale, self._angles(x_BTD), segments_BT)
+        branch_BTD = self._call("attention_branch", x_BTD, self._depth, self._angles(x_BTD), segments_BT)
         return self._call("add", x_BTD, branch_BTD)
 
     def with_ffn(self, u_BTD):
         """The stream with the FFN branch added, [B, T, D]."""
-        return self._call("add", u_BTD, self._call("ffn_branch", u_BTD, self._scale)[0])
+        return self._call("add", u_BTD, self._call("ffn_branch", u_BTD, self._depth)[0])
 
     def queries_keys_values(self, x_BTD):
         """As attention compares and mixes them: [B, T, H, K], [B, T, J, K] and [B, T, J, K] (letters as in `model.attention`)."""
-        return self._call("queries_keys_values", x_BTD, self._scale, self._angles(x_BTD))
+        return self._call("queries_keys_values", x_BTD, self._depth, self._angles(x_BTD))
 
     def activations(self, u_BTD):
         """The hidden layer of a dense FFN, [B, T, F]."""
-        return self._call("activations", u_BTD, self._scale)
+        return self._call("activations", u_BTD, self._depth)
 
     def routing(self, u_BTD) -> dict[str, jax.Array]:
         """The statistics of a router, scalars and counts [E]."""
-        return self._call("ffn_branch", u_BTD, self._scale)[1]
+        return self._call("ffn_branch", u_BTD, self._depth)[1]
 
     def _angles(self, x_BTD):
         return rope_angles(x_BTD.shape[1], self._block.cfg.head_dim, self._block.cfg.rope_theta)

@@ -1,10 +1,12 @@
 """What does one block do? Two residual branches behind norms, and the statistics of what they add.
 
-B batch, T positions, D width.
+B batch, T positions, D width, L blocks.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
 from sparsecod_jax.config import AttentionKernel, Model
@@ -15,11 +17,22 @@ from sparsecod_jax.sharding import constrain
 from sparsecod_jax.stats.taps import block_stats
 
 
-class Block(nn.Module):
-    """A Pre-LN block: x + attention(norm(x)), then u + ffn(norm(u)).
+class Depth(NamedTuple):
+    """What a block takes from its depth l, counted from 1: scalars for one block, [L] for all."""
 
-    `norm_scale` multiplies both norm outputs: 1 in plain Pre-LN, 1/sqrt(l) under LayerNorm Scaling.
-    """
+    norm_scale: jax.Array  # multiplies both norm outputs: 1, or 1/sqrt(l) by LayerNorm Scaling
+
+
+def depths(cfg: Model) -> Depth:
+    """The depth of every block, [L]."""
+    number_L = jnp.arange(1, cfg.n_layers + 1)
+    if cfg.layer_norm_scaling:
+        return Depth(norm_scale=jax.lax.rsqrt(number_L * 1.0))
+    return Depth(norm_scale=jnp.ones(cfg.n_layers))
+
+
+class Block(nn.Module):
+    """A Pre-LN block: x + attention(norm(x)), then u + ffn(norm(u))."""
 
     cfg: Model
     kernel: AttentionKernel | Kernel
@@ -32,36 +45,36 @@ class Block(nn.Module):
         self.ffn_norm = RMSNorm(cfg)
         self.ffn = MixtureOfExperts(cfg) if cfg.n_experts else SwiGLU(cfg, cfg.d_ff)
 
-    def __call__(self, x_BTD, norm_scale, angles, segments_BT):
-        attention_BTD = self.attention_branch(x_BTD, norm_scale, angles, segments_BT)
+    def __call__(self, x_BTD, depth, angles, segments_BT):
+        attention_BTD = self.attention_branch(x_BTD, depth, angles, segments_BT)
         u_BTD = self.add(x_BTD, attention_BTD)
-        ffn_BTD, router_stats = self.ffn_branch(u_BTD, norm_scale)
+        ffn_BTD, router_stats = self.ffn_branch(u_BTD, depth)
         y_BTD = self.add(u_BTD, ffn_BTD)
         return y_BTD, block_stats(x_BTD, attention_BTD, ffn_BTD, y_BTD, with_moments=self.with_moments) | router_stats
 
-    def attention_branch(self, x_BTD, norm_scale, angles, segments_BT):
+    def attention_branch(self, x_BTD, depth, angles, segments_BT):
         """What attention adds to the stream."""
-        return self.attention(self._scaled(self.attention_norm(x_BTD), norm_scale), angles, segments_BT)
+        return self.attention(self._scaled(self.attention_norm(x_BTD), depth), angles, segments_BT)
 
-    def ffn_branch(self, u_BTD, norm_scale):
+    def ffn_branch(self, u_BTD, depth):
         """What the FFN adds to the stream, and a router's statistics."""
-        normed_BTD = self._scaled(self.ffn_norm(u_BTD), norm_scale)
+        normed_BTD = self._scaled(self.ffn_norm(u_BTD), depth)
         if self.cfg.n_experts:
             return self.ffn(normed_BTD)
         ffn_BTD: Any = self.ffn(normed_BTD)
         return self.cfg.ffn_scale * ffn_BTD, {}
 
-    def queries_keys_values(self, x_BTD, norm_scale, angles):
+    def queries_keys_values(self, x_BTD, depth, angles):
         """What attention compares and mixes: [B, T, H, K], [B, T, J, K] and [B, T, J, K], rotated."""
-        return self.attention.project(self._scaled(self.attention_norm(x_BTD), norm_scale), angles)
+        return self.attention.project(self._scaled(self.attention_norm(x_BTD), depth), angles)
 
-    def activations(self, u_BTD, norm_scale):
+    def activations(self, u_BTD, depth):
         """The hidden layer of a dense FFN, [B, T, F]."""
-        return self.ffn.activate(self._scaled(self.ffn_norm(u_BTD), norm_scale))
+        return self.ffn.activate(self._scaled(self.ffn_norm(u_BTD), depth))
 
     def add(self, stream_BTD, branch_BTD):
         """The stream with a branch added, in the stream's own dtype."""
         return constrain(stream_BTD + branch_BTD.astype(self.cfg.residual_dtype), "batch", "length", "width")
 
-    def _scaled(self, normed_BTD, norm_scale):
-        return normed_BTD * norm_scale.astype(self.cfg.compute_dtype)
+    def _scaled(self, normed_BTD, depth):
+        return normed_BTD * depth.norm_scale.astype(self.cfg.compute_dtype)

@@ -9,7 +9,7 @@ from flax import linen as nn
 
 from sparsecod_jax.config import Execution, Model
 from sparsecod_jax.model.attention import rope_angles
-from sparsecod_jax.model.block import Block
+from sparsecod_jax.model.block import Block, depths
 from sparsecod_jax.model.layers import PRODUCT, RMSNorm, weight
 from sparsecod_jax.sharding import constrain
 from sparsecod_jax.stats.taps import variance
@@ -27,12 +27,6 @@ REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.save_from_both_policies(_is_product, jax.checkpoint_policies.save_only_these_names(PRODUCT)),
 }
-
-
-def norm_scales(cfg: Model) -> jax.Array:
-    """What multiplies the norm outputs at each depth, [L]."""
-    depth_L = jnp.arange(1, cfg.n_layers + 1)
-    return jax.lax.rsqrt(depth_L * 1.0) if cfg.layer_norm_scaling else jnp.ones(cfg.n_layers)
 
 
 class Transformer(nn.Module):
@@ -74,7 +68,7 @@ class Transformer(nn.Module):
         """The stream after the final norm, [B, T, D], and the statistics: [L] a block statistic, scalars for the rest."""
         cfg = self.cfg
         angles = rope_angles(tokens_BT.shape[1], cfg.head_dim, cfg.rope_theta)
-        x_BTD, stats = self.blocks(self.embed(tokens_BT), norm_scales(cfg), angles, segments_BT)
+        x_BTD, stats = self.blocks(self.embed(tokens_BT), depths(cfg), angles, segments_BT)
         h_BTD = self.final_norm(x_BTD)
         return h_BTD, stats | {"variance/final_norm": variance(jax.lax.stop_gradient(h_BTD))}
 

@@ -19,7 +19,7 @@ from sparsecod_jax.errors import ConfigError, Diverged, Fenced, Preempted, Spars
 from sparsecod_jax.evaluate.perplexity import evaluator
 from sparsecod_jax.files import read_record, write_record
 from sparsecod_jax.identity import identity, identity_fields
-from sparsecod_jax.processes import first_decides, is_first, note, say, together
+from sparsecod_jax.processes import is_first, note, run_on_all, run_on_first, say
 from sparsecod_jax.rundir import Attempt, RunDir, Status, check_free, check_identity, claim
 from sparsecod_jax.shown import shown
 from sparsecod_jax.stopping import STOP
@@ -47,24 +47,25 @@ def train(experiment: config.Experiment, workdir: str, *, profile: bool = False)
       Diverged: too many updates were not finite.
     """
     with Watchdog() as watchdog:
-        run, directory = together(lambda: (RunDir(files.absolute(workdir)), files.absolute(experiment.data.path)))
-        data = together(lambda: read_manifest(directory, prepare_command(experiment)))
+        run = RunDir(run_on_all(files.absolute, workdir))
+        directory = run_on_all(files.absolute, experiment.data.path)
+        data = run_on_all(read_manifest, directory, prepare_command(experiment))
         _check_same_everywhere(run, experiment, data)
         fields = identity_fields(experiment, data.fingerprint)
-        if final := first_decides(lambda: _finished(run, fields)):
+        if final := run_on_first(_finished, run, fields):
             return final
-        together(lambda: placement.check_platform(experiment.model))
+        run_on_all(placement.check_platform, experiment.model)
         _check_data(experiment, data)
-        first_decides(lambda: check_free(run))
+        run_on_first(check_free, run)
         program = build_on(experiment, jax.devices())
-        first_decides(lambda: _check_room(run, experiment, program))
+        run_on_first(_check_room, run, experiment, program)
         with watchdog.during("compiling"):
             compiled = compile_steps(program)
         with contextlib.ExitStack() as claimed:
-            attempt = Attempt(run, *first_decides(lambda: _key(claimed.enter_context(claim(run)))))
-            together(attempt.check_shared)
+            attempt = Attempt(run, *run_on_first(_claim, run, claimed))
+            run_on_all(attempt.check_shared)
             watchdog.report_to(attempt)
-            first_decides(lambda: check_identity(run, fields))  # again, as another run may have come first
+            run_on_first(check_identity, run, fields)  # again, as another run may have come first
             note(placement.describe(program.experiment, experiment))
             with _recorded_status(attempt), explained(experiment):
                 return _Run(experiment, program, compiled, attempt, directory, data, fields, watchdog).go(profile=profile)
@@ -90,20 +91,27 @@ def _check_room(run: RunDir, experiment: config.Experiment, program: Program) ->
         check_room(run.checkpoints, program.abstract_state)
 
 
-def _key(attempt: Attempt) -> tuple[int, str]:
-    """What the other processes need to know their attempt by."""
+def _claim(run: RunDir, claimed: contextlib.ExitStack) -> tuple[int, str]:
+    """Claims the run directory until `claimed` closes; returns the attempt's number and token."""
+    attempt = claimed.enter_context(claim(run))
     return attempt.number, attempt.token
 
 
 def _check_same_everywhere(run: RunDir, experiment: config.Experiment, data: Manifest) -> None:
-    asked = json.dumps([os.fspath(run.path), config.to_dict(experiment), data.fingerprint])
-    first = first_decides(lambda: asked)
+    of_first = run_on_first(_inputs, run, experiment, data)
+    run_on_all(_check_same, of_first, _inputs(run, experiment, data))
 
-    def check():
-        if asked != first:
-            raise ConfigError(f"process {jax.process_index()} was given another --workdir, config or data than process 0: start all alike")
 
-    together(check)
+def _inputs(run: RunDir, experiment: config.Experiment, data: Manifest) -> str:
+    """What all processes must have been given alike."""
+    return json.dumps([os.fspath(run.path), config.to_dict(experiment), data.fingerprint])
+
+
+def _check_same(of_first: str, here: str) -> None:
+    if here != of_first:
+        process = f"process {jax.process_index()}"
+        problem = f"{process} was given another --workdir, config or data than process 0"
+        raise ConfigError(f"{problem}: start all alike")
 
 
 def _check_data(experiment: config.Experiment, data: Manifest) -> None:
@@ -165,6 +173,7 @@ class _Run:
         self.evaluate = evaluator(program.experiment, program.mesh, directory, data)
         kept = (experiment.checkpoint.keep, experiment.checkpoint.keep_every)
         self.checkpointer = Checkpointer(self.run, *kept, check_owner=attempt.check_still_owner)
+        self.writers = Writers(attempt)
 
     def go(self, *, profile: bool) -> dict[str, Any]:
         experiment, watchdog = self.experiment, self.watchdog
@@ -174,10 +183,11 @@ class _Run:
             profiler = open_until_the_end.enter_context(contextlib.ExitStack())
             with watchdog.prompt_end(), watchdog.during("restoring"):
                 state, record = self._restore_or_init()
-            self._describe()  # only now, as there is memory for it
+            run_on_first(self._write_records)  # only now, as there is memory for it
             start = record["step"]
             if is_first():
-                self.writers = open_until_the_end.enter_context(contextlib.closing(Writers(self.attempt, start)))
+                self.writers.begin(start)
+                open_until_the_end.enter_context(contextlib.closing(self.writers))
             open_until_the_end.enter_context(watchdog.prompt_end())
             self.guard = PreemptionGuard()
             self.progress = Progress(experiment, start, record["seconds"])
@@ -212,14 +222,14 @@ class _Run:
                     self._leave(step)
             return self._finish(state)
 
-    def _describe(self) -> None:
+    def _write_records(self) -> None:
         """Writes what makes the directory this run's."""
         run, program = self.run, self.program
-        first_decides(lambda: write_record(run.config, config.to_dict(self.experiment)))
+        write_record(run.config, config.to_dict(self.experiment))
         described = run_manifest.describe(program.experiment, program.mesh, self.fields, self.data.framing())
         described |= {"tokenizer_digest": files.digest(self.directory / TOKENIZER)}
-        first_decides(lambda: write_record(run.manifest, described))
-        first_decides(lambda: files.write(run.tokenizer, (self.directory / TOKENIZER).read_bytes()))
+        write_record(run.manifest, described)
+        files.write(run.tokenizer, (self.directory / TOKENIZER).read_bytes())
 
     def _leave(self, step: int) -> NoReturn:
         with self.watchdog.during("saving"):
@@ -261,12 +271,15 @@ class _Run:
 
     def _complete_evaluation(self, start: int, state: TrainState) -> None:
         """Evaluates where the attempt before had to leave while it did."""
-        if not first_decides(lambda: self._evaluates_at(start) and self.writers.lacks_evaluation(start)):
+        if not run_on_first(self._lacks_evaluation, start):
             return
         if evaluated := self._evaluate(start, state):
-            first_decides(lambda: self.writers.amend(plain(evaluated)))
+            run_on_first(self.writers.amend, plain(evaluated))
         else:
             self._leave(start)
+
+    def _lacks_evaluation(self, step: int) -> bool:
+        return self._evaluates_at(step) and self.writers.lacks_evaluation(step)
 
     def _write(self, late: tuple[int, dict] | None, evaluated: TrainState | None = None) -> None:
         """Reads a dispatched step's metrics, which waits for the device, and writes them, with held-out metrics if asked."""
@@ -304,9 +317,9 @@ class _Run:
             "seconds": self.progress.seconds,
         }
         with self.watchdog.during("saving"):
-            first_decides(lambda: self.writers.sync())  # only the first has writers; raises Fenced
+            run_on_first(self.writers.sync)  # raises Fenced
             self.checkpointer.wait()  # the save before has its room then, and older steps have given theirs back
-            first_decides(lambda: check_room(self.run.checkpoints, state))
+            run_on_first(check_room, self.run.checkpoints, state)
             self.checkpointer.save(step, {"state": state}, record)
 
     def _evaluate(self, step: int, state: TrainState) -> dict[str, float] | None:
@@ -354,8 +367,8 @@ class _Run:
             "mfu": self.progress.mfu(tokens / seconds),
             "flops_convention": counts.FLOPS_CONVENTION,
         }
-        first_decides(self.attempt.check_still_owner)
-        first_decides(lambda: self._write_final(final))
+        run_on_first(self.attempt.check_still_owner)
+        run_on_first(self._write_final, final)
         if skipped:
             note(f"{skipped} of {experiment.steps} updates were left out, as they were not finite")
         note(f"held-out loss {held_out['loss']:.4f} nats; a guess by token frequency alone would have {final['unigram_entropy']:.4f}")

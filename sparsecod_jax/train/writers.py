@@ -36,24 +36,33 @@ def _without_nonfinite(value):
 
 
 class Writers:
-    """Writes the metrics of an attempt; continues after `restored_step`, dropping what a crash left beyond it.
+    """Writes the metrics of an attempt, from `begin` to `close`.
 
-    A line that finds no room waits for the next one: losing a log never stops a training whose checkpoints are safe.
+    Every process has one, and the first alone begins. A line that finds no room waits for the next
+    one: losing a log never stops a training whose checkpoints are safe.
     """
 
-    def __init__(self, attempt: Attempt, restored_step: int):
-        lines = attempt.run.begin_metrics(restored_step)
-        self._last, self._last_line = lines[-1] if lines else ({}, b"")
+    def __init__(self, attempt: Attempt):
         self.lost = 0  # lines that metrics.jsonl lacks
-        self._attempt, self._mirror = attempt, files.Mirror(attempt.run.path)
+        self._attempt = attempt
+        self._last: dict[str, Any] = {}
+        self._last_line = b""
+        self._waiting: list[bytes] = []
+        self._uploads_lost = False
+
+    def begin(self, restored_step: int) -> None:
+        """Opens the files to go on after `restored_step`; drops what a crash left beyond it."""
+        run = self._attempt.run
+        lines = run.begin_metrics(restored_step)
+        if lines:
+            self._last, self._last_line = lines[-1]
+        self._mirror = files.Mirror(run.path)
         local = RunDir(self._mirror.path)
         content = b"".join(line for _, line in lines)
         files.write(local.metrics, content)
         self._jsonl = os.open(local.metrics, os.O_WRONLY | os.O_APPEND)
         self._size = len(content)  # of the whole lines in it
-        self._waiting: list[bytes] = []
         self._curves = Curves(local.tensorboard, restored_step + 1)
-        self._uploads_lost = False
 
     def write(self, metrics: dict[str, Any], *, tensorboard: bool) -> None:
         """Appends one step; `metrics` holds "step" and plain values."""

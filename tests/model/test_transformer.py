@@ -13,7 +13,7 @@ import tiny
 from sparsecod_jax.config import Execution
 from sparsecod_jax.model import Transformer
 from sparsecod_jax.model.attention import rope_angles
-from sparsecod_jax.model.block import Block
+from sparsecod_jax.model.block import Block, Depth
 from sparsecod_jax.stats import router
 
 TOKENS = np.random.default_rng(0).integers(0, 304, (2, 17))
@@ -133,6 +133,7 @@ def test_scan_equals_unrolled_and_jit_equals_no_jit():
     cfg, execution = dataclasses.replace(tiny.MODEL, n_layers=2), Execution(remat="none", attention="xla")
     params = tiny.init(cfg)
     block = Block(cfg, "xla", False)
+    depth = Depth(norm_scale=jnp.float32(1))
 
     def unrolled(params):
         x_BTD = params["embedding"][TOKENS]
@@ -140,7 +141,7 @@ def test_scan_equals_unrolled_and_jit_equals_no_jit():
         for layer in range(cfg.n_layers):
             weights = jax.tree.map(operator.itemgetter(layer), params["blocks"])
             angles = rope_angles(TOKENS.shape[1], cfg.head_dim, cfg.rope_theta)
-            x_BTD, stats = block.apply({"params": weights}, x_BTD, jnp.float32(1), angles, None)
+            x_BTD, stats = block.apply({"params": weights}, x_BTD, depth, angles, None)
             collected.append(stats)
         inverse = jax.lax.rsqrt(jnp.mean(x_BTD**2, -1, keepdims=True) + cfg.norm_eps)
         h_BTD = x_BTD * inverse * params["final_norm"]["gain"][None, None]

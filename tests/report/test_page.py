@@ -46,7 +46,8 @@ def _run(path, status, *, lines=(), final=None, layers=3, **model):
     if status:
         run.set_status(status)
     if lines:
-        writers = Writers(Attempt(run, 0), 0)
+        writers = Writers(Attempt(run, 0))
+        writers.begin(0)
         for line in lines:
             writers.write(line, tensorboard=False)
         writers.close()

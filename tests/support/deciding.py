@@ -7,21 +7,24 @@ import json
 import sys
 
 from sparsecod_jax.errors import ConfigError, Fenced, SparsecodError
-from sparsecod_jax.processes import connected, first_decides, is_first, note, say, together
+from sparsecod_jax.processes import connected, is_first, note, run_on_all, run_on_first, say
 
 
-def outcome(function):
+def outcome(run, *args, **kwargs):
     """What a call returned, or the class and message of what it raised."""
     try:
-        return function()
+        return run(*args, **kwargs)
     except SparsecodError as error:
         return [type(error).__name__, str(error)]
 
 
-def fail(error: Exception, *, unless: bool = False):
+def fail(error: Exception, *, unless: bool = False) -> None:
     if not unless:
         raise error
-    return "fine"
+
+
+def nothing() -> None:
+    pass
 
 
 def rows(sizes) -> list[int]:
@@ -38,13 +41,13 @@ def rows(sizes) -> list[int]:
 def decide(index: int) -> dict:
     return {
         "first": is_first(),
-        "decided": first_decides(lambda: {"who": index, "text": "ü" * 3000}),
-        "nothing": first_decides(lambda: None),
-        "fenced": outcome(lambda: first_decides(lambda: fail(Fenced(f"said by {index}")))),
-        "surprised": outcome(lambda: first_decides(lambda: fail(OSError(f"disk {index} is full")))),
-        "own": outcome(lambda: together(lambda: f"of {index}")),
-        "one failed": outcome(lambda: together(lambda: fail(Fenced(f"said by {index}"), unless=index == 0))),
-        "both failed": outcome(lambda: together(lambda: fail(Fenced(f"said by {index}")))),
+        "decided": run_on_first(dict, who=index, text="ü" * 3000),
+        "nothing": run_on_first(nothing),
+        "fenced": outcome(run_on_first, fail, Fenced(f"said by {index}")),
+        "surprised": outcome(run_on_first, fail, OSError(f"disk {index} is full")),
+        "own": outcome(run_on_all, "of {}".format, index),
+        "one failed": outcome(run_on_all, fail, Fenced(f"said by {index}"), unless=index == 0),
+        "both failed": outcome(run_on_all, fail, Fenced(f"said by {index}")),
         "data 4": rows((4, 1, 1, 1)),
         "expert 2, tensor 2": rows((1, 1, 2, 2)),
         "tensor 4": rows((1, 1, 1, 4)),
@@ -59,5 +62,5 @@ if __name__ == "__main__":
         print(json.dumps(decide(me)), flush=True)
         if me == 1:
             raise ConfigError("process 1 alone: mend it")
-        first_decides(lambda: None)
-        first_decides(lambda: None)
+        run_on_first(nothing)
+        run_on_first(nothing)

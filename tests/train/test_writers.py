@@ -23,7 +23,8 @@ def run(tmp_path):
 
 
 def _write(run, steps, restored=0, *, attempt="first", tensorboard=False):
-    writers = Writers(Attempt(run, 0), restored)
+    writers = Writers(Attempt(run, 0))
+    writers.begin(restored)
     for step in steps:
         writers.write({"step": step, "loss": 1 / step, "by": attempt}, tensorboard=tensorboard)
     writers.close()
@@ -74,7 +75,8 @@ def test_a_fresh_start_forgets_older_lines(run):
 
 
 def test_a_line_is_readable_while_the_run_goes_on(run):
-    writers = Writers(Attempt(run, 0), 0)
+    writers = Writers(Attempt(run, 0))
+    writers.begin(0)
     writers.write({"step": 1, "by": "live"}, tensorboard=False)
     assert _steps(run) == [(1, "live")]
     writers.close()
@@ -115,7 +117,8 @@ def test_numbers_that_are_not_finite_are_null_and_named():
 
 
 def test_tensorboard_has_a_curve_for_each_block(run):
-    writers = Writers(Attempt(run, 0), 0)
+    writers = Writers(Attempt(run, 0))
+    writers.begin(0)
     metrics = {"loss": np.float32(2.5), "variance/residual": np.arange(12) + 0.5, "grad_norm": np.float32(np.nan), "skipped_updates": 0}
     writers.write({"step": 1, **plain(metrics)}, tensorboard=False)
     writers.write({"step": 2, **plain(metrics | {"variance/residual": np.array([1.0, np.inf, 3.0])})}, tensorboard=True)
@@ -144,7 +147,8 @@ BROKEN = {"step": 1, "variance/residual": ["not a number"]}
 
 
 def test_curves_that_can_not_be_written_are_counted_and_the_next_ones_are_there(run, capsys):
-    writers = Writers(Attempt(run, 0), 0)
+    writers = Writers(Attempt(run, 0))
+    writers.begin(0)
     writers.write(BROKEN, tensorboard=True)
     writers.write({"step": 2, "loss": 1.5}, tensorboard=True)
     writers.close()
@@ -158,7 +162,8 @@ def test_curves_that_can_not_be_written_are_counted_and_the_next_ones_are_there(
 def test_curves_never_hold_up_a_step(run):
     """The folder's place is a FIFO that nobody reads: as on a disk that does not answer."""
     run.tensorboard.mkdir()
-    writers = Writers(Attempt(run, 0), 0)
+    writers = Writers(Attempt(run, 0))
+    writers.begin(0)
     writers._curves._begin = lambda: threading.Event().wait()  # pyright: ignore[reportAttributeAccessIssue]
     began = time.monotonic()
     for step in range(1, 301):
@@ -179,7 +184,8 @@ def test_lines_that_find_no_room_wait_for_it(small_disk, capsys):
     """Nothing is cut in two; the warning comes once; when there is room again all lines are there."""
     run = RunDir(epath.Path(small_disk / "run"))
     run.path.mkdir()
-    writers = Writers(Attempt(run, 0), 0)
+    writers = Writers(Attempt(run, 0))
+    writers.begin(0)
     for step in range(1, 11):
         writers.write({"step": step, "loss": 1 / step}, tensorboard=False)
     ballast = disks.fill(small_disk)
@@ -200,7 +206,8 @@ def test_lines_that_find_no_room_wait_for_it(small_disk, capsys):
 def test_lines_that_never_find_room_are_counted_at_the_end(small_disk, capsys):
     run = RunDir(epath.Path(small_disk / "run"))
     run.path.mkdir()
-    writers = Writers(Attempt(run, 0), 0)
+    writers = Writers(Attempt(run, 0))
+    writers.begin(0)
     disks.fill(small_disk)
     for step in range(1, 100):
         writers.write({"step": step, "long": [step] * 100}, tensorboard=False)
@@ -209,14 +216,16 @@ def test_lines_that_never_find_room_are_counted_at_the_end(small_disk, capsys):
 
 
 def test_without_lines_no_evaluation_is_missed(run):
-    writers = Writers(Attempt(run, 0), 3)
+    writers = Writers(Attempt(run, 0))
+    writers.begin(3)
     assert not writers.lacks_evaluation(3)
     writers.close()
 
 
 def test_an_evaluation_that_was_left_is_added_to_its_line(run):
     _write(run, range(1, 5))
-    writers = Writers(Attempt(run, 0), 3)
+    writers = Writers(Attempt(run, 0))
+    writers.begin(3)
     assert writers.lacks_evaluation(3)
     assert not writers.lacks_evaluation(4)  # whose line was lost
     writers.amend({"evaluation/loss": 2.5})
