@@ -32,7 +32,7 @@ TIMED_CHANNELS = 16  # of the VJPs; the time of all is in proportion
 
 
 def main() -> None:
-    net = Transformer(CFG, config.Execution(accumulation=1, remat="none", attention="xla"))
+    net = Transformer(CFG, config.Kernels(attention="xla", remat="none"))
     params = nn.unbox(jax.jit(net.init)(jax.random.key(0), jnp.zeros((1, 8), jnp.int32)))["params"]
     tokens_NT = np.random.default_rng(0).integers(0, CFG.vocab_size, (SEQUENCES, LENGTH)).astype(np.int32)
     mesh = make_mesh(config.Mesh(1, 1, 1, 1), jax.devices()[:1])

@@ -29,7 +29,7 @@ def step(rounds: int) -> None:
     print(f"step, mixture against dense: {compare(mixed, dense, rounds)}", flush=True)
 
     def gradients(stepper: Stepper):
-        compute = jax.jit(partial(loss_and_gradients, stepper.experiment))
+        compute = jax.jit(partial(loss_and_gradients, stepper.experiment.model, stepper.layout))
         return lambda: jax.block_until_ready(compute(stepper.state.params, stepper.batch))
 
     print(f"gradients alone: {compare(gradients(mixed), gradients(dense), rounds)}", flush=True)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sparsecod_jax import config, xla_flags
-from sparsecod_jax.train.step import Batch, Program, build_on
+from sparsecod_jax.train.step import Batch, Program, build
 
 xla_flags.compute_own_reductions()  # as the command line does
 
@@ -56,7 +56,7 @@ def experiment(*, d_model: int = 256, n_layers: int = 8, seq_len: int = 256, row
 
 def program(exp: config.Experiment) -> Program:
     """Its program on one device."""
-    return build_on(exp, jax.devices()[:1])
+    return build(exp, jax.devices()[:1])
 
 
 @contextlib.contextmanager
@@ -74,7 +74,7 @@ class Stepper:
     """A compiled step with its state; each call is one step, its metrics fetched."""
 
     def __init__(self, built: Program):
-        self.experiment = built.experiment
+        self.experiment, self.layout = built.experiment, built.layout
         tokens = built.abstract_batch.tokens
         ids = np.random.default_rng(0).integers(0, self.experiment.model.vocab_size, tokens.shape).astype(np.int32)
         self.batch = Batch(jax.device_put(ids, tokens.sharding))

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from sparsecod_jax import config_file
-from sparsecod_jax.train.step import Batch, build_on
+from sparsecod_jax.train.step import Batch, build
 from sparsecod_jax.xla_flags import OWN_REDUCTIONS
 
 STEPS, WARM_UP = 14, 3
@@ -22,7 +22,7 @@ MEASURE = "measure"
 def seconds_of_a_step() -> float:
     """The median of the smoke config's steps in this process."""
     experiment = config_file.load("configs/smoke.py:nano")
-    program = build_on(experiment, jax.devices())
+    program = build(experiment, jax.devices())
     step, state = program.lower(with_moments=False).compile(), program.init()
     shape = (experiment.global_batch, experiment.data.seq_len + 1)
     ids = np.random.default_rng(0).integers(0, experiment.model.vocab_size, shape, np.int32)

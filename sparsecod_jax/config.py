@@ -1,7 +1,7 @@
 """What is an experiment?
 
 Frozen dataclasses, built from a config file (`config_file`) or from a run's config.json. They check all that a config alone decides. A zero
-marked "derived" is replaced at once by the value that the comment names; what `placement` chooses stays open until devices are known.
+marked "derived" is replaced at once by the value that the comment names; what `layout` chooses stays open until devices are known.
 """
 
 import dataclasses
@@ -14,7 +14,8 @@ from sparsecod_jax.errors import ConfigError
 
 Dtype = Literal["float32", "bfloat16", "float64"]
 Remat = Literal["none", "dots", "full"]  # what is computed again in the backward pass: nothing, all but matrix products, all
-AttentionKernel = Literal["auto", "xla", "splash", "cudnn", "reference"]
+AttentionKernel = Literal["xla", "splash", "cudnn", "reference"]
+AskedKernel = Literal["auto", AttentionKernel]
 LARGEST_FLOAT = 3.4e38  # beyond it float32 has no number
 LARGEST = 2**40  # of a whole number; beyond it no size means what it says
 
@@ -152,7 +153,7 @@ class Schedule:
 
 @dataclasses.dataclass(frozen=True)
 class Mesh:
-    """Devices along each axis; an axis of 0 is chosen by `placement`, from the devices and the model."""
+    """Devices along each axis; an axis of 0 is chosen by `layout`, from the devices and the model."""
 
     data: int = 0
     fsdp: int = 0
@@ -166,17 +167,26 @@ class Mesh:
 
 @dataclasses.dataclass(frozen=True)
 class Execution:
-    """How the same mathematics is carried out; none of it is part of a run's identity. `placement` chooses what is 0 or auto."""
+    """How the same mathematics is carried out; none of it is part of a run's identity. `layout` chooses what is 0 or auto."""
 
     accumulation: int = 0  # microbatches a step
     remat: Remat = "full"
-    attention: AttentionKernel = "auto"
+    attention: AskedKernel = "auto"
     unroll: bool = False  # blocks one by one instead of in a loop: faster on GPUs, more memory, compile time that grows with depth
     max_skipped_updates: int = 10  # non-finite updates tolerated over the whole run
 
     def __post_init__(self):
         _require(self.accumulation >= 0, "execution.accumulation is negative: use a positive number, or 0 to have it chosen")
         _require(self.max_skipped_updates >= 0, "execution.max_skipped_updates is negative: use 0 or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernels:
+    """How blocks are computed, nothing left open: `layout` decides it from `Execution`."""
+
+    attention: AttentionKernel = "xla"
+    remat: Remat = "full"
+    unroll: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

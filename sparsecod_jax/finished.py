@@ -14,7 +14,7 @@ from etils import epath
 from flax import linen as nn
 from jax.sharding import Mesh
 
-from sparsecod_jax import config, files, placement
+from sparsecod_jax import config, files, layout
 from sparsecod_jax.checkpoint import Checkpointer, Restored
 from sparsecod_jax.data.tokenizer import Tokenizer
 from sparsecod_jax.data.tokenizer import load as load_tokenizer
@@ -84,10 +84,11 @@ def load(source: Source) -> Finished:
     Raises:
       ConfigError: it does not fit the devices, or its weights can't be used.
     """
-    experiment = at_least_float32(source.model)
-    placement.check_platform(experiment.model)
-    mesh = make_mesh(placement.choose_mesh(experiment, jax.devices()))
-    net = Transformer(experiment.model, placement.place(experiment, mesh).execution)
+    net = at_least_float32(source.model)
+    layout.check_platform(net.cfg)
+    devices = jax.devices()
+    one_row_each = layout.choose_mesh(net.cfg, len(devices), config.Mesh(), devices)
+    mesh = make_mesh(one_row_each, devices)
     boxed = jax.eval_shape(partial(net.init, jax.random.key(0)), jax.ShapeDtypeStruct((1, 8), jnp.int32))["params"]
     abstract = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), nn.unbox(boxed), tree_shardings(mesh, boxed)
@@ -98,15 +99,12 @@ def load(source: Source) -> Finished:
     return Finished(source, net, params, mesh, step, weights)
 
 
-def at_least_float32(model: config.Model) -> config.Experiment:
-    """How a finished model is computed: in at least float32, since scores are small differences, on a mesh of its own, one row a device."""
+def at_least_float32(model: config.Model) -> Transformer:
+    """How a finished model is computed: in at least float32, since scores are small differences."""
     dtype = "float64" if "float64" in (model.compute_dtype, model.residual_dtype) else "float32"
     kernel = "reference" if dtype == "float64" else "xla"
-    return config.Experiment(
-        model=dataclasses.replace(model, compute_dtype=dtype, residual_dtype=dtype),
-        execution=config.Execution(accumulation=1, remat="none", attention=kernel),
-        global_batch=len(jax.devices()),
-    )
+    wide = dataclasses.replace(model, compute_dtype=dtype, residual_dtype=dtype)
+    return Transformer(wide, config.Kernels(attention=kernel, remat="none"))
 
 
 def _restore(run: RunDir, experiment: config.Experiment, abstract: Any) -> tuple[int, Any]:

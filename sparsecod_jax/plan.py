@@ -10,11 +10,11 @@ from typing import Any, get_args
 import jax
 from etils import epath
 
-from sparsecod_jax import config, counts, devices, files, hlo, placement, topologies
+from sparsecod_jax import config, counts, devices, files, hlo, layout, topologies
 from sparsecod_jax.config import Experiment
 from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.topologies import Topology
-from sparsecod_jax.train.step import Program, build_on
+from sparsecod_jax.train.step import Program, build
 
 GIB = devices.GIB
 OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
@@ -34,7 +34,7 @@ def plan_all(experiment: Experiment, names: list[str], mfu: float, out: str | No
     jax.config.update("jax_platforms", "cpu")  # the chips that are compiled for are not here
     wanted = [topologies.find(name) for name in names]
     for topology in wanted:
-        placement.choose_mesh(experiment, topology.devices, topology.slices)
+        layout.resolve(experiment, topology.devices, topology.slices)
     target = files.absolute(out) if out else None
     if target:
         _check_target(target)  # now, as compiling takes minutes
@@ -68,15 +68,15 @@ def plan(experiment: Experiment, topology: Topology, mfu: float, *, search: bool
     Raises:
       ConfigError: no mesh of these devices divides model and batch.
     """
-    program = build_on(experiment, topology.devices, topology.slices)
+    program = build(experiment, topology.devices, topology.slices)
     found = {
         "topology": topology.name,
         "devices": len(topology.devices),
         "slices": topology.slices,
         "device_kind": topology.devices[0].device_kind,
-        "placement": placement.describe(program.experiment, experiment),
-        "mesh": dataclasses.asdict(program.experiment.mesh),
-        "execution": dataclasses.asdict(program.experiment.execution),
+        "placement": layout.describe(program.layout, experiment),
+        "mesh": dataclasses.asdict(program.layout.mesh),
+        "execution": dataclasses.asdict(program.layout.decided(experiment.execution)),
         **budget(experiment, topology, mfu),
         **compiled(program, topology),
     }
@@ -155,12 +155,12 @@ def smallest_change(experiment: Experiment, topology: Topology) -> str:
             section, field = name.split(".")
             values[section][field] = value
         try:
-            program = build_on(config.from_dict(values), topology.devices, topology.slices)
+            program = build(config.from_dict(values), topology.devices, topology.slices)
         except ConfigError:
             return False
         return compiled(program, topology)["fits"]
 
-    for group in _changes(build_on(experiment, topology.devices, topology.slices).experiment):
+    for group in _changes(experiment, layout.resolve(experiment, topology.devices, topology.slices)):
         if fits(group[-1]):
             first = group[bisect_left(group, True, hi=len(group) - 1, key=fits)]
             return " ".join(f"--config.{name}={value}" for name, value in first.items())
@@ -175,26 +175,26 @@ def every_remat_policy(experiment: Experiment, topology: Topology, planned: dict
         if execution == experiment.execution:
             result = planned
         else:
-            program = build_on(dataclasses.replace(experiment, execution=execution), topology.devices, topology.slices)
+            program = build(dataclasses.replace(experiment, execution=execution), topology.devices, topology.slices)
             result = compiled(program, topology)
         found[policy] = {name: value for name, value in result.items() if name in ("fits", "memory", "reason")}
     return found
 
 
-def _changes(experiment: Experiment) -> Iterator[list[dict[str, Any]]]:
+def _changes(experiment: Experiment, now: layout.Layout) -> Iterator[list[dict[str, Any]]]:
     """Groups of changes, each with less memory towards its end.
 
     Smaller microbatches first, which cost least, then a loop over blocks that were unrolled, then full remat, then data-parallel replicas
     turned into shards, each with one row. Blocks that stay unrolled under full remat are not tried, as nobody has measured them.
     """
-    mesh, execution = experiment.mesh, experiment.execution
+    mesh = now.mesh
     rows = experiment.global_batch // (mesh.data * mesh.fsdp * mesh.expert)
-    splits = [count for count in range(execution.accumulation, rows + 1) if rows % count == 0]
+    splits = [count for count in range(now.microbatches, rows + 1) if rows % count == 0]
     if splits[1:]:
         yield [{"execution.accumulation": count} for count in splits[1:]]
     kept: dict[str, Any] = {}
     for field, least in (("unroll", False), ("remat", "full")):
-        if getattr(execution, field) != least:
+        if getattr(now.kernels, field) != least:
             kept[f"execution.{field}"] = least
             yield [{"execution.accumulation": count, **kept} for count in splits]
     for data in range(mesh.data - 1, 0, -1):

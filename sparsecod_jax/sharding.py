@@ -106,7 +106,7 @@ def shard_map(function: Callable, in_axes: Sequence[Sequence[str | None]], out_a
             layout |= zip(axes, entries, strict=True)
         whole = [axis for axis, entry in layout.items() if axis not in (None, "batch") and _split(axis) and entry is None]
         if whole:
-            raise ValueError(f"the axes {whole} do not divide over the mesh {dict(mesh.shape)}: `placement` refuses such a model")
+            raise ValueError(f"the axes {whole} do not divide over the mesh {dict(mesh.shape)}: `layout` refuses such a model")
         out_specs = tuple(P(*(layout[axis] for axis in axes)) for axes in out_axes)
         # check_vma is off because kernels and custom gradients don't say how their results vary over the mesh.
         return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)(*args)

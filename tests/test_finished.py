@@ -46,9 +46,9 @@ def test_the_same_weights_have_one_digest_wherever_they_are(tmp_path):
 
 def test_computes_in_at_least_float32():
     narrow = finished.at_least_float32(dataclasses.replace(tiny.MODEL, compute_dtype="bfloat16", residual_dtype="bfloat16"))
-    assert (narrow.model.compute_dtype, narrow.model.residual_dtype, narrow.execution.attention) == ("float32", "float32", "xla")
+    assert (narrow.cfg.compute_dtype, narrow.cfg.residual_dtype, narrow.kernels.attention) == ("float32", "float32", "xla")
     wide = finished.at_least_float32(dataclasses.replace(tiny.MODEL, residual_dtype="float64"))
-    assert (wide.model.compute_dtype, wide.model.residual_dtype, wide.execution.attention) == ("float64", "float64", "reference")
+    assert (wide.cfg.compute_dtype, wide.cfg.residual_dtype, wide.kernels.attention) == ("float64", "float64", "reference")
 
 
 def test_float64_is_not_pretended(tmp_path):

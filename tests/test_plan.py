@@ -125,8 +125,8 @@ def test_the_smallest_change_is_found_by_few_compilations(rent, monkeypatch, nee
     tried = []
 
     def compiled(program, topology):
-        tried.append(program.experiment.execution)
-        return {"fits": tried[-1].accumulation * (2 if tried[-1].remat == "full" else 1) >= needed}
+        tried.append(program.layout)
+        return {"fits": tried[-1].microbatches * (2 if tried[-1].kernels.remat == "full" else 1) >= needed}
 
     monkeypatch.setattr(plan, "compiled", compiled)
     change = plan.smallest_change(tiny.experiment(global_batch=64, execution={"remat": "none"}), topologies.find("here"))
@@ -150,8 +150,8 @@ def test_blocks_that_were_unrolled_are_looped_over_before_full_remat(rent, monke
     rent(GENEROUS)
 
     def compiled(program, topology):
-        execution, mesh = program.experiment.execution, program.experiment.mesh
-        return {"fits": not execution.unroll and execution.remat == enough and mesh.fsdp >= fsdp}
+        kernels, mesh = program.layout.kernels, program.layout.mesh
+        return {"fits": not kernels.unroll and kernels.remat == enough and mesh.fsdp >= fsdp}
 
     monkeypatch.setattr(plan, "compiled", compiled)
     unrolled = tiny.experiment(mesh={"data": 8}, execution={"remat": remat, "unroll": True})

@@ -24,7 +24,7 @@ class Layer:
     """Block `number` of a network at depth `position`, with attention by `kernel`, without the expert `silent`; numbers may be traced."""
 
     def __init__(self, net: Transformer, params: Any, number, position, kernel: Kernel | None = None, silent=None):
-        self._block = Block(net.cfg, kernel or net.execution.attention)
+        self._block = Block(net.cfg, kernel or net.kernels.attention)
         self._params = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, number, keepdims=False), params["blocks"])
         if silent is not None:
             ffn = self._params["ffn"]

@@ -11,12 +11,15 @@ from jax.sharding import Mesh
 from sparsecod_jax.config import Experiment
 from sparsecod_jax.data.pipeline import evaluation_batches, local_rows, segments, to_devices
 from sparsecod_jax.data.store import Manifest, Windows
+from sparsecod_jax.layout import Layout
 from sparsecod_jax.model import Transformer
 from sparsecod_jax.model.loss import cross_entropy, windows
 from sparsecod_jax.sharding import batch_sharding, ways
 
 
-def evaluator(experiment: Experiment, mesh: Mesh, directory: epath.Path, manifest: Manifest) -> Callable[..., dict[str, float]]:
+def evaluator(
+    experiment: Experiment, layout: Layout, mesh: Mesh, directory: epath.Path, manifest: Manifest
+) -> Callable[..., dict[str, float]]:
     """A function from parameters to the held-out metrics, over the validation split at the fixed evaluation length.
 
     A second argument is called after each batch, for a caller that counts them or may raise to leave. The function returns
@@ -24,7 +27,7 @@ def evaluator(experiment: Experiment, mesh: Mesh, directory: epath.Path, manifes
     the loss in bits times the split's tokens a byte.
     """
     cfg = experiment.evaluation
-    model = Transformer(experiment.model, experiment.execution)
+    model = Transformer(experiment.model, layout.kernels)
     held_out = Windows(directory, manifest, manifest.validation, cfg.seq_len)
     sharding = batch_sharding(mesh)
     with jax.set_mesh(mesh):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from sparsecod_jax.config import Execution, Model
+from sparsecod_jax.config import Kernels, Model
 from sparsecod_jax.model.attention import rope_angles
 from sparsecod_jax.model.block import Block, depths
 from sparsecod_jax.model.layers import PRODUCT, RMSNorm, weight
@@ -30,21 +30,21 @@ REMAT_POLICIES = {
 
 
 class Transformer(nn.Module):
-    """A Pre-LN decoder whose blocks are stored stacked, [L, ...], and applied by one scan, or one by one if `execution` unrolls it."""
+    """A Pre-LN decoder whose blocks are stored stacked, [L, ...], and applied by one scan, or one by one if `kernels` unrolls it."""
 
     cfg: Model
-    execution: Execution = Execution(attention="xla")
+    kernels: Kernels = Kernels()
     with_moments: bool = False
 
     def setup(self):
         cfg = self.cfg
         block = Block
-        unroll = self.execution.unroll and not self.with_moments  # whose sorts take minutes to compile for each block
-        if self.execution.remat != "none":
+        unroll = self.kernels.unroll and not self.with_moments  # whose sorts take minutes to compile for each block
+        if self.kernels.remat != "none":
             # Without a loop the compiler takes what forward has computed for what backward computes again. Under `full` it must not. Under
             # `dots` it may, as forbidding it costs copies of the parameters.
-            forbid = unroll and self.execution.remat == "full"
-            block = nn.remat(Block, policy=REMAT_POLICIES[self.execution.remat], prevent_cse=forbid)
+            forbid = unroll and self.kernels.remat == "full"
+            block = nn.remat(Block, policy=REMAT_POLICIES[self.kernels.remat], prevent_cse=forbid)
         scanned = nn.scan(
             block,
             variable_axes={"params": 0},
@@ -55,7 +55,7 @@ class Transformer(nn.Module):
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
         self.embedding = weight(self, "embedding", (cfg.vocab_size, cfg.d_model), ("layers", "table"), EMBEDDING_STD)
-        self.blocks = scanned(cfg, self.execution.attention, self.with_moments)
+        self.blocks = scanned(cfg, self.kernels.attention, self.with_moments)
         self.final_norm = RMSNorm(cfg)
         self.head = weight(self, "head", (cfg.d_model, cfg.vocab_size), ("embed", "vocab"), cfg.init_std)
 

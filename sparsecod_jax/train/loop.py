@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import jax
 import numpy as np
 
-from sparsecod_jax import config, counts, files, placement
+from sparsecod_jax import config, counts, files, layout
 from sparsecod_jax.checkpoint import Checkpointer, check_room
 from sparsecod_jax.data import pipeline
 from sparsecod_jax.data.store import Manifest, Windows, prepare_command, read_manifest
@@ -27,7 +27,7 @@ from sparsecod_jax.train import manifest as run_manifest
 from sparsecod_jax.train.preemption import Interrupted, PreemptionGuard
 from sparsecod_jax.train.programs import Compiled, compile_steps, explained
 from sparsecod_jax.train.progress import Progress
-from sparsecod_jax.train.step import Batch, Program, TrainState, build_on
+from sparsecod_jax.train.step import Batch, Program, TrainState, build
 from sparsecod_jax.train.watchdog import Watchdog
 from sparsecod_jax.train.writers import Writers, plain
 
@@ -54,10 +54,10 @@ def train(experiment: config.Experiment, workdir: str, *, profile: bool = False)
         fields = identity_fields(experiment, data.fingerprint)
         if final := run_on_first(_finished, run, fields):
             return final
-        run_on_all(placement.check_platform, experiment.model)
+        run_on_all(layout.check_platform, experiment.model)
         _check_data(experiment, data)
         run_on_first(check_free, run)
-        program = build_on(experiment, jax.devices())
+        program = build(experiment, jax.devices())
         run_on_first(_check_room, run, experiment, program)
         with watchdog.during("compiling"):
             compiled = compile_steps(program)
@@ -66,7 +66,7 @@ def train(experiment: config.Experiment, workdir: str, *, profile: bool = False)
             run_on_all(attempt.check_shared)
             watchdog.report_to(attempt)
             run_on_first(check_identity, run, fields)  # again, as another run may have come first
-            note(placement.describe(program.experiment, experiment))
+            note(layout.describe(program.layout, experiment))
             with _recorded_status(attempt), explained(experiment):
                 return _Run(experiment, program, compiled, attempt, directory, data, fields, watchdog).go(profile=profile)
 
@@ -170,7 +170,7 @@ class _Run:
         self.run, self.attempt, self.fields, self.watchdog = attempt.run, attempt, fields, watchdog
         self.directory, self.data = directory, data
         self.train_windows = Windows(directory, data, data.train, experiment.data.seq_len)
-        self.evaluate = evaluator(program.experiment, program.mesh, directory, data)
+        self.evaluate = evaluator(experiment, program.layout, program.mesh, directory, data)
         kept = (experiment.checkpoint.keep, experiment.checkpoint.keep_every)
         self.checkpointer = Checkpointer(self.run, *kept, check_owner=attempt.check_still_owner)
         self.writers = Writers(attempt)
@@ -226,7 +226,7 @@ class _Run:
         """Writes what makes the directory this run's."""
         run, program = self.run, self.program
         write_record(run.config, config.to_dict(self.experiment))
-        described = run_manifest.describe(program.experiment, program.mesh, self.fields, self.data.framing())
+        described = run_manifest.describe(self.experiment, program.layout, self.fields, self.data.framing())
         described |= {"tokenizer_digest": files.digest(self.directory / TOKENIZER)}
         write_record(run.manifest, described)
         files.write(run.tokenizer, (self.directory / TOKENIZER).read_bytes())

@@ -12,11 +12,12 @@ import jax
 
 from sparsecod_jax import __version__, config, counts
 from sparsecod_jax.identity import identity
+from sparsecod_jax.layout import Layout
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "ml-collections", "tensorboardX", "tokenizers")
 
 
-def describe(experiment: config.Experiment, mesh: jax.sharding.Mesh, identity_fields: dict, tokenizer: dict) -> dict:
+def describe(experiment: config.Experiment, layout: Layout, identity_fields: dict, tokenizer: dict) -> dict:
     """The manifest of a run as plain JSON values; `tokenizer` is the framing of its data."""
     return {
         "sparsecod_jax": __version__,
@@ -25,8 +26,8 @@ def describe(experiment: config.Experiment, mesh: jax.sharding.Mesh, identity_fi
         "platform": platform.platform(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
         "devices": {"kind": jax.devices()[0].device_kind, "count": jax.device_count(), "processes": jax.process_count()},
-        "mesh": dict(mesh.shape),
-        "execution": dataclasses.asdict(experiment.execution),
+        "mesh": dataclasses.asdict(layout.mesh),
+        "execution": dataclasses.asdict(layout.decided(experiment.execution)),
         "parameters": dataclasses.asdict(counts.parameters(experiment.model)),
         "flops_per_token": counts.flops_per_token(experiment.model, experiment.data.seq_len),
         "flops_convention": counts.FLOPS_CONVENTION,

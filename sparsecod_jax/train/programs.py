@@ -46,7 +46,7 @@ def compile_steps(program: Program) -> Compiled:
         note(f"compiling the train step{' with moments' if with_moments else ''}")
         with explained(program.experiment):
             steps[with_moments] = program.lower(with_moments=with_moments).compile()
-        _check_memory(program.experiment, steps[with_moments])
+        _check_memory(program, steps[with_moments])
     seconds = time.perf_counter() - began
     note(f"compiled in {seconds:.1f} s")
     return Compiled(steps, seconds)
@@ -65,7 +65,7 @@ def explained(experiment: Experiment) -> Iterator[None]:
         raise ConfigError(f"memory does not suffice ({_first_line(error)}): {_advice(experiment)}") from error
 
 
-def _check_memory(experiment: Experiment, compiled) -> None:
+def _check_memory(program: Program, compiled) -> None:
     """Compares what a step takes with what a device has, where both are known."""
     analysis, limit = compiled.memory_analysis(), _limit()
     if analysis is None or limit is None:
@@ -73,7 +73,8 @@ def _check_memory(experiment: Experiment, compiled) -> None:
     state, temporary = analysis.argument_size_in_bytes, analysis.temp_size_in_bytes
     if state + temporary <= limit:
         return
-    advice = _advice(experiment, microbatches=_microbatches_that_fit(experiment, state, temporary, limit))
+    fitting = _microbatches_that_fit(program, state, temporary, limit)
+    advice = _advice(program.experiment, microbatches=fitting)
     taken = f"{(state + temporary) / GIB:.1f} GiB ({state / GIB:.1f} of them parameters, optimizer and batch)"
     raise ConfigError(f"a step takes {taken} and a device has {limit / GIB:.1f}: {advice}")
 
@@ -96,10 +97,10 @@ def _host_memory() -> int:
     return min(limits)
 
 
-def _microbatches_that_fit(experiment: Experiment, state: int, temporary: int, limit: float) -> int | None:
+def _microbatches_that_fit(program: Program, state: int, temporary: int, limit: float) -> int | None:
     """The fewest, if temporaries shrink with the rows of a microbatch, as most of them do."""
-    now, mesh = experiment.execution.accumulation, experiment.mesh
-    rows = experiment.global_batch // (mesh.data * mesh.fsdp * mesh.expert)
+    now, mesh = program.layout.microbatches, program.layout.mesh
+    rows = program.experiment.global_batch // (mesh.data * mesh.fsdp * mesh.expert)
     fitting = (count for count in range(now + 1, rows + 1) if rows % count == 0 and state + temporary * now / count <= limit)
     return next(fitting, None)
 

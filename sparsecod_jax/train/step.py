@@ -18,12 +18,12 @@ from flax import struct
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from sparsecod_jax.config import Experiment
+from sparsecod_jax.config import Experiment, Model
 from sparsecod_jax.digest import array_digest
+from sparsecod_jax.layout import Layout, resolve
 from sparsecod_jax.model import Transformer
 from sparsecod_jax.model.loss import cross_entropy, windows
 from sparsecod_jax.model.router import auxiliary_loss
-from sparsecod_jax.placement import choose_mesh, place
 from sparsecod_jax.sharding import batch_sharding, make_mesh, tree_shardings
 from sparsecod_jax.stats.router import summarise
 from sparsecod_jax.stats.taps import layer_norms
@@ -49,9 +49,10 @@ class TrainState(struct.PyTreeNode):
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """The pure functions of one experiment on one mesh, with the layout of their arguments."""
+    """The pure functions of one experiment in one layout, with the shardings of their arguments."""
 
     experiment: Experiment
+    layout: Layout
     mesh: jax.sharding.Mesh
     abstract_state: TrainState  # shapes, dtypes and shardings
     abstract_batch: Batch
@@ -59,28 +60,32 @@ class Program:
     def init(self) -> TrainState:
         """A fresh state, born sharded; it does not depend on the mesh."""
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
-        make = jax.jit(lambda: nn.unbox(_initial_state(self.experiment)), out_shardings=shardings)
+        make = jax.jit(lambda: nn.unbox(_initial_state(self.experiment, self.layout)), out_shardings=shardings)
         with jax.set_mesh(self.mesh):
             return make()
 
     def lower(self, *, with_moments: bool):
         """The train step before compilation; it maps (state, batch) to (state, metrics) and takes the state's memory."""
         param_shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state.params)
-        step = partial(train_step, self.experiment, param_shardings, with_moments)
+        step = partial(train_step, self.experiment, self.layout, param_shardings, with_moments)
         state_shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
         jitted = jax.jit(step, donate_argnums=0, out_shardings=(state_shardings, NamedSharding(self.mesh, P())))
         with jax.set_mesh(self.mesh):
             return jitted.lower(self.abstract_state, self.abstract_batch)
 
 
-def build(experiment: Experiment, mesh: jax.sharding.Mesh) -> Program:
-    """The program of `experiment` on `mesh`, what it leaves open chosen; nothing is computed or allocated yet.
+def build(experiment: Experiment, devices: Sequence[Any], slices: int = 0) -> Program:
+    """The program of `experiment` on these devices; nothing is computed or allocated yet.
+
+    Args:
+      slices: as for `resolve`.
 
     Raises:
-      ConfigError: mesh and experiment do not fit.
+      ConfigError: as `resolve` does.
     """
-    experiment = place(experiment, mesh)
-    boxed = jax.eval_shape(partial(_initial_state, experiment))
+    layout = resolve(experiment, devices, slices)
+    mesh = make_mesh(layout.mesh, devices)
+    boxed = jax.eval_shape(partial(_initial_state, experiment, layout))
     abstract_state = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         nn.unbox(boxed),
@@ -89,22 +94,24 @@ def build(experiment: Experiment, mesh: jax.sharding.Mesh) -> Program:
     rows, length = experiment.global_batch, experiment.data.seq_len
     integers = partial(jax.ShapeDtypeStruct, dtype=jnp.int32, sharding=batch_sharding(mesh))
     segments = integers((rows, length)) if experiment.model.document_masking else None
-    return Program(experiment, mesh, abstract_state, Batch(integers((rows, length + 1)), segments))
+    return Program(experiment, layout, mesh, abstract_state, Batch(integers((rows, length + 1)), segments))
 
 
-def build_on(experiment: Experiment, devices: Sequence[Any], slices: int = 0) -> Program:
-    """`build` on the mesh that suits these devices, in as many slices (0: as the devices say); raises what `choose_mesh` does."""
-    return build(experiment, make_mesh(choose_mesh(experiment, devices, slices), devices))
-
-
-def _initial_state(experiment: Experiment) -> TrainState:
-    model = Transformer(experiment.model, experiment.execution)
+def _initial_state(experiment: Experiment, layout: Layout) -> TrainState:
+    model = Transformer(experiment.model, layout.kernels)
     params = model.init(jax.random.key(experiment.seed), jnp.zeros((1, 8), jnp.int32))["params"]
     opt_state = make_optimizer(experiment.optimizer).init(params)
     return TrainState(step=jnp.int32(0), skipped=jnp.int32(0), params=params, opt_state=opt_state)
 
 
-def train_step(experiment: Experiment, param_shardings, with_moments: bool, state: TrainState, batch: Batch):
+def train_step(
+    experiment: Experiment,
+    layout: Layout,
+    param_shardings,
+    with_moments: bool,
+    state: TrainState,
+    batch: Batch,
+):
     """One update.
 
     Args:
@@ -115,7 +122,7 @@ def train_step(experiment: Experiment, param_shardings, with_moments: bool, stat
       The new state and the metrics: scalars, or arrays [L] with one value a block. They describe the state before the update;
       `skipped_updates` includes it.
     """
-    loss, grads, stats = loss_and_gradients(experiment, state.params, batch, with_moments=with_moments)
+    loss, grads, stats = loss_and_gradients(experiment.model, layout, state.params, batch, with_moments=with_moments)
     if param_shardings is not None:
         grads = jax.lax.with_sharding_constraint(grads, param_shardings)
     grad_norm = optax.global_norm(grads)
@@ -141,25 +148,25 @@ def train_step(experiment: Experiment, param_shardings, with_moments: bool, stat
     return TrainState(state.step + 1, state.skipped + ~finite, params, opt_state), metrics
 
 
-def loss_and_gradients(experiment: Experiment, params, batch: Batch, *, with_moments: bool = False):
+def loss_and_gradients(model: Model, layout: Layout, params, batch: Batch, *, with_moments: bool = False):
     """Sum of token losses over the number of valid tokens of the whole batch, a gradient, and the block statistics.
 
     The gradient is that of this loss and the auxiliary losses, which are not part of it. With microbatches the sums are the same;
     auxiliary losses and statistics are averaged over them, counts are added.
     """
-    model = Transformer(experiment.model, experiment.execution, with_moments)
-    accumulation = experiment.execution.accumulation
+    net = Transformer(model, layout.kernels, with_moments)
+    microbatches = layout.microbatches
     valid = batch.tokens[:, 1:].size if batch.weights is None else batch.weights.sum()
 
     def loss_fn(params, part: Batch):
         inputs_BT, targets_BT = windows(part.tokens)
-        h_BTD, stats = model.apply({"params": params}, inputs_BT, part.segments, method="hidden")
+        h_BTD, stats = net.apply({"params": params}, inputs_BT, part.segments, method="hidden")
         weights_BT = jnp.ones(targets_BT.shape) if part.weights is None else part.weights
         loss = cross_entropy(h_BTD, params["head"], targets_BT, weights_BT) / valid
-        return loss + auxiliary_loss(experiment.model, stats) / accumulation, (loss, stats)
+        return loss + auxiliary_loss(model, stats) / microbatches, (loss, stats)
 
     gradient = jax.grad(loss_fn, has_aux=True)
-    if accumulation == 1:
+    if microbatches == 1:
         grads, (loss, stats) = gradient(params, batch)
         return loss, grads, stats
 
@@ -168,8 +175,8 @@ def loss_and_gradients(experiment: Experiment, params, batch: Batch, *, with_mom
         return jax.tree.map(jnp.add, total, (loss, grads)), stats
 
     # Rows m, m + M, ... form microbatch m, so that a device's rows stay where they are.
-    parts = jax.tree.map(lambda rows: rows.reshape(-1, accumulation, rows.shape[-1]).swapaxes(0, 1), batch)
-    zero = (jnp.zeros((), jnp.promote_types(experiment.model.compute_dtype, jnp.float32)), jax.tree.map(jnp.zeros_like, params))
+    parts = jax.tree.map(lambda rows: rows.reshape(-1, microbatches, rows.shape[-1]).swapaxes(0, 1), batch)
+    zero = (jnp.zeros((), jnp.promote_types(model.compute_dtype, jnp.float32)), jax.tree.map(jnp.zeros_like, params))
     (loss, grads), stats_M = jax.lax.scan(add, zero, parts)
     return loss, grads, jax.tree.map(_over_microbatches, stats_M)
 

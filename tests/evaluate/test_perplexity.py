@@ -12,6 +12,7 @@ import tiny
 from sparsecod_jax import config
 from sparsecod_jax.data.store import read_manifest
 from sparsecod_jax.evaluate.perplexity import evaluator, summary
+from sparsecod_jax.layout import resolve
 from sparsecod_jax.sharding import make_mesh
 
 LENGTH = 48
@@ -44,8 +45,11 @@ def losses(held_out, params):
 
 def _evaluate(tokens, params, *, devices=1, **evaluation):
     experiment = tiny.experiment(evaluation={"seq_len": LENGTH, **evaluation})
-    mesh = make_mesh(config.Mesh(1, devices, 1, 1), jax.devices()[:devices])
-    return evaluator(experiment, mesh, tokens, read_manifest(tokens, ""))(params)
+    here = jax.devices()[:devices]
+    experiment = dataclasses.replace(experiment, mesh=config.Mesh(1, devices, 1, 1))
+    layout = resolve(experiment, here)
+    mesh = make_mesh(layout.mesh, here)
+    return evaluator(experiment, layout, mesh, tokens, read_manifest(tokens, ""))(params)
 
 
 def test_equals_numpy_over_all_predictions(tokens, params, held_out, losses):

@@ -31,7 +31,7 @@ from sparsecod_jax.identity import identity_fields
 from sparsecod_jax.report.runs import load_run
 from sparsecod_jax.rundir import RunDir, check_identity
 from sparsecod_jax.train import loop
-from sparsecod_jax.train.step import build_on
+from sparsecod_jax.train.step import build
 
 pytestmark = pytest.mark.faults
 
@@ -73,7 +73,7 @@ def trained(tokens, tmp_path_factory):
     experiment = tiny.experiment(data={"path": str(tokens)}, evaluation={"every": 2}, checkpoint={"every": 6})
     loop.train(experiment, str(run.path))
     analyze(str(run.path), scores="profile,sparsity", sequences=4, seq_len=16)
-    abstract = {"state": build_on(experiment, jax.devices()).abstract_state}
+    abstract = {"state": build(experiment, jax.devices()).abstract_state}
     fields = identity_fields(experiment, read_manifest(tokens, "").fingerprint)
     return Trained(run, experiment, fields, abstract)
 

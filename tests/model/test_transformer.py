@@ -10,7 +10,7 @@ import plain
 import pytest
 import tiny
 
-from sparsecod_jax.config import Execution
+from sparsecod_jax.config import Kernels
 from sparsecod_jax.model import Transformer
 from sparsecod_jax.model.attention import rope_angles
 from sparsecod_jax.model.block import Block, Depth
@@ -92,8 +92,8 @@ def test_logits_equal_the_llama_of_transformers(kv_heads):
     np.testing.assert_allclose(logits, expected, atol=2e-5)
 
 
-def _loss(cfg, execution, params):
-    logits, stats = Transformer(cfg, execution).apply({"params": params}, TOKENS)
+def _loss(cfg, kernels, params):
+    logits, stats = Transformer(cfg, kernels).apply({"params": params}, TOKENS)
     return jnp.sum(jnp.sin(logits)), stats
 
 
@@ -101,10 +101,10 @@ def _loss(cfg, execution, params):
 def test_remat_changes_nothing(remat):
     params = tiny.init(tiny.MODEL)
     grad = jax.value_and_grad(_loss, argnums=2, has_aux=True)
-    without = jax.jit(lambda p: grad(tiny.MODEL, Execution(remat="none", attention="xla"), p))(params)
-    rematerialised = jax.jit(lambda p: grad(tiny.MODEL, Execution(remat=remat, attention="xla"), p))(params)
+    without = jax.jit(lambda p: grad(tiny.MODEL, Kernels(remat="none", attention="xla"), p))(params)
+    rematerialised = jax.jit(lambda p: grad(tiny.MODEL, Kernels(remat=remat, attention="xla"), p))(params)
     tiny.assert_relative(rematerialised, without, 1e-5)
-    text = str(jax.make_jaxpr(lambda p: _loss(tiny.MODEL, Execution(remat=remat, attention="xla"), p))(params))
+    text = str(jax.make_jaxpr(lambda p: _loss(tiny.MODEL, Kernels(remat=remat, attention="xla"), p))(params))
     assert "remat" in text
 
 
@@ -113,8 +113,8 @@ def test_unrolling_changes_nothing(remat):
     params = tiny.init(tiny.MODEL)
     grad = jax.value_and_grad(_loss, argnums=2, has_aux=True)
 
-    def run(**execution):
-        return jax.jit(lambda p: grad(tiny.MODEL, Execution(attention="xla", **execution), p)).lower(params)
+    def run(**kernels):
+        return jax.jit(lambda p: grad(tiny.MODEL, Kernels(attention="xla", **kernels), p)).lower(params)
 
     looped, unrolled = run(remat=remat), run(remat=remat, unroll=True)
     assert "stablehlo.while" in looped.as_text()
@@ -125,12 +125,12 @@ def test_unrolling_changes_nothing(remat):
 
 
 def test_the_program_with_moments_keeps_its_loop():
-    net = Transformer(tiny.MODEL, Execution(attention="xla", unroll=True), with_moments=True)
+    net = Transformer(tiny.MODEL, Kernels(attention="xla", unroll=True), with_moments=True)
     assert "stablehlo.while" in jax.jit(net.apply).lower({"params": tiny.init(tiny.MODEL)}, TOKENS).as_text()
 
 
 def test_scan_equals_unrolled_and_jit_equals_no_jit():
-    cfg, execution = dataclasses.replace(tiny.MODEL, n_layers=2), Execution(remat="none", attention="xla")
+    cfg, kernels = dataclasses.replace(tiny.MODEL, n_layers=2), Kernels(remat="none", attention="xla")
     params = tiny.init(cfg)
     block = Block(cfg, "xla", False)
     depth = Depth(norm_scale=jnp.float32(1))
@@ -149,7 +149,7 @@ def test_scan_equals_unrolled_and_jit_equals_no_jit():
         return jnp.sum(jnp.sin(h_BTD @ params["head"])), stacked
 
     def scanned(params):
-        loss, stats = _loss(cfg, execution, params)
+        loss, stats = _loss(cfg, kernels, params)
         return loss, {name: value for name, value in stats.items() if name != "variance/final_norm"}
 
     expected = jax.value_and_grad(unrolled, has_aux=True)(params)
@@ -203,7 +203,7 @@ def test_float64_stays_float64():
     with jax.enable_x64():
         cfg = dataclasses.replace(tiny.MODEL, compute_dtype="float64", residual_dtype="float64")
         params = tiny.init(cfg, dtype=jnp.float64)
-        logits, stats = jax.jit(Transformer(cfg, Execution(attention="reference")).apply)({"params": params}, TOKENS)
+        logits, stats = jax.jit(Transformer(cfg, Kernels(attention="reference")).apply)({"params": params}, TOKENS)
         expected, expected_stats = plain.forward(params, TOKENS, cfg)
         np.testing.assert_allclose(logits, expected, rtol=1e-11, atol=1e-12)
         np.testing.assert_allclose(stats["variance/residual"], expected_stats["variance/residual"], rtol=1e-12)

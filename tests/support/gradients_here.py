@@ -14,7 +14,7 @@ import tiny
 
 from sparsecod_jax import config
 from sparsecod_jax.digest import names
-from sparsecod_jax.train.step import Batch, build_on, loss_and_gradients
+from sparsecod_jax.train.step import Batch, build, loss_and_gradients
 
 
 def main(model_json: str, tokens_file: str, microbatches: str, out: str) -> None:
@@ -27,8 +27,8 @@ def main(model_json: str, tokens_file: str, microbatches: str, out: str) -> None
         data={"seq_len": length},
         execution={"accumulation": int(microbatches), "remat": "full", "attention": "auto"},
     )
-    program = build_on(experiment, jax.devices())
-    compute = jax.jit(partial(loss_and_gradients, program.experiment, with_moments=True))
+    program = build(experiment, jax.devices())
+    compute = jax.jit(partial(loss_and_gradients, model, program.layout, with_moments=True))
     shardings = jax.tree.map(lambda leaf: leaf.sharding, program.abstract_state.params)
     with jax.set_mesh(program.mesh), jax.default_matmul_precision("highest"):
         params = jax.tree.map(jax.device_put, finishing.sharpened(model), shardings)

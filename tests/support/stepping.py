@@ -1,5 +1,6 @@
 """The train step on a mesh, compiled once a process for all tests that look at it."""
 
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -9,8 +10,8 @@ import optax
 import tiny
 
 from sparsecod_jax import config
-from sparsecod_jax.sharding import make_mesh
-from sparsecod_jax.train.step import Batch, build
+from sparsecod_jax.layout import resolve
+from sparsecod_jax.train.step import Batch, build, loss_and_gradients
 
 
 class Stepped(NamedTuple):
@@ -29,11 +30,18 @@ def tokens(rows: int = 8, length: int = 32, vocab: int = 304) -> np.ndarray:
     return np.random.default_rng(0).integers(0, vocab, (rows, length + 1)).astype(np.int32)
 
 
+def gradients(experiment: config.Experiment):
+    """`loss_and_gradients` of an experiment on one device, from parameters and a batch."""
+    here = dataclasses.replace(experiment, mesh=config.Mesh(1, 1, 1, 1))
+    layout = resolve(here, jax.devices()[:1])
+    return jax.jit(functools.partial(loss_and_gradients, experiment.model, layout))
+
+
 @functools.cache
 def on_mesh(model: config.Model, *sizes: int) -> Stepped:
     """One step of a tiny experiment; without clipping and with b1 = 0 Adam's first moment is the gradient."""
     experiment = tiny.experiment(model=model, mesh=config.Mesh(*sizes), optimizer={"b1": 0.0, "clip_norm": 1e9})
-    program = build(experiment, make_mesh(experiment.mesh, jax.devices()[: np.prod(sizes)]))
+    program = build(experiment, jax.devices()[: np.prod(sizes)])
     batch = Batch(jax.device_put(tokens(vocab=model.vocab_size), program.abstract_batch.tokens.sharding))
     state = program.init()
     parts = jax.tree.map(lambda leaf: leaf.addressable_shards[0].data, state)

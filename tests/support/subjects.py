@@ -22,7 +22,7 @@ def analysed(
 ) -> Iterator[Subject]:
     """A model on a mesh, with parameters drawn if none are given, while the context lasts."""
     model = dataclasses.replace(model, compute_dtype=dtype, residual_dtype=dtype)
-    net = Transformer(model, config.Execution(accumulation=1, remat="none", attention="reference"))
+    net = Transformer(model, config.Kernels(attention="reference", remat="none"))
     params = tiny.init(model) if params is None else params
     built = make_mesh(config.Mesh(*mesh), jax.devices()[: int(np.prod(mesh))])
     with jax.enable_x64(dtype == "float64"), jax.set_mesh(built):

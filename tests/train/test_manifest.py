@@ -4,13 +4,14 @@ import jax
 import tiny
 
 from sparsecod_jax import config
-from sparsecod_jax.sharding import make_mesh
+from sparsecod_jax.layout import resolve
 from sparsecod_jax.train import manifest
 
 
 def test_where_there_is_no_git_the_commit_is_left_open(monkeypatch):
     monkeypatch.setenv("PATH", "")
-    mesh = make_mesh(config.Mesh(1, 1, 1, 1), jax.devices()[:1])
-    described = manifest.describe(tiny.experiment(), mesh, {"steps": 6}, {"eos_id": 0, "start_id": 0, "before": []})
+    experiment = tiny.experiment(mesh=config.Mesh(1, 1, 1, 1))
+    layout = resolve(experiment, jax.devices()[:1])
+    described = manifest.describe(experiment, layout, {"steps": 6}, {"eos_id": 0, "start_id": 0, "before": []})
     assert described["commit"] is None
     assert described["identity_fields"] == {"steps": 6}

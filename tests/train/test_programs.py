@@ -12,12 +12,12 @@ from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.train import programs
 from sparsecod_jax.train.loop import train
 from sparsecod_jax.train.programs import compile_steps, explained
-from sparsecod_jax.train.step import build_on
+from sparsecod_jax.train.step import build
 
 
 @pytest.mark.parametrize(("every", "needed"), [(0, [False]), (1, [True]), (3, [False, True])])
 def test_only_the_programs_that_a_run_needs_are_compiled(every, needed):
-    compiled = compile_steps(build_on(tiny.experiment(log={"moments_every": every}), jax.devices()[:1]))
+    compiled = compile_steps(build(tiny.experiment(log={"moments_every": every}), jax.devices()[:1]))
     assert list(compiled.steps) == needed
     assert compiled.seconds > 0
 
@@ -25,7 +25,7 @@ def test_only_the_programs_that_a_run_needs_are_compiled(every, needed):
 def test_a_step_that_is_too_large_is_refused_with_the_change_that_fits(tokens, tmp_path, monkeypatch):
     """The limit lies between what 1 and what 2 microbatches take; the advice is followed, and fits."""
     experiment = tiny.experiment(steps=3, global_batch=64, data={"path": str(tokens)}, execution={"remat": "full"})
-    compiled = compile_steps(build_on(experiment, jax.devices())).steps[False].memory_analysis()
+    compiled = compile_steps(build(experiment, jax.devices())).steps[False].memory_analysis()
     taken = compiled.argument_size_in_bytes + compiled.temp_size_in_bytes
     monkeypatch.setattr(programs, "_host_memory", lambda: 0.8 * taken * jax.local_device_count())
     with pytest.raises(ConfigError, match=r"a step takes .* GiB .* and a device has .*: try --config.execution.accumulation=2$"):

@@ -12,8 +12,7 @@ import stepping
 import tiny
 
 from sparsecod_jax import config
-from sparsecod_jax.sharding import make_mesh
-from sparsecod_jax.train.step import Batch, build, loss_and_gradients, train_step
+from sparsecod_jax.train.step import Batch, build, train_step
 
 MESHES = {"one": (1, 1, 1, 1), "data": (8, 1, 1, 1), "fsdp": (1, 8, 1, 1), "mixed": (2, 2, 1, 2)}
 # Sizes that every axis divides and whose norm gains, which stay replicated, are small beside the rest.
@@ -37,7 +36,7 @@ def test_moments_agree_on_a_mesh():
     results = []
     for sizes in ((1, 1, 1, 1), (2, 2, 1, 2)):
         experiment = tiny.experiment(mesh=config.Mesh(*sizes))
-        program = build(experiment, make_mesh(experiment.mesh, jax.devices()[: np.prod(sizes)]))
+        program = build(experiment, jax.devices()[: np.prod(sizes)])
         batch = Batch(jax.device_put(stepping.tokens(), program.abstract_batch.tokens.sharding))
         results.append(program.lower(with_moments=True).compile()(program.init(), batch)[1])
     one, mixed = ({name: value for name, value in metrics.items() if "/" in name} for metrics in results)
@@ -75,7 +74,7 @@ def test_accumulation_changes_nothing_with_unequal_microbatches():
         results = []
         for accumulation in (1, 4):
             experiment = tiny.experiment(model=model, execution={"accumulation": accumulation, "attention": "reference"})
-            results.append(jax.jit(functools.partial(loss_and_gradients, experiment))(params, batch))
+            results.append(stepping.gradients(experiment)(params, batch))
         (loss, grads, stats), (loss_4, grads_4, stats_4) = results
         np.testing.assert_allclose(loss_4, loss, rtol=1e-12)
         tiny.assert_relative(grads_4, grads, 1e-6)
@@ -86,15 +85,15 @@ def test_weights_zero_leaves_a_token_out():
     experiment, params = tiny.experiment(), tiny.init(tiny.MODEL)
     weights = np.ones((8, 32), np.float32)
     weights[:, 20:] = 0
-    loss, _, _ = jax.jit(functools.partial(loss_and_gradients, experiment))(params, Batch(stepping.tokens(), weights=weights))
-    short, _, _ = jax.jit(functools.partial(loss_and_gradients, experiment))(params, Batch(stepping.tokens()[:, :21]))
+    loss, _, _ = stepping.gradients(experiment)(params, Batch(stepping.tokens(), weights=weights))
+    short, _, _ = stepping.gradients(experiment)(params, Batch(stepping.tokens()[:, :21]))
     np.testing.assert_allclose(loss, short, rtol=1e-6)
 
 
 def test_an_update_that_is_not_finite_is_skipped_and_counted():
     experiment = tiny.experiment(mesh=config.Mesh(1, 1, 1, 1))
-    program = build(experiment, make_mesh(experiment.mesh, jax.devices()[:1]))
-    step = jax.jit(functools.partial(train_step, experiment, None, False))
+    program = build(experiment, jax.devices()[:1])
+    step = jax.jit(functools.partial(train_step, experiment, program.layout, None, False))
     state, batch = program.init(), Batch(stepping.tokens())
     poisoned = state.replace(params=state.params | {"head": state.params["head"].at[0, 0].set(jnp.nan)})
     after, metrics = step(poisoned, batch)
@@ -109,9 +108,9 @@ def test_an_update_that_is_not_finite_is_skipped_and_counted():
 
 def test_gradient_norms_are_those_of_each_block():
     experiment, params = tiny.experiment(mesh=config.Mesh(1, 1, 1, 1)), tiny.init(tiny.MODEL)
-    program = build(experiment, make_mesh(experiment.mesh, jax.devices()[:1]))
-    _, grads, _ = jax.jit(functools.partial(loss_and_gradients, experiment))(params, Batch(stepping.tokens()))
-    _, metrics = jax.jit(functools.partial(train_step, experiment, None, False))(
+    program = build(experiment, jax.devices()[:1])
+    _, grads, _ = stepping.gradients(experiment)(params, Batch(stepping.tokens()))
+    _, metrics = jax.jit(functools.partial(train_step, experiment, program.layout, None, False))(
         program.init().replace(params=params), Batch(stepping.tokens())
     )
     for name, tree in (("norm/gradient", grads), ("norm/parameter", params)):
@@ -123,6 +122,6 @@ def test_gradient_norms_are_those_of_each_block():
 def test_the_program_does_not_grow_with_depth():
     def loops(depth):
         experiment = tiny.experiment(model={"n_layers": depth}, mesh=config.Mesh(1, 1, 1, 1))
-        return build(experiment, make_mesh(experiment.mesh, jax.devices()[:1])).lower(with_moments=False).as_text().count("stablehlo.while")
+        return build(experiment, jax.devices()[:1]).lower(with_moments=False).as_text().count("stablehlo.while")
 
     assert loops(2) == loops(9) == 3  # forward, backward, and the chunks of the loss

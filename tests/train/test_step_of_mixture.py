@@ -1,7 +1,6 @@
 """One training step of a mixture of experts: devices that share out the experts, and the auxiliary losses in loss and gradient."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +14,7 @@ from sparsecod_jax import config
 from sparsecod_jax.model import Transformer
 from sparsecod_jax.model.loss import windows
 from sparsecod_jax.model.router import auxiliary_loss
-from sparsecod_jax.sharding import make_mesh
-from sparsecod_jax.train.step import Batch, build, loss_and_gradients
+from sparsecod_jax.train.step import Batch, build
 
 # Sizes that every axis divides.
 WIDE = dataclasses.replace(
@@ -54,7 +52,7 @@ def test_the_loss_leaves_out_the_auxiliary_losses_which_are_a_metric():
 
 def test_a_dense_model_has_no_metrics_of_a_router():
     experiment = tiny.experiment(mesh=config.Mesh(1, 1, 1, 1))
-    program = build(experiment, make_mesh(experiment.mesh, jax.devices()[:1]))
+    program = build(experiment, jax.devices()[:1])
     _, metrics = program.lower(with_moments=False).out_info
     assert "loss" in metrics
     assert not [name for name in metrics if name.startswith("router/") or name == "auxiliary_loss"]
@@ -63,7 +61,7 @@ def test_a_dense_model_has_no_metrics_of_a_router():
 
 def _compute(model, accumulation=1):
     execution = config.Execution(accumulation=accumulation, attention="reference", remat="none")
-    return jax.jit(functools.partial(loss_and_gradients, tiny.experiment(model=model, execution=execution)))
+    return stepping.gradients(tiny.experiment(model=model, execution=execution))
 
 
 def _weighted(model, load, z):
@@ -80,7 +78,7 @@ def test_auxiliary_losses_weigh_the_same_in_every_block():
 
 def _auxiliary(model, load, z):
     """The gradient of the auxiliary losses of a batch, summed block by block; also the statistics."""
-    apply = Transformer(model, config.Execution(attention="reference", remat="none")).apply
+    apply = Transformer(model, config.Kernels(attention="reference", remat="none")).apply
 
     def total(params, tokens):
         _, stats = apply({"params": params}, tokens[:, :-1])
@@ -128,6 +126,6 @@ def test_accumulation_averages_the_auxiliary_losses_of_microbatches():
 def test_the_program_does_not_grow_with_depth():
     def loops(depth):
         experiment = tiny.experiment(model=dataclasses.replace(tiny.MIXTURE, n_layers=depth), mesh=config.Mesh(1, 1, 1, 1))
-        return build(experiment, make_mesh(experiment.mesh, jax.devices()[:1])).lower(with_moments=False).as_text().count("stablehlo.while")
+        return build(experiment, jax.devices()[:1]).lower(with_moments=False).as_text().count("stablehlo.while")
 
     assert loops(2) == loops(9) > 2

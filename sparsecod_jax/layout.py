@@ -1,4 +1,7 @@
-"""How are model and batch divided over these devices? What a config leaves open is chosen here; what can't work is refused."""
+"""How are model and batch divided over these devices?
+
+Layouts: what a config leaves open is chosen here, and what can't work is refused.
+"""
 
 import dataclasses
 import itertools
@@ -20,30 +23,63 @@ CPU_SCORES = 2**17  # attention scores of a block that a microbatch may have, so
 CUDNN_LARGEST_HEAD = 128
 
 
-def choose_mesh(experiment: config.Experiment, on: Sequence[Any], slices: int = 0) -> config.Mesh:
-    """The sizes of all axes for the devices `on`: those that the config gives, and for the others what divides model and batch.
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How an experiment is carried out on given devices, nothing left open."""
+
+    mesh: config.Mesh  # the size of every axis
+    microbatches: int  # per step
+    kernels: config.Kernels
+
+    def decided(self, execution: config.Execution) -> config.Execution:
+        """What was asked for with what was chosen, for records."""
+        chosen = dataclasses.asdict(self.kernels)
+        return dataclasses.replace(execution, accumulation=self.microbatches, **chosen)
+
+
+def resolve(experiment: config.Experiment, on: Sequence[Any], slices: int = 0) -> Layout:
+    """The layout of an experiment on the devices `on`.
+
+    Args:
+      slices: in how many slices the devices lie; 0 takes it from the devices.
+
+    Raises:
+      ConfigError: no mesh of these devices divides model and batch, or they lack the kernel that the
+        config names.
+    """
+    execution = experiment.execution
+    rows = experiment.global_batch // (execution.accumulation or 1)
+    mesh = choose_mesh(experiment.model, rows, experiment.mesh, on, slices)
+    microbatches = execution.accumulation or _microbatches(experiment, mesh, on[0])
+    attention = _attention(experiment, on[0])
+    return Layout(mesh, microbatches, config.Kernels(attention, execution.remat, execution.unroll))
+
+
+def choose_mesh(model: config.Model, rows: int, asked: config.Mesh, on: Sequence[Any], slices: int = 0) -> config.Mesh:
+    """The sizes of all axes for the devices `on`: those that are asked for, and for the others what divides model and batch.
 
     Preferred are tensor 1, then expert 1, as FSDP communicates what computing hides best, then the largest fsdp up to FSDP_WAYS. Between
     slices, which have a slow network between them, runs only the data axis.
 
     Args:
-      slices: how many; 0 takes it from the devices.
+      rows: of a microbatch, over all devices; where their number is open, of the whole batch.
+      slices: as for `resolve`.
 
     Raises:
       ConfigError: no mesh of these devices divides model and batch; names a size and an axis.
     """
     slices = slices or count_slices(on)
-    candidates = sorted(_candidates(experiment.mesh, len(on), slices), key=_preference)
+    candidates = sorted(_candidates(asked, len(on), slices), key=_preference)
     if not candidates:
-        asked = ", ".join(f"mesh.{axis}={size}" for axis, size in dataclasses.asdict(experiment.mesh).items() if size)
+        given = ", ".join(f"mesh.{axis}={size}" for axis, size in dataclasses.asdict(asked).items() if size)
         across = f" with mesh.data a multiple of the {slices} slices" if slices > 1 else ""
         raise ConfigError(
-            f"{asked} does not multiply to the {len(on)} devices here{across}: change an axis, or set it to 0 to have it chosen"
+            f"{given} does not multiply to the {len(on)} devices here{across}: change an axis, or set it to 0 to have it chosen"
         )
-    fitting = (mesh for mesh in candidates if _misfit(experiment, dataclasses.asdict(mesh)) is None)
+    fitting = (mesh for mesh in candidates if _misfit(model, rows, mesh) is None)
     chosen = next(fitting, None)
     if chosen is None:
-        misfit = _misfit(experiment, dataclasses.asdict(candidates[0]))
+        misfit = _misfit(model, rows, candidates[0])
         others = f", as no other mesh of the {len(on)} devices fits either" if len(candidates) > 1 else ""
         raise ConfigError(f"{misfit}: change one of them{others}")
     return chosen
@@ -62,31 +98,11 @@ def _preference(mesh: config.Mesh) -> tuple:
     return mesh.tensor, mesh.expert, mesh.fsdp > FSDP_WAYS, mesh.data
 
 
-def place(experiment: config.Experiment, mesh: jax.sharding.Mesh) -> config.Experiment:
-    """The experiment with everything chosen that depends on the devices: mesh sizes, microbatches, attention kernel.
-
-    Raises:
-      ConfigError: the mesh does not divide model or batch, or its devices lack the kernel that the config names.
-    """
-    sizes = {axis: int(size) for axis, size in mesh.shape.items()}
-    misfit = _misfit(experiment, sizes)
-    if misfit:
-        raise ConfigError(f"{misfit}: change one of them")
-    device = mesh.devices.flat[0]
-    execution = dataclasses.replace(
-        experiment.execution,
-        accumulation=experiment.execution.accumulation or _accumulation(experiment, sizes, device),
-        attention=_attention(experiment, device),
-    )
-    return dataclasses.replace(experiment, mesh=config.Mesh(**sizes), execution=execution)
-
-
-def _misfit(experiment: config.Experiment, sizes: dict[str, int]) -> str | None:
-    """The first thing that a mesh of those sizes can't divide."""
-    model = experiment.model
+def _misfit(model: config.Model, rows: int, mesh: config.Mesh) -> str | None:
+    """The first thing that a mesh can't divide."""
+    sizes = dataclasses.asdict(mesh)
     if sizes["expert"] > 1 and not model.n_experts:
         return f"mesh.expert={sizes['expert']} but model.n_experts=0"
-    rows = experiment.global_batch // (experiment.execution.accumulation or 1)
     for name, size, axes in (
         ("global_batch / execution.accumulation", rows, ("data", "fsdp", "expert")),
         ("model.n_heads", model.n_heads, ("tensor",)),
@@ -102,7 +118,7 @@ def _misfit(experiment: config.Experiment, sizes: dict[str, int]) -> str | None:
     return None
 
 
-def _accumulation(experiment: config.Experiment, sizes: dict[str, int], device) -> int:
+def _microbatches(experiment: config.Experiment, mesh: config.Mesh, device) -> int:
     """The fewest microbatches whose residual stream, kept once a block for the backward pass, takes at most STREAM_SHARE of a device.
 
     On a CPU the fewest that have at most CPU_SCORES. A mixture's load-balance loss is one over each microbatch, so there the devices may
@@ -111,7 +127,7 @@ def _accumulation(experiment: config.Experiment, sizes: dict[str, int], device) 
     model, length, known = experiment.model, experiment.data.seq_len, devices.find(device.device_kind)
     if model.n_experts or not (known or device.platform == "cpu"):
         return 1
-    rows = experiment.global_batch // (sizes["data"] * sizes["fsdp"] * sizes["expert"])
+    rows = experiment.global_batch // (mesh.data * mesh.fsdp * mesh.expert)
     if known:
         row_bytes = model.n_layers * length * model.d_model * np.dtype(model.residual_dtype).itemsize
         most = STREAM_SHARE * known.memory / row_bytes
@@ -140,23 +156,27 @@ def check_platform(model: config.Model) -> None:
         raise ConfigError("float64 is computed as float32 unless JAX is told otherwise: set the environment variable JAX_ENABLE_X64=1")
 
 
-def describe(experiment: config.Experiment, asked: config.Experiment) -> str:
-    """One line for people: what was chosen for `asked`, and why."""
-    mesh, execution = experiment.mesh, experiment.execution
-    axes = " x ".join(f"{axis} {getattr(mesh, axis)}" for axis in MESH_AXES if getattr(mesh, axis) > 1) or "one device"
-    rows = experiment.global_batch // (execution.accumulation * mesh.data * mesh.fsdp * mesh.expert)
+def describe(layout: Layout, experiment: config.Experiment) -> str:
+    """One line for people: what was chosen for `experiment`, and why."""
+    mesh, kernels = layout.mesh, layout.kernels
+    axes = " x ".join(f"{axis} {getattr(mesh, axis)}" for axis in MESH_AXES if getattr(mesh, axis) > 1)
+    rows = experiment.global_batch // (layout.microbatches * mesh.data * mesh.fsdp * mesh.expert)
+    loop = " blocks one by one;" if kernels.unroll else ""
     return (
-        f"mesh {axes} ({_reason(experiment, asked)}); microbatches {execution.accumulation} of {rows} rows a device;"
-        f"{' blocks one by one;' if execution.unroll else ''} remat {execution.remat}; attention by {execution.attention}"
+        f"mesh {axes or 'one device'} ({_reason(mesh, experiment)});"
+        f" microbatches {layout.microbatches} of {rows} rows a device;"
+        f"{loop} remat {kernels.remat}; attention by {kernels.attention}"
     )
 
 
-def _reason(experiment: config.Experiment, asked: config.Experiment) -> str:
-    given = [f"mesh.{axis}={size}" for axis, size in dataclasses.asdict(asked.mesh).items() if size]
+def _reason(mesh: config.Mesh, experiment: config.Experiment) -> str:
+    asked = dataclasses.asdict(experiment.mesh)
+    given = [f"mesh.{axis}={size}" for axis, size in asked.items() if size]
     if given:
         return f"as {', '.join(given)} asks"
-    count = math.prod(dataclasses.asdict(experiment.mesh).values())
+    count = math.prod(dataclasses.asdict(mesh).values())
     fsdp = math.gcd(count, FSDP_WAYS)
-    return (
-        _misfit(asked, {"data": count // fsdp, "fsdp": fsdp, "expert": 1, "tensor": 1}) or f"FSDP within a slice, at most {FSDP_WAYS} ways"
-    )
+    rows = experiment.global_batch // (experiment.execution.accumulation or 1)
+    usual = config.Mesh(data=count // fsdp, fsdp=fsdp, expert=1, tensor=1)
+    misfit = _misfit(experiment.model, rows, usual)
+    return misfit or f"FSDP within a slice, at most {FSDP_WAYS} ways"

@@ -6,18 +6,16 @@ import math
 import random
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import jax
-import numpy as np
 import pytest
 import tiny
 
 from sparsecod_jax import config
 from sparsecod_jax.config_file import load
 from sparsecod_jax.errors import ConfigError
-from sparsecod_jax.placement import choose_mesh, describe, place
-from sparsecod_jax.sharding import MESH_AXES, make_mesh
+from sparsecod_jax.layout import Layout, describe, resolve
+from sparsecod_jax.sharding import MESH_AXES
 
 ROOT = Path(__file__).resolve().parents[1]
 PUBLISHED = ("dense_1b", "dense_400m", "moe_1b_7b", "moe_400m_2b", "recipe_1b_32l", "smoke")
@@ -32,13 +30,13 @@ def _devices(count, slices=1, kind="cpu", platform="cpu"):
     return [SimpleNamespace(slice_index=i * slices // count, device_kind=kind, platform=platform, id=i) for i in range(count)]
 
 
-def _mesh(devices, *sizes) -> Any:
-    """A mesh for `place`, which reads its shape and its first device."""
-    return SimpleNamespace(shape=dict(zip(MESH_AXES, sizes, strict=True)), devices=np.array(devices, object).reshape(sizes))
+def _resolve(experiment, devices, *sizes) -> Layout:
+    """On a mesh of those sizes."""
+    return resolve(dataclasses.replace(experiment, mesh=config.Mesh(*sizes)), devices)
 
 
-def _sizes(mesh):
-    return dataclasses.astuple(mesh)
+def _sizes(layout):
+    return dataclasses.astuple(layout.mesh)
 
 
 CHOSEN = {  # data, fsdp, expert, tensor
@@ -54,7 +52,7 @@ CHOSEN = {  # data, fsdp, expert, tensor
 
 @pytest.mark.parametrize(("count", "name"), [(count, name) for count in CHOSEN for name in PUBLISHED])
 def test_published_configs_on_powers_of_two(count, name):
-    assert _sizes(choose_mesh(_paper(name), _devices(count))) == CHOSEN[count][name]
+    assert _sizes(resolve(_paper(name), _devices(count))) == CHOSEN[count][name]
 
 
 @pytest.mark.parametrize(
@@ -68,7 +66,7 @@ def test_published_configs_on_powers_of_two(count, name):
     ],
 )
 def test_other_counts_split_what_divides(count, name, sizes):
-    assert _sizes(choose_mesh(_paper(name), _devices(count))) == sizes
+    assert _sizes(resolve(_paper(name), _devices(count))) == sizes
 
 
 @pytest.mark.parametrize(
@@ -81,7 +79,7 @@ def test_other_counts_split_what_divides(count, name, sizes):
 )
 def test_devices_among_which_nothing_divides_are_refused(count, name):
     with pytest.raises(ConfigError) as refused:
-        choose_mesh(_paper(name), _devices(count))
+        resolve(_paper(name), _devices(count))
     assert str(refused.value) == (
         f"global_batch / execution.accumulation=256 is not a multiple of {count} (mesh.data x mesh.fsdp x mesh.expert):"
         f" change one of them, as no other mesh of the {count} devices fits either"
@@ -129,19 +127,19 @@ def test_a_mesh_is_chosen_whenever_one_divides():
         any_divides = any(
             math.prod(sizes) == count
             and sizes[0] % slices == 0
-            and all(wanted in (0, size) for wanted, size in zip(_sizes(asked), sizes, strict=True))
+            and all(wanted in (0, size) for wanted, size in zip(dataclasses.astuple(asked), sizes, strict=True))
             and _divides(experiment, *sizes)
             for sizes in itertools.product(divisors, repeat=4)
         )
         try:
-            sizes = _sizes(choose_mesh(experiment, _devices(count, slices)))
+            sizes = _sizes(resolve(experiment, _devices(count, slices)))
         except ConfigError:
             assert not any_divides, (experiment, count)
             refused += 1
         else:
             assert math.prod(sizes) == count
             assert sizes[0] % slices == 0
-            assert all(wanted in (0, size) for wanted, size in zip(_sizes(asked), sizes, strict=True))
+            assert all(wanted in (0, size) for wanted, size in zip(dataclasses.astuple(asked), sizes, strict=True))
             assert _divides(experiment, *sizes)
             chosen += 1
     assert min(chosen, refused) > 50
@@ -161,7 +159,7 @@ def test_a_mesh_is_chosen_whenever_one_divides():
     ],
 )
 def test_what_is_asked_for_is_kept(asked, sizes):
-    assert _sizes(choose_mesh(tiny.experiment(model=tiny.MIXTURE, mesh=asked), _devices(8))) == sizes
+    assert _sizes(resolve(tiny.experiment(model=tiny.MIXTURE, mesh=asked), _devices(8))) == sizes
 
 
 @pytest.mark.parametrize(
@@ -175,18 +173,18 @@ def test_what_is_asked_for_is_kept(asked, sizes):
 )
 def test_a_product_that_is_not_the_number_of_devices_is_refused(asked, told):
     with pytest.raises(ConfigError) as refused:
-        choose_mesh(tiny.experiment(mesh=asked), _devices(8))
+        resolve(tiny.experiment(mesh=asked), _devices(8))
     assert str(refused.value) == f"{told} does not multiply to the 8 devices here: change an axis, or set it to 0 to have it chosen"
 
 
 def test_only_data_runs_between_slices():
     experiment = _paper("dense_1b")
-    assert _sizes(choose_mesh(experiment, _devices(16, slices=2))) == (2, 8, 1, 1)
-    assert _sizes(choose_mesh(experiment, _devices(128, slices=4))) == (4, 32, 1, 1)
-    assert _sizes(choose_mesh(experiment, _devices(16), slices=2)) == (2, 8, 1, 1)  # as a caller knows who compiles for other devices
-    assert _sizes(choose_mesh(_paper("recipe_1b_32l"), _devices(128, slices=2))) == (4, 32, 1, 1)
+    assert _sizes(resolve(experiment, _devices(16, slices=2))) == (2, 8, 1, 1)
+    assert _sizes(resolve(experiment, _devices(128, slices=4))) == (4, 32, 1, 1)
+    assert _sizes(resolve(experiment, _devices(16), slices=2)) == (2, 8, 1, 1)  # as a caller knows who compiles for other devices
+    assert _sizes(resolve(_paper("recipe_1b_32l"), _devices(128, slices=2))) == (4, 32, 1, 1)
     with pytest.raises(ConfigError) as refused:
-        choose_mesh(_paper("dense_1b", "mesh.data=3"), _devices(48, slices=2))
+        resolve(_paper("dense_1b", "mesh.data=3"), _devices(48, slices=2))
     assert str(refused.value) == (
         "mesh.data=3 does not multiply to the 48 devices here with mesh.data a multiple of the 2 slices:"
         " change an axis, or set it to 0 to have it chosen"
@@ -228,28 +226,29 @@ MISFITS = [
 def test_sizes_that_a_mesh_can_not_divide_are_refused(sections, sizes, misfit):
     experiment = tiny.experiment(**sections)
     with pytest.raises(ConfigError) as refused:
-        place(experiment, _mesh(_devices(8), *sizes))
+        _resolve(experiment, _devices(8), *sizes)
     assert str(refused.value) == f"{misfit}: change one of them"
-    with pytest.raises(ConfigError) as refused:
-        choose_mesh(dataclasses.replace(experiment, mesh=config.Mesh(*sizes)), _devices(8))
-    assert str(refused.value) == f"{misfit}: change one of them"
-    place(experiment, _mesh(_devices(1), 1, 1, 1, 1))
+    _resolve(experiment, _devices(1), 1, 1, 1, 1)
 
 
 def test_key_and_value_heads_need_not_divide():
-    place(tiny.experiment(model={"n_kv_heads": 1}), _mesh(_devices(8), 1, 2, 1, 4))
+    _resolve(tiny.experiment(model={"n_kv_heads": 1}), _devices(8), 1, 2, 1, 4)
 
 
 def test_nothing_is_left_open():
     asked = tiny.experiment(execution={"accumulation": 0, "attention": "auto"})
-    placed = place(asked, make_mesh(config.Mesh(1, 4, 1, 2), jax.devices()))
-    assert placed == tiny.experiment(mesh=config.Mesh(1, 4, 1, 2))
-    assert place(placed, make_mesh(config.Mesh(1, 4, 1, 2), jax.devices())) == placed
+    layout = _resolve(asked, jax.devices(), 1, 4, 1, 2)
+    assert layout == Layout(config.Mesh(1, 4, 1, 2), 1, config.Kernels("xla", "full", False))
+    decided = layout.decided(asked.execution)
+    assert decided == dataclasses.replace(asked.execution, accumulation=1, attention="xla")
+    again = dataclasses.replace(asked, mesh=layout.mesh, execution=decided)
+    assert resolve(again, jax.devices()) == layout
 
 
 def _microbatches(kind, *sizes, platform="tpu", **change):
     experiment = dataclasses.replace(_paper("dense_1b"), **change)
-    return place(experiment, _mesh(_devices(math.prod(sizes), kind=kind, platform=platform), *sizes)).execution.accumulation
+    devices = _devices(math.prod(sizes), kind=kind, platform=platform)
+    return _resolve(experiment, devices, *sizes).microbatches
 
 
 def test_microbatches_are_the_fewest_whose_stream_takes_an_eighth_of_the_memory():
@@ -261,7 +260,8 @@ def test_microbatches_are_the_fewest_whose_stream_takes_an_eighth_of_the_memory(
     assert _microbatches("TPU v5", 1, 2, 1, 4) == 2  # tensor-parallel partners hold the same stream
     assert _microbatches("TPU v5", 1, 4, 1, 1) == 1
     assert _microbatches("TPU v5 lite", 1, 8, 1, 1, execution=config.Execution(accumulation=8)) == 8
-    assert place(_paper("moe_1b_7b"), _mesh(_devices(8, kind="TPU v5 lite", platform="tpu"), 1, 8, 1, 1)).execution.accumulation == 1
+    devices = _devices(8, kind="TPU v5 lite", platform="tpu")
+    assert _resolve(_paper("moe_1b_7b"), devices, 1, 8, 1, 1).microbatches == 1
     longer = config.Data(seq_len=32 * 1024)
     assert _microbatches("TPU v5 lite", 1, 8, 1, 1, data=longer) == 32  # not even one row is that small
 
@@ -289,7 +289,8 @@ def test_on_a_cpu_the_scores_of_a_microbatch_stay_in_a_cache():
 
 def _kernel(platform, kind, asked="auto", **model):
     experiment = tiny.experiment(model={"compute_dtype": "bfloat16"} | model, execution={"attention": asked})
-    return place(experiment, _mesh(_devices(1, kind=kind, platform=platform), 1, 1, 1, 1)).execution.attention
+    devices = _devices(1, kind=kind, platform=platform)
+    return _resolve(experiment, devices, 1, 1, 1, 1).kernels.attention
 
 
 def test_attention_is_the_platforms_own_where_it_serves():
@@ -318,13 +319,13 @@ def test_a_kernel_of_another_platform_is_refused(platform, asked, needed):
 
 def _described(asked, count, kind="TPU v5"):
     devices = _devices(count, kind=kind, platform="tpu")
-    return describe(place(asked, _mesh(devices, *_sizes(choose_mesh(asked, devices)))), asked)
+    return describe(resolve(asked, devices), asked)
 
 
 def test_more_than_32_ways_of_fsdp_are_only_asked_for():
-    assert _sizes(choose_mesh(_paper("dense_1b"), _devices(256))) == (8, 32, 1, 1)
-    assert _sizes(choose_mesh(_paper("dense_1b", "mesh.fsdp=64"), _devices(256))) == (4, 64, 1, 1)
-    assert _sizes(choose_mesh(_paper("dense_1b", "mesh.data=1"), _devices(256))) == (1, 256, 1, 1)
+    assert _sizes(resolve(_paper("dense_1b"), _devices(256))) == (8, 32, 1, 1)
+    assert _sizes(resolve(_paper("dense_1b", "mesh.fsdp=64"), _devices(256))) == (4, 64, 1, 1)
+    assert _sizes(resolve(_paper("dense_1b", "mesh.data=1"), _devices(256))) == (1, 256, 1, 1)
 
 
 def test_what_was_chosen_is_told_with_its_reason():
