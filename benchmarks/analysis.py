@@ -22,8 +22,8 @@ from paired import compare
 from sparsecod_jax import config
 from sparsecod_jax.analysis import causal, jacobian, network, permutation, usefulness
 from sparsecod_jax.analysis.subject import Subject
-from sparsecod_jax.model import Transformer
-from sparsecod_jax.sharding import make_mesh
+from sparsecod_jax.model.transformer import Transformer
+from sparsecod_jax.parallel.sharding import make_mesh
 
 CFG = config.Model(d_model=256, n_layers=16, n_heads=4, d_ff=1024, vocab_size=512, compute_dtype="float32")
 SEQUENCES, LENGTH = 8, 256

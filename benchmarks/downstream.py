@@ -15,9 +15,10 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from paired import describe, seconds
 
-from sparsecod_jax import files, finished
 from sparsecod_jax.evaluate import tasks
 from sparsecod_jax.evaluate.lm_eval_model import LanguageModel
+from sparsecod_jax.pretrained.load import find_model, load_model
+from sparsecod_jax.storage import files
 
 
 def main() -> None:
@@ -36,7 +37,7 @@ def main() -> None:
     for task in asked.tasks.values():
         task.build_all_requests(limit=args.limit)
         instances += [instance for instance in task.instances if instance.request_type == "loglikelihood"]
-    ours = LanguageModel(finished.load(finished.find(None, args.hf)))
+    ours = LanguageModel(load_model(find_model(None, args.hf)))
     hf_model: Any = HFLM  # its registration hides its type
     theirs = hf_model(pretrained=args.hf, dtype=args.dtype, device="cpu", batch_size=args.batch_size)
     requests: Any = [(instance.args, *ours._encode_pair(*instance.args)) for instance in instances]

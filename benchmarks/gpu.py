@@ -14,8 +14,9 @@ from unittest import mock
 import jax
 from paired import Stepper, program, without_statistics
 
-from sparsecod_jax import config_file, counts, devices
-from sparsecod_jax.config import Experiment
+from sparsecod_jax.config import Experiment, counts
+from sparsecod_jax.config.load import load_experiment
+from sparsecod_jax.parallel import devices
 
 TOKENS, STEPS = 32768, 10
 LOOP = ("execution.remat=dots",)
@@ -103,7 +104,7 @@ def _measured(case: Case, experiment: Experiment) -> str:
 def _experiment(case: Case) -> Experiment:
     batch = (f"global_batch={case.tokens // case.seq_len}", f"execution.accumulation={case.microbatches}", "evaluation.batch_size=8")
     settings = (f"data.seq_len={case.seq_len}", *batch, *case.overrides)
-    return config_file.load(f"configs/{case.config}.py:paper", [f"--config.{setting}" for setting in settings])
+    return load_experiment(f"configs/{case.config}.py:paper", [f"--config.{setting}" for setting in settings])
 
 
 def _utilisations(experiment: Experiment, tokens_per_second: float) -> str:

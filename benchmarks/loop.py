@@ -16,9 +16,9 @@ from etils import epath
 from paired import Stepper, describe, experiment, program
 
 from sparsecod_jax import config
-from sparsecod_jax.checkpoint import Checkpointer
 from sparsecod_jax.data.prepare import Request, prepare
-from sparsecod_jax.rundir import RunDir
+from sparsecod_jax.storage.checkpoint import Checkpointer
+from sparsecod_jax.storage.rundir import RunDir
 from sparsecod_jax.train.loop import train
 
 ROUNDS, STEPS, LEFT_OUT = 6, 20, 4

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sparsecod_jax import config, xla_flags
+from sparsecod_jax import config
+from sparsecod_jax.parallel import xla_flags
 from sparsecod_jax.train.step import Batch, Program, build
 
 xla_flags.compute_own_reductions()  # as the command line does

@@ -18,9 +18,11 @@ from typing import Any
 import jax
 from etils import epath
 
-from sparsecod_jax import config_file, counts, files, topologies
-from sparsecod_jax.config import Experiment
-from sparsecod_jax.plan import GIB, plan
+from sparsecod_jax.config import Experiment, counts
+from sparsecod_jax.config.load import load_experiment
+from sparsecod_jax.plan import topologies
+from sparsecod_jax.plan.plan import GIB, plan
+from sparsecod_jax.storage import files
 
 DOCS = epath.Path(__file__).resolve().parents[1] / "docs"
 MFU = 0.4
@@ -85,7 +87,7 @@ def _memory(topology: str) -> float:
 def _experiment(name: str) -> Experiment:
     config, overrides = CASES[name]
     settings = [*overrides, "log.moments_every=0"]
-    return config_file.load(f"{DOCS.parent}/configs/{config}.py:paper", [f"--config.{setting}" for setting in settings])
+    return load_experiment(f"{DOCS.parent}/configs/{config}.py:paper", [f"--config.{setting}" for setting in settings])
 
 
 def _compile(name: str, topology: str) -> None:

@@ -11,9 +11,9 @@ import time
 import jax
 import numpy as np
 
-from sparsecod_jax import config_file
+from sparsecod_jax.config.load import load_experiment
+from sparsecod_jax.parallel.xla_flags import OWN_REDUCTIONS
 from sparsecod_jax.train.step import Batch, build
-from sparsecod_jax.xla_flags import OWN_REDUCTIONS
 
 STEPS, WARM_UP = 14, 3
 MEASURE = "measure"
@@ -21,7 +21,7 @@ MEASURE = "measure"
 
 def seconds_of_a_step() -> float:
     """The median of the smoke config's steps in this process."""
-    experiment = config_file.load("configs/smoke.py:nano")
+    experiment = load_experiment("configs/smoke.py:nano")
     program = build(experiment, jax.devices())
     step, state = program.lower(with_moments=False).compile(), program.init()
     shape = (experiment.global_batch, experiment.data.seq_len + 1)

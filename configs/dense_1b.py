@@ -13,7 +13,7 @@ Result:    held-out loss of nano 3.87 nats (1.52 bits per byte), of mini 3.82 (1
            paper perplexity 14.77 at T=1024 as published, not yet reproduced here
 """
 
-from sparsecod_jax import scales
+from sparsecod_jax.config import scales
 
 SIZES = {
     "nano": {"d_model": 64, "n_heads": 4, "d_ff": 256},

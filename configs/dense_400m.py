@@ -11,7 +11,7 @@ Run time:  nano about 25 minutes (30 steps measured: 4,000 tokens/s); mini and p
 Result:    nano and mini not yet run to the end; paper perplexity 17.56 as published, not yet reproduced here
 """
 
-from sparsecod_jax import scales
+from sparsecod_jax.config import scales
 
 SIZES = {
     "nano": {"d_model": 48, "n_heads": 3, "d_ff": 72},

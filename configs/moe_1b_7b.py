@@ -16,7 +16,7 @@ Result:    nano held-out loss 3.77 nats (with norm_eps 1e-6, docs/results/nano/m
            (which width is not said), not yet reproduced here
 """
 
-from sparsecod_jax import scales
+from sparsecod_jax.config import scales
 
 SIZES = {
     "nano": {"d_model": 64, "n_heads": 4, "d_ff": 128, "n_experts": 16, "top_k": 2},

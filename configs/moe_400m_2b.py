@@ -15,7 +15,7 @@ Result:    nano with 300 steps of 4,096 tokens held-out loss 5.09 nats, dense_40
            paper perplexity 15.89 as published, not yet reproduced here
 """
 
-from sparsecod_jax import scales
+from sparsecod_jax.config import scales
 
 SIZES = {
     "nano": {"d_model": 32, "n_heads": 2, "d_ff": 34, "d_shared": 34},

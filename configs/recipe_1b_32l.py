@@ -17,7 +17,7 @@ Result:    nano held-out loss 4.01 nats (1.57 bits per byte) at T=128; paper ave
            not yet reproduced here
 """
 
-from sparsecod_jax import scales
+from sparsecod_jax.config import scales
 
 SIZES = {
     "nano": {"d_model": 48, "n_heads": 4, "n_kv_heads": 2, "d_ff": 192, "n_experts": 16, "top_k": 2},

@@ -12,7 +12,7 @@ Result:    nano held-out loss after 80 steps (the quickstart) 5.67 nats (2.22 bi
            alone have 6.34
 """
 
-from sparsecod_jax import scales
+from sparsecod_jax.config import scales
 
 
 def get_config(scale="nano"):

@@ -12,14 +12,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sparsecod_jax import errors, topologies
+from sparsecod_jax import errors
 from sparsecod_jax.errors import ConfigError, Fenced, Preempted
-from sparsecod_jax.sweep import host, launching
-from sparsecod_jax.sweep.commands import output_of
-from sparsecod_jax.sweep.container import CLOUD_IMAGE, PYTHON_IMAGE, Wheel
-from sparsecod_jax.sweep.launching import Job
-from sparsecod_jax.sweep.package import Shipment
-from sparsecod_jax.topologies import Shape
+from sparsecod_jax.launching import host, launching
+from sparsecod_jax.launching.commands import output_of
+from sparsecod_jax.launching.container import CLOUD_IMAGE, PYTHON_IMAGE, Wheel
+from sparsecod_jax.launching.launching import Job
+from sparsecod_jax.launching.package import Shipment
+from sparsecod_jax.plan import topologies
+from sparsecod_jax.plan.topologies import Shape
 
 KIND = "jobsets.jobset.x-k8s.io"
 STUDY = "sparsecod-study"  # label

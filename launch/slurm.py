@@ -15,13 +15,13 @@ import re
 import sys
 from pathlib import Path
 
-from sparsecod_jax import topologies
 from sparsecod_jax.errors import ConfigError
-from sparsecod_jax.files import is_remote
-from sparsecod_jax.sweep import launching, package
-from sparsecod_jax.sweep.commands import output_of
-from sparsecod_jax.sweep.launching import Job, study_id
-from sparsecod_jax.sweep.package import Shipment
+from sparsecod_jax.launching import launching, package
+from sparsecod_jax.launching.commands import output_of
+from sparsecod_jax.launching.launching import Job, study_id
+from sparsecod_jax.launching.package import Shipment
+from sparsecod_jax.plan import topologies
+from sparsecod_jax.storage.files import is_remote
 
 SAVING = 120  # seconds before a time limit at which runs are told to save
 

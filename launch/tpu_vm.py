@@ -13,14 +13,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sparsecod_jax import topologies
 from sparsecod_jax.errors import ConfigError, SparsecodError
-from sparsecod_jax.sweep import host, launching
-from sparsecod_jax.sweep.commands import output_of
-from sparsecod_jax.sweep.container import PYTHON_IMAGE, Wheel
-from sparsecod_jax.sweep.launching import Job
-from sparsecod_jax.sweep.package import Shipment
-from sparsecod_jax.topologies import Shape
+from sparsecod_jax.launching import host, launching
+from sparsecod_jax.launching.commands import output_of
+from sparsecod_jax.launching.container import PYTHON_IMAGE, Wheel
+from sparsecod_jax.launching.launching import Job
+from sparsecod_jax.launching.package import Shipment
+from sparsecod_jax.plan import topologies
+from sparsecod_jax.plan.topologies import Shape
 
 HOST_SCRIPT = Path(__file__).with_name("tpu_vm_host.sh")
 STUDY = "sparsecod-study"  # label

@@ -7,10 +7,11 @@ import argparse
 import json
 import sys
 
-from sparsecod_jax import devices, options, xla_flags
 from sparsecod_jax.analysis.catalogue import CATALOGUE
-from sparsecod_jax.ending import exit_code_of
 from sparsecod_jax.errors import UsageError
+from sparsecod_jax.parallel import devices, xla_flags
+from sparsecod_jax.shell import options
+from sparsecod_jax.shell.ending import exit_code_of
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -32,7 +33,7 @@ def _run(args: argparse.Namespace, rest: list[str], argv: list[str]) -> None:
     options.check(args, argv)
     devices.gpu_share()  # refuses what jax would lose the GPU over
     xla_flags.compute_own_reductions()
-    from sparsecod_jax.buckets import check_named  # with libraries that --help does without
+    from sparsecod_jax.storage.buckets import check_named  # with libraries that --help does without
 
     check_named(*vars(args).values())
     args.run(args, overrides)
@@ -171,20 +172,20 @@ def _data(args, overrides) -> None:
 
 
 def _train(args, overrides) -> None:
-    from sparsecod_jax.buckets import check_named
-    from sparsecod_jax.config_file import load
-    from sparsecod_jax.console import unhinder
-    from sparsecod_jax.stopping import STOP
+    from sparsecod_jax.config.load import load_experiment
+    from sparsecod_jax.shell.console import unhinder
+    from sparsecod_jax.shell.stopping import STOP
+    from sparsecod_jax.storage.buckets import check_named
 
     if args.owns_process:
         STOP.listen()
         unhinder()
-    experiment = load(args.config, overrides)  # refuses mistakes before jax is imported
+    experiment = load_experiment(args.config, overrides)  # refuses mistakes before jax is imported
     check_named(experiment.data.path)
-    from sparsecod_jax import processes
+    from sparsecod_jax.parallel import processes
 
     with processes.connected(args.coordinator, args.process_count, args.process_index, owns_process=args.owns_process):
-        from sparsecod_jax.train.compilation import keep_programs
+        from sparsecod_jax.parallel.compilation import keep_programs
         from sparsecod_jax.train.loop import train
 
         keep_programs()
@@ -192,9 +193,9 @@ def _train(args, overrides) -> None:
 
 
 def _analyze(args, overrides) -> None:
-    from sparsecod_jax import processes
     from sparsecod_jax.analysis.scores import analyze
-    from sparsecod_jax.train.compilation import keep_programs
+    from sparsecod_jax.parallel import processes
+    from sparsecod_jax.parallel.compilation import keep_programs
 
     xla_flags.leave_products_to_libraries()
     processes.check_alone("analyze is one process, with all the devices of its host: start it once")
@@ -204,25 +205,25 @@ def _analyze(args, overrides) -> None:
 
 
 def _export(args, overrides) -> None:
-    from sparsecod_jax import processes
-    from sparsecod_jax.export.exporting import export
+    from sparsecod_jax.parallel import processes
+    from sparsecod_jax.pretrained.exporting import export
 
     processes.check_alone("export is one process, with all the devices of its host: start it once")
     print(f"exported: {export(args.workdir, args.out, dtype=args.dtype)}")
 
 
 def _import(args, overrides) -> None:
-    from sparsecod_jax import processes
-    from sparsecod_jax.export.importing import import_model
+    from sparsecod_jax.parallel import processes
+    from sparsecod_jax.pretrained.importing import import_model
 
     processes.check_alone("import is one process, with all the devices of its host: start it once")
     print(f"imported: {import_model(args.hf, args.workdir)}")
 
 
 def _eval(args, overrides) -> None:
-    from sparsecod_jax import processes
     from sparsecod_jax.evaluate.downstream import evaluate
-    from sparsecod_jax.train.compilation import keep_programs
+    from sparsecod_jax.parallel import processes
+    from sparsecod_jax.parallel.compilation import keep_programs
 
     processes.check_alone("eval is one process, with all the devices of its host: start it once")
     keep_programs()
@@ -231,28 +232,29 @@ def _eval(args, overrides) -> None:
 
 
 def _generate(args, overrides) -> None:
-    from sparsecod_jax import finished, processes
     from sparsecod_jax.evaluate.generate import generate
-    from sparsecod_jax.train.compilation import keep_programs
+    from sparsecod_jax.parallel import processes
+    from sparsecod_jax.parallel.compilation import keep_programs
+    from sparsecod_jax.pretrained.load import find_model, load_model
 
     processes.check_alone("generate is one process, with all the devices of its host: start it once")
     keep_programs()
-    model = finished.load(finished.find(args.workdir, args.hf))
+    model = load_model(find_model(args.workdir, args.hf))
     print(args.prompt + generate(model, args.prompt, args.tokens, args.temperature, args.seed))
 
 
 def _plan(args, overrides) -> None:
-    from sparsecod_jax.config_file import load
+    from sparsecod_jax.config.load import load_experiment
 
-    experiment = load(args.config, overrides)
-    from sparsecod_jax.plan import plan_all
+    experiment = load_experiment(args.config, overrides)
+    from sparsecod_jax.plan.plan import plan_all
 
     plan_all(experiment, args.topology, args.mfu, args.out, every_remat=args.every_remat)
 
 
 def _sweep(args, overrides) -> None:
-    from sparsecod_jax.console import unhinder
-    from sparsecod_jax.sweep.local import sweep
+    from sparsecod_jax.shell.console import unhinder
+    from sparsecod_jax.study.run_local import sweep
 
     if args.owns_process:
         unhinder()

@@ -3,7 +3,7 @@
 import os
 import tempfile
 
-from sparsecod_jax import xla_flags
+from sparsecod_jax.parallel import xla_flags
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"  # the tests mostly compile

@@ -6,13 +6,10 @@ import re
 import subprocess
 import sys
 
-import process
 import pytest
-import study_dirs
-import tiny
-import wrong_inputs
 
 from sparsecod_jax.cli import main
+from tests.support import process, study_dirs, tiny_configs, wrong_inputs
 
 ENVIRONMENT = os.environ | {"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1"}
 
@@ -117,8 +114,8 @@ def test_from_text_to_report(corpus, tmp_path):
     data, run = tmp_path / "data", tmp_path / "runs" / "first"
     output, _ = _sparsecod("data", f"--source={corpus}", f"--out={data}", "--vocab_size=300", "--validation_fraction=0.2")
     assert re.search(r"train \d+ documents, [\d,]+ tokens; validation \d+ documents, .*; fingerprint [0-9a-f]{16}\n$", output)
-    experiment = tiny.experiment(steps=2, data={"path": str(data)}, schedule={"warmup_steps": 1}, evaluation={"max_tokens": 512})
-    output, _ = _sparsecod("train", "--config=configs/smoke.py", f"--workdir={run}", *tiny.flags(experiment))
+    experiment = tiny_configs.experiment(steps=2, data={"path": str(data)}, schedule={"warmup_steps": 1}, evaluation={"max_tokens": 512})
+    output, _ = _sparsecod("train", "--config=configs/smoke.py", f"--workdir={run}", *tiny_configs.flags(experiment))
     assert "step 2/2 | loss " in output
     assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [1, 2]
     final = json.loads((run / "final.json").read_text())

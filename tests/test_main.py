@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 
-import process
+from tests.support import process
 
 
 def test_a_module_of_the_working_folder_is_not_imported(tmp_path):

@@ -9,8 +9,8 @@ Run time:  nano 15 minutes of two H100s for all seven studies, or 12.5 minutes a
 Result:    nano the longer the sequences the more variance and the denser attention; see docs/results/nano/context
 """
 
-from sparsecod_jax.sweep import house
-from sparsecod_jax.sweep.study import Claim, Study
+from sparsecod_jax.study import claims
+from sparsecod_jax.study.study import Claim, Study
 
 LENGTHS = {"nano": (64, 256, 1024), "mini": (256, 1024, 4096), "paper": (256, 512, 1024, 2048, 4096, 8192)}
 TOKENS = {"nano": 2048, "mini": 16384, "paper": 2097152}  # a step
@@ -28,11 +28,11 @@ def get_study(scale="nano"):
         config=f"configs/dense_1b.py:{scale}",
         arms=arms,
         claims=(
-            house.more_variance_of_probe("long training sequences lower the variance of the last block", short, long),
-            house.more_useful("long training sequences make blocks more useful", long, short),
+            claims.more_variance_of_probe("long training sequences lower the variance of the last block", short, long),
+            claims.more_useful("long training sequences make blocks more useful", long, short),
             Claim("attention of models trained on long sequences is sparser", density, short, long, 0.02),
         ),
-        not_testable=(*house.NOT_TESTABLE[scale], "perplexities at each arm's own length, which mix length and model"),
+        not_testable=(*claims.NOT_TESTABLE[scale], "perplexities at each arm's own length, which mix length and model"),
         published=("tables/sequence_length", "curves/last_layer_variance_by_step/sequence_length"),
         mechanism={"attention density at one probe length": density},
         changes={
@@ -41,5 +41,5 @@ def get_study(scale="nano"):
             "evaluation.seq_len": lengths[0],
             "evaluation.batch_size": TOKENS[scale] // lengths[0],
         },
-        analyze={**house.ANALYZE[scale], "seq_len": lengths[0]},
+        analyze={**claims.ANALYZE[scale], "seq_len": lengths[0]},
     )

@@ -9,8 +9,8 @@ Result:    nano variance of the last block 30, 78, 199, 558 with 4 to 32 blocks,
            scores fall, the loss does not; see docs/results/mini/depth
 """
 
-from sparsecod_jax.sweep import house
-from sparsecod_jax.sweep.study import Study
+from sparsecod_jax.study import claims
+from sparsecod_jax.study.study import Study
 
 DEPTHS = {"nano": (4, 8, 16, 32), "mini": (12, 24, 48), "paper": (12, 16, 24, 32)}
 # Twice the width and a quarter of the depth of an arm: equal blocks, but embedding and head double, 11 % more parameters without input
@@ -24,24 +24,24 @@ WIDE = {
 def get_study(scale="nano"):
     arms = {f"depth-{depth:02d}": {"model.n_layers": depth} for depth in DEPTHS[scale]}
     shallow, deep = min(arms), max(arms)
-    claims = [
-        house.more_variance("the deepest model's stream has the largest variance", deep, shallow),
-        house.more_useful("blocks of the shallowest model are more useful each", shallow, deep),
-        house.more_causal("blocks of the shallowest model have more effect on later ones", shallow, deep),
-        house.more_ordered("the order of blocks matters more in the shallowest model", shallow, deep),
-        house.worse("depth lowers the held-out loss", shallow, deep),
+    expected = [
+        claims.more_variance("the deepest model's stream has the largest variance", deep, shallow),
+        claims.more_useful("blocks of the shallowest model are more useful each", shallow, deep),
+        claims.more_causal("blocks of the shallowest model have more effect on later ones", shallow, deep),
+        claims.more_ordered("the order of blocks matters more in the shallowest model", shallow, deep),
+        claims.worse("depth lowers the held-out loss", shallow, deep),
     ]
     if scale in WIDE:
         narrow, wide = WIDE[scale]
         arms["wide"] = wide
-        claims.append(house.worse("with as many parameters in blocks, wide and shallow is better than narrow and deep", narrow, "wide"))
+        expected.append(claims.worse("with as many parameters in blocks, wide and shallow is better than narrow and deep", narrow, "wide"))
     return Study(
         question="Do the blocks of a deeper model contribute less each?",
         held_fixed=("width, but for the wide arm", "tokens a step", "total tokens", "learning rate", "evaluation length", "data order"),
         config=f"configs/dense_1b.py:{scale}",
         arms=arms,
-        claims=tuple(claims),
-        not_testable=house.NOT_TESTABLE[scale],
+        claims=tuple(expected),
+        not_testable=claims.NOT_TESTABLE[scale],
         published=("tables/depth_scores", "curves/last_layer_variance_by_step/depth", "curves/jacobian_distance_by_block"),
-        analyze=house.ANALYZE[scale],
+        analyze=claims.ANALYZE[scale],
     )

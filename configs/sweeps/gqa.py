@@ -9,9 +9,9 @@ Run time:  nano 15 minutes of two H100s for all seven studies, or 12.5 minutes a
 Result:    nano no lower variance, no effect on mean usefulness that counts; see docs/results/nano/gqa
 """
 
-from sparsecod_jax import scales
-from sparsecod_jax.sweep import house
-from sparsecod_jax.sweep.study import Study
+from sparsecod_jax.config import scales
+from sparsecod_jax.study import claims
+from sparsecod_jax.study.study import Study
 
 HEADS = {"nano": 4, "mini": 8, "paper": 16}
 GROUPS = {"nano": (1, 2, 4), "mini": (1, 2, 8), "paper": (1, 4, 16)}
@@ -30,17 +30,17 @@ def get_study(scale="nano"):
         config=f"configs/dense_1b.py:{scale}",
         arms=arms,
         claims=(
-            house.more_variance("the largest group has the smaller variance", alone, shared),
-            house.more_variance("the largest group has the smaller variance at equal parameters too", alone, "same-size"),
-            house.more_useful("the largest group has the more useful blocks", shared, alone),
-            house.more_useful("the largest group has the more useful blocks at equal parameters too", "same-size", alone),
+            claims.more_variance("the largest group has the smaller variance", alone, shared),
+            claims.more_variance("the largest group has the smaller variance at equal parameters too", alone, "same-size"),
+            claims.more_useful("the largest group has the more useful blocks", shared, alone),
+            claims.more_useful("the largest group has the more useful blocks at equal parameters too", "same-size", alone),
         ),
-        not_testable=house.NOT_TESTABLE[scale],
+        not_testable=claims.NOT_TESTABLE[scale],
         published=("tables/gqa", "curves/last_layer_variance_by_step/gqa"),
         mechanism={
             "attention density": "scores/sparsity/attention/heads/density/mean",
             "variance of attention": "last/variance/attention/mean",
         },
         changes=scales.LONG if scale == "paper" else {},
-        analyze=house.ANALYZE[scale],
+        analyze=claims.ANALYZE[scale],
     )

@@ -10,9 +10,9 @@ Run time:  nano 15 minutes of two H100s for all seven studies, or 12.5 minutes a
 Result:    nano raw gates 2.2 times less variance than dense, no less once renormalised; better loss either way; see docs/results/nano/moe
 """
 
-from sparsecod_jax import scales
-from sparsecod_jax.sweep import house
-from sparsecod_jax.sweep.study import Study
+from sparsecod_jax.config import scales
+from sparsecod_jax.study import claims
+from sparsecod_jax.study.study import Study
 
 # As many active parameters as the dense model, whose hidden width is d_ff x top_k.
 EXPERTS = {
@@ -51,14 +51,14 @@ def get_study(scale="nano"):
         config=f"configs/dense_1b.py:{scale}",
         arms=arms | (SMALLER if scale == "paper" else {}),
         claims=(
-            house.more_variance("a mixture with raw gates has the smaller variance", "dense", "raw"),
-            house.more_useful("a mixture with raw gates has the more useful blocks", "raw", "dense"),
-            house.worse("a mixture with raw gates has the lower held-out loss", "dense", "raw"),
-            house.more_variance("renormalising the gates raises the variance of a mixture", "renormalised", "raw"),
-            house.more_variance("scaling a dense FFN as raw gates do lowers its variance", "dense", "dense-scaled"),
-            house.more_useful("a mixture with raw gates has more useful blocks than a dense model scaled alike", "raw", "dense-scaled"),
+            claims.more_variance("a mixture with raw gates has the smaller variance", "dense", "raw"),
+            claims.more_useful("a mixture with raw gates has the more useful blocks", "raw", "dense"),
+            claims.worse("a mixture with raw gates has the lower held-out loss", "dense", "raw"),
+            claims.more_variance("renormalising the gates raises the variance of a mixture", "renormalised", "raw"),
+            claims.more_variance("scaling a dense FFN as raw gates do lowers its variance", "dense", "dense-scaled"),
+            claims.more_useful("a mixture with raw gates has more useful blocks than a dense model scaled alike", "raw", "dense-scaled"),
         ),
-        not_testable=house.NOT_TESTABLE[scale],
+        not_testable=claims.NOT_TESTABLE[scale],
         published=("tables/moe", "curves/last_layer_variance_by_step/moe"),
         mechanism={
             "sum of squared gates": "last/router/gate_square_sum/mean",
@@ -66,5 +66,5 @@ def get_study(scale="nano"):
             "FFN variance at the end": "last/variance/ffn/mean",
         },
         changes=scales.LONG if scale == "paper" else {},
-        analyze=house.ANALYZE[scale],
+        analyze=claims.ANALYZE[scale],
     )

@@ -7,8 +7,8 @@ Run time:  nano 15 minutes of two H100s for all seven studies, or half an hour a
 Result:    nano variance of 32 blocks 483 without, 0.56 with it; mean usefulness undecided; see docs/results/nano/recipe
 """
 
-from sparsecod_jax.sweep import house
-from sparsecod_jax.sweep.study import Study
+from sparsecod_jax.study import claims
+from sparsecod_jax.study.study import Study
 
 HEADS = {"nano": 4, "mini": 4, "paper": 16}
 DENSE = {"model.n_experts": 0, "model.top_k": 0}
@@ -53,17 +53,17 @@ def get_study(scale="nano"):
             "with-experts": _length(scale, long),
         },
         claims=(
-            house.more_useful("blocks of the deep model are less useful", "shallow", "deep"),
-            house.more_variance_of_probe("the whole recipe lowers the variance of the deep model", "deep", "with-experts"),
-            house.more_useful("the whole recipe makes blocks of the deep model more useful", "with-experts", "deep"),
-            house.worse("the whole recipe lowers the held-out loss of the deep model", "deep", "with-experts"),
+            claims.more_useful("blocks of the deep model are less useful", "shallow", "deep"),
+            claims.more_variance_of_probe("the whole recipe lowers the variance of the deep model", "deep", "with-experts"),
+            claims.more_useful("the whole recipe makes blocks of the deep model more useful", "with-experts", "deep"),
+            claims.worse("the whole recipe lowers the held-out loss of the deep model", "deep", "with-experts"),
         ),
-        not_testable=house.NOT_TESTABLE[scale],
+        not_testable=claims.NOT_TESTABLE[scale],
         published=("tables/recipe_ladder",),
         mechanism={
             "attention density": "scores/sparsity/attention/heads/density/mean",
             "sum of squared gates": "last/router/gate_square_sum/mean",
         },
         changes={"evaluation.seq_len": short},
-        analyze=house.ANALYZE[scale],
+        analyze=claims.ANALYZE[scale],
     )

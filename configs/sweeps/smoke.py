@@ -7,8 +7,8 @@ Result:    nano variance of the last block 7.5 times (2.7 to 21) as large with 1
            undecided
 """
 
-from sparsecod_jax.sweep import house
-from sparsecod_jax.sweep.study import Study
+from sparsecod_jax.study import claims
+from sparsecod_jax.study.study import Study
 
 
 def get_study(scale="nano"):
@@ -18,9 +18,9 @@ def get_study(scale="nano"):
         config=f"configs/smoke.py:{scale}",
         arms={"depth-04": {"model.n_layers": 4}, "depth-16": {"model.n_layers": 16}},
         claims=(
-            house.more_variance("the deeper model's stream has the larger variance", "depth-16", "depth-04"),
-            house.more_useful("blocks of the shallower model are more useful each", "depth-04", "depth-16"),
-            house.more_ordered("the order of blocks matters more in the shallower model", "depth-04", "depth-16"),
+            claims.more_variance("the deeper model's stream has the larger variance", "depth-16", "depth-04"),
+            claims.more_useful("blocks of the shallower model are more useful each", "depth-04", "depth-16"),
+            claims.more_ordered("the order of blocks matters more in the shallower model", "depth-04", "depth-16"),
         ),
         not_testable=("whether depth pays: these models have seen too few tokens",),
         published=("tables/depth_scores", "curves/last_layer_variance_by_step/depth"),

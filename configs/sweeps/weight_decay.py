@@ -10,8 +10,8 @@ Result:    nano variance of the last block 3,933, 199, 1.7, 0.0025, 0.0006 with 
            rise; see docs/results/nano/weight_decay; mini 678, 285, 62 with 0, 0.1, 0.3, and the loss falls: docs/results/mini
 """
 
-from sparsecod_jax.sweep import house
-from sparsecod_jax.sweep.study import Claim, Study
+from sparsecod_jax.study import claims
+from sparsecod_jax.study.study import Claim, Study
 
 # Learning rate x steps under the cosine: 4.4 a unit of decay at nano size, 1.1 at mini and 4.2 at paper size. When these arms were declared
 # it was 2.2 at nano and mini size; the studies of the learning rate then doubled the one and halved the other.
@@ -33,19 +33,19 @@ def get_study(scale="nano"):
         config=f"configs/dense_1b.py:{scale}",
         arms={_arm(decay): {"optimizer.weight_decay": decay} for decay in DECAYS[scale]},
         claims=(
-            house.more_variance("moderate decay lowers the variance of the last block", none, moderate),
-            house.more_variance("strong decay lowers the variance below that of moderate decay", moderate, strong),
-            house.more_useful("moderate decay makes blocks more useful", moderate, none),
-            house.more_useful("strong decay makes blocks less useful than moderate decay does", moderate, strong),
-            house.worse("moderate decay lowers the held-out loss", none, moderate),
+            claims.more_variance("moderate decay lowers the variance of the last block", none, moderate),
+            claims.more_variance("strong decay lowers the variance below that of moderate decay", moderate, strong),
+            claims.more_useful("moderate decay makes blocks more useful", moderate, none),
+            claims.more_useful("strong decay makes blocks less useful than moderate decay does", moderate, strong),
+            claims.worse("moderate decay lowers the held-out loss", none, moderate),
             Claim("strong decay brings more weights near zero, relative to their size", f"{down}/near_zero_0.1/mean", strong, none, 0.02),
         ),
-        not_testable=house.NOT_TESTABLE[scale],
+        not_testable=claims.NOT_TESTABLE[scale],
         published=("tables/weight_decay", "curves/last_layer_variance_by_step/weight_decay"),
         mechanism={
             "learning rate x decay x steps": "derived/decay",
             "weight RMS, FFN output": f"{down}/rms/mean",
             "near-zero weights, FFN output": f"{down}/near_zero_0.1/mean",
         },
-        analyze=house.ANALYZE[scale],
+        analyze=claims.ANALYZE[scale],
     )

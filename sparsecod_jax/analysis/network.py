@@ -12,12 +12,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sparsecod_jax.model import Transformer
 from sparsecod_jax.model.attention import Kernel, rope_angles
 from sparsecod_jax.model.block import Block, depths
 from sparsecod_jax.model.layers import RMSNorm
 from sparsecod_jax.model.loss import token_losses
-from sparsecod_jax.sharding import constrain
+from sparsecod_jax.model.transformer import Transformer
+from sparsecod_jax.parallel.sharding import constrain
 
 
 class Layer:

@@ -15,8 +15,8 @@ import numpy as np
 from sparsecod_jax.analysis import network
 from sparsecod_jax.analysis.subject import Subject, per_sequence
 from sparsecod_jax.model.layers import RMSNorm
+from sparsecod_jax.stats.block import branch_norm, update_cosine, variance
 from sparsecod_jax.stats.moments import moments
-from sparsecod_jax.stats.taps import branch_norm, update_cosine, variance
 
 TOP = 5  # predictions whose overlap is counted
 LENS_POSITIONS = 16  # decoded at once

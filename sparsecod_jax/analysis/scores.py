@@ -9,8 +9,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from sparsecod_jax import counts, files, finished, theory
-from sparsecod_jax.analysis import network, profile, sparsity, usefulness
+from sparsecod_jax.analysis import network, profile, sparsity, theory, usefulness
 from sparsecod_jax.analysis.catalogue import CATALOGUE, chosen
 from sparsecod_jax.analysis.causal import causal
 from sparsecod_jax.analysis.jacobian import Method
@@ -18,11 +17,14 @@ from sparsecod_jax.analysis.jacobian import jacobian as jacobian_distance
 from sparsecod_jax.analysis.permutation import permutation
 from sparsecod_jax.analysis.sequences import choose
 from sparsecod_jax.analysis.subject import Subject, load, per_sequence
+from sparsecod_jax.config import counts
 from sparsecod_jax.errors import ConfigError
-from sparsecod_jax.files import finite, read_record, write_record
-from sparsecod_jax.ownership import check_free_or_ours, locked
-from sparsecod_jax.processes import note
-from sparsecod_jax.rundir import AnalysisDir, RunDir, read_loosely
+from sparsecod_jax.parallel.processes import note
+from sparsecod_jax.pretrained.load import find_model
+from sparsecod_jax.storage import files
+from sparsecod_jax.storage.files import finite, read_record, write_record
+from sparsecod_jax.storage.ownership import check_free_or_ours, locked
+from sparsecod_jax.storage.rundir import AnalysisDir, RunDir, read_loosely
 
 
 class Options(NamedTuple):
@@ -67,7 +69,7 @@ def analyze(
       ConfigError: the model, the sequences or a name can't be used, or `out` holds something else; nothing was written.
       Fenced: another process writes scores there.
     """
-    source = finished.find(workdir, hf)
+    source = find_model(workdir, hf)
     if hf is not None and out is None:
         raise ConfigError("nothing is written into a folder of Hugging Face: say with --out where the scores go")
     target = AnalysisDir(files.absolute(out)) if out is not None else RunDir(source.path).analysis

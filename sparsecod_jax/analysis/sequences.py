@@ -6,17 +6,18 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from sparsecod_jax import files, finished
 from sparsecod_jax.data.store import Manifest, Windows, prepare_command, read_manifest
 from sparsecod_jax.data.tokenizer import TOKENIZER
 from sparsecod_jax.data.tokenizer import load as load_tokenizer
 from sparsecod_jax.errors import ConfigError
+from sparsecod_jax.pretrained.load import ModelSource
+from sparsecod_jax.storage import files
 
 SEQUENCES, SEQ_LEN, SPLIT = 100, 512, "validation"  # unless asked for otherwise
 
 
 def choose(
-    source: finished.Source,
+    source: ModelSource,
     *,
     tokens: str | None,
     data: str | None,
@@ -58,7 +59,7 @@ def draw(directory: epath.Path, manifest: Manifest, split: str, sequences: int, 
     return np.stack([windows[number] for number in chosen])
 
 
-def _data(source: finished.Source, named: str | None) -> tuple[epath.Path, Manifest]:
+def _data(source: ModelSource, named: str | None) -> tuple[epath.Path, Manifest]:
     """The data that is named, if it has the model's tokenizer; else that on which the model was trained."""
     if named is None:
         if source.experiment is None:

@@ -13,12 +13,13 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from sparsecod_jax import config, finished
+from sparsecod_jax import config
 from sparsecod_jax.analysis import network
 from sparsecod_jax.data.pipeline import local_rows, segments, to_devices
 from sparsecod_jax.errors import ConfigError
-from sparsecod_jax.model import Transformer
-from sparsecod_jax.sharding import batch_sharding, ways
+from sparsecod_jax.model.transformer import Transformer
+from sparsecod_jax.parallel.sharding import batch_sharding, ways
+from sparsecod_jax.pretrained.load import ModelSource, load_model
 
 STATES_BYTES = 2**28  # of a device, for the stream after every block of the rows that it holds
 
@@ -68,7 +69,7 @@ class Subject:
             yield Rows(tokens, masks, min(batch, count - first))
 
 
-def load(source: finished.Source, tokens_NT: np.ndarray) -> Subject:
+def load(source: ModelSource, tokens_NT: np.ndarray) -> Subject:
     """A model laid out over all devices, once it is known to take these tokens.
 
     Raises:
@@ -80,7 +81,7 @@ def load(source: finished.Source, tokens_NT: np.ndarray) -> Subject:
     if source.experiment is None and tokens_NT.shape[1] > source.longest:
         raise ConfigError(f"{source.path} takes at most {source.longest} tokens, not {tokens_NT.shape[1]}: shorten the sequences")
     eos_id = source.tokenizer().eos_id if masking else None
-    model = finished.load(source)
+    model = load_model(source)
     return Subject(model.net, model.params, model.mesh, tokens_NT.astype(np.int32), eos_id, model.step, model.weights)
 
 

@@ -18,9 +18,9 @@ from collections.abc import Iterator
 import numpy as np
 from etils import epath
 
-from sparsecod_jax import files
 from sparsecod_jax.errors import ConfigError, SparsecodError
-from sparsecod_jax.shown import shown
+from sparsecod_jax.shell.shown import shown
+from sparsecod_jax.storage import files
 
 BLOCK = 2**16  # bytes
 DIGITS = 8  # of a block's digest

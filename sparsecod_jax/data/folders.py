@@ -15,11 +15,11 @@ from typing import Any
 
 from etils import epath
 
-from sparsecod_jax import files
 from sparsecod_jax.data import readers
 from sparsecod_jax.data.left_out import LeftOut
 from sparsecod_jax.errors import ConfigError
-from sparsecod_jax.shown import shown
+from sparsecod_jax.shell.shown import shown
+from sparsecod_jax.storage import files
 
 TRAIN = "train"
 SPLITS = {  # the words for a split in names of files and folders

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from sparsecod_jax.shown import shown
+from sparsecod_jax.shell.shown import shown
 
 EXAMPLES = 5  # that are kept of each reason
 REASONS = 50  # that are told apart, as names of splits are part of some

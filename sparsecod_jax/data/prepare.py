@@ -25,14 +25,14 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
-from sparsecod_jax import files
 from sparsecod_jax.data import blocks, dedup, raw, round_trip, sources, tokenizer, trial, workspace
 from sparsecod_jax.data.blocks import Shard
 from sparsecod_jax.data.left_out import LeftOut
 from sparsecod_jax.data.store import MANIFEST, Manifest, Split, entropy, read_manifest
 from sparsecod_jax.errors import ConfigError
-from sparsecod_jax.ownership import locked
-from sparsecod_jax.shown import shown
+from sparsecod_jax.shell.shown import shown
+from sparsecod_jax.storage import files
+from sparsecod_jax.storage.ownership import locked
 
 SPLITS = ("train", "validation")
 SOURCE = "source.json"  # sizes and times of the source's files when they were read, and a digest of the tokenizer

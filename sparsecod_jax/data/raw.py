@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from etils import epath
 
-from sparsecod_jax import files
 from sparsecod_jax.data import tokenizer
 from sparsecod_jax.data.blocks import Shard, digests
 from sparsecod_jax.data.store import MANIFEST, Manifest, Split, entropy, read_ids
 from sparsecod_jax.errors import ConfigError
-from sparsecod_jax.shown import shown
+from sparsecod_jax.shell.shown import shown
+from sparsecod_jax.storage import files
 
 PARTS = "part-*.npy"
 NUMPY_MAGIC = b"\x93NUMPY"

@@ -16,9 +16,9 @@ from typing import IO, Any
 
 from etils import epath
 
-from sparsecod_jax import files
 from sparsecod_jax.errors import ConfigError
-from sparsecod_jax.shown import shown
+from sparsecod_jax.shell.shown import shown
+from sparsecod_jax.storage import files
 
 LONGEST = 2**28  # bytes of a line or document
 CHUNK = 2**20  # bytes read at a time

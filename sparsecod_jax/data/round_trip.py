@@ -6,7 +6,7 @@ from collections import Counter
 
 from sparsecod_jax.data.tokenizer import Tokenizer
 from sparsecod_jax.errors import ConfigError
-from sparsecod_jax.shown import shown
+from sparsecod_jax.shell.shown import shown
 
 MOST_LOST = 0.1  # share of characters from which a tokenizer does not fit the text
 

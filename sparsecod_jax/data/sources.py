@@ -14,12 +14,12 @@ from typing import Any
 
 from etils import epath
 
-from sparsecod_jax import files
 from sparsecod_jax.data import folders, readers
 from sparsecod_jax.data.left_out import LeftOut
 from sparsecod_jax.data.readers import Fields
 from sparsecod_jax.errors import ConfigError
-from sparsecod_jax.shown import shown
+from sparsecod_jax.shell.shown import shown
+from sparsecod_jax.storage import files
 
 SAVED, SAVED_SPLITS = "state.json", "dataset_dict.json"  # what marks a folder of save_to_disk
 

@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from sparsecod_jax import files
 from sparsecod_jax.config import Experiment
 from sparsecod_jax.data.blocks import BLOCK, DIGITS, SMALL, Blocks, Shard, place, read_bytes
 from sparsecod_jax.data.tokenizer import TOKENIZER
 from sparsecod_jax.errors import ConfigError
-from sparsecod_jax.shown import say_once, shown
+from sparsecod_jax.shell.shown import say_once, shown
+from sparsecod_jax.storage import files
 
 MANIFEST = "manifest.json"
 DTYPES = ("uint16", "uint32")

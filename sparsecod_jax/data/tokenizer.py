@@ -22,10 +22,10 @@ from etils import epath
 from tokenizers import Tokenizer as HFTokenizer
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
-from sparsecod_jax import files
 from sparsecod_jax.data import trial
 from sparsecod_jax.errors import ConfigError
-from sparsecod_jax.shown import shown
+from sparsecod_jax.shell.shown import shown
+from sparsecod_jax.storage import files
 
 TOKENIZER = "tokenizer.json"
 END_OF_DOCUMENT = "<|endoftext|>"

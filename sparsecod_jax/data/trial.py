@@ -14,9 +14,9 @@ from typing import Any
 
 from etils import epath
 
-from sparsecod_jax import files
 from sparsecod_jax.errors import ConfigError
-from sparsecod_jax.shown import shown
+from sparsecod_jax.shell.shown import shown
+from sparsecod_jax.storage import files
 
 LARGEST = 2**28  # bytes of a tokenizer.json; the largest in use have 2**25
 SECONDS = 30

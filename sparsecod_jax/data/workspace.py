@@ -13,10 +13,10 @@ from typing import Any
 
 from etils import epath
 
-from sparsecod_jax import files
 from sparsecod_jax.errors import ConfigError
-from sparsecod_jax.ownership import check_free_or_ours
-from sparsecod_jax.shown import shown
+from sparsecod_jax.shell.shown import shown
+from sparsecod_jax.storage import files
+from sparsecod_jax.storage.ownership import check_free_or_ours
 
 BEGUN = "begun.json"  # the request of unfinished data
 WORK = "work"

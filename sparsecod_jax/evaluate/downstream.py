@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from etils import epath
 
-from sparsecod_jax import files, finished
 from sparsecod_jax.errors import ConfigError
-from sparsecod_jax.rundir import RunDir
+from sparsecod_jax.pretrained.load import LoadedModel, find_model, load_model
+from sparsecod_jax.storage import files
+from sparsecod_jax.storage.rundir import RunDir
 
 if TYPE_CHECKING:
     from sparsecod_jax.evaluate.tasks import Asked
@@ -59,7 +60,7 @@ def evaluate(
         raise ConfigError(
             f"the tasks in --include={include} may run any code: add --trust if you trust whoever wrote them, else leave them out"
         )
-    source = finished.find(workdir, hf)
+    source = find_model(workdir, hf)
     source.tokenizer()  # or it is told before tasks are loaded that there is none
     target = _target(workdir, out)
     earlier = _earlier(target) if target else []
@@ -68,7 +69,7 @@ def evaluate(
     from sparsecod_jax.evaluate import tasks as questions
 
     asked = questions.load(names, files.absolute(data) if data else None, files.absolute(include) if include else None, num_fewshot)
-    results = _run(finished.load(source), asked, limit)
+    results = _run(load_model(source), asked, limit)
     table = _describe(results)
     if target is None:
         return table
@@ -125,7 +126,7 @@ def _same(a: dict[str, Any], b: dict[str, Any]) -> bool:
     return all(a.get(name) == b.get(name) for name in ("asked", "model"))
 
 
-def _run(model: finished.Finished, asked: "Asked", limit: int | None) -> dict[str, Any]:
+def _run(model: LoadedModel, asked: "Asked", limit: int | None) -> dict[str, Any]:
     """lm-eval's results as plain JSON, and what it does not know."""
     import lm_eval
     from lm_eval.utils import handle_non_serializable

@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from sparsecod_jax.errors import ConfigError
-from sparsecod_jax.finished import Finished
-from sparsecod_jax.model import Transformer
+from sparsecod_jax.model.transformer import Transformer
+from sparsecod_jax.pretrained.load import LoadedModel
 
 BUFFER = 64  # its length is a multiple of this, so that prompts of about one length share a program
 
 
-def generate(finished: Finished, prompt: str, tokens: int, temperature: float = 0.0, seed: int = 0) -> str:
+def generate(finished: LoadedModel, prompt: str, tokens: int, temperature: float = 0.0, seed: int = 0) -> str:
     """The continuation of a prompt: at most `tokens` tokens, fewer where the model ends the document.
 
     Args:

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from sparsecod_jax.data.pipeline import local_rows, to_devices
-from sparsecod_jax.finished import Finished
-from sparsecod_jax.model import Transformer
 from sparsecod_jax.model.loss import losses_and_hits
-from sparsecod_jax.sharding import batch_sharding, constrain, ways
+from sparsecod_jax.model.transformer import Transformer
+from sparsecod_jax.parallel.sharding import batch_sharding, constrain, ways
+from sparsecod_jax.pretrained.load import LoadedModel
 
 TOKENS = 2**13  # on a device at once, unless a single row is longer
 LENGTHS = 8  # that rows are padded to
@@ -38,7 +38,7 @@ class Score(NamedTuple):
     hits: np.ndarray  # whether the id is the likeliest
 
 
-def scores(finished: Finished, rows: list[Row]) -> Iterator[list[tuple[int, Score]]]:
+def scores(finished: LoadedModel, rows: list[Row]) -> Iterator[list[tuple[int, Score]]]:
     """The scores of all rows, each with the row's number, a batch at a time and the longest rows first.
 
     To be called, and gone through, under `finished.mesh`. There are at most 2 * LENGTHS shapes of batches.
@@ -78,7 +78,7 @@ def pad(sizes_N: np.ndarray) -> np.ndarray:
     return chosen[np.searchsorted(chosen, rounded_N)] if len(values) else rounded_N
 
 
-def _batches(finished: Finished, rows: list[Row], numbers: list[int], T: int, C: int) -> Iterator[tuple[list[int], Any]]:
+def _batches(finished: LoadedModel, rows: list[Row], numbers: list[int], T: int, C: int) -> Iterator[tuple[list[int], Any]]:
     """Numbers of rows, and their scores on the devices, not yet waited for; all batches have one shape."""
     sharding, devices = batch_sharding(finished.mesh), ways("batch")
     size = devices * min(max(TOKENS // T, 1), math.ceil(len(numbers) / devices))

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from sparsecod_jax.errors import ConfigError, SparsecodError
 from sparsecod_jax.evaluate.likelihood import Row, Score, scores
-from sparsecod_jax.finished import Finished
+from sparsecod_jax.pretrained.load import LoadedModel
 
 
 class LanguageModel(TemplateLM):
@@ -19,7 +19,7 @@ class LanguageModel(TemplateLM):
     Attention sees a whole sequence, as in the exported model, also where the model was trained to stay within documents.
     """
 
-    def __init__(self, finished: Finished):
+    def __init__(self, finished: LoadedModel):
         super().__init__()
         self.finished = finished
         self.longest = finished.source.longest

@@ -13,8 +13,8 @@ from sparsecod_jax.config import AttentionKernel, Model
 from sparsecod_jax.model.attention import Attention, Kernel
 from sparsecod_jax.model.layers import RMSNorm, SwiGLU
 from sparsecod_jax.model.moe import MixtureOfExperts
-from sparsecod_jax.sharding import constrain
-from sparsecod_jax.stats.taps import block_stats
+from sparsecod_jax.parallel.sharding import constrain
+from sparsecod_jax.stats.block import block_stats
 
 
 class Depth(NamedTuple):

@@ -6,8 +6,8 @@ B batch, T positions, N chunks, C positions of a chunk, D width, V vocabulary; i
 import jax
 import jax.numpy as jnp
 
-from sparsecod_jax import sharding
-from sparsecod_jax.stats.taps import at_least_float32
+from sparsecod_jax.parallel import sharding
+from sparsecod_jax.stats.block import at_least_float32
 
 LOGITS = 2**27  # of a chunk on a device: 512 MiB as float32, beside the same for their gradient
 _ROWS, _HEAD = ("batch", "length"), ("embed", "vocab")

@@ -12,13 +12,13 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
-from sparsecod_jax import sharding
 from sparsecod_jax.config import Model
 from sparsecod_jax.model import hopper
 from sparsecod_jax.model.grouped_matmul import grouped_matmul
 from sparsecod_jax.model.layers import PRODUCT, SwiGLU, weight
 from sparsecod_jax.model.router import route
-from sparsecod_jax.stats.taps import at_least_float32
+from sparsecod_jax.parallel import sharding
+from sparsecod_jax.stats.block import at_least_float32
 
 
 class MixtureOfExperts(nn.Module):

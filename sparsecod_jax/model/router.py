@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sparsecod_jax import sharding
 from sparsecod_jax.config import Model
+from sparsecod_jax.parallel import sharding
 
 
 class Routing(NamedTuple):

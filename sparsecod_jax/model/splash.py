@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
-from sparsecod_jax import sharding
 from sparsecod_jax.model.layers import PRODUCT
+from sparsecod_jax.parallel import sharding
 
 LANES = 128  # the kernel takes positions and head sizes in multiples of this
 BLOCK = 512  # positions of a query or key block, as other TPU codebases have it; not measured here

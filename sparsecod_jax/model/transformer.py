@@ -11,8 +11,8 @@ from sparsecod_jax.config import Kernels, Model
 from sparsecod_jax.model.attention import rope_angles
 from sparsecod_jax.model.block import Block, depths
 from sparsecod_jax.model.layers import PRODUCT, RMSNorm, weight
-from sparsecod_jax.sharding import constrain
-from sparsecod_jax.stats.taps import variance
+from sparsecod_jax.parallel.sharding import constrain
+from sparsecod_jax.stats.block import variance
 
 EMBEDDING_STD = 0.02  # at every width, so that every width starts from the published variance profile
 

@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Picture
 from matplotlib.font_manager import fontManager
 
-from sparsecod_jax import files
 from sparsecod_jax.report.document import COLOURS, FEW, Alarm, Document, Figure, Heading, Heatmap, Part, Table, Text
+from sparsecod_jax.storage import files
 
 FOLDER = "figures"
 FONT = "DejaVu Sans"  # comes with Matplotlib

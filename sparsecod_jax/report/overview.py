@@ -1,6 +1,7 @@
 """What does the report of a run, or of a folder of runs, say?"""
 
-from sparsecod_jax import config, counts
+from sparsecod_jax import config
+from sparsecod_jax.config import counts
 from sparsecod_jax.report import depth, figures
 from sparsecod_jax.report.document import Alarm, Document, Heading, Part, Table, Text, number
 from sparsecod_jax.report.measures import measure

@@ -4,12 +4,13 @@ import dataclasses
 import sys
 from typing import Any
 
-from sparsecod_jax import config, files
+from sparsecod_jax import config
+from sparsecod_jax.config.python_file import gist
 from sparsecod_jax.errors import ConfigError
-from sparsecod_jax.files import read_record
-from sparsecod_jax.python_file import gist
-from sparsecod_jax.rundir import RunDir
-from sparsecod_jax.shown import shown
+from sparsecod_jax.shell.shown import shown
+from sparsecod_jax.storage import files
+from sparsecod_jax.storage.files import read_record
+from sparsecod_jax.storage.rundir import RunDir
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,10 +8,10 @@ import numpy as np
 import scipy.stats
 
 from sparsecod_jax.analysis.catalogue import CATALOGUE
-from sparsecod_jax.report.claims import judge
 from sparsecod_jax.report.document import Document, Figure, Heading, Part, Series, Table, Text
 from sparsecod_jax.report.measures import measure
 from sparsecod_jax.report.study import PROBE_VARIANCE, StudyData, answer, progress
+from sparsecod_jax.report.verdicts import judge
 
 DENSITY, VARIANCE, USEFULNESS = "density", "last-block variance", "usefulness"
 SCORES = {name: score.across_studies for name, score in CATALOGUE.items() if score.across_studies}

@@ -9,14 +9,14 @@ from sparsecod_jax import config
 from sparsecod_jax.analysis.catalogue import IN_REPORTS
 from sparsecod_jax.errors import SparsecodError
 from sparsecod_jax.report import depth, figures, overview, published
-from sparsecod_jax.report.claims import CONFIDENCE, Verdict, judge
 from sparsecod_jax.report.document import Alarm, Document, Figure, Heading, Part, Series, Table, Text, short
 from sparsecod_jax.report.measures import find, measure
 from sparsecod_jax.report.runs import RunData, load_run
-from sparsecod_jax.rundir import RunDir
-from sparsecod_jax.shown import shown
-from sparsecod_jax.sweep.study import Claim, identity_by_path
-from sparsecod_jax.sweep.study_dir import StudyDir, is_begun, is_scored, read
+from sparsecod_jax.report.verdicts import CONFIDENCE, Verdict, judge
+from sparsecod_jax.shell.shown import shown
+from sparsecod_jax.storage.rundir import RunDir
+from sparsecod_jax.study.study import Claim, identity_by_path
+from sparsecod_jax.study.study_dir import StudyDir, is_begun, is_scored, read
 
 MISCONFIGURED = "misconfigured"
 BITS = "final/bits_per_byte"

@@ -4,17 +4,17 @@ import dataclasses
 
 from etils import epath
 
-from sparsecod_jax import files
+from sparsecod_jax.config.python_file import gist
 from sparsecod_jax.errors import ConfigError
-from sparsecod_jax.python_file import gist
 from sparsecod_jax.report import markdown, overview, page, studies, study
 from sparsecod_jax.report.document import Document, Heading, Part, Text
 from sparsecod_jax.report.gathering import Found, gather
 from sparsecod_jax.report.runs import RunData
 from sparsecod_jax.report.study import StudyData
-from sparsecod_jax.rundir import RunDir
-from sparsecod_jax.shown import shown
-from sparsecod_jax.sweep.study_dir import StudyDir
+from sparsecod_jax.shell.shown import shown
+from sparsecod_jax.storage import files
+from sparsecod_jax.storage.rundir import RunDir
+from sparsecod_jax.study.study_dir import StudyDir
 
 SHOWN = 300  # characters of a reason why something is left out
 

@@ -10,20 +10,23 @@ from typing import Any, NoReturn
 import jax
 import numpy as np
 
-from sparsecod_jax import config, counts, files, layout
-from sparsecod_jax.checkpoint import Checkpointer, check_room
+from sparsecod_jax import config
+from sparsecod_jax.config import counts
+from sparsecod_jax.config.identity import identity, identity_fields
 from sparsecod_jax.data import pipeline
 from sparsecod_jax.data.store import Manifest, Windows, prepare_command, read_manifest
 from sparsecod_jax.data.tokenizer import TOKENIZER
 from sparsecod_jax.errors import ConfigError, Diverged, Fenced, Preempted, SparsecodError
-from sparsecod_jax.evaluate.perplexity import evaluator
-from sparsecod_jax.files import read_record, write_record
-from sparsecod_jax.identity import identity, identity_fields
-from sparsecod_jax.processes import is_first, note, run_on_all, run_on_first, say
-from sparsecod_jax.rundir import Attempt, RunDir, Status, check_free, check_identity, claim
-from sparsecod_jax.shown import shown
-from sparsecod_jax.stopping import STOP
+from sparsecod_jax.parallel import layout
+from sparsecod_jax.parallel.processes import is_first, note, run_on_all, run_on_first, say
+from sparsecod_jax.shell.shown import shown
+from sparsecod_jax.shell.stopping import STOP
+from sparsecod_jax.storage import files
+from sparsecod_jax.storage.checkpoint import Checkpointer, check_room
+from sparsecod_jax.storage.files import read_record, write_record
+from sparsecod_jax.storage.rundir import Attempt, RunDir, Status, check_free, check_identity, claim
 from sparsecod_jax.train import manifest as run_manifest
+from sparsecod_jax.train.evaluation import evaluator
 from sparsecod_jax.train.preemption import Interrupted, PreemptionGuard
 from sparsecod_jax.train.programs import Compiled, compile_steps, explained
 from sparsecod_jax.train.progress import Progress

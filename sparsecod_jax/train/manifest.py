@@ -10,9 +10,10 @@ from pathlib import Path
 
 import jax
 
-from sparsecod_jax import __version__, config, counts
-from sparsecod_jax.identity import identity
-from sparsecod_jax.layout import Layout
+from sparsecod_jax import __version__, config
+from sparsecod_jax.config import counts
+from sparsecod_jax.config.identity import identity
+from sparsecod_jax.parallel.layout import Layout
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "ml-collections", "tensorboardX", "tokenizers")
 

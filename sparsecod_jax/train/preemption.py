@@ -8,7 +8,7 @@ process that service does nothing, and `stopping` hears the signals.
 import jax
 from jax.experimental import multihost_utils
 
-from sparsecod_jax.stopping import STOP
+from sparsecod_jax.shell.stopping import STOP
 
 
 class Interrupted(Exception):

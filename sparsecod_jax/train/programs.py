@@ -15,9 +15,9 @@ from typing import Any
 import jax
 
 from sparsecod_jax.config import Experiment
-from sparsecod_jax.devices import GIB
 from sparsecod_jax.errors import ConfigError
-from sparsecod_jax.processes import note
+from sparsecod_jax.parallel.devices import GIB
+from sparsecod_jax.parallel.processes import note
 from sparsecod_jax.train.step import Program
 
 OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"

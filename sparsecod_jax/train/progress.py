@@ -5,8 +5,8 @@ import time
 
 import jax
 
-from sparsecod_jax import counts, devices
-from sparsecod_jax.config import Experiment
+from sparsecod_jax.config import Experiment, counts
+from sparsecod_jax.parallel import devices
 
 
 class Progress:

@@ -19,14 +19,14 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from sparsecod_jax.config import Experiment, Model
-from sparsecod_jax.digest import array_digest
-from sparsecod_jax.layout import Layout, resolve
-from sparsecod_jax.model import Transformer
 from sparsecod_jax.model.loss import cross_entropy, windows
 from sparsecod_jax.model.router import auxiliary_loss
-from sparsecod_jax.sharding import batch_sharding, make_mesh, tree_shardings
+from sparsecod_jax.model.transformer import Transformer
+from sparsecod_jax.parallel.layout import Layout, resolve
+from sparsecod_jax.parallel.sharding import batch_sharding, make_mesh, tree_shardings
+from sparsecod_jax.stats.block import layer_norms
 from sparsecod_jax.stats.router import summarise
-from sparsecod_jax.stats.taps import layer_norms
+from sparsecod_jax.storage.digest import array_digest
 from sparsecod_jax.train.optimizer import learning_rate, make_optimizer
 
 

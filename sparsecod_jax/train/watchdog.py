@@ -19,10 +19,10 @@ from collections.abc import Iterator
 
 import jax
 
-from sparsecod_jax import files
 from sparsecod_jax.errors import STUCK, ConfigError, Diverged, Preempted, SaveFailed
-from sparsecod_jax.rundir import Attempt
-from sparsecod_jax.stopping import LAST_WORDS, tell, within
+from sparsecod_jax.shell.stopping import LAST_WORDS, tell, within
+from sparsecod_jax.storage import files
+from sparsecod_jax.storage.rundir import Attempt
 
 PATIENCE = "SPARSECOD_PATIENCE"  # seconds, in place of five minutes; the other budgets grow and shrink with it
 FIVE_MINUTES = 300.0

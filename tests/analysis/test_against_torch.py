@@ -10,13 +10,11 @@ import subprocess
 import sys
 from typing import Any
 
-import finishing
 import numpy as np
 import pytest
-import saved
-import tiny
 
-from sparsecod_jax.export.exporting import export
+from sparsecod_jax.pretrained.exporting import export
+from tests.support import finishing, saved_runs, tiny_configs
 
 pytest.importorskip("torch", reason="the parity extra is not installed")
 pytest.importorskip("transformers", reason="the parity extra is not installed")
@@ -29,7 +27,7 @@ FORMS = {
     "two devices": {"JAX_NUM_CPU_DEVICES": "2"},
 }
 
-DENSE = dataclasses.replace(tiny.MODEL, d_model=64, d_ff=192, vocab_size=300, init_std=0.1)
+DENSE = dataclasses.replace(tiny_configs.MODEL, d_model=64, d_ff=192, vocab_size=300, init_std=0.1)
 WIDE = dataclasses.replace(DENSE, d_model=256, d_ff=512, n_layers=2, init_std=0.06)
 WIDEST = dataclasses.replace(DENSE, d_model=512, d_ff=1024, n_layers=2, init_std=0.04)
 MIXTURE = dataclasses.replace(DENSE, n_layers=2, d_ff=32, n_experts=8, top_k=2, shared_expert=True, d_shared=24)
@@ -150,7 +148,7 @@ def _check_sparsity(found, exported, tokens_NT):
 
 
 def _exported_run(model, sequences: int, positions: int, folder):
-    run = saved.run(folder / "run", model, finishing.sharpened(model))
+    run = saved_runs.run(folder / "run", model, finishing.sharpened(model))
     export(str(run.path), str(folder / "hf"))
     rng = np.random.default_rng(1)
     tokens_NT = rng.integers(0, model.vocab_size, (sequences, positions)).astype(np.int32)

@@ -3,12 +3,12 @@
 import subprocess
 import sys
 
-import process
 import pytest
 
 from sparsecod_jax.analysis import scores
 from sparsecod_jax.analysis.catalogue import CATALOGUE, IN_REPORTS, chosen
 from sparsecod_jax.errors import ConfigError
+from tests.support import process
 
 
 def test_every_score_has_its_function_and_every_function_its_row():

@@ -3,22 +3,20 @@
 import dataclasses
 
 import numpy as np
-import plain
-import subjects
-import tiny
 
 from sparsecod_jax.analysis.causal import causal
+from tests.support import numpy_model, subjects, tiny_configs
 
 
 def _changes(params, cfg, tokens, intervene, measured=slice(None)):
     """Sums over measured tokens of |change of the update| by s and l, and of |update| by l; `intervene` gives the stream after block s."""
-    states = plain.states(params, tokens, cfg)
+    states = numpy_model.states(params, tokens, cfg)
     intact = [(states[later + 1] - states[later])[:, measured] for later in range(cfg.n_layers)]
     changed = np.zeros((cfg.n_layers, cfg.n_layers))
     for s in range(cfg.n_layers):
         x = intervene(states, s)
         for later in range(s + 1, cfg.n_layers):
-            y = plain.block(params, later, x, cfg)
+            y = numpy_model.block(params, later, x, cfg)
             changed[s, later] = np.linalg.norm((y - x)[:, measured] - intact[later], axis=-1).sum()
             x = y
     return changed, np.array([np.linalg.norm(update, axis=-1).sum() for update in intact])
@@ -36,10 +34,10 @@ def test_equals_numpy(trained):
         found = causal(subject, tokens, seed=0)
 
     def without_attention(states, s):
-        return states[s] + plain.ffn_branch(params, s, states[s], cfg)[0]
+        return states[s] + numpy_model.ffn_branch(params, s, states[s], cfg)[0]
 
     def without_ffn(states, s):
-        return states[s] + plain.attention_branch(params, s, states[s], cfg)
+        return states[s] + numpy_model.attention_branch(params, s, states[s], cfg)
 
     matrix = _expected(params, cfg, tokens, lambda states, s: states[s])
     np.testing.assert_allclose(found["matrix"], matrix, rtol=1e-8)
@@ -72,8 +70,8 @@ def test_future_tokens_only(trained):
 
 
 def test_a_block_that_adds_nothing_changes_nothing():
-    tokens = subjects.tokens(tiny.MODEL)
-    with subjects.analysed(tiny.MODEL, tokens, subjects.without_output(tiny.init(tiny.MODEL), 1)) as subject:
+    tokens = subjects.tokens(tiny_configs.MODEL)
+    with subjects.analysed(tiny_configs.MODEL, tokens, subjects.without_output(tiny_configs.init(tiny_configs.MODEL), 1)) as subject:
         found = causal(subject, tokens, seed=0)
     np.testing.assert_array_equal(np.array(found["matrix"])[1], 0)  # skipping it
     assert np.array(found["matrix"])[0, 1] == 0  # and nothing changes what is 0
@@ -81,7 +79,7 @@ def test_a_block_that_adds_nothing_changes_nothing():
 
 
 def test_a_single_block_has_no_score():
-    cfg = dataclasses.replace(tiny.MODEL, n_layers=1)
+    cfg = dataclasses.replace(tiny_configs.MODEL, n_layers=1)
     tokens = subjects.tokens(cfg)
     with subjects.analysed(cfg, tokens) as subject:
         assert causal(subject, tokens, seed=0)["score"] is None

@@ -6,10 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import subjects
-import tiny
 
 from sparsecod_jax.analysis import jacobian, network
+from tests.support import subjects, tiny_configs
 
 
 def _full(subject, number):
@@ -73,15 +72,15 @@ def test_the_estimate_agrees_and_says_how_well(trained):
 def test_wide_models_are_estimated(monkeypatch):
     monkeypatch.setattr(jacobian, "EXACT_WIDTH", 16)
     monkeypatch.setattr(jacobian, "MOST_PROBES", 16)
-    tokens = subjects.tokens(tiny.MODEL)
-    with subjects.analysed(tiny.MODEL, tokens) as subject:
+    tokens = subjects.tokens(tiny_configs.MODEL)
+    with subjects.analysed(tiny_configs.MODEL, tokens) as subject:
         found = jacobian.jacobian(subject, tokens, seed=0)
     assert (found["method"], found["probes"], found["same_position"]["method"]) == ("estimate", 16, "estimate")
 
 
 def test_a_block_that_adds_nothing_is_the_identity():
-    tokens = subjects.tokens(tiny.MODEL)
-    with subjects.analysed(tiny.MODEL, tokens, subjects.without_output(tiny.init(tiny.MODEL), 1)) as subject:
+    tokens = subjects.tokens(tiny_configs.MODEL)
+    with subjects.analysed(tiny_configs.MODEL, tokens, subjects.without_output(tiny_configs.init(tiny_configs.MODEL), 1)) as subject:
         found = jacobian.jacobian(subject, tokens, seed=0)
     assert found["distance_from_identity"][1] == pytest.approx(0, abs=1e-14)
     assert found["distance_from_identity"][0] > 0.01
@@ -89,8 +88,8 @@ def test_a_block_that_adds_nothing_is_the_identity():
 
 def test_rows_that_fill_up_a_batch_do_not_count():
     """Five sequences on four devices; and attention stays within documents."""
-    cfg = dataclasses.replace(tiny.MODEL, document_masking=True)
-    params, tokens = tiny.init(cfg), subjects.tokens(cfg)
+    cfg = dataclasses.replace(tiny_configs.MODEL, document_masking=True)
+    params, tokens = tiny_configs.init(cfg), subjects.tokens(cfg)
     tokens[:, 5] = 7
     found = []
     for mesh in ((1, 1, 1, 1), (2, 2, 1, 1)):

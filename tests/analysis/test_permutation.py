@@ -3,24 +3,22 @@
 import dataclasses
 
 import numpy as np
-import plain
-import subjects
-import tiny
 
 from sparsecod_jax.analysis.permutation import permutation
+from tests.support import numpy_model, subjects, tiny_configs
 
 
 def _expected(params, cfg, tokens):
-    intact = plain.losses(params, plain.states(params, tokens, cfg)[-1], tokens, cfg).mean()
+    intact = numpy_model.losses(params, numpy_model.states(params, tokens, cfg)[-1], tokens, cfg).mean()
     matrix = np.zeros((cfg.n_layers, cfg.n_layers))
     for i in range(cfg.n_layers):
         for j in range(i + 1, cfg.n_layers):
             order = list(range(cfg.n_layers))
             order[i], order[j] = j, i
-            x = plain.embed(params, tokens)
+            x = numpy_model.embed(params, tokens)
             for position, layer in enumerate(order):
-                x = plain.block(params, layer, x, cfg, position)
-            matrix[i, j] = matrix[j, i] = abs(plain.losses(params, x, tokens, cfg).mean() - intact) / intact
+                x = numpy_model.block(params, layer, x, cfg, position)
+            matrix[i, j] = matrix[j, i] = abs(numpy_model.losses(params, x, tokens, cfg).mean() - intact) / intact
     return matrix
 
 
@@ -36,21 +34,21 @@ def test_equals_numpy(trained):
 
 
 def test_the_factor_of_layer_norm_scaling_stays_in_its_place():
-    cfg = dataclasses.replace(tiny.MODEL, layer_norm_scaling=True)
-    params, tokens = tiny.init(cfg), subjects.tokens(cfg)
+    cfg = dataclasses.replace(tiny_configs.MODEL, layer_norm_scaling=True)
+    params, tokens = tiny_configs.init(cfg), subjects.tokens(cfg)
     with subjects.analysed(cfg, tokens, params) as subject:
         np.testing.assert_allclose(permutation(subject, tokens)["matrix"], _expected(params, cfg, tokens), rtol=1e-6)
 
 
 def test_identical_blocks_can_be_swapped():
-    tokens = subjects.tokens(tiny.MODEL)
-    with subjects.analysed(tiny.MODEL, tokens, subjects.identical_blocks(tiny.init(tiny.MODEL))) as subject:
+    tokens = subjects.tokens(tiny_configs.MODEL)
+    with subjects.analysed(tiny_configs.MODEL, tokens, subjects.identical_blocks(tiny_configs.init(tiny_configs.MODEL))) as subject:
         found = permutation(subject, tokens)
     np.testing.assert_allclose(found["matrix"], np.zeros((3, 3)), atol=1e-14)
 
 
 def test_a_single_block_has_no_score():
-    cfg = dataclasses.replace(tiny.MODEL, n_layers=1)
+    cfg = dataclasses.replace(tiny_configs.MODEL, n_layers=1)
     tokens = subjects.tokens(cfg)
     with subjects.analysed(cfg, tokens) as subject:
         assert permutation(subject, tokens) == {"matrix": [[0.0]], "score": None}

@@ -1,10 +1,9 @@
 """Statistics by depth, against numpy."""
 
 import numpy as np
-import plain
-import subjects
 
 from sparsecod_jax.analysis.profile import profile, residual_variance
+from tests.support import numpy_model, subjects
 
 
 def _softmax(logits):
@@ -22,14 +21,14 @@ def test_equals_numpy(trained):
     with subjects.analysed(cfg, tokens, params) as subject:
         found = profile(subject, tokens)
         variance = residual_variance(subject, tokens)
-    states = plain.states(params, tokens, cfg)
-    final = plain.decode(params, states[-1], cfg)
+    states = numpy_model.states(params, tokens, cfg)
+    final = numpy_model.decode(params, states[-1], cfg)
     best = np.argsort(-final, -1)[..., :5]
     for layer in range(cfg.n_layers):
         x, y = states[layer : layer + 2]
-        attention = plain.attention_branch(params, layer, x, cfg)
+        attention = numpy_model.attention_branch(params, layer, x, cfg)
         ffn = y - x - attention
-        decoded = plain.decode(params, y, cfg)
+        decoded = numpy_model.decode(params, y, cfg)
         here = np.argsort(-decoded, -1)[..., :5]
         divergence = (_softmax(decoded) * (np.log(_softmax(decoded)) - np.log(_softmax(final)))).sum(-1).mean()
         overlap = np.mean([len(set(h) & set(b)) / 5 for h, b in zip(here.reshape(-1, 5), best.reshape(-1, 5), strict=True)])

@@ -8,8 +8,6 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-import subjects
-import tiny
 from etils import epath
 
 from sparsecod_jax import config
@@ -18,12 +16,13 @@ from sparsecod_jax.analysis.catalogue import CATALOGUE
 from sparsecod_jax.analysis.scores import Options, analyze
 from sparsecod_jax.cli import main
 from sparsecod_jax.errors import ConfigError, Fenced
-from sparsecod_jax.files import read_record
-from sparsecod_jax.ownership import locked
 from sparsecod_jax.report.measures import find
-from sparsecod_jax.rundir import RunDir
-from sparsecod_jax.sweep.study_dir import is_scored
+from sparsecod_jax.storage.files import read_record
+from sparsecod_jax.storage.ownership import locked
+from sparsecod_jax.storage.rundir import RunDir
+from sparsecod_jax.study.study_dir import is_scored
 from sparsecod_jax.train.loop import train
+from tests.support import subjects, tiny_configs
 
 DENSE = pytest.mark.parametrize("run", ["dense"], indirect=True)
 SMALL: dict[str, Any] = {"sequences": 12, "seq_len": 16}
@@ -143,7 +142,7 @@ def test_scores_of_another_model_are_not_mixed(run, tokens, tmp_path):
     out = str(tmp_path / "analysis")
     analyze(str(run.path), scores="profile", **SMALL, out=out)
     model = config.from_dict(read_record(run.config)).model
-    other = tiny.experiment(steps=20, seed=1, model=model, data={"path": str(tokens)}, checkpoint={"every": 20})
+    other = tiny_configs.experiment(steps=20, seed=1, model=model, data={"path": str(tokens)}, checkpoint={"every": 20})
     train(other, str(tmp_path / "other"))
     with pytest.raises(ConfigError, match=r"holds scores of another model \(weights differ\)"):
         analyze(str(tmp_path / "other"), scores="profile", **SMALL, out=out)
@@ -298,7 +297,7 @@ def _counted_programs():
 def test_the_number_of_programs_does_not_depend_on_depth(name):
     counts = []
     for depth in (2, 3, 5):  # the first also compiles what the others share
-        cfg = dataclasses.replace(tiny.MODEL, n_layers=depth)
+        cfg = dataclasses.replace(tiny_configs.MODEL, n_layers=depth)
         tokens = subjects.tokens(cfg, sequences=8)
         with subjects.analysed(cfg, tokens, dtype="float32") as subject, _counted_programs() as compiled:
             scores.SCORES[name](subject, tokens, Options(0, None))

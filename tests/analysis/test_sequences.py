@@ -10,8 +10,8 @@ from sparsecod_jax.analysis.sequences import choose, draw
 from sparsecod_jax.data.prepare import Request, prepare
 from sparsecod_jax.data.store import read_manifest
 from sparsecod_jax.errors import ConfigError
-from sparsecod_jax.export.exporting import export
-from sparsecod_jax.finished import find
+from sparsecod_jax.pretrained.exporting import export
+from sparsecod_jax.pretrained.load import find_model
 
 pytestmark = pytest.mark.parametrize("run", ["dense"], indirect=True)
 
@@ -34,9 +34,9 @@ def test_draws_different_windows_of_the_split(run, tokens):
 
 
 def test_named_data_stands_in_for_the_runs_own(run, tokens, tmp_path):
-    own, _ = _choose(find(str(run.path)), sequences=3, seq_len=16)
+    own, _ = _choose(find_model(str(run.path)), sequences=3, seq_len=16)
     export(str(run.path), str(tmp_path / "hf"))
-    folder = find(hf=str(tmp_path / "hf"))
+    folder = find_model(hf=str(tmp_path / "hf"))
     named, origin = _choose(folder, sequences=3, seq_len=16, data=str(tokens))
     np.testing.assert_array_equal(named, own)
     assert origin == {"split": "validation", "seed": 0}
@@ -47,10 +47,10 @@ def test_named_data_stands_in_for_the_runs_own(run, tokens, tmp_path):
 def test_data_of_another_tokenizer_is_refused(run, corpus, tmp_path):
     prepare(Request(str(corpus), "bytes", validation_fraction=0.2), str(tmp_path / "bytes"))
     with pytest.raises(ConfigError, match="another tokenizer than the model's: make some with `sparsecod data"):
-        _choose(find(str(run.path)), data=str(tmp_path / "bytes"))
+        _choose(find_model(str(run.path)), data=str(tmp_path / "bytes"))
 
 
 @pytest.mark.parametrize("option", ["data", "sequences", "split"])
 def test_a_file_leaves_nothing_to_be_chosen(run, option):
     with pytest.raises(ConfigError, match=f"so --{option} can't: leave one out"):
-        _choose(find(str(run.path)), tokens="file.npy", **{option: 3})
+        _choose(find_model(str(run.path)), tokens="file.npy", **{option: 3})

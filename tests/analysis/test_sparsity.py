@@ -3,13 +3,11 @@
 import dataclasses
 
 import numpy as np
-import plain
 import pytest
-import subjects
-import tiny
 
 from sparsecod_jax.analysis import sparsity
 from sparsecod_jax.analysis.permutation import permutation
+from tests.support import numpy_model, subjects, tiny_configs
 
 
 def test_gaussian_weights_have_the_gaussian_values():
@@ -51,12 +49,12 @@ def test_weights_of_each_kind_and_block(trained):
 def _attention(params, cfg, tokens, segments=None):
     """Measures by block, {measure: [L][H]}, with a loop over heads and positions."""
     found = {name: np.zeros((cfg.n_layers, cfg.n_heads)) for name in sparsity.ATTENTION}
-    states = plain.states(params, tokens, cfg)
+    states = numpy_model.states(params, tokens, cfg)
     group = cfg.n_heads // cfg.n_kv_heads
     for layer in range(cfg.n_layers):
-        x = plain._norm(states[layer], np.asarray(params["blocks"]["attention_norm"]["gain"][layer], np.float64), cfg)
+        x = numpy_model._norm(states[layer], np.asarray(params["blocks"]["attention_norm"]["gain"][layer], np.float64), cfg)
         query, key, value = (np.asarray(params["blocks"]["attention"][name][layer], np.float64) for name in ("query", "key", "value"))
-        q, k = (plain._rotate(np.einsum("btd,dhk->bthk", x, kernel), cfg.rope_theta) for kernel in (query, key))
+        q, k = (numpy_model._rotate(np.einsum("btd,dhk->bthk", x, kernel), cfg.rope_theta) for kernel in (query, key))
         v = np.einsum("btd,dhk->bthk", x, value)
         for head in range(cfg.n_heads):
             rows = {name: [] for name in sparsity.ATTENTION}
@@ -85,8 +83,8 @@ def _attention(params, cfg, tokens, segments=None):
 
 @pytest.mark.parametrize("masked", [False, True], ids=["causal", "within documents"])
 def test_attention_equals_numpy(masked):
-    cfg = dataclasses.replace(tiny.MODEL, document_masking=masked, init_std=0.6)  # logits large enough for weights near 0
-    tokens, params = subjects.tokens(cfg, length=21), tiny.init(cfg)
+    cfg = dataclasses.replace(tiny_configs.MODEL, document_masking=masked, init_std=0.6)  # logits large enough for weights near 0
+    tokens, params = subjects.tokens(cfg, length=21), tiny_configs.init(cfg)
     tokens[:, 8] = 9
     segments = np.cumsum(tokens == 9, axis=1) - (tokens == 9) if masked else None
     with subjects.analysed(cfg, tokens, params, eos_id=9 if masked else None) as subject:
@@ -100,9 +98,9 @@ def test_attention_equals_numpy(masked):
 
 
 def test_attention_of_zero_queries_is_uniform():
-    tokens = subjects.tokens(tiny.MODEL)
-    params = subjects.with_block(tiny.init(tiny.MODEL), 0, lambda block: block["attention"]["query"].fill(0))
-    with subjects.analysed(tiny.MODEL, tokens, params) as subject:
+    tokens = subjects.tokens(tiny_configs.MODEL)
+    params = subjects.with_block(tiny_configs.init(tiny_configs.MODEL), 0, lambda block: block["attention"]["query"].fill(0))
+    with subjects.analysed(tiny_configs.MODEL, tokens, params) as subject:
         found = sparsity.attention(subject, tokens)
     for name in sparsity.ATTENTION:
         np.testing.assert_allclose(found["heads"][name][0], found["uniform"][name][0], rtol=1e-10, atol=1e-12)
@@ -115,15 +113,15 @@ def test_activations_equal_numpy(trained):
     with subjects.analysed(cfg, tokens, params) as subject:
         found = sparsity.activations(subject, tokens)
     assert set(found) == ({"massive"} if cfg.n_experts else {"massive", "near_zero", "hoyer", "participation"})
-    states = plain.states(params, tokens, cfg)
+    states = numpy_model.states(params, tokens, cfg)
     for layer in range(cfg.n_layers):
         size = np.abs(states[layer + 1])
         assert found["massive"][layer] == pytest.approx((size.max(-1) / np.median(size, -1)).mean(), rel=1e-6)
         if cfg.n_experts:
             continue
-        u = states[layer] + plain.attention_branch(params, layer, states[layer], cfg)
+        u = states[layer] + numpy_model.attention_branch(params, layer, states[layer], cfg)
         block = {name: np.asarray(leaf[layer], np.float64) for name, leaf in params["blocks"]["ffn"].items()}
-        x = plain._norm(u, np.asarray(params["blocks"]["ffn_norm"]["gain"][layer], np.float64), cfg)
+        x = numpy_model._norm(u, np.asarray(params["blocks"]["ffn_norm"]["gain"][layer], np.float64), cfg)
         gate = x @ block["gate"]
         h = gate / (1 + np.exp(-gate)) * (x @ block["up"])
         assert found["near_zero"][layer] == pytest.approx((np.abs(h) < 0.01 * np.sqrt((h**2).mean(-1, keepdims=True))).mean(), rel=1e-6)
@@ -134,30 +132,30 @@ def test_activations_equal_numpy(trained):
 
 
 def test_experts_equal_numpy():
-    cfg = tiny.MIXTURE
-    tokens, params = subjects.tokens(cfg, sequences=3), tiny.init(cfg)
+    cfg = tiny_configs.MIXTURE
+    tokens, params = subjects.tokens(cfg, sequences=3), tiny_configs.init(cfg)
     with subjects.analysed(cfg, tokens, params) as subject:
         found = sparsity.experts(subject, tokens)
         squares = sparsity.gate_squares(subject, tokens)
-    states = plain.states(params, tokens, cfg)
-    intact = plain.losses(params, states[-1], tokens, cfg).mean()
+    states = numpy_model.states(params, tokens, cfg)
+    intact = numpy_model.losses(params, states[-1], tokens, cfg).mean()
     for layer in range(cfg.n_layers):
-        u = states[layer] + plain.attention_branch(params, layer, states[layer], cfg)
-        assert squares[layer] == pytest.approx(plain.ffn_branch(params, layer, u, cfg)[1]["router/gate_square_sum"], rel=1e-6)
-        normed = plain._norm(u, np.asarray(params["blocks"]["ffn_norm"]["gain"][layer], np.float64), cfg)
+        u = states[layer] + numpy_model.attention_branch(params, layer, states[layer], cfg)
+        assert squares[layer] == pytest.approx(numpy_model.ffn_branch(params, layer, u, cfg)[1]["router/gate_square_sum"], rel=1e-6)
+        normed = numpy_model._norm(u, np.asarray(params["blocks"]["ffn_norm"]["gain"][layer], np.float64), cfg)
         chosen = np.argsort(-(normed @ np.asarray(params["blocks"]["ffn"]["router"][layer], np.float64)), -1)[..., : cfg.top_k]
         used = np.bincount(chosen.ravel(), minlength=cfg.n_experts) / chosen.size
         np.testing.assert_allclose(found["utilisation"][layer], used)
     for expert in range(cfg.n_experts):
         silenced = subjects.with_block(params, 1, lambda block, expert=expert: block["ffn"]["down"][expert].fill(0))
-        without = plain.losses(silenced, plain.states(silenced, tokens, cfg)[-1], tokens, cfg).mean()
+        without = numpy_model.losses(silenced, numpy_model.states(silenced, tokens, cfg)[-1], tokens, cfg).mean()
         assert found["importance"][1][expert] == pytest.approx(without / intact - 1, rel=1e-6, abs=1e-12)
 
 
 def test_a_mixture_on_a_mesh_has_the_same_scores():
     """Two experts a device; three sequences on two devices."""
-    cfg = tiny.MIXTURE
-    tokens, params = subjects.tokens(cfg, sequences=3), tiny.init(cfg)
+    cfg = tiny_configs.MIXTURE
+    tokens, params = subjects.tokens(cfg, sequences=3), tiny_configs.init(cfg)
     found = []
     for mesh in ((1, 1, 1, 1), (1, 2, 2, 2)):
         with subjects.analysed(cfg, tokens, params, mesh=mesh) as subject:

@@ -3,21 +3,19 @@
 import dataclasses
 
 import numpy as np
-import plain
 import pytest
-import subjects
-import tiny
 
 from sparsecod_jax import config
 from sparsecod_jax.analysis.usefulness import check, fit, usefulness
 from sparsecod_jax.errors import ConfigError
+from tests.support import numpy_model, subjects, tiny_configs
 
 
 def _expected(params, cfg, fitted_on, scored_on, *, transpose=False):
     """Loss ratios by `np.linalg.lstsq` on the activations themselves."""
-    inputs = plain.states(params, fitted_on, cfg)
-    states = plain.states(params, scored_on, cfg)
-    intact = plain.losses(params, states[-1], scored_on, cfg).mean()
+    inputs = numpy_model.states(params, fitted_on, cfg)
+    states = numpy_model.states(params, scored_on, cfg)
+    intact = numpy_model.losses(params, states[-1], scored_on, cfg).mean()
     ratios = []
     for layer in range(cfg.n_layers):
         x, y = (inputs[place].reshape(-1, cfg.d_model) for place in (layer, layer + 1))
@@ -25,8 +23,8 @@ def _expected(params, cfg, fitted_on, scored_on, *, transpose=False):
         weights, bias = solution[:-1], solution[-1]
         z = states[layer] @ (weights.T if transpose else weights) + bias
         for later in range(layer + 1, cfg.n_layers):
-            z = plain.block(params, later, z, cfg)
-        ratios.append(plain.losses(params, z, scored_on, cfg).mean() / intact)
+            z = numpy_model.block(params, later, z, cfg)
+        ratios.append(numpy_model.losses(params, z, scored_on, cfg).mean() / intact)
     return ratios
 
 
@@ -56,8 +54,8 @@ def test_in_float32_it_is_as_good(trained):
 
 
 def test_a_block_that_adds_nothing_has_ratio_one():
-    tokens = subjects.tokens(tiny.MODEL, sequences=10)
-    with subjects.analysed(tiny.MODEL, tokens, subjects.without_output(tiny.init(tiny.MODEL), 1)) as subject:
+    tokens = subjects.tokens(tiny_configs.MODEL, sequences=10)
+    with subjects.analysed(tiny_configs.MODEL, tokens, subjects.without_output(tiny_configs.init(tiny_configs.MODEL), 1)) as subject:
         found = usefulness(subject, tokens)
     assert found["loss_ratio"][1] == 1
     assert found["loss_ratio"][0] != 1
@@ -74,7 +72,7 @@ def test_a_planted_affine_block_has_ratio_one_and_its_transpose_has_not():
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
     rotation = np.linalg.qr(rng.normal(size=(width - 1, width - 1)))[0]
     nearest = np.argmax(directions @ rotation @ directions.T, axis=1)
-    params = tiny.init(cfg)
+    params = tiny_configs.init(cfg)
     params["embedding"] = np.concatenate([directions, np.ones((ids, 1))], axis=1)
     params["head"] = np.concatenate([directions.T, np.zeros((1, ids))])
 
@@ -95,12 +93,12 @@ def test_a_planted_affine_block_has_ratio_one_and_its_transpose_has_not():
 
 def test_directions_that_no_token_reaches_are_left_alone():
     """Few different tokens: numpy's solution of least norm is the one."""
-    cfg = dataclasses.replace(tiny.MODEL, n_layers=1)
+    cfg = dataclasses.replace(tiny_configs.MODEL, n_layers=1)
     tokens = np.tile(np.arange(5, dtype=np.int32), (20, 1))
-    params = tiny.init(cfg)
+    params = tiny_configs.init(cfg)
     with subjects.analysed(cfg, tokens, params) as subject:
         maps = fit(subject, tokens)
-    x, y = (state.reshape(-1, cfg.d_model) for state in plain.states(params, tokens, cfg))
+    x, y = (state.reshape(-1, cfg.d_model) for state in numpy_model.states(params, tokens, cfg))
     inputs = np.concatenate([x, np.ones((len(x), 1))], 1)
     expected = np.linalg.lstsq(inputs, y - x, rcond=1e-7)[0]
     np.testing.assert_allclose(maps.update_LDD[0], expected[:-1], atol=1e-6)
@@ -110,5 +108,5 @@ def test_directions_that_no_token_reaches_are_left_alone():
 
 def test_too_few_tokens_are_refused():
     with pytest.raises(ConfigError, match=r"2 sequences of 16 tokens can't fit a map of 32 \+ 1 inputs: raise --sequences"):
-        check(32, subjects.tokens(tiny.MODEL, sequences=4, length=16))
-    check(32, subjects.tokens(tiny.MODEL, sequences=6, length=16))
+        check(32, subjects.tokens(tiny_configs.MODEL, sequences=4, length=16))
+    check(32, subjects.tokens(tiny_configs.MODEL, sequences=6, length=16))

@@ -11,7 +11,6 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import process
 import pytest
 from etils import epath
 from tokenizers import Tokenizer as HFTokenizer
@@ -20,6 +19,7 @@ from tokenizers import models, pre_tokenizers
 from sparsecod_jax.data import prepare, tokenizer
 from sparsecod_jax.data.store import Manifest, Windows, read_manifest
 from sparsecod_jax.errors import ConfigError
+from tests.support import process
 
 WORDS = 60  # of a document
 COUNT = 24  # documents

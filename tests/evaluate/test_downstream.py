@@ -3,20 +3,20 @@
 import json
 import shutil
 
-import finishing
 import pytest
-import tiny
+
+from tests.support import finishing, tiny_configs
 
 pytest.importorskip("lm_eval", reason="needs the extra eval")
 
-import questions
 from etils import epath
 
-from sparsecod_jax import cli, finished
+from sparsecod_jax import cli
 from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.evaluate import downstream, tasks
 from sparsecod_jax.evaluate.downstream import average, evaluate
 from sparsecod_jax.evaluate.lm_eval_model import LanguageModel
+from tests.support import questions
 
 
 @pytest.fixture(scope="module")
@@ -30,15 +30,15 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model():
-    return finishing.finished(finishing.sharpened(tiny.MODEL), longest=36)
+    return finishing.finished(finishing.sharpened(tiny_configs.MODEL), longest=36)
 
 
 @pytest.fixture
 def source(monkeypatch, model):
     """Any directory is that model."""
     monkeypatch.setattr(tasks, "TaskManager", questions.few_tasks)
-    monkeypatch.setattr(finished, "find", lambda workdir, hf: model.source)
-    monkeypatch.setattr(finished, "load", lambda source: model)
+    monkeypatch.setattr(downstream, "find_model", lambda workdir, hf: model.source)
+    monkeypatch.setattr(downstream, "load_model", lambda source: model)
 
 
 @pytest.fixture
@@ -49,8 +49,8 @@ def unloadable(monkeypatch, model):
         raise AssertionError("the model was loaded")
 
     monkeypatch.setattr(tasks, "TaskManager", questions.few_tasks)
-    monkeypatch.setattr(finished, "find", lambda workdir, hf: model.source)
-    monkeypatch.setattr(finished, "load", load)
+    monkeypatch.setattr(downstream, "find_model", lambda workdir, hf: model.source)
+    monkeypatch.setattr(downstream, "load_model", load)
 
 
 def test_results(source, folder, model, tmp_path):

@@ -1,20 +1,18 @@
 """Greedy text against a loop of whole forward passes; drawing; ends."""
 
-import finishing
 import numpy as np
-import plain
 import pytest
-import tiny
 
 from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.evaluate.generate import generate
+from tests.support import finishing, numpy_model, tiny_configs
 
 PROMPT, LETTERS = "of the river", finishing.Letters.vocab_size
 
 
 @pytest.fixture(scope="module")
 def params():
-    return finishing.sharpened(tiny.MODEL)
+    return finishing.sharpened(tiny_configs.MODEL)
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +23,7 @@ def model(params):
 def _greedy(params, prompt: list[int], tokens: int) -> list[int]:
     ids = list(prompt)
     for _ in range(tokens):
-        logits, _ = plain.forward(params, np.array([ids]), tiny.MODEL)
+        logits, _ = numpy_model.forward(params, np.array([ids]), tiny_configs.MODEL)
         ids.append(int(logits[0, -1, :LETTERS].argmax()))
     return ids[len(prompt) :]
 
@@ -57,7 +55,7 @@ def test_a_low_temperature_is_greedy(model):
 def test_draws_by_the_probabilities(params, model):
     """The first id of 300 texts, at a temperature of 2."""
     drawn = np.array([_ids(generate(model, PROMPT, 1, temperature=2.0, seed=seed))[0] for seed in range(300)])
-    logits = plain.forward(params, np.array([_ids(PROMPT)]), tiny.MODEL)[0][0, -1, :LETTERS] / 2
+    logits = numpy_model.forward(params, np.array([_ids(PROMPT)]), tiny_configs.MODEL)[0][0, -1, :LETTERS] / 2
     probabilities = np.exp(logits) / np.exp(logits).sum()
     best = probabilities.argsort()[-10:]
     expected = probabilities[best].sum()

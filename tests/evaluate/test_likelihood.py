@@ -2,20 +2,18 @@
 
 from typing import Any
 
-import finishing
 import jax
 import numpy as np
-import plain
 import pytest
-import tiny
 
 from sparsecod_jax.evaluate import likelihood
 from sparsecod_jax.evaluate.likelihood import LENGTHS, Row, pad, scores
+from tests.support import finishing, numpy_model, tiny_configs
 
 
 @pytest.fixture(scope="module")
 def params():
-    return finishing.sharpened(tiny.MODEL)
+    return finishing.sharpened(tiny_configs.MODEL)
 
 
 def _rows(count: int, longest: int, seed: int = 0) -> list[Row]:
@@ -23,16 +21,16 @@ def _rows(count: int, longest: int, seed: int = 0) -> list[Row]:
     rng = np.random.default_rng(seed)
     rows = []
     for length in rng.integers(1, longest + 1, count):
-        tokens = tuple(rng.integers(0, tiny.MODEL.vocab_size, length).tolist())
+        tokens = tuple(rng.integers(0, tiny_configs.MODEL.vocab_size, length).tolist())
         positions = range(int(rng.integers(0, length)), length)
-        asked = [(position, int(rng.integers(0, tiny.MODEL.vocab_size))) for position in positions]
+        asked = [(position, int(rng.integers(0, tiny_configs.MODEL.vocab_size))) for position in positions]
         asked += [(int(length) - 1, other) for other in (1, 2, 3)]
         rows.append(Row(tokens, tuple(dict.fromkeys(asked))))
     return rows
 
 
 def _by_hand(params, row: Row) -> tuple[np.ndarray, np.ndarray]:
-    logits, _ = plain.forward(params, np.array([row.tokens]), tiny.MODEL)
+    logits, _ = numpy_model.forward(params, np.array([row.tokens]), tiny_configs.MODEL)
     log_softmax = logits[0] - np.log(np.exp(logits[0]).sum(-1, keepdims=True))
     losses = np.array([-log_softmax[position, target] for position, target in row.asked])
     return losses, np.array([logits[0, position].argmax() == target for position, target in row.asked])
@@ -50,7 +48,7 @@ def _likeliest(params, rows: list[Row]) -> list[Row]:
     """The rows, asked about the likeliest id at every other place, so that there are hits and misses."""
     changed = []
     for row in rows:
-        logits, _ = plain.forward(params, np.array([row.tokens]), tiny.MODEL)
+        logits, _ = numpy_model.forward(params, np.array([row.tokens]), tiny_configs.MODEL)
         best = logits[0].argmax(-1)
         changed.append(row._replace(asked=tuple((p, int(best[p]) if n % 2 else t) for n, (p, t) in enumerate(row.asked))))
     return changed
@@ -137,8 +135,8 @@ def test_no_rows(params):
 
 def test_mixture():
     """A mixture is one model of the same interface."""
-    rows, params = _rows(4, 20, seed=4), finishing.sharpened(tiny.MIXTURE)
-    for row, score in zip(rows, _found(rows, params, model=tiny.MIXTURE), strict=True):
-        logits, _ = plain.forward(params, np.array([row.tokens]), tiny.MIXTURE)
+    rows, params = _rows(4, 20, seed=4), finishing.sharpened(tiny_configs.MIXTURE)
+    for row, score in zip(rows, _found(rows, params, model=tiny_configs.MIXTURE), strict=True):
+        logits, _ = numpy_model.forward(params, np.array([row.tokens]), tiny_configs.MIXTURE)
         log_softmax = logits[0] - np.log(np.exp(logits[0]).sum(-1, keepdims=True))
         np.testing.assert_allclose(score.losses, [-log_softmax[pair] for pair in row.asked], rtol=1e-4, atol=1e-4)

@@ -4,22 +4,20 @@ import subprocess
 import sys
 from typing import Any
 
-import finishing
 import jax
-import llamas
 import numpy as np
-import plain
 import pytest
-import tiny
+
+from tests.support import finishing, llamas, numpy_model, tiny_configs
 
 pytest.importorskip("lm_eval", reason="needs the extra eval")
 
 from lm_eval.api.instance import Instance
 
-from sparsecod_jax import finished
 from sparsecod_jax.errors import ConfigError, SparsecodError
 from sparsecod_jax.evaluate import likelihood, lm_eval_model
 from sparsecod_jax.evaluate.lm_eval_model import LanguageModel
+from sparsecod_jax.pretrained.load import find_model, load_model
 
 LONGEST = 48
 WORDS = "a of in and it was not the river stone light under old paper walks green quiet seven bird wind"
@@ -54,11 +52,11 @@ def texts():
 
 @pytest.fixture(scope="module")
 def params():
-    return finishing.sharpened(tiny.MODEL)
+    return finishing.sharpened(tiny_configs.MODEL)
 
 
 def _log_softmax(params, tokens: list[int]) -> np.ndarray:
-    logits = plain.forward(params, np.array([tokens]), tiny.MODEL)[0][0]
+    logits = numpy_model.forward(params, np.array([tokens]), tiny_configs.MODEL)[0][0]
     return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
 
 
@@ -147,8 +145,8 @@ def both(request, tmp_path_factory):
     rng = np.random.default_rng(3)
     llamas.save_tokenizer(folder, [_text(rng, 50) for _ in range(20)], framed=request.param)
     llamas.save_llama(folder, LONGEST)
-    source = finished.find(hf=str(folder))
-    params, tokenizer = jax.device_get(finished.load(source).params), source.tokenizer()
+    source = find_model(hf=str(folder))
+    params, tokenizer = jax.device_get(load_model(source).params), source.tokenizer()
     hf_model: Any = HFLM  # its registration hides its type
     theirs = hf_model(pretrained=str(folder), dtype="float32", device="cpu", batch_size=3)
     assert theirs.max_length == LONGEST

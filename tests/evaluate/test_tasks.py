@@ -9,12 +9,12 @@ import pytest
 
 pytest.importorskip("lm_eval", reason="needs the extra eval")
 
-import questions
 from etils import epath
 
 from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.evaluate import tasks
 from sparsecod_jax.evaluate.tasks import load
+from tests.support import questions
 
 
 @pytest.fixture(autouse=True)

@@ -11,27 +11,26 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import faults
 import jax
 import pytest
-import tiny
 from etils import epath
 
-from sparsecod_jax import finished
 from sparsecod_jax.analysis.scores import analyze
-from sparsecod_jax.checkpoint import Checkpointer
+from sparsecod_jax.config.identity import identity_fields
 from sparsecod_jax.data.store import Windows, read_manifest
 from sparsecod_jax.data.tokenizer import TOKENIZER
 from sparsecod_jax.data.tokenizer import load as load_tokenizer
-from sparsecod_jax.digest import digests
 from sparsecod_jax.errors import SparsecodError
-from sparsecod_jax.export import card
-from sparsecod_jax.export.exporting import export
-from sparsecod_jax.identity import identity_fields
+from sparsecod_jax.pretrained import card
+from sparsecod_jax.pretrained.exporting import export
+from sparsecod_jax.pretrained.load import find_model, load_model
 from sparsecod_jax.report.runs import load_run
-from sparsecod_jax.rundir import RunDir, check_identity
+from sparsecod_jax.storage.checkpoint import Checkpointer
+from sparsecod_jax.storage.digest import digests
+from sparsecod_jax.storage.rundir import RunDir, check_identity
 from sparsecod_jax.train import loop
 from sparsecod_jax.train.step import build
+from tests.support import faults, tiny_configs
 
 pytestmark = pytest.mark.faults
 
@@ -70,7 +69,7 @@ class Trained:
 @pytest.fixture(scope="module")
 def trained(tokens, tmp_path_factory):
     run = RunDir(epath.Path(tmp_path_factory.mktemp("flips")) / "run")
-    experiment = tiny.experiment(data={"path": str(tokens)}, evaluation={"every": 2}, checkpoint={"every": 6})
+    experiment = tiny_configs.experiment(data={"path": str(tokens)}, evaluation={"every": 2}, checkpoint={"every": 6})
     loop.train(experiment, str(run.path))
     analyze(str(run.path), scores="profile,sparsity", sequences=4, seq_len=16)
     abstract = {"state": build(experiment, jax.devices()).abstract_state}
@@ -94,13 +93,13 @@ def _continued(trained: Trained) -> Any:
 
 def _loaded(trained: Trained) -> Any:
     """What scores, exports and evaluations begin with."""
-    source = finished.find(str(trained.run.path))
-    model = finished.load(source)
+    source = find_model(str(trained.run.path))
+    model = load_model(source)
     return model.weights, model.step, source.model, source.longest, card.write(trained.run, model)
 
 
 def _tokenized(trained: Trained) -> Any:
-    tokenizer = finished.find(str(trained.run.path)).tokenizer()
+    tokenizer = find_model(str(trained.run.path)).tokenizer()
     return tokenizer.inner.to_str(), tokenizer.eos_id, tokenizer.start_id
 
 
@@ -144,9 +143,9 @@ def test_a_flipped_bit_of_an_export_is_named_or_harmless(kind, trained, tmp_path
     export(str(trained.run.path), str(tmp_path / "hf"))
 
     def loaded():
-        source = finished.find(hf=str(tmp_path / "hf"))
+        source = find_model(hf=str(tmp_path / "hf"))
         tokenizer = source.tokenizer()
-        return finished.load(source).weights, source.model, source.longest, tokenizer.inner.to_str(), tokenizer.eos_id
+        return load_model(source).weights, source.model, source.longest, tokenizer.inner.to_str(), tokenizer.eos_id
 
     _flip(f"export, {kind}", tmp_path / "hf", kind, [loaded])
 

@@ -3,15 +3,12 @@
 import json
 import time
 
-import disks
-import faults
-import process
 import pytest
-import tiny
 from etils import epath
 
 from sparsecod_jax import config
-from sparsecod_jax.rundir import RunDir
+from sparsecod_jax.storage.rundir import RunDir
+from tests.support import disks, faults, process, tiny_configs
 
 pytestmark = pytest.mark.faults
 
@@ -20,7 +17,7 @@ STEPS = 400
 
 
 def _experiment(tokens, **sections):
-    return tiny.experiment(
+    return tiny_configs.experiment(
         **{
             "steps": STEPS,
             "data": {"path": str(tokens)},

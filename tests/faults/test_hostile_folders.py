@@ -17,11 +17,9 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 import safetensors.numpy
-import saved
-import tiny
-import wrong_inputs
 
-from sparsecod_jax.export.exporting import export
+from sparsecod_jax.pretrained.exporting import export
+from tests.support import saved_runs, tiny_configs, wrong_inputs
 
 pytestmark = pytest.mark.faults
 
@@ -33,7 +31,7 @@ TRIALS = int(os.environ.get("SPARSECOD_FAULT_TRIALS", "60"))  # of each property
 @pytest.fixture(scope="module")
 def original(tmp_path_factory):
     folder = tmp_path_factory.mktemp("original")
-    export(str(saved.run(folder / "run", dataclasses.replace(tiny.MODEL, n_layers=1)).path), str(folder / "hf"))
+    export(str(saved_runs.run(folder / "run", dataclasses.replace(tiny_configs.MODEL, n_layers=1)).path), str(folder / "hf"))
     (folder / "hf" / "digests.json").unlink()
     return folder / "hf"
 
@@ -198,7 +196,7 @@ def test_bytes_of_any_kind_in_the_header(original, tmp_path_factory, data, place
 
 def test_flips_in_every_file_of_an_export_are_noticed(tmp_path):
     """One bit at a time, evenly over each file, with the digests that an export has."""
-    run = saved.run(tmp_path / "run", dataclasses.replace(tiny.MODEL, n_layers=1))
+    run = saved_runs.run(tmp_path / "run", dataclasses.replace(tiny_configs.MODEL, n_layers=1))
     folder, tried, silent = Path(export(str(run.path), str(tmp_path / "hf"))), Counter(), {}
     for file in sorted(folder.iterdir()):
         content = file.read_bytes()

@@ -3,12 +3,10 @@
 import time
 from pathlib import Path
 
-import faults
 import pytest
-import study_files
-import tiny
 
 from sparsecod_jax import config
+from tests.support import faults, study_files, tiny_configs
 
 pytestmark = pytest.mark.faults
 
@@ -18,10 +16,10 @@ USUAL = 5
 @pytest.fixture(scope="module")
 def training(tokens):
     """The words of a run of 30 steps with ten checkpoints."""
-    experiment = tiny.experiment(
+    experiment = tiny_configs.experiment(
         steps=30, mesh=config.Mesh(1, 1, 1, 1), data={"path": str(tokens)}, checkpoint={"every": 3}, evaluation={"every": 10}
     )
-    return ["train", "--config=configs/smoke.py", *tiny.flags(experiment)]
+    return ["train", "--config=configs/smoke.py", *tiny_configs.flags(experiment)]
 
 
 @pytest.fixture(scope="module")

@@ -5,14 +5,12 @@ import os
 import signal
 import time
 
-import faults
-import process
 import pytest
-import tiny
 from etils import epath
 
 from sparsecod_jax import config
-from sparsecod_jax.rundir import RunDir
+from sparsecod_jax.storage.rundir import RunDir
+from tests.support import faults, process, tiny_configs
 
 pytestmark = pytest.mark.faults
 
@@ -35,7 +33,7 @@ AFTER_A_STEP = ("stepping", "evaluating", "saving", "the evaluation at the end")
 
 
 def _experiment(tokens):
-    return tiny.experiment(
+    return tiny_configs.experiment(
         steps=STEPS,
         data={"path": str(tokens)},
         mesh=config.Mesh(1, 1, 1, 1),
@@ -100,7 +98,7 @@ def test_a_second_one_ends_it_at_once_and_nothing_that_was_saved_is_lost(tokens,
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_to_one_of_two_processes_stops_both(tokens, tmp_path, number):
-    experiment = tiny.experiment(
+    experiment = tiny_configs.experiment(
         steps=10**5, data={"path": str(tokens)}, mesh=config.Mesh(1, 2, 1, 1), checkpoint={"every": 10**6}, evaluation={"every": 9}
     )
     pair = process.start_several(experiment, tmp_path, 2)

@@ -5,16 +5,14 @@ import os
 import signal
 import time
 
-import faults
-import process
 import pytest
-import tiny
 from etils import epath
 
 from sparsecod_jax import config
 from sparsecod_jax.errors import STUCK
-from sparsecod_jax.rundir import RunDir
+from sparsecod_jax.storage.rundir import RunDir
 from sparsecod_jax.train.watchdog import BUDGETS, LAST_WORDS, PATIENCE, TICKS
+from tests.support import faults, process, tiny_configs
 
 pytestmark = pytest.mark.faults
 
@@ -24,7 +22,7 @@ STEPS = 40
 
 def _experiment(tokens, devices=1, **sections):
     mesh = config.Mesh(1, devices, 1, 1)
-    return tiny.experiment(**{"steps": STEPS, "data": {"path": str(tokens)}, "mesh": mesh, "checkpoint": {"every": 5}, **sections})
+    return tiny_configs.experiment(**{"steps": STEPS, "data": {"path": str(tokens)}, "mesh": mesh, "checkpoint": {"every": 5}, **sections})
 
 
 def _limit(activity: str) -> float:

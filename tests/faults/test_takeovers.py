@@ -5,12 +5,10 @@ import json
 import shutil
 import signal
 
-import faults
-import process
 import pytest
-import tiny
 
 from sparsecod_jax import config
+from tests.support import faults, process, tiny_configs
 
 pytestmark = pytest.mark.faults
 
@@ -18,7 +16,7 @@ pytestmark = pytest.mark.faults
 @pytest.mark.parametrize("live", [False, True], ids=["the new run was killed", "the new run is live"])
 def test_a_directory_made_anew_under_a_stopped_run(tokens, tmp_path, live):
     sections = {"mesh": config.Mesh(1, 1, 1, 1), "data": {"path": str(tokens)}, "checkpoint": {"every": 10}}
-    old = tiny.experiment(steps=60, optimizer={"peak_lr": 1e-2}, **sections)
+    old = tiny_configs.experiment(steps=60, optimizer={"peak_lr": 1e-2}, **sections)
     new = dataclasses.replace(old, optimizer=config.Optimizer(peak_lr=1e-3))
     process.finish(process.start(new, tmp_path / "whole"))
     workdir = tmp_path / "run"

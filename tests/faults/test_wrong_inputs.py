@@ -5,7 +5,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-import wrong_inputs
+
+from tests.support import wrong_inputs
 
 pytestmark = pytest.mark.faults
 

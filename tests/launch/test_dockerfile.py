@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-import jobset
+from launch import jobset
 
 ROOT = Path(__file__).parents[2]
 LINES = re.sub(r"\\\n", " ", (ROOT / "Dockerfile").read_text()).splitlines()

@@ -9,23 +9,19 @@ import shutil
 import subprocess
 import sys
 
-import emulator
-import jobset
 import kubernetes_validate
-import process
 import pytest
-import sending
-import study_files
-import xpk
-from compilers import needs_tpu_compiler
 from kubeflow_trainer_api.models import JobsetV1alpha2JobSet
-from sending import ANALYZE, AS_WHEEL, HOSTILE, IN_IMAGE, TRAIN
 
 import sparsecod_jax
-from sparsecod_jax import files
+from launch import jobset
 from sparsecod_jax.data.prepare import Request, prepare
 from sparsecod_jax.errors import ConfigError, SparsecodError
-from sparsecod_jax.sweep import launching
+from sparsecod_jax.launching import launching
+from sparsecod_jax.storage import files
+from tests.support import emulator, process, sending, study_files, xpk
+from tests.support.compilers import needs_tpu_compiler
+from tests.support.sending import ANALYZE, AS_WHEEL, HOSTILE, IN_IMAGE, TRAIN
 
 ENGINE = jobset.JobSet()
 TOPOLOGIES = ["v4:2x2x2", "v5e:2x2", "v5e:4x4", "v5p:4x4x4", "v5p:4x4x4*2", "v6e:8x8", "h100:8", "h100:4x8"]

@@ -8,16 +8,14 @@ import sys
 import time
 from pathlib import Path
 
-import process
 import pytest
-import slurm
-import slurm_here
-import study_files
 from etils import epath
 
-from sparsecod_jax.rundir import RunDir
-from sparsecod_jax.sweep import launching
-from sparsecod_jax.sweep.local import sweep
+from launch import slurm
+from sparsecod_jax.launching import launching
+from sparsecod_jax.storage.rundir import RunDir
+from sparsecod_jax.study.run_local import sweep
+from tests.support import process, slurm_here, study_files
 
 LACKS = f"no {', no '.join(slurm_here.MISSING)}: as root, apt-get install slurmctld slurmd slurm-client munge"
 pytestmark = pytest.mark.skipif(bool(slurm_here.MISSING), reason=LACKS)

@@ -10,14 +10,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import sending
-import tpu_vm
-import xpk
-from sending import ANALYZE, AS_WHEEL, HOSTILE, IN_IMAGE, TRAIN
 
+from launch import tpu_vm
 from sparsecod_jax import errors
 from sparsecod_jax.errors import ConfigError, Fenced, SparsecodError
-from sparsecod_jax.sweep import launching
+from sparsecod_jax.launching import launching
+from tests.support import sending, xpk
+from tests.support.sending import ANALYZE, AS_WHEEL, HOSTILE, IN_IMAGE, TRAIN
 
 ENGINE = tpu_vm.TpuVm()
 WHERE = ("--project=project", "--zone=us-east5-a")
@@ -103,7 +102,7 @@ def test_what_a_host_does_with_an_image():
     assert pull == ["docker", "pull", "--quiet", IN_IMAGE.image]
     assert run[:2] == ["docker", "run"]
     words = run[run.index(IN_IMAGE.image) + 1 :]
-    assert words[: 4 + len(TRAIN)] == ["python", "-P", "-m", "sparsecod_jax.sweep.host", *TRAIN]
+    assert words[: 4 + len(TRAIN)] == ["python", "-P", "-m", "sparsecod_jax.launching.host", *TRAIN]
     assert words[-len(ANALYZE) :] == list(ANALYZE)
     assert "TPU_PROCESS_BOUNDS=1,1,1" in words
     assert "TPU_PROCESS_BOUNDS=1,1,1" not in described("v6e:2x4", (TRAIN, ANALYZE))["commands"][-1]

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 
 from sparsecod_jax.model.grouped_matmul import grouped_matmul
+from tests.support import tiny_configs
 
 SIZES = {  # rows, then the rows of each group
     "uneven": (40, [3, 17, 1, 19]),
@@ -86,7 +86,7 @@ def test_bfloat16_stays_and_sums_are_wider():
     actual = _ours(*rounded)
     assert {z.dtype for z in actual} == {jnp.dtype("bfloat16")}
     expected = _ours(*(z if z.dtype == jnp.int32 else z.astype(jnp.float32) for z in rounded))
-    tiny.assert_relative(actual, expected, 2.5e-3)
+    tiny_configs.assert_relative(actual, expected, 2.5e-3)
 
 
 @pytest.mark.parametrize(("platform", "ragged"), [("tpu", True), ("cuda", True), ("cpu", False)])

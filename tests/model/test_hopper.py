@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 
 from sparsecod_jax.model import hopper
 from sparsecod_jax.model.grouped_matmul import grouped_matmul
+from tests.support import tiny_configs
 
 CASES = {
     "the larger mixture": (65536, 2048, 1024, [1 / 64] * 64, 65536),
@@ -37,4 +37,4 @@ def test_equals_numpy(rows, width, hidden, shares, filled):
     for e, end in enumerate(np.cumsum(sizes)):
         mine = slice(end - sizes[e], end)
         expected = x[mine] @ w[e], grad[mine] @ w[e].T, x[mine].T @ grad[mine]
-        tiny.assert_relative((y[mine], grad_x[mine], grad_w[e]), expected, 3e-3)
+        tiny_configs.assert_relative((y[mine], grad_x[mine], grad_w[e]), expected, 3e-3)

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 from jax.experimental.pallas import mosaic_gpu
 
 from sparsecod_jax.model.hopper_kernels import STEP, TILE, rows_times_matrices, rows_times_rows
+from tests.support import tiny_configs
 
 pallas: Any = mosaic_gpu
 pytestmark = pytest.mark.skipif(not hasattr(pallas, "force_gpu_interpret_mode"), reason="needs the interpreter of jax 0.11")
@@ -42,7 +42,7 @@ def test_rows_times_matrices(interpreted, sizes, transpose):
     x, w, y = interpreted(rows_times_matrices, normal(0, ROWS, WIDTH), w, sizes, transpose=transpose)
     for matrix, size, end in zip(w, sizes, np.cumsum(sizes), strict=True):
         mine = slice(end - size, end)
-        tiny.assert_relative((y[mine],), (x[mine] @ (matrix.T if transpose else matrix),), 3e-3)
+        tiny_configs.assert_relative((y[mine],), (x[mine] @ (matrix.T if transpose else matrix),), 3e-3)
 
 
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
@@ -50,4 +50,4 @@ def test_rows_times_rows(interpreted, sizes):
     x, y, w = interpreted(rows_times_rows, normal(0, ROWS, WIDTH), normal(1, ROWS, HIDDEN), sizes)
     for matrix, size, end in zip(w, sizes, np.cumsum(sizes), strict=True):
         mine = slice(end - size, end)
-        tiny.assert_relative((matrix,), (x[mine].T @ y[mine],), 3e-3)
+        tiny_configs.assert_relative((matrix,), (x[mine].T @ y[mine],), 3e-3)

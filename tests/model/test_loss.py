@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import tiny
 
 from sparsecod_jax import config
 from sparsecod_jax.model import loss
 from sparsecod_jax.model.loss import cross_entropy
-from sparsecod_jax.sharding import make_mesh
+from sparsecod_jax.parallel.sharding import make_mesh
+from tests.support import tiny_configs
 
 B, T, D, V = 8, 12, 16, 40
 MESHES = {"one": (1, 1, 1, 1), "tensor": (2, 2, 1, 2), "expert": (1, 2, 2, 2)}
@@ -58,7 +58,7 @@ def test_equals_the_plain_formula(sizes, logits, monkeypatch):
         inputs = _inputs()
         assert (inputs[3] == 0).sum() > 10
         expected = _both(_plain, inputs)
-        tiny.assert_relative(_both(cross_entropy, inputs, sizes), expected, 1e-12)
+        tiny_configs.assert_relative(_both(cross_entropy, inputs, sizes), expected, 1e-12)
 
 
 @pytest.mark.parametrize(("most", "chunk"), [(8 * 12 * 40, 12), (8 * 5 * 40, 4), (8 * 40, 1), (1, 1)])
@@ -75,7 +75,7 @@ def test_a_gradient_is_scaled_by_what_comes_after():
         def scaled(function):
             return lambda *inputs: jnp.square(function(*inputs) / 7)
 
-        tiny.assert_relative(_both(scaled(cross_entropy), inputs, (1, 2, 2, 2)), _both(scaled(_plain), inputs), 1e-12)
+        tiny_configs.assert_relative(_both(scaled(cross_entropy), inputs, (1, 2, 2, 2)), _both(scaled(_plain), inputs), 1e-12)
 
 
 @pytest.mark.parametrize("peak", [1e4, -1e4])
@@ -84,7 +84,7 @@ def test_large_logits_stay_finite(peak):
     head_DV = head_DV.at[0].add(peak)  # of both signs, as the stream is
     found = _both(cross_entropy, (h_BTD, head_DV, targets_BT, weights_BT), (2, 2, 1, 2))
     assert all(np.isfinite(z).all() for z in found)
-    tiny.assert_relative(found[:2], _both(_plain, (h_BTD, head_DV, targets_BT, weights_BT))[:2], 1e-5)
+    tiny_configs.assert_relative(found[:2], _both(_plain, (h_BTD, head_DV, targets_BT, weights_BT))[:2], 1e-5)
 
 
 @on_each_mesh
@@ -96,8 +96,8 @@ def test_sums_of_a_bfloat16_stream_are_float32(sizes, monkeypatch):
     found = _both(cross_entropy, (narrow, rounded, targets_BT, weights_BT), sizes)
     assert [z.dtype for z in found] == [jnp.float32, jnp.float32, jnp.bfloat16, jnp.float32]
     expected = _both(_plain, (narrow.astype(jnp.float32), rounded, targets_BT, weights_BT))
-    tiny.assert_relative(found[:2], expected[:2], 1e-6)
-    tiny.assert_relative(found[2:], expected[2:], 2**-8)
+    tiny_configs.assert_relative(found[:2], expected[:2], 1e-6)
+    tiny_configs.assert_relative(found[2:], expected[2:], 2**-8)
 
 
 def test_rows_that_do_not_divide_have_a_value_but_no_gradient():

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 from flax import linen as nn
 from jax.ad_checkpoint import print_saved_residuals
 
@@ -18,9 +17,10 @@ from sparsecod_jax import config
 from sparsecod_jax.model.grouped_matmul import grouped_matmul
 from sparsecod_jax.model.moe import MixtureOfExperts
 from sparsecod_jax.model.transformer import REMAT_POLICIES
-from sparsecod_jax.sharding import batch_sharding, make_mesh, tree_shardings
+from sparsecod_jax.parallel.sharding import batch_sharding, make_mesh, tree_shardings
+from tests.support import tiny_configs
 
-MODEL = dataclasses.replace(tiny.MODEL, d_model=16, d_ff=24, n_experts=8, top_k=2)
+MODEL = dataclasses.replace(tiny_configs.MODEL, d_model=16, d_ff=24, n_experts=8, top_k=2)
 WIDE = {"compute_dtype": "float64", "residual_dtype": "float64"}
 CASES = {
     "no shared expert": {},
@@ -139,8 +139,8 @@ def test_output_losses_and_all_gradients_equal_a_loop_and_a_dense_dispatch(chang
         setting = _setting(cfg, dtype=np.float64)
         actual = _ours(cfg)(*setting)
         assert actual[0][0].dtype == jnp.float64
-        tiny.assert_relative(actual, _looped(cfg)(*setting), 1e-10)
-        tiny.assert_relative(actual, _dispatched(cfg)(*setting), 1e-10)
+        tiny_configs.assert_relative(actual, _looped(cfg)(*setting), 1e-10)
+        tiny_configs.assert_relative(actual, _dispatched(cfg)(*setting), 1e-10)
 
 
 def test_matrices_side_by_side_give_the_same(monkeypatch):
@@ -150,7 +150,7 @@ def test_matrices_side_by_side_give_the_same(monkeypatch):
     monkeypatch.setattr("sparsecod_jax.model.moe.hopper", mock.Mock(is_served=lambda x_RD: True))
     layer = _ours.__wrapped__(MODEL)
     assert f"f32[8,16,{2 * MODEL.d_ff}]" in str(jax.make_jaxpr(layer)(*setting))
-    tiny.assert_relative(layer(*setting), expected, 1e-6)
+    tiny_configs.assert_relative(layer(*setting), expected, 1e-6)
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_an_expert_without_a_token_has_no_gradient_and_no_token_is_dropped(top_k
     with jax.enable_x64():
         setting = _setting(cfg, preferences, shape=(4, 40), dtype=np.float64)
         actual = _ours(cfg)(*setting)
-        tiny.assert_relative(actual, _looped(cfg)(*setting), 1e-10)
+        tiny_configs.assert_relative(actual, _looped(cfg)(*setting), 1e-10)
         _, (gradients, _), (counts, dropped) = actual
         assert np.flatnonzero(counts == 0).tolist() == idle
         assert dropped == 0
@@ -189,7 +189,7 @@ def test_on_a_mesh_as_without_whatever_the_router_does(sizes, change, length, pr
         expected = _ours(cfg)(*setting)
         with jax.set_mesh(mesh):
             actual = _ours(cfg)(*_place(mesh, cfg, *setting))
-        tiny.assert_relative(actual, expected, 1e-5)
+        tiny_configs.assert_relative(actual, expected, 1e-5)
         assert actual[2][1] == 0
 
 
@@ -198,7 +198,7 @@ def test_a_batch_that_does_not_divide_the_mesh_is_computed_all_the_same():
     expected = _ours(MODEL)(*setting)
     with jax.set_mesh(_mesh((2, 1, 2, 2))):
         actual = _ours(MODEL)(*setting)
-    tiny.assert_relative(actual[:2], expected[:2], 1e-5)
+    tiny_configs.assert_relative(actual[:2], expected[:2], 1e-5)
     np.testing.assert_array_equal(actual[2][0], expected[2][0])
 
 
@@ -253,8 +253,8 @@ def test_each_device_holds_its_share_of_the_experts(sizes):
 
 @pytest.mark.parametrize(("policy", "kept"), [("full", 0), ("dots", 3)])
 def test_the_experts_products_are_computed_once_where_products_are_kept(policy, kept, capsys):
-    module = MixtureOfExperts(tiny.MIXTURE)
-    x_BTD = jax.random.normal(jax.random.key(0), (2, 8, tiny.MIXTURE.d_model))
+    module = MixtureOfExperts(tiny_configs.MIXTURE)
+    x_BTD = jax.random.normal(jax.random.key(0), (2, 8, tiny_configs.MIXTURE.d_model))
     params = nn.unbox(module.init(jax.random.key(1), x_BTD))
     layer = jax.checkpoint(lambda params, x_BTD: module.apply(params, x_BTD)[0].sum(), policy=REMAT_POLICIES[policy])  # pyright: ignore[reportIndexIssue]
     print_saved_residuals(layer, params, x_BTD)

@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 
 from sparsecod_jax import config
 from sparsecod_jax.model.attention import attend, reference_attention
 from sparsecod_jax.model.splash import splash_attention
-from sparsecod_jax.sharding import make_mesh
+from sparsecod_jax.parallel.sharding import make_mesh
+from tests.support import tiny_configs
 
 CASES = {  # B, T, H, J, K, whether there are segments, mesh
     "multi-head, head size 70": (2, 100, 4, 4, 70, False, (1, 1, 1, 1)),
@@ -41,7 +41,7 @@ def test_equals_the_definition(B, T, H, J, K, segmented, sizes):
 
     with jax.set_mesh(make_mesh(config.Mesh(*sizes), jax.devices()[: np.prod(sizes)])):
         found = both_ways(lambda q, k, v: splash_attention(q, k, v, segments, interpret=True))
-    tiny.assert_relative(found, both_ways(lambda q, k, v: reference_attention(q, k, v, mask)), 2e-6)
+    tiny_configs.assert_relative(found, both_ways(lambda q, k, v: reference_attention(q, k, v, mask)), 2e-6)
 
 
 def test_a_bfloat16_model_gets_bfloat16():

@@ -6,15 +6,14 @@ import operator
 import jax
 import jax.numpy as jnp
 import numpy as np
-import plain
 import pytest
-import tiny
 
 from sparsecod_jax.config import Kernels
-from sparsecod_jax.model import Transformer
 from sparsecod_jax.model.attention import rope_angles
 from sparsecod_jax.model.block import Block, Depth
+from sparsecod_jax.model.transformer import Transformer
 from sparsecod_jax.stats import router
+from tests.support import numpy_model, tiny_configs
 
 TOKENS = np.random.default_rng(0).integers(0, 304, (2, 17))
 # Residual variance of each block at init, d=2048, from the specification of the paper's code.
@@ -35,11 +34,11 @@ VARIANTS = {
 
 @pytest.mark.parametrize("change", VARIANTS.values(), ids=VARIANTS)
 def test_equals_numpy(change):
-    cfg = dataclasses.replace(tiny.MODEL, **change)
-    params = tiny.init(cfg)
+    cfg = dataclasses.replace(tiny_configs.MODEL, **change)
+    params = tiny_configs.init(cfg)
     logits, stats = jax.jit(Transformer(cfg).apply)({"params": params}, TOKENS)
     stats = router.summarise(stats)
-    expected_logits, expected_stats = plain.forward(params, TOKENS, cfg)
+    expected_logits, expected_stats = numpy_model.forward(params, TOKENS, cfg)
     np.testing.assert_allclose(logits, expected_logits, rtol=1e-4, atol=1e-5)
     assert set(stats) == set(expected_stats)
     for name, values in expected_stats.items():
@@ -50,8 +49,8 @@ def test_equals_numpy(change):
 def test_logits_equal_the_llama_of_transformers(kv_heads):
     torch = pytest.importorskip("torch", reason="the parity extra is not installed")
     transformers = pytest.importorskip("transformers", reason="the parity extra is not installed")
-    cfg = dataclasses.replace(tiny.MODEL, n_kv_heads=kv_heads)
-    params = jax.tree.map(np.array, tiny.init(cfg))
+    cfg = dataclasses.replace(tiny_configs.MODEL, n_kv_heads=kv_heads)
+    params = jax.tree.map(np.array, tiny_configs.init(cfg))
     llama = transformers.LlamaForCausalLM(
         transformers.LlamaConfig(
             vocab_size=cfg.vocab_size,
@@ -99,39 +98,39 @@ def _loss(cfg, kernels, params):
 
 @pytest.mark.parametrize("remat", ["full", "dots"])
 def test_remat_changes_nothing(remat):
-    params = tiny.init(tiny.MODEL)
+    params = tiny_configs.init(tiny_configs.MODEL)
     grad = jax.value_and_grad(_loss, argnums=2, has_aux=True)
-    without = jax.jit(lambda p: grad(tiny.MODEL, Kernels(remat="none", attention="xla"), p))(params)
-    rematerialised = jax.jit(lambda p: grad(tiny.MODEL, Kernels(remat=remat, attention="xla"), p))(params)
-    tiny.assert_relative(rematerialised, without, 1e-5)
-    text = str(jax.make_jaxpr(lambda p: _loss(tiny.MODEL, Kernels(remat=remat, attention="xla"), p))(params))
+    without = jax.jit(lambda p: grad(tiny_configs.MODEL, Kernels(remat="none", attention="xla"), p))(params)
+    rematerialised = jax.jit(lambda p: grad(tiny_configs.MODEL, Kernels(remat=remat, attention="xla"), p))(params)
+    tiny_configs.assert_relative(rematerialised, without, 1e-5)
+    text = str(jax.make_jaxpr(lambda p: _loss(tiny_configs.MODEL, Kernels(remat=remat, attention="xla"), p))(params))
     assert "remat" in text
 
 
 @pytest.mark.parametrize("remat", ["none", "dots", "full"])
 def test_unrolling_changes_nothing(remat):
-    params = tiny.init(tiny.MODEL)
+    params = tiny_configs.init(tiny_configs.MODEL)
     grad = jax.value_and_grad(_loss, argnums=2, has_aux=True)
 
     def run(**kernels):
-        return jax.jit(lambda p: grad(tiny.MODEL, Kernels(attention="xla", **kernels), p)).lower(params)
+        return jax.jit(lambda p: grad(tiny_configs.MODEL, Kernels(attention="xla", **kernels), p)).lower(params)
 
     looped, unrolled = run(remat=remat), run(remat=remat, unroll=True)
     assert "stablehlo.while" in looped.as_text()
     assert "stablehlo.while" not in unrolled.as_text()
     # Without a barrier the compiler would keep what `full` is to compute again.
     assert ("optimization_barrier" in unrolled.as_text()) == (remat == "full")
-    tiny.assert_relative(unrolled.compile()(params), looped.compile()(params), 1e-5)
+    tiny_configs.assert_relative(unrolled.compile()(params), looped.compile()(params), 1e-5)
 
 
 def test_the_program_with_moments_keeps_its_loop():
-    net = Transformer(tiny.MODEL, Kernels(attention="xla", unroll=True), with_moments=True)
-    assert "stablehlo.while" in jax.jit(net.apply).lower({"params": tiny.init(tiny.MODEL)}, TOKENS).as_text()
+    net = Transformer(tiny_configs.MODEL, Kernels(attention="xla", unroll=True), with_moments=True)
+    assert "stablehlo.while" in jax.jit(net.apply).lower({"params": tiny_configs.init(tiny_configs.MODEL)}, TOKENS).as_text()
 
 
 def test_scan_equals_unrolled_and_jit_equals_no_jit():
-    cfg, kernels = dataclasses.replace(tiny.MODEL, n_layers=2), Kernels(remat="none", attention="xla")
-    params = tiny.init(cfg)
+    cfg, kernels = dataclasses.replace(tiny_configs.MODEL, n_layers=2), Kernels(remat="none", attention="xla")
+    params = tiny_configs.init(cfg)
     block = Block(cfg, "xla", False)
     depth = Depth(norm_scale=jnp.float32(1))
 
@@ -154,14 +153,14 @@ def test_scan_equals_unrolled_and_jit_equals_no_jit():
 
     expected = jax.value_and_grad(unrolled, has_aux=True)(params)
     with jax.disable_jit():
-        tiny.assert_relative(jax.value_and_grad(scanned, has_aux=True)(params), expected, 1e-5)
-    tiny.assert_relative(jax.jit(jax.value_and_grad(scanned, has_aux=True))(params), expected, 1e-5)
+        tiny_configs.assert_relative(jax.value_and_grad(scanned, has_aux=True)(params), expected, 1e-5)
+    tiny_configs.assert_relative(jax.jit(jax.value_and_grad(scanned, has_aux=True))(params), expected, 1e-5)
 
 
 def test_no_position_sees_a_later_one():
     """By gradients: the logits at t depend on the embeddings of positions 0..t and on no other."""
-    cfg = tiny.MODEL
-    params = tiny.init(cfg)
+    cfg = tiny_configs.MODEL
+    params = tiny_configs.init(cfg)
     tokens = np.arange(12)[None]  # all different, so that a row of the table is a position
 
     @jax.jit
@@ -175,8 +174,8 @@ def test_no_position_sees_a_later_one():
 
 
 def test_document_masking_isolates_documents():
-    cfg = dataclasses.replace(tiny.MODEL, document_masking=True)
-    params = {"params": tiny.init(cfg)}
+    cfg = dataclasses.replace(tiny_configs.MODEL, document_masking=True)
+    params = {"params": tiny_configs.init(cfg)}
     segments = np.array([[0] * 9 + [1] * 8] * 2, np.int32)
     apply = jax.jit(Transformer(cfg).apply)
     logits, _ = apply(params, TOKENS, segments)
@@ -189,22 +188,24 @@ def test_document_masking_isolates_documents():
 
 
 def test_dtypes_are_as_asked():
-    cfg = dataclasses.replace(tiny.MODEL, compute_dtype="bfloat16")
+    cfg = dataclasses.replace(tiny_configs.MODEL, compute_dtype="bfloat16")
     for residual in ("float32", "bfloat16"):
-        text = str(jax.make_jaxpr(Transformer(dataclasses.replace(cfg, residual_dtype=residual)).apply)({"params": tiny.init(cfg)}, TOKENS))
+        text = str(
+            jax.make_jaxpr(Transformer(dataclasses.replace(cfg, residual_dtype=residual)).apply)({"params": tiny_configs.init(cfg)}, TOKENS)
+        )
         carries = [line for line in text.splitlines() if ":bf16[2,17,32]" in line and "= scan[" in line.replace("] =", "] =")]
         assert bool(carries) == (residual == "bfloat16")
-    logits, stats = jax.jit(Transformer(cfg).apply)({"params": tiny.init(cfg)}, TOKENS)
+    logits, stats = jax.jit(Transformer(cfg).apply)({"params": tiny_configs.init(cfg)}, TOKENS)
     assert logits.dtype == jnp.float32
     assert {value.dtype for value in stats.values()} == {jnp.dtype("float32")}
 
 
 def test_float64_stays_float64():
     with jax.enable_x64():
-        cfg = dataclasses.replace(tiny.MODEL, compute_dtype="float64", residual_dtype="float64")
-        params = tiny.init(cfg, dtype=jnp.float64)
+        cfg = dataclasses.replace(tiny_configs.MODEL, compute_dtype="float64", residual_dtype="float64")
+        params = tiny_configs.init(cfg, dtype=jnp.float64)
         logits, stats = jax.jit(Transformer(cfg, Kernels(attention="reference")).apply)({"params": params}, TOKENS)
-        expected, expected_stats = plain.forward(params, TOKENS, cfg)
+        expected, expected_stats = numpy_model.forward(params, TOKENS, cfg)
         np.testing.assert_allclose(logits, expected, rtol=1e-11, atol=1e-12)
         np.testing.assert_allclose(stats["variance/residual"], expected_stats["variance/residual"], rtol=1e-12)
 
@@ -212,7 +213,14 @@ def test_float64_stays_float64():
 @pytest.mark.parametrize(("width", "heads"), [(64, 4), (128, 8)])
 def test_scaled_widths_start_from_the_published_variance_profile(width, heads):
     cfg = dataclasses.replace(
-        tiny.MODEL, d_model=width, n_layers=16, n_heads=heads, n_kv_heads=heads, head_dim=width // heads, d_ff=4 * width, init_std=0.0
+        tiny_configs.MODEL,
+        d_model=width,
+        n_layers=16,
+        n_heads=heads,
+        n_kv_heads=heads,
+        head_dim=width // heads,
+        d_ff=4 * width,
+        init_std=0.0,
     )
     cfg = dataclasses.replace(cfg, vocab_size=2048)
     tokens = jax.random.randint(jax.random.key(1), (4, 256), 0, 2048)
@@ -229,7 +237,7 @@ def test_scaled_widths_start_from_the_published_variance_profile(width, heads):
 @pytest.mark.slow
 def test_published_width_starts_from_the_published_variance_profile():
     cfg = dataclasses.replace(
-        tiny.MODEL,
+        tiny_configs.MODEL,
         d_model=2048,
         n_layers=16,
         n_heads=16,

@@ -7,18 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-import disks
-import process
 import pytest
-import saved
-import study_dirs
-import tiny
 
 from sparsecod_jax.errors import ConfigError
-from sparsecod_jax.export.exporting import export
+from sparsecod_jax.pretrained.exporting import export
 from sparsecod_jax.report.writing import write_report
-from sparsecod_jax.rundir import RunDir
-from sparsecod_jax.sweep.study import expand
+from sparsecod_jax.storage.rundir import RunDir
+from sparsecod_jax.study.study import expand
+from tests.support import disks, process, saved_runs, study_dirs, tiny_configs
 
 RUN = expand(study_dirs.STUDY)[0]
 
@@ -30,7 +26,7 @@ def _plain_run(folder: Path) -> RunDir:
 
 
 def test_an_export_beside_runs_is_left_out_and_named(tmp_path, capsys):
-    run = saved.run(tmp_path / "runs" / "a", tiny.MODEL)
+    run = saved_runs.run(tmp_path / "runs" / "a", tiny_configs.MODEL)
     export(str(run.path), str(tmp_path / "runs" / "a_hf"))
     page = write_report(str(tmp_path / "runs")).read_text()
     assert "1 of 1 runs finished" in page

@@ -6,12 +6,11 @@ import os
 import subprocess
 import sys
 
-import process
-import study_dirs
 from etils import epath
 
 from sparsecod_jax.report import markdown
 from sparsecod_jax.report.document import Document, Figure, Series
+from tests.support import process, study_dirs
 
 
 def _picture(tmp_path, series):

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-import study_dirs
 
 from sparsecod_jax.report.measures import measure
+from tests.support import study_dirs
 
 FOUND = {
     "final/bits_per_byte": 2.0,

@@ -10,15 +10,15 @@ import subprocess
 
 import numpy as np
 import pytest
-import tiny
 from etils import epath
 
 from sparsecod_jax import config
-from sparsecod_jax.files import read_record, write_json
 from sparsecod_jax.report import figures
 from sparsecod_jax.report.writing import write_report
-from sparsecod_jax.rundir import Attempt, RunDir
+from sparsecod_jax.storage.files import read_record, write_json
+from sparsecod_jax.storage.rundir import Attempt, RunDir
 from sparsecod_jax.train.writers import Writers, plain
+from tests.support import tiny_configs
 
 HOSTILE = "<script>alert(1)<b>&"
 CHROMIUM = shutil.which("chromium")
@@ -41,7 +41,7 @@ def _line(step, layers, **changes):
 def _run(path, status, *, lines=(), final=None, layers=3, **model):
     """A run directory as `train` leaves it."""
     path.mkdir(parents=True)
-    run, experiment = RunDir(path), tiny.experiment(model={"n_layers": layers, **model})
+    run, experiment = RunDir(path), tiny_configs.experiment(model={"n_layers": layers, **model})
     write_json(run.config, config.to_dict(experiment))
     if status:
         run.set_status(status)

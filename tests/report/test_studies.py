@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 import scipy.stats
-import study_dirs
 
 from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.report import studies
 from sparsecod_jax.report.document import Figure, Table, Text
 from sparsecod_jax.report.writing import write_report
+from tests.support import study_dirs
 
 
 @pytest.fixture

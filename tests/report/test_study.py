@@ -8,17 +8,17 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import study_dirs
 
 from sparsecod_jax import config
-from sparsecod_jax.files import read_json, write_json
 from sparsecod_jax.report import published
 from sparsecod_jax.report import study as report
 from sparsecod_jax.report.document import Alarm, Figure, Table, Text, short
 from sparsecod_jax.report.measures import measure
 from sparsecod_jax.report.writing import write_report
-from sparsecod_jax.rundir import RunDir
-from sparsecod_jax.sweep.study import load
+from sparsecod_jax.storage.files import read_json, write_json
+from sparsecod_jax.storage.rundir import RunDir
+from sparsecod_jax.study.study import load
+from tests.support import study_dirs
 
 CHROMIUM = shutil.which("chromium")
 SWEEPS = sorted(Path("configs/sweeps").glob("*.py"))

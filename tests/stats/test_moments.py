@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sparsecod_jax.stats import moments, taps
+from sparsecod_jax.stats import block, moments
 
 INDEX = np.arange(48)
 Z = (np.sin(0.7 * INDEX) + 0.1 * (INDEX % 5) + 4 * (INDEX == 17)).reshape(2, 3, 8).astype(np.float32)
@@ -50,7 +50,7 @@ def test_golden_values(measured, name, expected):
 
 def test_golden_variances(measured):
     assert measured["std"] ** 2 == pytest.approx(0.7489160, abs=1e-5)
-    assert float(taps.variance(Z)) == pytest.approx(0.7749053, abs=1e-5)
+    assert float(block.variance(Z)) == pytest.approx(0.7749053, abs=1e-5)
 
 
 def test_golden_moments_of_each_feature(measured):

@@ -7,7 +7,7 @@ import json
 import sys
 
 from sparsecod_jax.errors import ConfigError, Fenced, SparsecodError
-from sparsecod_jax.processes import connected, is_first, note, run_on_all, run_on_first, say
+from sparsecod_jax.parallel.processes import connected, is_first, note, run_on_all, run_on_first, say
 
 
 def outcome(run, *args, **kwargs):
@@ -32,7 +32,7 @@ def rows(sizes) -> list[int]:
     import numpy as np
 
     from sparsecod_jax.data.pipeline import local_rows
-    from sparsecod_jax.sharding import MESH_AXES, batch_sharding
+    from sparsecod_jax.parallel.sharding import MESH_AXES, batch_sharding
 
     mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(sizes), MESH_AXES)
     return local_rows(batch_sharding(mesh), 8).tolist()

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from etils import epath
-from process import ROOT
 
-from sparsecod_jax.rundir import RunDir
+from sparsecod_jax.storage.rundir import RunDir
+from tests.support.process import ROOT
 
 TIMES = ("tokens_per_second", "seconds", "compile_seconds", "mfu")  # what no two runs have alike
 

@@ -7,21 +7,20 @@ import json
 import sys
 from functools import partial
 
-import finishing
 import jax
 import numpy as np
-import tiny
 
 from sparsecod_jax import config
-from sparsecod_jax.digest import names
+from sparsecod_jax.storage.digest import names
 from sparsecod_jax.train.step import Batch, build, loss_and_gradients
+from tests.support import finishing, tiny_configs
 
 
 def main(model_json: str, tokens_file: str, microbatches: str, out: str) -> None:
     model = config.from_dict(json.loads(model_json), config.Model)
     tokens = np.load(tokens_file)
     rows, length = tokens.shape[0], tokens.shape[1] - 1
-    experiment = tiny.experiment(
+    experiment = tiny_configs.experiment(
         model=model,
         global_batch=rows,
         data={"seq_len": length},

@@ -10,8 +10,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import tiny
 from etils import epath
+
+from tests.support import tiny_configs
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -22,7 +23,15 @@ for number in (signal.SIGINT, signal.SIGHUP):
 
 def start(experiment, workdir, *, devices=1, flags=(), environment=None, program=("-m", "sparsecod_jax"), streams=None) -> subprocess.Popen:
     """`sparsecod train` of `experiment` in a process of its own, on that many CPU devices."""
-    command = [sys.executable, *program, "train", "--config=configs/smoke.py", f"--workdir={workdir}", *tiny.flags(experiment), *flags]
+    command = [
+        sys.executable,
+        *program,
+        "train",
+        "--config=configs/smoke.py",
+        f"--workdir={workdir}",
+        *tiny_configs.flags(experiment),
+        *flags,
+    ]
     xla_flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
     surroundings = os.environ | {"XLA_FLAGS": xla_flags, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"} | (environment or {})
     outputs: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, **(streams or {})}

@@ -6,8 +6,8 @@ import os
 import sys
 from pathlib import Path
 
-from sparsecod_jax.sweep.launching import Job
-from sparsecod_jax.sweep.package import Shipment
+from sparsecod_jax.launching.launching import Job
+from sparsecod_jax.launching.package import Shipment
 
 TRAIN = ("python", "-P", "-m", "sparsecod_jax", "train", "--config=configs/dense_1b.py:paper", "--workdir=gs://bucket/study/runs/deep-s0")
 ANALYZE = ("python", "-P", "-m", "sparsecod_jax", "analyze", "--workdir=gs://bucket/study/runs/deep-s0")

@@ -11,7 +11,7 @@ import unittest.mock
 from collections.abc import Iterator
 from pathlib import Path
 
-import process
+from tests.support import process
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
 MISSING = [name for name in PROGRAMS if not shutil.which(name)] or ([] if os.geteuid() == 0 else ["root"])

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import optax
-import tiny
 
 from sparsecod_jax import config
-from sparsecod_jax.layout import resolve
+from sparsecod_jax.parallel.layout import resolve
 from sparsecod_jax.train.step import Batch, build, loss_and_gradients
+from tests.support import tiny_configs
 
 
 class Stepped(NamedTuple):
@@ -40,7 +40,7 @@ def gradients(experiment: config.Experiment):
 @functools.cache
 def on_mesh(model: config.Model, *sizes: int) -> Stepped:
     """One step of a tiny experiment; without clipping and with b1 = 0 Adam's first moment is the gradient."""
-    experiment = tiny.experiment(model=model, mesh=config.Mesh(*sizes), optimizer={"b1": 0.0, "clip_norm": 1e9})
+    experiment = tiny_configs.experiment(model=model, mesh=config.Mesh(*sizes), optimizer={"b1": 0.0, "clip_norm": 1e9})
     program = build(experiment, jax.devices()[: np.prod(sizes)])
     batch = Batch(jax.device_put(tokens(vocab=model.vocab_size), program.abstract_batch.tokens.sharding))
     state = program.init()

@@ -16,7 +16,7 @@ def _for_ever(*_args, **_options) -> Any:
 def _stick(where: str, when: int) -> None:
     patch: Callable[..., None] = setattr
     if where == "save":
-        from sparsecod_jax.checkpoint import Checkpointer
+        from sparsecod_jax.storage.checkpoint import Checkpointer
 
         save = Checkpointer.save
         patch(Checkpointer, "save", lambda self, step, *rest: (save if step < when else _for_ever)(self, step, *rest))

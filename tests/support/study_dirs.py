@@ -9,11 +9,11 @@ import numpy as np
 
 from sparsecod_jax import config
 from sparsecod_jax.analysis.catalogue import CATALOGUE
-from sparsecod_jax.files import write_json
 from sparsecod_jax.report.study import StudyData, load_study
-from sparsecod_jax.rundir import RunDir, Status
-from sparsecod_jax.sweep.study import Claim, Run, Study, expand
-from sparsecod_jax.sweep.study_dir import StudyDir, begin
+from sparsecod_jax.storage.files import write_json
+from sparsecod_jax.storage.rundir import RunDir, Status
+from sparsecod_jax.study.study import Claim, Run, Study, expand
+from sparsecod_jax.study.study_dir import StudyDir, begin
 
 DEEPER = Claim("the deep stream varies more", "last/variance/residual/-1", "deep", "flat", 1.25, ratio=True)
 BETTER = Claim("depth lowers the loss", "final/bits_per_byte", "flat", "deep", 0.01)

@@ -8,12 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tiny
 
 from sparsecod_jax import config
 from sparsecod_jax.analysis.subject import Subject
-from sparsecod_jax.model import Transformer
-from sparsecod_jax.sharding import make_mesh
+from sparsecod_jax.model.transformer import Transformer
+from sparsecod_jax.parallel.sharding import make_mesh
+from tests.support import tiny_configs
 
 
 @contextlib.contextmanager
@@ -23,7 +23,7 @@ def analysed(
     """A model on a mesh, with parameters drawn if none are given, while the context lasts."""
     model = dataclasses.replace(model, compute_dtype=dtype, residual_dtype=dtype)
     net = Transformer(model, config.Kernels(attention="reference", remat="none"))
-    params = tiny.init(model) if params is None else params
+    params = tiny_configs.init(model) if params is None else params
     built = make_mesh(config.Mesh(*mesh), jax.devices()[: int(np.prod(mesh))])
     with jax.enable_x64(dtype == "float64"), jax.set_mesh(built):
         params = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf), dtype), params)

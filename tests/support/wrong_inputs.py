@@ -10,12 +10,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import saved
-import slurm
-import tiny
 
+from launch import slurm
 from sparsecod_jax.cli import main
-from sparsecod_jax.sweep import launching
+from sparsecod_jax.launching import launching
+from tests.support import saved_runs, tiny_configs
 
 CODE = {  # of a config file or study that is none
     "syntax": "def get_config(:\n",
@@ -35,7 +34,7 @@ CODE = {  # of a config file or study that is none
     "assertion": "assert False\n",
     "unicode": "def get_config(*_):\n    raise UnicodeDecodeError('utf-8', b'x', 0, 1, 'no')\n\n\nget_study = get_config\n",
 }
-STUDY = """from sparsecod_jax.sweep.study import Claim, Study
+STUDY = """from sparsecod_jax.study.study import Claim, Study
 def get_study(*_):
     return Study(**({{"question": "Why?", "held_fixed": (), "config": "configs/smoke.py:nano", "arms": {{"a": {{"model.n_layers": 2}}}},
                       "claims": (), "not_testable": ()}} | {change}))
@@ -76,7 +75,7 @@ FLOATS = ("", "x", "nan", "inf", "-inf", "-1")
 def build(root: Path) -> None:
     """The world."""
     build_files(root)
-    run = Path(saved.run(root / "run", tiny.MODEL).path)
+    run = Path(saved_runs.run(root / "run", tiny_configs.MODEL).path)
     for file in ("config.json", "manifest.json", "tokenizer.json"):
         for name, content in RECORDS.items():
             if not (file == "manifest.json" and name == "object"):  # an old one may say as little
@@ -139,7 +138,7 @@ def _verbs(root: Path, tokens: Path) -> dict[str, tuple[list[str], dict[str, Seq
     studies = code + [f"{root}/code/study, {name}.py" for name in STUDIES]
     runs = [f"{root}/runs/{file} {name}" for file in ("config.json",) for name in RECORDS if name != "object"]
     smoke, new = "--config=configs/smoke.py", f"--workdir={root}/new"
-    tiny_flags = tiny.flags(tiny.experiment(data={"path": str(tokens)}))
+    tiny_flags = tiny_configs.flags(tiny_configs.experiment(data={"path": str(tokens)}))
     overrides = {
         f"config.{name}": ["", "x", "nan", "[1", "{}", "-1", "9" * 40, "\x1b[31m"]
         for name in ("steps", "model.n_layers", "optimizer.peak_lr", "data.seq_len", "model", "seed", "optimizer.decayed", "mesh.data")

@@ -5,18 +5,17 @@ import signal
 
 import jax
 import numpy as np
-import process
 import pytest
-import tiny
 
 from sparsecod_jax import config
 from sparsecod_jax.errors import Preempted
-from sparsecod_jax.rundir import RunDir
+from sparsecod_jax.storage.rundir import RunDir
+from tests.support import process, tiny_configs
 
 pytestmark = pytest.mark.gpu
 
 # Heads and widths that cuDNN's attention and the Hopper kernels take.
-DENSE = dataclasses.replace(tiny.MODEL, d_model=128, n_heads=2, n_kv_heads=1, head_dim=64, d_ff=256)
+DENSE = dataclasses.replace(tiny_configs.MODEL, d_model=128, n_heads=2, n_kv_heads=1, head_dim=64, d_ff=256)
 MODELS = {"dense": DENSE, "mixture": dataclasses.replace(DENSE, d_ff=128, n_experts=8, top_k=2)}
 SURROUNDINGS = {
     "XLA_FLAGS": "--xla_gpu_deterministic_ops=true",
@@ -35,7 +34,7 @@ def two_gpus():
 def _experiment(tokens, model, **sections):
     sections = {"steps": 20, "log": {"moments_every": 10}, "execution": {"attention": "auto"}, **sections}
     calm = {"peak_lr": 3e-4}  # so that rounding does not grow over the steps
-    return tiny.experiment(model=model, data={"path": str(tokens), "seq_len": 64}, optimizer=calm, **sections)
+    return tiny_configs.experiment(model=model, data={"path": str(tokens), "seq_len": 64}, optimizer=calm, **sections)
 
 
 def _start(experiment, workdir, platform="cuda", gpus="0"):

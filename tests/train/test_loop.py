@@ -12,23 +12,22 @@ import time
 
 import jax
 import numpy as np
-import plain
-import process
 import pytest
-import tiny
 from etils import epath
 
-from sparsecod_jax import config, files
-from sparsecod_jax.checkpoint import Checkpointer
+from sparsecod_jax import config
 from sparsecod_jax.data.pipeline import example_stream
 from sparsecod_jax.data.store import Windows, read_manifest
 from sparsecod_jax.errors import ConfigError, Diverged, Fenced
-from sparsecod_jax.evaluate.perplexity import evaluator
-from sparsecod_jax.files import read_record, write_record
-from sparsecod_jax.rundir import RunDir, claim
+from sparsecod_jax.storage import files
+from sparsecod_jax.storage.checkpoint import Checkpointer
+from sparsecod_jax.storage.files import read_record, write_record
+from sparsecod_jax.storage.rundir import RunDir, claim
 from sparsecod_jax.train import loop
+from sparsecod_jax.train.evaluation import evaluator
 from sparsecod_jax.train.loop import train
 from sparsecod_jax.train.step import build
+from tests.support import numpy_model, process, tiny_configs
 
 TIMES = ("tokens_per_second",)
 ROUTER = ("load_balance_loss", "z_loss", "gate_sum", "gate_square_sum", "dropped", "max_load", "load_entropy", "dead_experts")
@@ -36,7 +35,7 @@ ROUTER = ("load_balance_loss", "z_loss", "gate_sum", "gate_square_sum", "dropped
 
 def _experiment(tokens, **sections):
     sections["data"] = {"path": str(tokens), **sections.get("data", {})}
-    return tiny.experiment(**sections)
+    return tiny_configs.experiment(**sections)
 
 
 def _lines(workdir):
@@ -67,7 +66,7 @@ def test_statistics_of_a_trained_sharded_run_equal_numpy(tokens, tmp_path):
         items = checkpointer._restore(line["step"] - 1, {"state": abstract}).items
         params = jax.device_get(items["state"].params)
         rows = np.stack([stream[line["first_example"] + row] for row in range(experiment.global_batch)])
-        logits, stats = plain.forward(params, rows[:, :-1], experiment.model)
+        logits, stats = numpy_model.forward(params, rows[:, :-1], experiment.model)
         for name, values in stats.items():
             np.testing.assert_allclose(np.atleast_1d(line[name]), values, rtol=1e-5, err_msg=f"{name} at step {line['step']}")
         picked = np.take_along_axis(logits, rows[:, 1:, None], axis=-1)[..., 0]
@@ -121,7 +120,7 @@ def test_sigterm_saves_exits_75_and_eight_devices_become_two(tokens, tmp_path):
 
 def test_a_mixture_goes_on_where_its_experts_are_shared_out_otherwise(tokens, tmp_path, capsys):
     """A copy of the run without what came after step 2, as a crash leaves it, then other devices for the same experts."""
-    sections = {"steps": 4, "model": tiny.MIXTURE, "checkpoint": {"every": 2}}
+    sections = {"steps": 4, "model": tiny_configs.MIXTURE, "checkpoint": {"every": 2}}
     train(_experiment(tokens, mesh=config.Mesh(2, 2, 2, 1), **sections), str(tmp_path / "whole"))
     shutil.copytree(tmp_path / "whole", tmp_path / "moved")
     (tmp_path / "moved" / "final.json").unlink()
@@ -278,7 +277,7 @@ def test_too_many_updates_that_are_not_finite_end_the_run(tokens, tmp_path):
 def test_what_devices_and_data_rule_out_is_refused_before_anything_is_written(tokens, tmp_path, sections, sentence):
     sections["data"] = {"path": str(tokens), **sections.get("data", {})}
     with pytest.raises(ConfigError, match=sentence):
-        train(tiny.experiment(**sections), str(tmp_path / "run"))
+        train(tiny_configs.experiment(**sections), str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
 

@@ -5,12 +5,12 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-import tiny
 
 from sparsecod_jax import config
-from sparsecod_jax.digest import names
-from sparsecod_jax.identity import identity, identity_fields
+from sparsecod_jax.config.identity import identity, identity_fields
+from sparsecod_jax.storage.digest import names
 from sparsecod_jax.train.optimizer import decay_mask, group_of, learning_rate, make_optimizer
+from tests.support import tiny_configs
 
 GOLDEN = {1: 8e-8, 2500: 2e-4, 4999: 3.9992e-4, 5000: 4e-4, 12037: 2.2e-4, 19073: 4e-5, 19074: 4e-5, 30000: 4e-5}
 
@@ -28,9 +28,9 @@ def test_constant_warms_up_and_stays(step, expected):
 
 
 def test_every_parameter_is_in_exactly_one_group():
-    groups = {name: group_of(name) for name in names(tiny.init(tiny.MIXTURE))}
+    groups = {name: group_of(name) for name in names(tiny_configs.init(tiny_configs.MIXTURE))}
     assert set(groups.values()) == set(config.PARAMETER_GROUPS)
-    assert set(map(group_of, names(tiny.init(tiny.MODEL)))) == {*config.PARAMETER_GROUPS} - {"router"}
+    assert set(map(group_of, names(tiny_configs.init(tiny_configs.MODEL)))) == {*config.PARAMETER_GROUPS} - {"router"}
     assert {name for name, group in groups.items() if group == "router"} == {"blocks/ffn/router"}
     assert {name for name, group in groups.items() if group == "norms"} == {
         "blocks/attention_norm/gain",
@@ -43,11 +43,11 @@ def test_every_parameter_is_in_exactly_one_group():
 
 @pytest.mark.parametrize(
     ("model", "swiglus"),
-    [(tiny.MODEL, ("ffn",)), (tiny.MIXTURE, ("ffn", "ffn/shared"))],
+    [(tiny_configs.MODEL, ("ffn",)), (tiny_configs.MIXTURE, ("ffn", "ffn/shared"))],
     ids=["dense", "mixture"],
 )
 def test_the_decayed_set_is_what_the_config_says(model, swiglus):
-    params = tiny.init(model)
+    params = tiny_configs.init(model)
     assert all(jax.tree.leaves(decay_mask(params, config.Optimizer().decayed)))
     matrices = dict(zip(names(params), jax.tree.leaves(decay_mask(params, ("matrices",))), strict=True))
     assert {name for name, decayed in matrices.items() if decayed} == {
@@ -83,6 +83,6 @@ def test_updates_equal_adamw_of_torch():
 
 
 def test_a_changed_optimizer_is_a_changed_identity():
-    experiment = tiny.experiment()
+    experiment = tiny_configs.experiment()
     other = dataclasses.replace(experiment, optimizer=dataclasses.replace(experiment.optimizer, weight_decay=0.2))
     assert identity(identity_fields(experiment, "f")) != identity(identity_fields(other, "f"))

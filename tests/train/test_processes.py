@@ -5,16 +5,15 @@ import shutil
 import signal
 
 import numpy as np
-import process
 import pytest
-import tiny
 from etils import epath
 
 from sparsecod_jax import config
 from sparsecod_jax.data.pipeline import example_stream
 from sparsecod_jax.data.store import Windows, read_manifest
-from sparsecod_jax.rundir import RunDir
+from sparsecod_jax.storage.rundir import RunDir
 from sparsecod_jax.train.loop import train
+from tests.support import process, tiny_configs
 
 STEPS, BATCH, DEVICES = 6, 8, 4
 SAME = ("step", "tokens", "first_example", "batch_digest")
@@ -23,7 +22,7 @@ SAME = ("step", "tokens", "first_example", "batch_digest")
 def _experiment(tokens, **sections):
     sections["data"] = {"path": str(tokens), **sections.get("data", {})}
     sections = {"mesh": config.Mesh(1, DEVICES, 1, 1), "evaluation": {"max_tokens": 1000}, **sections}
-    return tiny.experiment(**{"steps": STEPS, "global_batch": BATCH, **sections})
+    return tiny_configs.experiment(**{"steps": STEPS, "global_batch": BATCH, **sections})
 
 
 def _lines(workdir):
@@ -136,7 +135,7 @@ def test_checkpoints_pass_from_four_processes_to_one_and_back(runs, tokens, tmp_
 
 def test_sigterm_to_one_stops_all_and_a_second_job_is_turned_away(tokens, tmp_path):
     """A mixture whose experts are spread over the processes; before the signal its numbers are those of one process."""
-    endless = {"model": tiny.MIXTURE, "schedule": {"kind": "constant"}, "checkpoint": {"every": 10**6}}
+    endless = {"model": tiny_configs.MIXTURE, "schedule": {"kind": "constant"}, "checkpoint": {"every": 10**6}}
     experiment = _experiment(tokens, steps=10**5, mesh=config.Mesh(1, 1, 2, 1), **endless)
     pair = process.start_several(experiment, tmp_path / "pair", 2)
     process.wait_for_line(pair[0], tmp_path / "pair" / "metrics.jsonl", 4)

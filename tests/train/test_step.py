@@ -8,15 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import stepping
-import tiny
 
 from sparsecod_jax import config
 from sparsecod_jax.train.step import Batch, build, train_step
+from tests.support import stepping, tiny_configs
 
 MESHES = {"one": (1, 1, 1, 1), "data": (8, 1, 1, 1), "fsdp": (1, 8, 1, 1), "mixed": (2, 2, 1, 2)}
 # Sizes that every axis divides and whose norm gains, which stay replicated, are small beside the rest.
-WIDE = dataclasses.replace(tiny.MODEL, d_model=128, d_ff=256, n_heads=8, n_kv_heads=4, head_dim=16, vocab_size=512, n_layers=2)
+WIDE = dataclasses.replace(tiny_configs.MODEL, d_model=128, d_ff=256, n_heads=8, n_kv_heads=4, head_dim=16, vocab_size=512, n_layers=2)
 
 
 def _on_mesh(name):
@@ -26,7 +25,7 @@ def _on_mesh(name):
 @pytest.mark.parametrize("name", ["data", "fsdp", "mixed"])
 def test_meshes_agree(name):
     metrics, one_metrics = _on_mesh(name).metrics, _on_mesh("one").metrics
-    tiny.assert_relative(_on_mesh(name).grads, _on_mesh("one").grads, 1e-5)
+    tiny_configs.assert_relative(_on_mesh(name).grads, _on_mesh("one").grads, 1e-5)
     assert metrics["batch_digest"] == one_metrics["batch_digest"]
     for key in ("loss", "variance/residual", "variance/attention", "norm/ffn", "cosine/update", "norm/gradient"):
         np.testing.assert_allclose(metrics[key], one_metrics[key], rtol=1e-5, atol=1e-6, err_msg=key)
@@ -35,7 +34,7 @@ def test_meshes_agree(name):
 def test_moments_agree_on_a_mesh():
     results = []
     for sizes in ((1, 1, 1, 1), (2, 2, 1, 2)):
-        experiment = tiny.experiment(mesh=config.Mesh(*sizes))
+        experiment = tiny_configs.experiment(mesh=config.Mesh(*sizes))
         program = build(experiment, jax.devices()[: np.prod(sizes)])
         batch = Batch(jax.device_put(stepping.tokens(), program.abstract_batch.tokens.sharding))
         results.append(program.lower(with_moments=True).compile()(program.init(), batch)[1])
@@ -65,24 +64,24 @@ def test_collectives_are_the_expected_ones():
 
 def test_accumulation_changes_nothing_with_unequal_microbatches():
     with jax.enable_x64():
-        model = dataclasses.replace(tiny.MODEL, compute_dtype="float64", residual_dtype="float64")
-        params = tiny.init(model, dtype=jnp.float64)
+        model = dataclasses.replace(tiny_configs.MODEL, compute_dtype="float64", residual_dtype="float64")
+        params = tiny_configs.init(model, dtype=jnp.float64)
         weights = np.zeros((8, 32))
         for row in range(8):
             weights[row, : 4 * row + 1] = 1  # microbatches of 4 rows each hold other numbers of valid tokens
         batch = Batch(stepping.tokens(), weights=weights)
         results = []
         for accumulation in (1, 4):
-            experiment = tiny.experiment(model=model, execution={"accumulation": accumulation, "attention": "reference"})
+            experiment = tiny_configs.experiment(model=model, execution={"accumulation": accumulation, "attention": "reference"})
             results.append(stepping.gradients(experiment)(params, batch))
         (loss, grads, stats), (loss_4, grads_4, stats_4) = results
         np.testing.assert_allclose(loss_4, loss, rtol=1e-12)
-        tiny.assert_relative(grads_4, grads, 1e-6)
-        tiny.assert_relative(stats_4, stats, 1e-12)
+        tiny_configs.assert_relative(grads_4, grads, 1e-6)
+        tiny_configs.assert_relative(stats_4, stats, 1e-12)
 
 
 def test_weights_zero_leaves_a_token_out():
-    experiment, params = tiny.experiment(), tiny.init(tiny.MODEL)
+    experiment, params = tiny_configs.experiment(), tiny_configs.init(tiny_configs.MODEL)
     weights = np.ones((8, 32), np.float32)
     weights[:, 20:] = 0
     loss, _, _ = stepping.gradients(experiment)(params, Batch(stepping.tokens(), weights=weights))
@@ -91,7 +90,7 @@ def test_weights_zero_leaves_a_token_out():
 
 
 def test_an_update_that_is_not_finite_is_skipped_and_counted():
-    experiment = tiny.experiment(mesh=config.Mesh(1, 1, 1, 1))
+    experiment = tiny_configs.experiment(mesh=config.Mesh(1, 1, 1, 1))
     program = build(experiment, jax.devices()[:1])
     step = jax.jit(functools.partial(train_step, experiment, program.layout, None, False))
     state, batch = program.init(), Batch(stepping.tokens())
@@ -107,7 +106,7 @@ def test_an_update_that_is_not_finite_is_skipped_and_counted():
 
 
 def test_gradient_norms_are_those_of_each_block():
-    experiment, params = tiny.experiment(mesh=config.Mesh(1, 1, 1, 1)), tiny.init(tiny.MODEL)
+    experiment, params = tiny_configs.experiment(mesh=config.Mesh(1, 1, 1, 1)), tiny_configs.init(tiny_configs.MODEL)
     program = build(experiment, jax.devices()[:1])
     _, grads, _ = stepping.gradients(experiment)(params, Batch(stepping.tokens()))
     _, metrics = jax.jit(functools.partial(train_step, experiment, program.layout, None, False))(
@@ -121,7 +120,7 @@ def test_gradient_norms_are_those_of_each_block():
 
 def test_the_program_does_not_grow_with_depth():
     def loops(depth):
-        experiment = tiny.experiment(model={"n_layers": depth}, mesh=config.Mesh(1, 1, 1, 1))
+        experiment = tiny_configs.experiment(model={"n_layers": depth}, mesh=config.Mesh(1, 1, 1, 1))
         return build(experiment, jax.devices()[:1]).lower(with_moments=False).as_text().count("stablehlo.while")
 
     assert loops(2) == loops(9) == 3  # forward, backward, and the chunks of the loss

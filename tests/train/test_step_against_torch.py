@@ -11,21 +11,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import finishing
 import numpy as np
 import pytest
-import saved
 import scipy.stats
-import tiny
 
-from sparsecod_jax.export.exporting import export
-from sparsecod_jax.huggingface.tensors import tensors, to_theirs
+from sparsecod_jax.pretrained.exporting import export
+from sparsecod_jax.pretrained.hf_tensors import tensors, to_theirs
+from tests.support import finishing, saved_runs, tiny_configs
 
 pytest.importorskip("torch", reason="the parity extra is not installed")
 pytest.importorskip("transformers", reason="the parity extra is not installed")
 torch_scores: Any = pytest.importorskip("torch_scores")
 
-DENSE = dataclasses.replace(tiny.MODEL, d_model=64, d_ff=192, vocab_size=300, init_std=0.1)
+DENSE = dataclasses.replace(tiny_configs.MODEL, d_model=64, d_ff=192, vocab_size=300, init_std=0.1)
 WIDE = dataclasses.replace(DENSE, d_model=256, d_ff=512, n_layers=2, init_std=0.06)
 WIDEST = dataclasses.replace(DENSE, d_model=512, d_ff=1024, n_layers=2, init_std=0.04)
 # Without the losses of the router, which transformers adds in another form.
@@ -51,7 +49,7 @@ def _relative(actual, expected) -> float:
 
 
 def _step_equals_torch(model, rows: int, microbatches: int, environment: dict, folder) -> None:
-    run = saved.run(folder / "run", model, finishing.sharpened(model))
+    run = saved_runs.run(folder / "run", model, finishing.sharpened(model))
     export(str(run.path), str(folder / "hf"))
     tokens = np.random.default_rng(2).integers(0, model.vocab_size, (rows, 1025)).astype(np.int32)
     np.save(folder / "tokens.npy", tokens)

@@ -5,11 +5,11 @@ import subprocess
 import sys
 import time
 
-import process
 import pytest
 
 from sparsecod_jax.errors import STUCK, ConfigError
 from sparsecod_jax.train.watchdog import PATIENCE, Watchdog
+from tests.support import process
 
 PROGRAM = """
 import time

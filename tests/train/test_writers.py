@@ -5,16 +5,16 @@ import struct
 import threading
 import time
 
-import disks
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
 from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 
-from sparsecod_jax.rundir import Attempt, RunDir
+from sparsecod_jax.storage.rundir import Attempt, RunDir
 from sparsecod_jax.train import curves
 from sparsecod_jax.train.writers import Writers, plain
+from tests.support import disks
 
 
 @pytest.fixture

@@ -1,1 +1,0 @@
-"""How does a model leave, and enter? As a stock checkpoint of Hugging Face."""

@@ -1,1 +1,0 @@
-"""What does a folder of Hugging Face hold? Stock architectures only, safetensors only."""

@@ -1,0 +1,1 @@
+"""How does a study run on machines that are elsewhere?"""

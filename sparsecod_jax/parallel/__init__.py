@@ -1,0 +1,1 @@
+"""Which devices are there, and how is the work divided over them?"""

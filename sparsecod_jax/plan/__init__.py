@@ -1,0 +1,1 @@
+"""Does a run fit and compile on devices that are not here?"""

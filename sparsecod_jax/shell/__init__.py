@@ -1,0 +1,1 @@
+"""What does a person at the terminal, or a script, see of a program: words, signals, exit codes?"""
