@@ -29,7 +29,8 @@ WIDEST = dataclasses.replace(DENSE, d_model=512, d_ff=1024, n_layers=2, init_std
 # Without the losses of the router, which transformers adds in another form.
 MIXTURE = dataclasses.replace(DENSE, n_layers=2, d_ff=32, n_experts=8, top_k=2, load_balance_weight=0.0, router_z_weight=0.0)
 
-HERE = Path(__file__).parents[1] / "support" / "gradients_here.py"
+ROOT = Path(__file__).resolve().parents[2]
+HERE = "tests.support.gradients_here"
 TWO_DEVICES = {"JAX_NUM_CPU_DEVICES": "2"}
 CASES = [
     pytest.param(DENSE, 2, 1, {}, id="dense"),
@@ -54,8 +55,8 @@ def _step_equals_torch(model, rows: int, microbatches: int, environment: dict, f
     tokens = np.random.default_rng(2).integers(0, model.vocab_size, (rows, 1025)).astype(np.int32)
     np.save(folder / "tokens.npy", tokens)
     words = [json.dumps(dataclasses.asdict(model)), f"{folder}/tokens.npy", str(microbatches)]
-    command = [sys.executable, str(HERE), *words, f"{folder}/out.npz"]
-    subprocess.run(command, env=os.environ | {"XLA_FLAGS": ""} | environment, check=True)
+    command = [sys.executable, "-m", HERE, *words, f"{folder}/out.npz"]
+    subprocess.run(command, cwd=ROOT, env=os.environ | {"XLA_FLAGS": ""} | environment, check=True)
     found = np.load(folder / "out.npz")
     exported = torch_scores.Exported(folder / "hf")
 
