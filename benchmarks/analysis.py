@@ -25,16 +25,33 @@ from sparsecod_jax.analysis.subject import Subject
 from sparsecod_jax.model.transformer import Transformer
 from sparsecod_jax.parallel.sharding import make_mesh
 
-CFG = config.Model(d_model=256, n_layers=16, n_heads=4, d_ff=1024, vocab_size=512, compute_dtype="float32")
+CFG = config.Model(
+    d_model=256,
+    n_layers=16,
+    n_heads=4,
+    d_ff=1024,
+    vocab_size=512,
+    compute_dtype="float32",
+)
 SEQUENCES, LENGTH = 8, 256
-ROUNDS = {"permutation": 1, "causal": 5, "usefulness": 5}  # the first takes a minute a side
+ROUNDS = {
+    "permutation": 1,
+    "causal": 5,
+    "usefulness": 5,
+}  # the first takes a minute a side
 TIMED_CHANNELS = 16  # of the VJPs; the time of all is in proportion
 
 
 def main() -> None:
     net = Transformer(CFG, config.Kernels(attention="xla", remat="none"))
-    params = nn.unbox(jax.jit(net.init)(jax.random.key(0), jnp.zeros((1, 8), jnp.int32)))["params"]
-    tokens_NT = np.random.default_rng(0).integers(0, CFG.vocab_size, (SEQUENCES, LENGTH)).astype(np.int32)
+    params = nn.unbox(
+        jax.jit(net.init)(jax.random.key(0), jnp.zeros((1, 8), jnp.int32))
+    )["params"]
+    tokens_NT = (
+        np.random.default_rng(0)
+        .integers(0, CFG.vocab_size, (SEQUENCES, LENGTH))
+        .astype(np.int32)
+    )
     mesh = make_mesh(config.Mesh(1, 1, 1, 1), jax.devices()[:1])
     with jax.set_mesh(mesh):
         subject = Subject(net, params, mesh, tokens_NT, None, 0, "")
@@ -43,7 +60,13 @@ def main() -> None:
 
         ours = {
             "usefulness": partial(usefulness.replaced_losses, subject, tokens_NT, maps),
-            "causal": partial(causal.effects, subject, tokens_NT, causal.skip, np.ones(LENGTH, np.float32)),
+            "causal": partial(
+                causal.effects,
+                subject,
+                tokens_NT,
+                causal.skip,
+                np.ones(LENGTH, np.float32),
+            ),
             "permutation": partial(permutation.permutation, subject, tokens_NT),
         }
         whole = {
@@ -54,7 +77,10 @@ def main() -> None:
         _compare_jacobian(subject, rows)
         for name, call in ours.items():
             share = _evaluations(call) / _evaluations(whole[name])
-            print(f"{name}: {share:.2f} of the block evaluations; {compare(call, whole[name], ROUNDS[name])}", flush=True)
+            print(
+                f"{name}: {share:.2f} of the block evaluations; {compare(call, whole[name], ROUNDS[name])}",
+                flush=True,
+            )
 
 
 def _evaluations(call: Callable[[], object]) -> int:
@@ -86,7 +112,9 @@ def _run(net, params, order_L, cases_L, update_DD, bias_D, rows, with_states):
         y_BTD = jax.lax.switch(
             case,
             [
-                lambda x: network.Layer(net, params, block, block).output(x, rows.segments),
+                lambda x: network.Layer(net, params, block, block).output(
+                    x, rows.segments
+                ),
                 lambda x: x,
                 lambda x: x + x @ update_DD + bias_D[None, None],
             ],
@@ -95,11 +123,20 @@ def _run(net, params, order_L, cases_L, update_DD, bias_D, rows, with_states):
         return y_BTD, y_BTD if with_states else None
 
     x_BTD: Any = net.apply({"params": params}, rows.tokens, method="embed")
-    last_BTD, states_LBTD = cast(tuple[Any, Any], jax.lax.scan(step, x_BTD, (order_L, cases_L)))
-    return jnp.concatenate([x_BTD[None], states_LBTD]) if with_states else network.losses(net, params, last_BTD, rows.tokens)
+    last_BTD, states_LBTD = cast(
+        tuple[Any, Any], jax.lax.scan(step, x_BTD, (order_L, cases_L))
+    )
+    return (
+        jnp.concatenate([x_BTD[None], states_LBTD])
+        if with_states
+        else network.losses(net, params, last_BTD, rows.tokens)
+    )
 
 
-NO_MAP = np.zeros((CFG.d_model, CFG.d_model), np.float32), np.zeros(CFG.d_model, np.float32)
+NO_MAP = (
+    np.zeros((CFG.d_model, CFG.d_model), np.float32),
+    np.zeros(CFG.d_model, np.float32),
+)
 IN_ORDER, ALL_RUN = np.arange(CFG.n_layers), np.zeros(CFG.n_layers, int)
 
 
@@ -117,16 +154,43 @@ def _causal(net, params, rows) -> np.ndarray:
     intact = _run(net, params, IN_ORDER, ALL_RUN, *NO_MAP, rows, True)
     found = []
     for skipped in IN_ORDER:
-        states = _run(net, params, IN_ORDER, (skipped == IN_ORDER).astype(int), *NO_MAP, rows, True)
-        found.append(np.asarray(jnp.linalg.norm((states[1:] - states[:-1]) - (intact[1:] - intact[:-1]), axis=-1).sum(axis=-1)))
+        states = _run(
+            net,
+            params,
+            IN_ORDER,
+            (skipped == IN_ORDER).astype(int),
+            *NO_MAP,
+            rows,
+            True,
+        )
+        found.append(
+            np.asarray(
+                jnp.linalg.norm(
+                    (states[1:] - states[:-1]) - (intact[1:] - intact[:-1]), axis=-1
+                ).sum(axis=-1)
+            )
+        )
     return np.array(found)
 
 
 def _usefulness(net, params, rows, maps) -> np.ndarray:
     losses = [_run(net, params, IN_ORDER, ALL_RUN, *NO_MAP, rows, False)]
     for replaced in IN_ORDER:
-        fitted = (part[replaced].astype(np.float32) for part in (maps.update_LDD, maps.bias_LD))
-        losses.append(_run(net, params, IN_ORDER, 2 * (replaced == IN_ORDER).astype(int), *fitted, rows, False))
+        fitted = (
+            part[replaced].astype(np.float32)
+            for part in (maps.update_LDD, maps.bias_LD)
+        )
+        losses.append(
+            _run(
+                net,
+                params,
+                IN_ORDER,
+                2 * (replaced == IN_ORDER).astype(int),
+                *fitted,
+                rows,
+                False,
+            )
+        )
     return np.array(losses)
 
 
@@ -138,27 +202,53 @@ def _compare_jacobian(subject: Subject, rows) -> None:
     def one_channel(params, x_BTD, number, cotangent_D):
         layer = network.Layer(net, params, number, number)
         _, pull = jax.vjp(lambda x: layer.output(x, rows.segments), x_BTD)
-        return pull(jnp.broadcast_to(cotangent_D[None, None], x_BTD.shape))[0].sum(axis=(0, 1))
+        return pull(jnp.broadcast_to(cotangent_D[None, None], x_BTD.shape))[0].sum(
+            axis=(0, 1)
+        )
 
     def channels() -> None:
         for number in (0, 8):
             for channel in range(TIMED_CHANNELS):
-                jax.block_until_ready(one_channel(params, states_LBTD[number], number, jnp.eye(CFG.d_model)[channel]))
+                jax.block_until_ready(
+                    one_channel(
+                        params,
+                        states_LBTD[number],
+                        number,
+                        jnp.eye(CFG.d_model)[channel],
+                    )
+                )
 
     def ours() -> None:
         for number in (0, 8):
             jax.block_until_ready(
-                jacobian.pull(net, params, states_LBTD[number], number, rows.segments, np.ones(SEQUENCES, bool), unit_vectors, None)
+                jacobian.pull(
+                    net,
+                    params,
+                    states_LBTD[number],
+                    number,
+                    rows.segments,
+                    np.ones(SEQUENCES, bool),
+                    unit_vectors,
+                    None,
+                )
             )
 
     unit_vectors = np.eye(CFG.d_model, dtype=np.float32)[:TIMED_CHANNELS]
-    print(f"exact Jacobian, {TIMED_CHANNELS} channels of two blocks: {compare(ours, channels, rounds=5)}", flush=True)
+    print(
+        f"exact Jacobian, {TIMED_CHANNELS} channels of two blocks: {compare(ours, channels, rounds=5)}",
+        flush=True,
+    )
     began = time.perf_counter()
-    exact = np.array(jacobian.exact(subject, subject.tokens_NT)["distance_from_identity"])
+    exact = np.array(
+        jacobian.exact(subject, subject.tokens_NT)["distance_from_identity"]
+    )
     seconds = time.perf_counter() - began
     began = time.perf_counter()
     found = jacobian.estimate(subject, subject.tokens_NT, seed=0)
-    estimated, error = np.array(found["distance_from_identity"]), np.array(found["standard_error"])
+    estimated, error = (
+        np.array(found["distance_from_identity"]),
+        np.array(found["standard_error"]),
+    )
     print(
         f"all blocks exactly {seconds:.0f} s, estimated with {found['probes']} probes {time.perf_counter() - began:.0f} s; the exact values"
         f" are at most {np.abs((exact - estimated) / error).max():.2f} standard errors off"

@@ -32,41 +32,78 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1)
     args = parser.parse_args()
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    asked = tasks.load(args.tasks.split(","), files.absolute(args.data) if args.data else None, None, None)
+    asked = tasks.load(
+        args.tasks.split(","),
+        files.absolute(args.data) if args.data else None,
+        None,
+        None,
+    )
     instances = []
     for task in asked.tasks.values():
         task.build_all_requests(limit=args.limit)
-        instances += [instance for instance in task.instances if instance.request_type == "loglikelihood"]
+        instances += [
+            instance
+            for instance in task.instances
+            if instance.request_type == "loglikelihood"
+        ]
     ours = LanguageModel(load_model(find_model(None, args.hf)))
     hf_model: Any = HFLM  # its registration hides its type
-    theirs = hf_model(pretrained=args.hf, dtype=args.dtype, device="cpu", batch_size=args.batch_size)
-    requests: Any = [(instance.args, *ours._encode_pair(*instance.args)) for instance in instances]
-    encoded: Any = [(instance.args, *theirs._encode_pair(*instance.args)) for instance in instances]
-    print(f"{len(requests)} requests; {sum(a != b for a, b in zip(requests, encoded, strict=True))} are tokenized differently")
+    theirs = hf_model(
+        pretrained=args.hf, dtype=args.dtype, device="cpu", batch_size=args.batch_size
+    )
+    requests: Any = [
+        (instance.args, *ours._encode_pair(*instance.args)) for instance in instances
+    ]
+    encoded: Any = [
+        (instance.args, *theirs._encode_pair(*instance.args)) for instance in instances
+    ]
+    print(
+        f"{len(requests)} requests; {sum(a != b for a, b in zip(requests, encoded, strict=True))} are tokenized differently"
+    )
 
     answers: dict[str, Any] = {"ours": ours._loglikelihood_tokens(requests)}
 
     def run(model, name: str) -> None:
-        answers[name] = model._loglikelihood_tokens(encoded if name == "theirs" else requests)
+        answers[name] = model._loglikelihood_tokens(
+            encoded if name == "theirs" else requests
+        )
 
-    times = np.array([[seconds(lambda: run(ours, "ours")), seconds(lambda: run(theirs, "theirs"))] for _ in range(args.rounds)])
-    tokens = sum(min(len(context) + len(continuation) - 1, ours.longest) for _, context, continuation in requests)
+    times = np.array(
+        [
+            [seconds(lambda: run(ours, "ours")), seconds(lambda: run(theirs, "theirs"))]
+            for _ in range(args.rounds)
+        ]
+    )
+    tokens = sum(
+        min(len(context) + len(continuation) - 1, ours.longest)
+        for _, context, continuation in requests
+    )
     compare(instances, answers["ours"], answers["theirs"])
-    print(f"ours against theirs ({args.dtype}, {torch.get_num_threads()} threads, batches of {args.batch_size}): {describe(times)}")
-    print("tokens a second: " + ", ".join(f"{tokens / time:.0f}" for time in np.median(times, axis=0)))
+    print(
+        f"ours against theirs ({args.dtype}, {torch.get_num_threads()} threads, batches of {args.batch_size}): {describe(times)}"
+    )
+    print(
+        "tokens a second: "
+        + ", ".join(f"{tokens / time:.0f}" for time in np.median(times, axis=0))
+    )
 
 
 def compare(instances: list, ours: list, theirs: list) -> None:
     """Prints where two lists of answers to the same requests differ."""
     gap = np.array([a - b for (a, _), (b, _) in zip(ours, theirs, strict=True)])
     greedy = sum(a != b for (_, a), (_, b) in zip(ours, theirs, strict=True))
-    print(f"largest difference of log-likelihoods {np.abs(gap).max():.2e}; {greedy} differ in whether they are greedy")
+    print(
+        f"largest difference of log-likelihoods {np.abs(gap).max():.2e}; {greedy} differ in whether they are greedy"
+    )
     questions: dict[tuple, list[int]] = {}
     for number, instance in enumerate(instances):
         questions.setdefault((instance.task_name, instance.doc_id), []).append(number)
     differing = []
     for question, numbers in questions.items():
-        mine, other = (np.array([answers[number][0] for number in numbers]) for answers in (ours, theirs))
+        mine, other = (
+            np.array([answers[number][0] for number in numbers])
+            for answers in (ours, theirs)
+        )
         if mine.argmax() != other.argmax():
             differing.append((question, float(np.diff(np.sort(other)[-2:])[0])))
     print(f"{len(differing)} of {len(questions)} questions have another best choice")

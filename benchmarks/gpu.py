@@ -44,17 +44,25 @@ CASES = {
     "dense_1b, T=4096": Case("dense_1b", 4096, BEST),
     "dense_1b, T=4096, no statistics": Case("dense_1b", 4096, BEST, statistics=False),
     "moe_400m_2b, T=4096": Case("moe_400m_2b", 4096, BEST),
-    "moe_400m_2b, T=4096, 4 microbatches": Case("moe_400m_2b", 4096, BEST, microbatches=4),
-    "moe_400m_2b, T=4096, no statistics": Case("moe_400m_2b", 4096, BEST, statistics=False),
+    "moe_400m_2b, T=4096, 4 microbatches": Case(
+        "moe_400m_2b", 4096, BEST, microbatches=4
+    ),
+    "moe_400m_2b, T=4096, no statistics": Case(
+        "moe_400m_2b", 4096, BEST, statistics=False
+    ),
     "dense_1b, T=4096, loop": Case("dense_1b", 4096, LOOP),
     "dense_1b, T=4096, loop, whole logits": Case("dense_1b", 4096, LOOP, chunked=False),
     "dense_1b, T=4096, loop, full remat": Case("dense_1b", 4096, FULL_REMAT),
-    "dense_1b, T=4096, loop, full remat, XLA attention": Case("dense_1b", 4096, ("execution.attention=xla", "execution.remat=full")),
+    "dense_1b, T=4096, loop, full remat, XLA attention": Case(
+        "dense_1b", 4096, ("execution.attention=xla", "execution.remat=full")
+    ),
     "dense_1b, T=1024, loop": Case("dense_1b", 1024, LOOP),
     "dense_400m, T=4096, loop": Case("dense_400m", 4096, LOOP),
     "moe_400m_2b, T=4096, loop": Case("moe_400m_2b", 4096, LOOP),
     "moe_400m_2b, T=4096, loop, full remat": Case("moe_400m_2b", 4096, FULL_REMAT),
-    "recipe_1b_32l, 8 of its blocks, T=4096, loop": Case("recipe_1b_32l", 4096, (*LOOP, "model.n_layers=8")),
+    "recipe_1b_32l, 8 of its blocks, T=4096, loop": Case(
+        "recipe_1b_32l", 4096, (*LOOP, "model.n_layers=8")
+    ),
 }
 HEADER = "case | tokens/s | step ms | MFU | MFU, whole attention | GiB | compile s"
 
@@ -64,9 +72,13 @@ def main(names: list[str]) -> None:
     if unknown:
         raise SystemExit(f"there are no cases {unknown}: choose from {list(CASES)}")
     if jax.default_backend() != "gpu":
-        raise SystemExit(f"this is a {jax.default_backend()}: run it where jax finds an NVIDIA GPU (extra gpu)")
+        raise SystemExit(
+            f"this is a {jax.default_backend()}: run it where jax finds an NVIDIA GPU (extra gpu)"
+        )
     usual = f"{TOKENS:,} tokens a step where nothing else is said"
-    print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, bfloat16, {usual}; {counts.FLOPS_CONVENTION}\n")
+    print(
+        f"{jax.devices()[0].device_kind}, jax {jax.__version__}, bfloat16, {usual}; {counts.FLOPS_CONVENTION}\n"
+    )
     print(f"| {HEADER} |\n|{'---|' * (HEADER.count('|') + 1)}")
     for name in names or CASES:
         print(f"| {name} | {_row(CASES[name])} |", flush=True)
@@ -87,7 +99,9 @@ def _measured(case: Case, experiment: Experiment) -> str:
         if not case.statistics:
             while_compiling.enter_context(without_statistics())
         if not case.chunked:
-            while_compiling.enter_context(mock.patch("sparsecod_jax.model.loss.LOGITS", sys.maxsize))
+            while_compiling.enter_context(
+                mock.patch("sparsecod_jax.model.loss.LOGITS", sys.maxsize)
+            )
         began = time.perf_counter()
         step = Stepper(program(experiment))
     compiling = time.perf_counter() - began
@@ -96,15 +110,26 @@ def _measured(case: Case, experiment: Experiment) -> str:
     step.go(STEPS)
     seconds = (time.perf_counter() - began) / STEPS
     memory = step.compiled.memory_analysis()
-    gibibytes = (memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 2**30 if memory else float("nan")
+    gibibytes = (
+        (memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 2**30
+        if memory
+        else float("nan")
+    )
     mfu = _utilisations(experiment, case.tokens / seconds)
     return f"{case.tokens / seconds:,.0f} | {seconds * 1e3:.0f} | {mfu} | {gibibytes:.0f} | {compiling:.0f}"
 
 
 def _experiment(case: Case) -> Experiment:
-    batch = (f"global_batch={case.tokens // case.seq_len}", f"execution.accumulation={case.microbatches}", "evaluation.batch_size=8")
+    batch = (
+        f"global_batch={case.tokens // case.seq_len}",
+        f"execution.accumulation={case.microbatches}",
+        "evaluation.batch_size=8",
+    )
     settings = (f"data.seq_len={case.seq_len}", *batch, *case.overrides)
-    return load_experiment(f"configs/{case.config}.py:paper", [f"--config.{setting}" for setting in settings])
+    return load_experiment(
+        f"configs/{case.config}.py:paper",
+        [f"--config.{setting}" for setting in settings],
+    )
 
 
 def _utilisations(experiment: Experiment, tokens_per_second: float) -> str:
@@ -114,7 +139,10 @@ def _utilisations(experiment: Experiment, tokens_per_second: float) -> str:
         return "n/a | n/a"
     causal = counts.flops_per_token(experiment.model, experiment.data.seq_len)
     attention = causal - counts.flops_per_token(experiment.model, 0)
-    return " | ".join(f"{tokens_per_second * flops / device.peak_flops:.1%}" for flops in (causal, causal + attention))
+    return " | ".join(
+        f"{tokens_per_second * flops / device.peak_flops:.1%}"
+        for flops in (causal, causal + attention)
+    )
 
 
 if __name__ == "__main__":

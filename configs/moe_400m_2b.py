@@ -26,7 +26,14 @@ SIZES = {
 
 def get_config(scale="nano"):
     config = scales.base(scale)
-    config.model.update(n_layers=16, norm_eps=1e-5, n_experts=32, top_k=4, shared_expert=True, **SIZES[scale])
+    config.model.update(
+        n_layers=16,
+        norm_eps=1e-5,
+        n_experts=32,
+        top_k=4,
+        shared_expert=True,
+        **SIZES[scale],
+    )
     if scale == "paper":
         scales.lengthen(config)
     return config

@@ -20,9 +20,30 @@ Result:    nano held-out loss 4.01 nats (1.57 bits per byte) at T=128; paper ave
 from sparsecod_jax.config import scales
 
 SIZES = {
-    "nano": {"d_model": 48, "n_heads": 4, "n_kv_heads": 2, "d_ff": 192, "n_experts": 16, "top_k": 2},
-    "mini": {"d_model": 280, "n_heads": 4, "n_kv_heads": 2, "d_ff": 280, "n_experts": 64, "top_k": 8},
-    "paper": {"d_model": 1120, "n_heads": 16, "n_kv_heads": 8, "d_ff": 1120, "n_experts": 64, "top_k": 8},
+    "nano": {
+        "d_model": 48,
+        "n_heads": 4,
+        "n_kv_heads": 2,
+        "d_ff": 192,
+        "n_experts": 16,
+        "top_k": 2,
+    },
+    "mini": {
+        "d_model": 280,
+        "n_heads": 4,
+        "n_kv_heads": 2,
+        "d_ff": 280,
+        "n_experts": 64,
+        "top_k": 8,
+    },
+    "paper": {
+        "d_model": 1120,
+        "n_heads": 16,
+        "n_kv_heads": 8,
+        "d_ff": 1120,
+        "n_experts": 64,
+        "top_k": 8,
+    },
 }
 
 

@@ -24,7 +24,9 @@ ALONE = ["--nodes=1", "--ntasks=1"]
 
 def main(file: str) -> int:
     """Runs the task that SLURM_ARRAY_TASK_ID names; returns the exit code for Slurm to show."""
-    signal.signal(signal.SIGTERM, lambda *_: None)  # the run is told too, and saves; then it is put back into the queue here
+    signal.signal(
+        signal.SIGTERM, lambda *_: None
+    )  # the run is told too, and saves; then it is put back into the queue here
     told = json.loads(Path(file).read_text())
     run = told["runs"][int(os.environ["SLURM_ARRAY_TASK_ID"])]
     log = Path(told["study"]) / "logs" / f"{run['name']}.log"
@@ -38,8 +40,17 @@ def main(file: str) -> int:
         if code in FINAL:
             _record(place, f"ended with exit code {code}: see {log}")
         return code
-    if code != Preempted.exit_code and (dead := _count(Path(file).parent, run, place.newest_checkpoint() > reached)) >= ATTEMPTS:
-        _record(place, f"{dead} attempts in a row died without a newer checkpoint, the last with exit code {code}: see {log}")
+    if (
+        code != Preempted.exit_code
+        and (
+            dead := _count(Path(file).parent, run, place.newest_checkpoint() > reached)
+        )
+        >= ATTEMPTS
+    ):
+        _record(
+            place,
+            f"{dead} attempts in a row died without a newer checkpoint, the last with exit code {code}: see {log}",
+        )
         return code
     _requeue()
     return code
@@ -53,7 +64,9 @@ def _run(commands: list[list[str]]) -> int:
     for number, command in enumerate(commands):
         # Processes leave one after the other, each when its part is saved: the first must not end the others.
         srun = ["srun", "--kill-on-bad-exit=0", *(ALONE if number else [])]
-        code = subprocess.run([*srun, *command], env=surroundings, check=False).returncode
+        code = subprocess.run(
+            [*srun, *command], env=surroundings, check=False
+        ).returncode
         if code:
             return code if code > 0 else 128 - code
     return 0
@@ -61,7 +74,10 @@ def _run(commands: list[list[str]]) -> int:
 
 def _count(folder: Path, run: dict[str, Any], progressed: bool) -> int:
     """How many attempts in a row have now died without a newer checkpoint, since the run was last sent."""
-    kept, job = epath.Path(folder / "retries" / f"{run['name']}.json"), os.environ["SLURM_ARRAY_JOB_ID"]
+    kept, job = (
+        epath.Path(folder / "retries" / f"{run['name']}.json"),
+        os.environ["SLURM_ARRAY_JOB_ID"],
+    )
     before = read_json(kept) if kept.exists() else {}
     dead = 1 if progressed or before.get("job") != job else before["dead"] + 1
     kept.parent.mkdir(exist_ok=True)
@@ -72,7 +88,12 @@ def _count(folder: Path, run: dict[str, Any], progressed: bool) -> int:
 def _requeue() -> None:
     """Puts this task back into the queue, unless somebody cancelled it, which asks it to save just as preemption does."""
     task = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
-    state = subprocess.run(["squeue", "--noheader", f"--jobs={task}", "--format=%T"], capture_output=True, text=True, check=False)
+    state = subprocess.run(
+        ["squeue", "--noheader", f"--jobs={task}", "--format=%T"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if state.stdout.strip() == "RUNNING":
         subprocess.run(["scontrol", "requeue", task], check=False)
 

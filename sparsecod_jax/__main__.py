@@ -3,7 +3,9 @@
 import sys
 
 if not sys.flags.safe_path:
-    del sys.path[0]  # the working folder, whose random.py is not Python's; `sparsecod` does not look there either
+    del sys.path[
+        0
+    ]  # the working folder, whose random.py is not Python's; `sparsecod` does not look there either
 
 from sparsecod_jax.cli import main
 

@@ -47,8 +47,14 @@ class Diverged(SparsecodError):
     of_all = True
 
 
-FINAL = (UsageError.exit_code, Diverged.exit_code, ConfigError.exit_code)  # codes of runs that would end so again
+FINAL = (
+    UsageError.exit_code,
+    Diverged.exit_code,
+    ConfigError.exit_code,
+)  # codes of runs that would end so again
 INTERRUPTED = 130  # Ctrl-C where nothing can be saved, as shells have it
 PIPE_CLOSED = 141  # whoever read the output has left, as shells have it
-STUCK = 124  # the watchdog ended a process in which nothing happened, as `timeout` has it
+STUCK = (
+    124  # the watchdog ended a process in which nothing happened, as `timeout` has it
+)
 ATTEMPTS = 3  # in a row that may die of anything else without a newer checkpoint

@@ -6,8 +6,12 @@ import tempfile
 from sparsecod_jax.parallel import xla_flags
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"  # the tests mostly compile
-os.environ["XDG_CACHE_HOME"] = (CACHES := tempfile.TemporaryDirectory()).name  # compiled programs of the command line
+os.environ["XLA_FLAGS"] = (
+    "--xla_backend_optimization_level=0"  # the tests mostly compile
+)
+os.environ["XDG_CACHE_HOME"] = (
+    CACHES := tempfile.TemporaryDirectory()
+).name  # compiled programs of the command line
 
 import jax
 import pytest
@@ -27,7 +31,9 @@ def corpus(tmp_path_factory):
     folder = tmp_path_factory.mktemp("corpus")
     rng, words = np.random.default_rng(0), WORDS.split()
     for number in range(60):
-        chosen = rng.choice(words, size=rng.integers(150, 400), p=rng.dirichlet(np.ones(len(words))))
+        chosen = rng.choice(
+            words, size=rng.integers(150, 400), p=rng.dirichlet(np.ones(len(words)))
+        )
         (folder / f"{number:02d}.txt").write_text(" ".join(chosen))
     return folder
 

@@ -12,28 +12,62 @@ Result:    nano the longer the sequences the more variance and the denser attent
 from sparsecod_jax.study import claims
 from sparsecod_jax.study.study import Claim, Study
 
-LENGTHS = {"nano": (64, 256, 1024), "mini": (256, 1024, 4096), "paper": (256, 512, 1024, 2048, 4096, 8192)}
+LENGTHS = {
+    "nano": (64, 256, 1024),
+    "mini": (256, 1024, 4096),
+    "paper": (256, 512, 1024, 2048, 4096, 8192),
+}
 TOKENS = {"nano": 2048, "mini": 16384, "paper": 2097152}  # a step
 STEPS = {"nano": 1000, "mini": 2000, "paper": 2384}
 
 
 def get_study(scale="nano"):
     lengths = LENGTHS[scale]
-    arms = {f"length-{length:04d}": {"data.seq_len": length, "global_batch": TOKENS[scale] // length} for length in lengths}
+    arms = {
+        f"length-{length:04d}": {
+            "data.seq_len": length,
+            "global_batch": TOKENS[scale] // length,
+        }
+        for length in lengths
+    }
     short, long = min(arms), max(arms)
     density = "scores/sparsity/attention/heads/density/mean"
     return Study(
         question="Does training on longer sequences lower the variance of the stream, and are blocks then more useful?",
-        held_fixed=("size", "tokens a step", "total tokens", "learning rate", "positions that are evaluated and scored"),
+        held_fixed=(
+            "size",
+            "tokens a step",
+            "total tokens",
+            "learning rate",
+            "positions that are evaluated and scored",
+        ),
         config=f"configs/dense_1b.py:{scale}",
         arms=arms,
         claims=(
-            claims.more_variance_of_probe("long training sequences lower the variance of the last block", short, long),
-            claims.more_useful("long training sequences make blocks more useful", long, short),
-            Claim("attention of models trained on long sequences is sparser", density, short, long, 0.02),
+            claims.more_variance_of_probe(
+                "long training sequences lower the variance of the last block",
+                short,
+                long,
+            ),
+            claims.more_useful(
+                "long training sequences make blocks more useful", long, short
+            ),
+            Claim(
+                "attention of models trained on long sequences is sparser",
+                density,
+                short,
+                long,
+                0.02,
+            ),
         ),
-        not_testable=(*claims.NOT_TESTABLE[scale], "perplexities at each arm's own length, which mix length and model"),
-        published=("tables/sequence_length", "curves/last_layer_variance_by_step/sequence_length"),
+        not_testable=(
+            *claims.NOT_TESTABLE[scale],
+            "perplexities at each arm's own length, which mix length and model",
+        ),
+        published=(
+            "tables/sequence_length",
+            "curves/last_layer_variance_by_step/sequence_length",
+        ),
         mechanism={"attention density at one probe length": density},
         changes={
             "steps": STEPS[scale],

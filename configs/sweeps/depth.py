@@ -16,8 +16,24 @@ DEPTHS = {"nano": (4, 8, 16, 32), "mini": (12, 24, 48), "paper": (12, 16, 24, 32
 # Twice the width and a quarter of the depth of an arm: equal blocks, but embedding and head double, 11 % more parameters without input
 # embedding at nano size and 4 % at mini. The paper has no such pair.
 WIDE = {
-    "nano": ("depth-16", {"model.n_layers": 4, "model.d_model": 128, "model.n_heads": 8, "model.d_ff": 512}),
-    "mini": ("depth-48", {"model.n_layers": 12, "model.d_model": 1024, "model.n_heads": 16, "model.d_ff": 4096}),
+    "nano": (
+        "depth-16",
+        {
+            "model.n_layers": 4,
+            "model.d_model": 128,
+            "model.n_heads": 8,
+            "model.d_ff": 512,
+        },
+    ),
+    "mini": (
+        "depth-48",
+        {
+            "model.n_layers": 12,
+            "model.d_model": 1024,
+            "model.n_heads": 16,
+            "model.d_ff": 4096,
+        },
+    ),
 }
 
 
@@ -25,23 +41,50 @@ def get_study(scale="nano"):
     arms = {f"depth-{depth:02d}": {"model.n_layers": depth} for depth in DEPTHS[scale]}
     shallow, deep = min(arms), max(arms)
     expected = [
-        claims.more_variance("the deepest model's stream has the largest variance", deep, shallow),
-        claims.more_useful("blocks of the shallowest model are more useful each", shallow, deep),
-        claims.more_causal("blocks of the shallowest model have more effect on later ones", shallow, deep),
-        claims.more_ordered("the order of blocks matters more in the shallowest model", shallow, deep),
+        claims.more_variance(
+            "the deepest model's stream has the largest variance", deep, shallow
+        ),
+        claims.more_useful(
+            "blocks of the shallowest model are more useful each", shallow, deep
+        ),
+        claims.more_causal(
+            "blocks of the shallowest model have more effect on later ones",
+            shallow,
+            deep,
+        ),
+        claims.more_ordered(
+            "the order of blocks matters more in the shallowest model", shallow, deep
+        ),
         claims.worse("depth lowers the held-out loss", shallow, deep),
     ]
     if scale in WIDE:
         narrow, wide = WIDE[scale]
         arms["wide"] = wide
-        expected.append(claims.worse("with as many parameters in blocks, wide and shallow is better than narrow and deep", narrow, "wide"))
+        expected.append(
+            claims.worse(
+                "with as many parameters in blocks, wide and shallow is better than narrow and deep",
+                narrow,
+                "wide",
+            )
+        )
     return Study(
         question="Do the blocks of a deeper model contribute less each?",
-        held_fixed=("width, but for the wide arm", "tokens a step", "total tokens", "learning rate", "evaluation length", "data order"),
+        held_fixed=(
+            "width, but for the wide arm",
+            "tokens a step",
+            "total tokens",
+            "learning rate",
+            "evaluation length",
+            "data order",
+        ),
         config=f"configs/dense_1b.py:{scale}",
         arms=arms,
         claims=tuple(expected),
         not_testable=claims.NOT_TESTABLE[scale],
-        published=("tables/depth_scores", "curves/last_layer_variance_by_step/depth", "curves/jacobian_distance_by_block"),
+        published=(
+            "tables/depth_scores",
+            "curves/last_layer_variance_by_step/depth",
+            "curves/jacobian_distance_by_block",
+        ),
         analyze=claims.ANALYZE[scale],
     )

@@ -21,19 +21,41 @@ WIDER_FFN = {"nano": 288, "mini": 2347, "paper": 9472}
 
 def get_study(scale="nano"):
     heads, groups = HEADS[scale], GROUPS[scale]
-    arms = {f"group-{group:02d}": {"model.n_kv_heads": heads // group} for group in groups}
+    arms = {
+        f"group-{group:02d}": {"model.n_kv_heads": heads // group} for group in groups
+    }
     arms["same-size"] = arms[max(arms)] | {"model.d_ff": WIDER_FFN[scale]}
     alone, shared = f"group-{groups[0]:02d}", f"group-{groups[-1]:02d}"
     return Study(
         question="Does sharing keys and values lower the variance of the stream, and are blocks then more useful?",
-        held_fixed=("width", "depth", "tokens a step", "total tokens", "learning rate", "evaluation length", "data order"),
+        held_fixed=(
+            "width",
+            "depth",
+            "tokens a step",
+            "total tokens",
+            "learning rate",
+            "evaluation length",
+            "data order",
+        ),
         config=f"configs/dense_1b.py:{scale}",
         arms=arms,
         claims=(
-            claims.more_variance("the largest group has the smaller variance", alone, shared),
-            claims.more_variance("the largest group has the smaller variance at equal parameters too", alone, "same-size"),
-            claims.more_useful("the largest group has the more useful blocks", shared, alone),
-            claims.more_useful("the largest group has the more useful blocks at equal parameters too", "same-size", alone),
+            claims.more_variance(
+                "the largest group has the smaller variance", alone, shared
+            ),
+            claims.more_variance(
+                "the largest group has the smaller variance at equal parameters too",
+                alone,
+                "same-size",
+            ),
+            claims.more_useful(
+                "the largest group has the more useful blocks", shared, alone
+            ),
+            claims.more_useful(
+                "the largest group has the more useful blocks at equal parameters too",
+                "same-size",
+                alone,
+            ),
         ),
         not_testable=claims.NOT_TESTABLE[scale],
         published=("tables/gqa", "curves/last_layer_variance_by_step/gqa"),

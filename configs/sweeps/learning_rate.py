@@ -12,18 +12,31 @@ Result:    nano 8e-3 is best at both ends, mini 1e-3 for both together; see docs
 from sparsecod_jax.study.study import Study
 
 ENDS = {"nano": (4, 32), "mini": (12, 48), "paper": (12, 32)}
-RATES = {"nano": (2e-3, 4e-3, 8e-3), "mini": (5e-4, 1e-3, 2e-3), "paper": (2e-4, 4e-4, 8e-4)}
+RATES = {
+    "nano": (2e-3, 4e-3, 8e-3),
+    "mini": (5e-4, 1e-3, 2e-3),
+    "paper": (2e-4, 4e-4, 8e-4),
+}
 
 
 def get_study(scale="nano"):
     arms = {
-        f"depth-{depth:02d}-lr-{rate * 1e4:.0f}e-4": {"model.n_layers": depth, "optimizer.peak_lr": rate}
+        f"depth-{depth:02d}-lr-{rate * 1e4:.0f}e-4": {
+            "model.n_layers": depth,
+            "optimizer.peak_lr": rate,
+        }
         for depth in ENDS[scale]
         for rate in RATES[scale]
     }
     return Study(
         question="Which learning rate is fair to the shallowest and to the deepest model?",
-        held_fixed=("width", "tokens a step", "total tokens", "evaluation length", "data order"),
+        held_fixed=(
+            "width",
+            "tokens a step",
+            "total tokens",
+            "evaluation length",
+            "data order",
+        ),
         config=f"configs/dense_1b.py:{scale}",
         arms=arms,
         claims=(),

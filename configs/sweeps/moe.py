@@ -24,7 +24,13 @@ EXPERTS = {
 FFN_SCALE = {"nano": 0.197, "mini": 0.0549, "paper": 0.0549}
 SMALLER = {  # the published pair of a quarter of the size
     "dense-400m": {"model.d_model": 1536, "model.n_heads": 12, "model.d_ff": 2304},
-    "raw-400m": {"model.d_model": 768, "model.n_heads": 12, "model.d_ff": 1536, "model.n_experts": 32, "model.top_k": 4}
+    "raw-400m": {
+        "model.d_model": 768,
+        "model.n_heads": 12,
+        "model.d_ff": 1536,
+        "model.n_experts": 32,
+        "model.top_k": 4,
+    }
     | {"model.shared_expert": True, "model.d_shared": 1536},
 }
 
@@ -51,12 +57,30 @@ def get_study(scale="nano"):
         config=f"configs/dense_1b.py:{scale}",
         arms=arms | (SMALLER if scale == "paper" else {}),
         claims=(
-            claims.more_variance("a mixture with raw gates has the smaller variance", "dense", "raw"),
-            claims.more_useful("a mixture with raw gates has the more useful blocks", "raw", "dense"),
-            claims.worse("a mixture with raw gates has the lower held-out loss", "dense", "raw"),
-            claims.more_variance("renormalising the gates raises the variance of a mixture", "renormalised", "raw"),
-            claims.more_variance("scaling a dense FFN as raw gates do lowers its variance", "dense", "dense-scaled"),
-            claims.more_useful("a mixture with raw gates has more useful blocks than a dense model scaled alike", "raw", "dense-scaled"),
+            claims.more_variance(
+                "a mixture with raw gates has the smaller variance", "dense", "raw"
+            ),
+            claims.more_useful(
+                "a mixture with raw gates has the more useful blocks", "raw", "dense"
+            ),
+            claims.worse(
+                "a mixture with raw gates has the lower held-out loss", "dense", "raw"
+            ),
+            claims.more_variance(
+                "renormalising the gates raises the variance of a mixture",
+                "renormalised",
+                "raw",
+            ),
+            claims.more_variance(
+                "scaling a dense FFN as raw gates do lowers its variance",
+                "dense",
+                "dense-scaled",
+            ),
+            claims.more_useful(
+                "a mixture with raw gates has more useful blocks than a dense model scaled alike",
+                "raw",
+                "dense-scaled",
+            ),
         ),
         not_testable=claims.NOT_TESTABLE[scale],
         published=("tables/moe", "curves/last_layer_variance_by_step/moe"),

@@ -12,7 +12,11 @@ from sparsecod_jax.study.study import Study
 
 HEADS = {"nano": 4, "mini": 4, "paper": 16}
 DENSE = {"model.n_experts": 0, "model.top_k": 0}
-D_FF = {"nano": 384, "mini": 2240, "paper": 8960}  # of the dense arms: as many active parameters as the mixture has
+D_FF = {
+    "nano": 384,
+    "mini": 2240,
+    "paper": 8960,
+}  # of the dense arms: as many active parameters as the mixture has
 LENGTHS = {"nano": (128, 256), "mini": (1024, 4096), "paper": (1024, 4096)}
 TOKENS = {"nano": 2048, "mini": 16384, "paper": 1048576}  # a step
 
@@ -53,10 +57,24 @@ def get_study(scale="nano"):
             "with-experts": _length(scale, long),
         },
         claims=(
-            claims.more_useful("blocks of the deep model are less useful", "shallow", "deep"),
-            claims.more_variance_of_probe("the whole recipe lowers the variance of the deep model", "deep", "with-experts"),
-            claims.more_useful("the whole recipe makes blocks of the deep model more useful", "with-experts", "deep"),
-            claims.worse("the whole recipe lowers the held-out loss of the deep model", "deep", "with-experts"),
+            claims.more_useful(
+                "blocks of the deep model are less useful", "shallow", "deep"
+            ),
+            claims.more_variance_of_probe(
+                "the whole recipe lowers the variance of the deep model",
+                "deep",
+                "with-experts",
+            ),
+            claims.more_useful(
+                "the whole recipe makes blocks of the deep model more useful",
+                "with-experts",
+                "deep",
+            ),
+            claims.worse(
+                "the whole recipe lowers the held-out loss of the deep model",
+                "deep",
+                "with-experts",
+            ),
         ),
         not_testable=claims.NOT_TESTABLE[scale],
         published=("tables/recipe_ladder",),

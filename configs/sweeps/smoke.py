@@ -14,13 +14,32 @@ from sparsecod_jax.study.study import Study
 def get_study(scale="nano"):
     return Study(
         question="Do the blocks of a deeper model contribute less each?",
-        held_fixed=("width", "tokens a step", "total tokens", "learning rate", "evaluation length", "data order"),
+        held_fixed=(
+            "width",
+            "tokens a step",
+            "total tokens",
+            "learning rate",
+            "evaluation length",
+            "data order",
+        ),
         config=f"configs/smoke.py:{scale}",
         arms={"depth-04": {"model.n_layers": 4}, "depth-16": {"model.n_layers": 16}},
         claims=(
-            claims.more_variance("the deeper model's stream has the larger variance", "depth-16", "depth-04"),
-            claims.more_useful("blocks of the shallower model are more useful each", "depth-04", "depth-16"),
-            claims.more_ordered("the order of blocks matters more in the shallower model", "depth-04", "depth-16"),
+            claims.more_variance(
+                "the deeper model's stream has the larger variance",
+                "depth-16",
+                "depth-04",
+            ),
+            claims.more_useful(
+                "blocks of the shallower model are more useful each",
+                "depth-04",
+                "depth-16",
+            ),
+            claims.more_ordered(
+                "the order of blocks matters more in the shallower model",
+                "depth-04",
+                "depth-16",
+            ),
         ),
         not_testable=("whether depth pays: these models have seen too few tokens",),
         published=("tables/depth_scores", "curves/last_layer_variance_by_step/depth"),

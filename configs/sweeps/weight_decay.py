@@ -15,7 +15,11 @@ from sparsecod_jax.study.study import Claim, Study
 
 # Learning rate x steps under the cosine: 4.4 a unit of decay at nano size, 1.1 at mini and 4.2 at paper size. When these arms were declared
 # it was 2.2 at nano and mini size; the studies of the learning rate then doubled the one and halved the other.
-DECAYS = {"nano": (0.0, 0.1, 0.3, 1.0, 3.0), "mini": (0.0, 0.1, 0.3), "paper": (0.0, 0.01, 0.1, 1.0, 3.0)}
+DECAYS = {
+    "nano": (0.0, 0.1, 0.3, 1.0, 3.0),
+    "mini": (0.0, 0.1, 0.3),
+    "paper": (0.0, 0.01, 0.1, 1.0, 3.0),
+}
 MODERATE = {"nano": 0.3, "mini": 0.1, "paper": 0.1}
 STRONG = {"nano": 1.0, "mini": 0.3, "paper": 1.0}
 
@@ -25,23 +29,55 @@ def _arm(decay: float) -> str:
 
 
 def get_study(scale="nano"):
-    none, moderate, strong = (_arm(decay) for decay in (0.0, MODERATE[scale], STRONG[scale]))
+    none, moderate, strong = (
+        _arm(decay) for decay in (0.0, MODERATE[scale], STRONG[scale])
+    )
     down = "scores/sparsity/weights/kinds/ffn/down"
     return Study(
         question="Does weight decay lower the variance of the stream, and are deep blocks then more useful?",
-        held_fixed=("size", "tokens a step", "total tokens", "learning rate", "evaluation length", "data order"),
+        held_fixed=(
+            "size",
+            "tokens a step",
+            "total tokens",
+            "learning rate",
+            "evaluation length",
+            "data order",
+        ),
         config=f"configs/dense_1b.py:{scale}",
-        arms={_arm(decay): {"optimizer.weight_decay": decay} for decay in DECAYS[scale]},
+        arms={
+            _arm(decay): {"optimizer.weight_decay": decay} for decay in DECAYS[scale]
+        },
         claims=(
-            claims.more_variance("moderate decay lowers the variance of the last block", none, moderate),
-            claims.more_variance("strong decay lowers the variance below that of moderate decay", moderate, strong),
-            claims.more_useful("moderate decay makes blocks more useful", moderate, none),
-            claims.more_useful("strong decay makes blocks less useful than moderate decay does", moderate, strong),
+            claims.more_variance(
+                "moderate decay lowers the variance of the last block", none, moderate
+            ),
+            claims.more_variance(
+                "strong decay lowers the variance below that of moderate decay",
+                moderate,
+                strong,
+            ),
+            claims.more_useful(
+                "moderate decay makes blocks more useful", moderate, none
+            ),
+            claims.more_useful(
+                "strong decay makes blocks less useful than moderate decay does",
+                moderate,
+                strong,
+            ),
             claims.worse("moderate decay lowers the held-out loss", none, moderate),
-            Claim("strong decay brings more weights near zero, relative to their size", f"{down}/near_zero_0.1/mean", strong, none, 0.02),
+            Claim(
+                "strong decay brings more weights near zero, relative to their size",
+                f"{down}/near_zero_0.1/mean",
+                strong,
+                none,
+                0.02,
+            ),
         ),
         not_testable=claims.NOT_TESTABLE[scale],
-        published=("tables/weight_decay", "curves/last_layer_variance_by_step/weight_decay"),
+        published=(
+            "tables/weight_decay",
+            "curves/last_layer_variance_by_step/weight_decay",
+        ),
         mechanism={
             "learning rate x decay x steps": "derived/decay",
             "weight RMS, FFN output": f"{down}/rms/mean",

@@ -32,7 +32,9 @@ class Curve:
     reading: str
     log: bool = False
     predicted: Path | None = None  # drawn dashed beside it
-    probe_length: Path | None = None  # in tokens, where curves compare at one length only
+    probe_length: Path | None = (
+        None  # in tokens, where curves compare at one length only
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -381,5 +383,7 @@ def chosen(scores: str | None) -> list[str]:
     names = list(CATALOGUE) if scores is None else scores.split(",")
     unknown = [name for name in names if name not in CATALOGUE]
     if unknown:
-        raise ConfigError(f"--scores names {unknown}: choose from {','.join(CATALOGUE)}")
+        raise ConfigError(
+            f"--scores names {unknown}: choose from {','.join(CATALOGUE)}"
+        )
     return names

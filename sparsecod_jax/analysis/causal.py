@@ -36,7 +36,9 @@ def causal(subject: Subject, tokens_NT: np.ndarray, seed: int) -> dict[str, Any]
         return network.with_ffn(net, params, states_LBTD[number], number)
 
     def attention_alone(rows, states_LBTD, number):
-        return network.with_attention(net, params, states_LBTD[number], number, rows.segments)
+        return network.with_attention(
+            net, params, states_LBTD[number], number, rows.segments
+        )
 
     return {
         **_summary(*effects(subject, tokens_NT, skip, everywhere_T)),
@@ -55,21 +57,36 @@ def _future(subject: Subject, tokens_NT: np.ndarray, seed: int) -> dict[str, Any
     length = tokens_NT.shape[1]
     margin = min(MARGIN, length // 3)
     places = np.arange(margin, length - margin + 1)
-    cuts = np.random.default_rng(seed).choice(places, min(CUTS, len(places)), replace=False)
+    cuts = np.random.default_rng(seed).choice(
+        places, min(CUTS, len(places)), replace=False
+    )
     place_T = np.arange(length)
     by_cut = []
     for cut in cuts:
         past_T = (place_T > 0) & (place_T < cut)
 
         def without_past(rows, states_LBTD, number, past_T=past_T):
-            return jnp.where(past_T[None, :, None], states_LBTD[number], states_LBTD[number + 1])
+            return jnp.where(
+                past_T[None, :, None], states_LBTD[number], states_LBTD[number + 1]
+            )
 
-        by_cut.append(effects(subject, tokens_NT, without_past, (place_T >= cut).astype(np.float32)))
-    changed_SLN, intact_LN = (np.sum(part, axis=0) for part in zip(*by_cut, strict=True))
-    return {**_summary(changed_SLN, intact_LN), "cuts": sorted(int(cut) for cut in cuts)}
+        by_cut.append(
+            effects(
+                subject, tokens_NT, without_past, (place_T >= cut).astype(np.float32)
+            )
+        )
+    changed_SLN, intact_LN = (
+        np.sum(part, axis=0) for part in zip(*by_cut, strict=True)
+    )
+    return {
+        **_summary(changed_SLN, intact_LN),
+        "cuts": sorted(int(cut) for cut in cuts),
+    }
 
 
-def effects(subject: Subject, tokens_NT: np.ndarray, intervene: Callable, measured_T: np.ndarray) -> tuple[Any, Any]:
+def effects(
+    subject: Subject, tokens_NT: np.ndarray, intervene: Callable, measured_T: np.ndarray
+) -> tuple[Any, Any]:
     """Sums over the measured tokens of each sequence of |update without s - update| and of |update|: [S, L, N] and [L, N].
 
     Args:
@@ -81,7 +98,19 @@ def effects(subject: Subject, tokens_NT: np.ndarray, intervene: Callable, measur
         changes = []
         for number in subject.blocks("causal"):
             x_BTD = intervene(rows, states_LBTD, number)
-            changes.append(np.asarray(_changes(net, params, states_LBTD, x_BTD, number + 1, measured_T, rows.segments)))
+            changes.append(
+                np.asarray(
+                    _changes(
+                        net,
+                        params,
+                        states_LBTD,
+                        x_BTD,
+                        number + 1,
+                        measured_T,
+                        rows.segments,
+                    )
+                )
+            )
         return np.array([*changes, _sizes(states_LBTD, measured_T)])
 
     found = per_sequence(subject, tokens_NT, measure)
@@ -94,9 +123,13 @@ def _changes(net, params, states_LBTD, x_BTD, first, measured_T, segments_BT):
 
     def step(position, carry):
         x_BTD, changes_LB = carry
-        y_BTD = network.Layer(net, params, position, position).output(x_BTD, segments_BT)
+        y_BTD = network.Layer(net, params, position, position).output(
+            x_BTD, segments_BT
+        )
         intact_BTD = states_LBTD[position + 1] - states_LBTD[position]
-        return y_BTD, changes_LB.at[position].set(_total_norm(y_BTD - x_BTD - intact_BTD, measured_T))
+        return y_BTD, changes_LB.at[position].set(
+            _total_norm(y_BTD - x_BTD - intact_BTD, measured_T)
+        )
 
     nothing_LB = jnp.zeros((net.cfg.n_layers, len(x_BTD)), x_BTD.dtype)
     return jax.lax.fori_loop(first, net.cfg.n_layers, step, (x_BTD, nothing_LB))[1]
@@ -120,7 +153,12 @@ def _summary(changed_SLN: np.ndarray, intact_LN: np.ndarray) -> dict[str, Any]:
     def pairs(weights_RN):
         """The matrix entries with s < l, [R, pairs]."""
         sizes = weights_RN @ intact_LN[later].T
-        return np.divide(weights_RN @ changed_SLN[earlier, later].T, sizes, out=np.zeros_like(sizes), where=sizes > 0)
+        return np.divide(
+            weights_RN @ changed_SLN[earlier, later].T,
+            sizes,
+            out=np.zeros_like(sizes),
+            where=sizes > 0,
+        )
 
     matrix = np.zeros((layers, layers))
     matrix[earlier, later] = pairs(np.full((1, sequences), 1 / sequences))[0]
@@ -131,5 +169,7 @@ def _summary(changed_SLN: np.ndarray, intact_LN: np.ndarray) -> dict[str, Any]:
         "score": float(matrix[earlier, later].mean()),
         "ci95": interval(lambda weights: pairs(weights).mean(axis=1), sequences),
         "score_all": float(matrix.mean()),
-        "score_rows": float(np.mean([matrix[s, s + 1 :].mean() for s in range(layers - 1)])),
+        "score_rows": float(
+            np.mean([matrix[s, s + 1 :].mean() for s in range(layers - 1)])
+        ),
     }

@@ -26,7 +26,9 @@ MOST_PROBES = 512
 STANDARD_ERROR = 0.03  # of the estimate, relative
 
 
-def jacobian(subject: Subject, tokens_NT: np.ndarray, seed: int, method: Method | None = None) -> dict[str, Any]:
+def jacobian(
+    subject: Subject, tokens_NT: np.ndarray, seed: int, method: Method | None = None
+) -> dict[str, Any]:
     """|J - I|_F / D for every block; `same_position` leaves out what crosses positions.
 
     Args:
@@ -35,16 +37,27 @@ def jacobian(subject: Subject, tokens_NT: np.ndarray, seed: int, method: Method 
     """
     method = method or ("exact" if subject.cfg.d_model <= EXACT_WIDTH else "estimate")
     measure = exact if method == "exact" else partial(estimate, seed=seed)
-    return {**measure(subject, tokens_NT), "same_position": measure(subject, tokens_NT, kernel=own_position)}
+    return {
+        **measure(subject, tokens_NT),
+        "same_position": measure(subject, tokens_NT, kernel=own_position),
+    }
 
 
-def exact(subject: Subject, tokens_NT: np.ndarray, kernel: Kernel | None = None) -> dict[str, Any]:
+def exact(
+    subject: Subject, tokens_NT: np.ndarray, kernel: Kernel | None = None
+) -> dict[str, Any]:
     """From all D rows of J: distances as published (over D) and comparable across widths (over sqrt(D)), diagonal, and largest singular
     value.
     """
     width = subject.cfg.d_model
-    found = [_describe(jacobian_DD) for jacobian_DD in pulled_back(subject, tokens_NT, np.eye(width), kernel)]
-    return {"method": "exact", **{name: [each[name] for each in found] for name in found[0]}}
+    found = [
+        _describe(jacobian_DD)
+        for jacobian_DD in pulled_back(subject, tokens_NT, np.eye(width), kernel)
+    ]
+    return {
+        "method": "exact",
+        **{name: [each[name] for each in found] for name in found[0]},
+    }
 
 
 def _describe(jacobian_DD: np.ndarray) -> dict[str, Any]:
@@ -53,14 +66,19 @@ def _describe(jacobian_DD: np.ndarray) -> dict[str, Any]:
     return {
         "distance_from_identity": distance / width,
         "relative_distance": distance / np.sqrt(width),
-        "off_diagonal": np.linalg.norm(jacobian_DD - np.diag(diagonal_D)) / np.sqrt(width**2 - width),
+        "off_diagonal": np.linalg.norm(jacobian_DD - np.diag(diagonal_D))
+        / np.sqrt(width**2 - width),
         "diagonal_mean": diagonal_D.mean(),
         "diagonal_std": diagonal_D.std(ddof=1),
-        "spectral_norm": np.linalg.norm(jacobian_DD, 2) if np.isfinite(jacobian_DD).all() else np.nan,
+        "spectral_norm": np.linalg.norm(jacobian_DD, 2)
+        if np.isfinite(jacobian_DD).all()
+        else np.nan,
     }
 
 
-def estimate(subject: Subject, tokens_NT: np.ndarray, kernel: Kernel | None = None, *, seed: int) -> dict[str, Any]:
+def estimate(
+    subject: Subject, tokens_NT: np.ndarray, kernel: Kernel | None = None, *, seed: int
+) -> dict[str, Any]:
     """From random probes v, as |J - I|_F^2 is the mean of |J'v - v|^2 over normal v (Hutchinson 1990).
 
     A probe is the same for all batches, so that it sees the average J. More are drawn until the standard error of every block's distance
@@ -71,10 +89,16 @@ def estimate(subject: Subject, tokens_NT: np.ndarray, kernel: Kernel | None = No
     while True:
         probes_PD = rng.standard_normal((PROBES, width)).astype(np.float32)
         moved_LPD = pulled_back(subject, tokens_NT, probes_PD, kernel) - probes_PD
-        squares_LP = np.concatenate([squares_LP, np.square(moved_LPD).sum(axis=-1)], axis=1)
+        squares_LP = np.concatenate(
+            [squares_LP, np.square(moved_LPD).sum(axis=-1)], axis=1
+        )
         count, mean_L = squares_LP.shape[1], squares_LP.mean(axis=1)
         distance_L = np.sqrt(mean_L)
-        error_L = squares_LP.std(axis=1, ddof=1) / np.sqrt(count) / np.maximum(2 * distance_L, 1e-30)
+        error_L = (
+            squares_LP.std(axis=1, ddof=1)
+            / np.sqrt(count)
+            / np.maximum(2 * distance_L, 1e-30)
+        )
         if count >= MOST_PROBES or np.all(error_L <= STANDARD_ERROR * distance_L):
             break
     return {
@@ -86,15 +110,29 @@ def estimate(subject: Subject, tokens_NT: np.ndarray, kernel: Kernel | None = No
     }
 
 
-def pulled_back(subject: Subject, tokens_NT: np.ndarray, cotangents_PD: np.ndarray, kernel: Kernel | None = None) -> np.ndarray:
+def pulled_back(
+    subject: Subject,
+    tokens_NT: np.ndarray,
+    cotangents_PD: np.ndarray,
+    kernel: Kernel | None = None,
+) -> np.ndarray:
     """J'v for each cotangent v and block, [L, P, D] float64; of unit vectors the rows of J."""
     total_LPD = np.zeros((subject.cfg.n_layers, *cotangents_PD.shape))
     for rows in subject.rows(tokens_NT):
         counted_B = np.arange(len(rows.tokens)) < rows.valid
-        states_LBTD = network.states(subject.net, subject.params, rows.tokens, rows.segments)
+        states_LBTD = network.states(
+            subject.net, subject.params, rows.tokens, rows.segments
+        )
         for number in subject.blocks("jacobian"):
             total_LPD[number] += pull(
-                subject.net, subject.params, states_LBTD[number], number, rows.segments, counted_B, cotangents_PD, kernel
+                subject.net,
+                subject.params,
+                states_LBTD[number],
+                number,
+                rows.segments,
+                counted_B,
+                cotangents_PD,
+                kernel,
             )
     return total_LPD / tokens_NT.size
 
@@ -106,10 +144,16 @@ def pull(net, params, x_BTD, number, segments_BT, counted_B, cotangents_PD, kern
     _, pull_back = jax.vjp(lambda x: layer.output(x, segments_BT), x_BTD)
 
     def one(cotangent_D):
-        cotangent_BTD = jnp.where(counted_B[:, None, None], cotangent_D.astype(x_BTD.dtype)[None, None], jnp.zeros_like(x_BTD))
+        cotangent_BTD = jnp.where(
+            counted_B[:, None, None],
+            cotangent_D.astype(x_BTD.dtype)[None, None],
+            jnp.zeros_like(x_BTD),
+        )
         return pull_back(cotangent_BTD)[0].sum(axis=(0, 1))
 
-    together = None if net.cfg.n_experts else TOGETHER  # grouped products can't be batched
+    together = (
+        None if net.cfg.n_experts else TOGETHER
+    )  # grouped products can't be batched
     return jax.lax.map(one, cotangents_PD, batch_size=together)
 
 
@@ -121,9 +165,15 @@ def own_position(q_BTHK, k_BTJK, v_BTJK, segments_BT):
     own_TT = jnp.eye(T, dtype=bool)[None, None]
     allowed = jnp.tril(jnp.ones((T, T), bool))[None, None]
     if segments_BT is not None:
-        allowed = allowed & (segments_BT[:, :, None] == segments_BT[:, None, :])[:, None]
+        allowed = (
+            allowed & (segments_BT[:, :, None] == segments_BT[:, None, :])[:, None]
+        )
     own_BHT = jnp.einsum("bthk,bthk->bht", q_BTHK, k_BTHK)
-    logits_BHTS = jnp.where(own_TT, own_BHT[..., None], jnp.einsum("bthk,bshk->bhts", q_BTHK, others_k)) / jnp.sqrt(K)
+    logits_BHTS = jnp.where(
+        own_TT, own_BHT[..., None], jnp.einsum("bthk,bshk->bhts", q_BTHK, others_k)
+    ) / jnp.sqrt(K)
     weights_BHTS = jax.nn.softmax(jnp.where(allowed, logits_BHTS, -jnp.inf), axis=-1)
     own_weights_BTH = jnp.diagonal(weights_BHTS, axis1=2, axis2=3).swapaxes(1, 2)
-    return jnp.einsum("bhts,bshk->bthk", weights_BHTS, others_v) + own_weights_BTH[..., None] * (v_BTHK - others_v)
+    return jnp.einsum("bhts,bshk->bthk", weights_BHTS, others_v) + own_weights_BTH[
+        ..., None
+    ] * (v_BTHK - others_v)

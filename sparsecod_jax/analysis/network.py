@@ -23,9 +23,20 @@ from sparsecod_jax.parallel.sharding import constrain
 class Layer:
     """Block `number` of a network at depth `position`, with attention by `kernel`, without the expert `silent`; numbers may be traced."""
 
-    def __init__(self, net: Transformer, params: Any, number, position, kernel: Kernel | None = None, silent=None):
+    def __init__(
+        self,
+        net: Transformer,
+        params: Any,
+        number,
+        position,
+        kernel: Kernel | None = None,
+        silent=None,
+    ):
         self._block = Block(net.cfg, kernel or net.kernels.attention)
-        self._params = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, number, keepdims=False), params["blocks"])
+        self._params = jax.tree.map(
+            lambda leaf: jax.lax.dynamic_index_in_dim(leaf, number, keepdims=False),
+            params["blocks"],
+        )
         if silent is not None:
             ffn = self._params["ffn"]
             self._params |= {"ffn": ffn | {"down": ffn["down"].at[silent].set(0)}}
@@ -33,11 +44,15 @@ class Layer:
 
     def output(self, x_BTD, segments_BT):
         """The block, [B, T, D]."""
-        return self._call("__call__", x_BTD, self._depth, self._angles(x_BTD), segments_BT)[0]
+        return self._call(
+            "__call__", x_BTD, self._depth, self._angles(x_BTD), segments_BT
+        )[0]
 
     def with_attention(self, x_BTD, segments_BT):
         """The stream with the attention branch added, [B, T, D]."""
-        branch_BTD = self._call("attention_branch", x_BTD, self._depth, self._angles(x_BTD), segments_BT)
+        branch_BTD = self._call(
+            "attention_branch", x_BTD, self._depth, self._angles(x_BTD), segments_BT
+        )
         return self._call("add", x_BTD, branch_BTD)
 
     def with_ffn(self, u_BTD):
@@ -46,7 +61,9 @@ class Layer:
 
     def queries_keys_values(self, x_BTD):
         """As attention compares and mixes them: [B, T, H, K], [B, T, J, K] and [B, T, J, K] (letters as in `model.attention`)."""
-        return self._call("queries_keys_values", x_BTD, self._depth, self._angles(x_BTD))
+        return self._call(
+            "queries_keys_values", x_BTD, self._depth, self._angles(x_BTD)
+        )
 
     def activations(self, u_BTD):
         """The hidden layer of a dense FFN, [B, T, F]."""
@@ -57,7 +74,9 @@ class Layer:
         return self._call("ffn_branch", u_BTD, self._depth)[1]
 
     def _angles(self, x_BTD):
-        return rope_angles(x_BTD.shape[1], self._block.cfg.head_dim, self._block.cfg.rope_theta)
+        return rope_angles(
+            x_BTD.shape[1], self._block.cfg.head_dim, self._block.cfg.rope_theta
+        )
 
     def _call(self, method: str, *args) -> Any:
         return self._block.apply({"params": self._params}, *args, method=method)
@@ -73,14 +92,18 @@ def states(net: Transformer, params, tokens_BT, segments_BT) -> jax.Array:
 
     x_BTD: Any = net.apply({"params": params}, tokens_BT, method="embed")
     _, outputs_LBTD = jax.lax.scan(step, x_BTD, jnp.arange(net.cfg.n_layers))
-    return constrain(jnp.concatenate([x_BTD[None], outputs_LBTD]), None, "batch", "length", "width")
+    return constrain(
+        jnp.concatenate([x_BTD[None], outputs_LBTD]), None, "batch", "length", "width"
+    )
 
 
 def run(net: Transformer, params, x_BTD, first, order_L, segments_BT) -> jax.Array:
     """The last block's output, from the input of depth `first`; `order_L` says which block lies at each depth."""
 
     def step(position, x_BTD):
-        return Layer(net, params, order_L[position], position).output(x_BTD, segments_BT)
+        return Layer(net, params, order_L[position], position).output(
+            x_BTD, segments_BT
+        )
 
     return jax.lax.fori_loop(first, net.cfg.n_layers, step, x_BTD)
 
@@ -90,14 +113,18 @@ def losses(net: Transformer, params, x_BTD, tokens_BT) -> jax.Array:
     h_BTD: Any = RMSNorm(net.cfg).apply({"params": params["final_norm"]}, x_BTD)
     targets_BT = jnp.roll(tokens_BT, -1, axis=1)
     weights_BT = jnp.ones(tokens_BT.shape, h_BTD.dtype).at[:, -1].set(0)
-    return token_losses(h_BTD, params["head"], targets_BT, weights_BT).sum(axis=1) / (tokens_BT.shape[1] - 1)
+    return token_losses(h_BTD, params["head"], targets_BT, weights_BT).sum(axis=1) / (
+        tokens_BT.shape[1] - 1
+    )
 
 
 @partial(jax.jit, static_argnums=0)
 def tail_losses(net: Transformer, params, x_BTD, first, rows) -> jax.Array:
     """The losses [B] when depth `first` gets `x_BTD`; first = L gives those of a last block's output."""
     order_L = jnp.arange(net.cfg.n_layers)
-    return losses(net, params, run(net, params, x_BTD, first, order_L, rows.segments), rows.tokens)
+    return losses(
+        net, params, run(net, params, x_BTD, first, order_L, rows.segments), rows.tokens
+    )
 
 
 @partial(jax.jit, static_argnums=0)

@@ -25,9 +25,14 @@ def permutation(subject: Subject, tokens_NT: np.ndarray) -> dict[str, Any]:
         return {"matrix": [[0.0]], "score": None}  # nothing to swap
 
     def measure(rows, states_LBTD):
-        swapped = [np.asarray(_swapped_losses(net, params, states_LBTD[first], first, rows)) for first in subject.blocks("permutation")]
+        swapped = [
+            np.asarray(_swapped_losses(net, params, states_LBTD[first], first, rows))
+            for first in subject.blocks("permutation")
+        ]
         intact = network.tail_losses(net, params, states_LBTD[-1], layers, rows)
-        return np.concatenate([np.reshape(swapped, (layers * layers, -1)), intact[None]])
+        return np.concatenate(
+            [np.reshape(swapped, (layers * layers, -1)), intact[None]]
+        )
 
     losses = per_sequence(subject, tokens_NT, measure)
     swapped_LLN, intact_N = losses[:-1].reshape(layers, layers, -1), losses[-1]
@@ -59,4 +64,6 @@ def _swapped_losses(net, params, x_BTD, first, rows):
         y_BTD = network.run(net, params, x_BTD, first, swapped_L, rows.segments)
         return losses_LB.at[second].set(network.losses(net, params, y_BTD, rows.tokens))
 
-    return jax.lax.fori_loop(first + 1, layers, swap, jnp.zeros((layers, len(x_BTD)), x_BTD.dtype))
+    return jax.lax.fori_loop(
+        first + 1, layers, swap, jnp.zeros((layers, len(x_BTD)), x_BTD.dtype)
+    )

@@ -38,8 +38,12 @@ def profile(subject: Subject, tokens_NT: np.ndarray) -> dict[str, list[float]]:
         found = []
         for number in subject.blocks("profile"):
             pair = states_LBTD[number], states_LBTD[number + 1]
-            measured = jax.device_get(_measured(net, params, *pair, number, rows.segments))
-            found.append(measured | {name: values[number] for name, values in lens.items()})
+            measured = jax.device_get(
+                _measured(net, params, *pair, number, rows.segments)
+            )
+            found.append(
+                measured | {name: values[number] for name, values in lens.items()}
+            )
         names[:] = sorted(found[0])
         return np.array([[each[name] for name in names] for each in found])
 
@@ -49,13 +53,19 @@ def profile(subject: Subject, tokens_NT: np.ndarray) -> dict[str, list[float]]:
 
 def residual_variance(subject: Subject, tokens_NT: np.ndarray) -> np.ndarray:
     """`variance/residual` alone, [L]."""
-    return per_sequence(subject, tokens_NT, lambda _, states_LBTD: jax.vmap(partial(_rows, variance))(states_LBTD[1:])).mean(axis=-1)
+    return per_sequence(
+        subject,
+        tokens_NT,
+        lambda _, states_LBTD: jax.vmap(partial(_rows, variance))(states_LBTD[1:]),
+    ).mean(axis=-1)
 
 
 @partial(jax.jit, static_argnums=0)
 def _measured(net, params, x_BTD, y_BTD, number, segments_BT):
     """Statistics of a block's input and output, [B] each."""
-    u_BTD = network.Layer(net, params, number, number).with_attention(x_BTD, segments_BT)
+    u_BTD = network.Layer(net, params, number, number).with_attention(
+        x_BTD, segments_BT
+    )
     attention_BTD, ffn_BTD, update_BTD = u_BTD - x_BTD, y_BTD - u_BTD, y_BTD - x_BTD
     return {
         "variance/residual": _rows(variance, y_BTD),
@@ -67,7 +77,10 @@ def _measured(net, params, x_BTD, y_BTD, number, segments_BT):
         "relative_update/block": _rows(_relative_norm, update_BTD, x_BTD),
         "relative_update/attention": _rows(_relative_norm, attention_BTD, x_BTD),
         "relative_update/ffn": _rows(_relative_norm, ffn_BTD, u_BTD),
-        **{f"moments/residual/{name}": value for name, value in _rows(moments, y_BTD).items()},
+        **{
+            f"moments/residual/{name}": value
+            for name, value in _rows(moments, y_BTD).items()
+        },
     }
 
 
@@ -82,7 +95,9 @@ def _influence(x_BTD, y_BTD):
 
 
 def _relative_norm(update_BTD, x_BTD):
-    return jnp.mean(jnp.linalg.norm(update_BTD, axis=-1) / jnp.linalg.norm(x_BTD, axis=-1))
+    return jnp.mean(
+        jnp.linalg.norm(update_BTD, axis=-1) / jnp.linalg.norm(x_BTD, axis=-1)
+    )
 
 
 @partial(jax.jit, static_argnums=0)
@@ -90,8 +105,12 @@ def _lens(net, params, states_LBTD):
     """What the head would predict from the stream after each block, against what it predicts from the last, [L, B] each."""
 
     def decoded(x_BD):
-        h_BTD: Any = RMSNorm(net.cfg).apply({"params": params["final_norm"]}, x_BD[:, None])
-        return jax.nn.log_softmax(net.apply({"params": params}, h_BTD, method="logits")[:, 0])
+        h_BTD: Any = RMSNorm(net.cfg).apply(
+            {"params": params["final_norm"]}, x_BD[:, None]
+        )
+        return jax.nn.log_softmax(
+            net.apply({"params": params}, h_BTD, method="logits")[:, 0]
+        )
 
     def position(x_LBD):
         final_BV = decoded(x_LBD[-1])
@@ -99,10 +118,19 @@ def _lens(net, params, states_LBTD):
 
         def block(x_BD):
             here_BV = decoded(x_BD)
-            shared_BKK = jax.lax.top_k(here_BV, TOP)[1][:, :, None] == final_best_BK[:, None, :]
-            return jnp.sum(jnp.exp(here_BV) * (here_BV - final_BV), axis=-1), shared_BKK.sum(axis=(1, 2)) / TOP
+            shared_BKK = (
+                jax.lax.top_k(here_BV, TOP)[1][:, :, None] == final_best_BK[:, None, :]
+            )
+            return jnp.sum(
+                jnp.exp(here_BV) * (here_BV - final_BV), axis=-1
+            ), shared_BKK.sum(axis=(1, 2)) / TOP
 
         return jax.lax.map(block, x_LBD)
 
-    divergence_TLB, overlap_TLB = jax.lax.map(position, jnp.moveaxis(states_LBTD[1:], 2, 0), batch_size=LENS_POSITIONS)
-    return {"lens_divergence": divergence_TLB.mean(axis=0), "lens_overlap": overlap_TLB.mean(axis=0)}
+    divergence_TLB, overlap_TLB = jax.lax.map(
+        position, jnp.moveaxis(states_LBTD[1:], 2, 0), batch_size=LENS_POSITIONS
+    )
+    return {
+        "lens_divergence": divergence_TLB.mean(axis=0),
+        "lens_overlap": overlap_TLB.mean(axis=0),
+    }

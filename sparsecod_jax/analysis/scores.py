@@ -71,25 +71,58 @@ def analyze(
     """
     source = find_model(workdir, hf)
     if hf is not None and out is None:
-        raise ConfigError("nothing is written into a folder of Hugging Face: say with --out where the scores go")
-    target = AnalysisDir(files.absolute(out)) if out is not None else RunDir(source.path).analysis
-    check_free_or_ours(target.path, ours=out is None or _is_ours(target), option="--out", kind="scores of a model")
+        raise ConfigError(
+            "nothing is written into a folder of Hugging Face: say with --out where the scores go"
+        )
+    target = (
+        AnalysisDir(files.absolute(out))
+        if out is not None
+        else RunDir(source.path).analysis
+    )
+    check_free_or_ours(
+        target.path,
+        ours=out is None or _is_ours(target),
+        option="--out",
+        kind="scores of a model",
+    )
     wanted = chosen(scores)
     if seed < 0:
         raise ConfigError(f"--seed={seed} is negative: use 0 or more")
-    tokens_NT, origin = choose(source, tokens=tokens, data=data, sequences=sequences, seq_len=seq_len, split=split, seed=seed)
+    tokens_NT, origin = choose(
+        source,
+        tokens=tokens,
+        data=data,
+        sequences=sequences,
+        seq_len=seq_len,
+        split=split,
+        seed=seed,
+    )
     subject = load(source, tokens_NT)
     if "usefulness" in wanted:
         usefulness.check(subject.cfg.d_model, tokens_NT)
     files.make_folder(target.path)
-    with locked(target.path), jax.set_mesh(subject.mesh), jax.default_matmul_precision("highest"):
-        found = _begun(target, {"data": origin | _describe_tokens(tokens_NT), "model": _describe_model(subject)})
-        write_record(target.scores, finite(found))  # first, as it says whose folder this is
+    with (
+        locked(target.path),
+        jax.set_mesh(subject.mesh),
+        jax.default_matmul_precision("highest"),
+    ):
+        found = _begun(
+            target,
+            {
+                "data": origin | _describe_tokens(tokens_NT),
+                "model": _describe_model(subject),
+            },
+        )
+        write_record(
+            target.scores, finite(found)
+        )  # first, as it says whose folder this is
         files.write_array(target.tokens, tokens_NT)
         if "baseline_loss" not in found:
             found["baseline_loss"] = _baseline_loss(subject)
         for name in wanted:
-            used_NT = tokens_NT if every_sequence else tokens_NT[: CATALOGUE[name].sequences]
+            used_NT = (
+                tokens_NT if every_sequence else tokens_NT[: CATALOGUE[name].sequences]
+            )
             kept = name != "jacobian" or _keeps_jacobian(found, jacobian)
             if found["sequences"].get(name) == len(used_NT) and kept:
                 note(f"{name} is there already")
@@ -97,7 +130,10 @@ def analyze(
             note(f"{name}, on {len(used_NT)} sequences")
             found |= SCORES[name](subject, used_NT, Options(seed, jacobian))
             found["sequences"][name] = len(used_NT)
-            found["computed_with"][name] = {"jax": jax.__version__, "platform": jax.default_backend()}
+            found["computed_with"][name] = {
+                "jax": jax.__version__,
+                "platform": jax.default_backend(),
+            }
             write_record(target.scores, finite(found))
     return target.scores
 
@@ -109,7 +145,9 @@ def _keeps_jacobian(found: dict[str, Any], method: Method | None) -> bool:
     of docs/compiler_fault.md, so it is computed again.
     """
     if "jacobian" in found and "jacobian" not in found["computed_with"]:
-        note("the jacobian that is there may come from a faulty compiler and is computed again")
+        note(
+            "the jacobian that is there may come from a faulty compiler and is computed again"
+        )
         return False
     return method in (None, found.get("jacobian", {}).get("method"))
 
@@ -120,7 +158,11 @@ def _is_ours(target: AnalysisDir) -> bool:
 
 def _describe_tokens(tokens_NT: np.ndarray) -> dict[str, Any]:
     digest = hashlib.sha256(tokens_NT.astype("<i4").tobytes()).hexdigest()[:16]
-    return {"sequences": tokens_NT.shape[0], "seq_len": tokens_NT.shape[1], "digest": digest}
+    return {
+        "sequences": tokens_NT.shape[0],
+        "seq_len": tokens_NT.shape[1],
+        "digest": digest,
+    }
 
 
 def _describe_model(subject: Subject) -> dict[str, Any]:
@@ -142,26 +184,44 @@ def _begun(target: AnalysisDir, subject: dict[str, Any]) -> dict[str, Any]:
     found = read_record(target.scores)
     found.setdefault("computed_with", {})  # earlier versions did not record it
     for section, values in subject.items():
-        other = [name for name in values if found.get(section, {}).get(name) != values[name]]
+        other = [
+            name for name in values if found.get(section, {}).get(name) != values[name]
+        ]
         if other:
-            raise ConfigError(f"{target.scores} holds scores of another {section} ({', '.join(other)} differ): move it away or give --out")
+            raise ConfigError(
+                f"{target.scores} holds scores of another {section} ({', '.join(other)} differ): move it away or give --out"
+            )
     return found
 
 
 def _baseline_loss(subject: Subject) -> float:
     def measure(rows, states_LBTD):
-        return network.tail_losses(subject.net, subject.params, states_LBTD[-1], subject.cfg.n_layers, rows)
+        return network.tail_losses(
+            subject.net, subject.params, states_LBTD[-1], subject.cfg.n_layers, rows
+        )
 
     return float(per_sequence(subject, subject.tokens_NT, measure).mean())
 
 
-def _profile(subject: Subject, tokens_NT: np.ndarray, options: Options) -> dict[str, Any]:
+def _profile(
+    subject: Subject, tokens_NT: np.ndarray, options: Options
+) -> dict[str, Any]:
     found = profile.profile(subject, tokens_NT)
-    variance = {name.removeprefix("variance/"): found.pop(name) for name in list(found) if name.startswith("variance/")}
-    return {"variance": variance, "block_influence": found.pop("block_influence"), "profile": found}
+    variance = {
+        name.removeprefix("variance/"): found.pop(name)
+        for name in list(found)
+        if name.startswith("variance/")
+    }
+    return {
+        "variance": variance,
+        "block_influence": found.pop("block_influence"),
+        "profile": found,
+    }
 
 
-def _sparsity(subject: Subject, tokens_NT: np.ndarray, options: Options) -> dict[str, Any]:
+def _sparsity(
+    subject: Subject, tokens_NT: np.ndarray, options: Options
+) -> dict[str, Any]:
     found = {
         "weights": sparsity.weights(subject.params),
         "attention": sparsity.attention(subject, tokens_NT),
@@ -172,12 +232,29 @@ def _sparsity(subject: Subject, tokens_NT: np.ndarray, options: Options) -> dict
     return {"sparsity": found}
 
 
-def _theory(subject: Subject, tokens_NT: np.ndarray, options: Options) -> dict[str, Any]:
+def _theory(
+    subject: Subject, tokens_NT: np.ndarray, options: Options
+) -> dict[str, Any]:
     """Predicted beside measured variance: from the sizes of the weights alone, and with measured attention and gates put in."""
-    predict = partial(theory.residual_variance, subject.cfg, theory.measured_sizes(subject.params), tokens_NT, subject.documents(tokens_NT))
-    concentration_L = np.mean(sparsity.attention(subject, tokens_NT)["heads"]["concentration"], axis=1)
-    gates_L = np.array(sparsity.gate_squares(subject, tokens_NT)) if subject.cfg.n_experts else None
-    measured_L, predicted_L = profile.residual_variance(subject, tokens_NT), predict(concentration_L, gates_L)
+    predict = partial(
+        theory.residual_variance,
+        subject.cfg,
+        theory.measured_sizes(subject.params),
+        tokens_NT,
+        subject.documents(tokens_NT),
+    )
+    concentration_L = np.mean(
+        sparsity.attention(subject, tokens_NT)["heads"]["concentration"], axis=1
+    )
+    gates_L = (
+        np.array(sparsity.gate_squares(subject, tokens_NT))
+        if subject.cfg.n_experts
+        else None
+    )
+    measured_L, predicted_L = (
+        profile.residual_variance(subject, tokens_NT),
+        predict(concentration_L, gates_L),
+    )
     return {
         "theory": {
             "measured": measured_L.tolist(),
@@ -191,10 +268,20 @@ def _theory(subject: Subject, tokens_NT: np.ndarray, options: Options) -> dict[s
 # The function of each score of the catalogue; what it returns goes into scores.json.
 SCORES: dict[str, Callable[[Subject, np.ndarray, Options], dict[str, Any]]] = {
     "profile": _profile,
-    "usefulness": lambda subject, tokens_NT, _: {"usefulness": usefulness.usefulness(subject, tokens_NT)},
-    "causal": lambda subject, tokens_NT, options: {"causal": causal(subject, tokens_NT, options.seed)},
-    "permutation": lambda subject, tokens_NT, _: {"permutation": permutation(subject, tokens_NT)},
-    "jacobian": lambda subject, tokens_NT, options: {"jacobian": jacobian_distance(subject, tokens_NT, options.seed, options.jacobian)},
+    "usefulness": lambda subject, tokens_NT, _: {
+        "usefulness": usefulness.usefulness(subject, tokens_NT)
+    },
+    "causal": lambda subject, tokens_NT, options: {
+        "causal": causal(subject, tokens_NT, options.seed)
+    },
+    "permutation": lambda subject, tokens_NT, _: {
+        "permutation": permutation(subject, tokens_NT)
+    },
+    "jacobian": lambda subject, tokens_NT, options: {
+        "jacobian": jacobian_distance(
+            subject, tokens_NT, options.seed, options.jacobian
+        )
+    },
     "sparsity": _sparsity,
     "theory": _theory,
 }

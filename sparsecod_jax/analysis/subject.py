@@ -21,7 +21,9 @@ from sparsecod_jax.model.transformer import Transformer
 from sparsecod_jax.parallel.sharding import batch_sharding, ways
 from sparsecod_jax.pretrained.load import ModelSource, load_model
 
-STATES_BYTES = 2**28  # of a device, for the stream after every block of the rows that it holds
+STATES_BYTES = (
+    2**28
+)  # of a device, for the stream after every block of the rows that it holds
 
 
 class Rows(NamedTuple):
@@ -54,18 +56,33 @@ class Subject:
 
     def blocks(self, doing: str) -> Iterable[int]:
         """The numbers of the blocks, with a progress bar for whoever watches."""
-        return tqdm(range(self.cfg.n_layers), desc=doing, unit="block", leave=False, disable=None)
+        return tqdm(
+            range(self.cfg.n_layers),
+            desc=doing,
+            unit="block",
+            leave=False,
+            disable=None,
+        )
 
     def rows(self, tokens_NT: np.ndarray) -> Iterator[Rows]:
         """The sequences in order, as many at a time as STATES_BYTES allows; all batches have one shape."""
         cfg, (count, length) = self.cfg, tokens_NT.shape
         sharding, devices = batch_sharding(self.mesh), ways("batch")
-        row_bytes = (cfg.n_layers + 1) * length * cfg.d_model * np.dtype(cfg.residual_dtype).itemsize
-        batch = devices * min(max(STATES_BYTES // row_bytes, 1), math.ceil(count / devices))
+        row_bytes = (
+            (cfg.n_layers + 1)
+            * length
+            * cfg.d_model
+            * np.dtype(cfg.residual_dtype).itemsize
+        )
+        batch = devices * min(
+            max(STATES_BYTES // row_bytes, 1), math.ceil(count / devices)
+        )
         here = local_rows(sharding, batch)
         for first in range(0, count, batch):
             part = tokens_NT[(first + here) % count]
-            tokens, masks = to_devices((part, self.documents(part)), here, sharding, batch)
+            tokens, masks = to_devices(
+                (part, self.documents(part)), here, sharding, batch
+            )
             yield Rows(tokens, masks, min(batch, count - first))
 
 
@@ -77,18 +94,36 @@ def load(source: ModelSource, tokens_NT: np.ndarray) -> Subject:
     """
     vocab_size, masking = source.model.vocab_size, source.model.document_masking
     if tokens_NT.min() < 0 or tokens_NT.max() >= vocab_size:
-        raise ConfigError(f"the tokens reach from {tokens_NT.min()} to {tokens_NT.max()}: use ids from 0 to {vocab_size - 1}")
+        raise ConfigError(
+            f"the tokens reach from {tokens_NT.min()} to {tokens_NT.max()}: use ids from 0 to {vocab_size - 1}"
+        )
     if source.experiment is None and tokens_NT.shape[1] > source.longest:
-        raise ConfigError(f"{source.path} takes at most {source.longest} tokens, not {tokens_NT.shape[1]}: shorten the sequences")
+        raise ConfigError(
+            f"{source.path} takes at most {source.longest} tokens, not {tokens_NT.shape[1]}: shorten the sequences"
+        )
     eos_id = source.tokenizer().eos_id if masking else None
     model = load_model(source)
-    return Subject(model.net, model.params, model.mesh, tokens_NT.astype(np.int32), eos_id, model.step, model.weights)
+    return Subject(
+        model.net,
+        model.params,
+        model.mesh,
+        tokens_NT.astype(np.int32),
+        eos_id,
+        model.step,
+        model.weights,
+    )
 
 
-def per_sequence(subject: Subject, tokens_NT: np.ndarray, measure: Callable[[Rows, jax.Array], Any]) -> np.ndarray:
+def per_sequence(
+    subject: Subject, tokens_NT: np.ndarray, measure: Callable[[Rows, jax.Array], Any]
+) -> np.ndarray:
     """What `measure` gives for rows and their states, [..., B], for all sequences: [..., N] float64."""
     parts = []
     for rows in subject.rows(tokens_NT):
-        states_LBTD = network.states(subject.net, subject.params, rows.tokens, rows.segments)
-        parts.append(np.asarray(measure(rows, states_LBTD), np.float64)[..., : rows.valid])
+        states_LBTD = network.states(
+            subject.net, subject.params, rows.tokens, rows.segments
+        )
+        parts.append(
+            np.asarray(measure(rows, states_LBTD), np.float64)[..., : rows.valid]
+        )
     return np.concatenate(parts, axis=-1)

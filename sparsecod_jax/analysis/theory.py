@@ -14,7 +14,9 @@ import numpy as np
 
 from sparsecod_jax.config import Model
 
-COSINES = np.linspace(-1, 1, 41)  # where the covariances of FFN and gates are computed; between them they are interpolated
+COSINES = np.linspace(
+    -1, 1, 41
+)  # where the covariances of FFN and gates are computed; between them they are interpolated
 NODES = 48  # of the Gauss-Hermite rule
 SAMPLES = 4096  # pairs of tokens, drawn for the gates
 LARGEST_EXPONENT = 50.0  # attention is on one key long before
@@ -44,16 +46,28 @@ def measured_sizes(params) -> Sizes:
     """Those of real parameters, a tree of arrays stacked over blocks."""
 
     def squares(leaf):
-        return np.array([np.square(np.asarray(block, np.float64)).mean() for block in leaf])
+        return np.array(
+            [np.square(np.asarray(block, np.float64)).mean() for block in leaf]
+        )
 
     blocks, ffn = params["blocks"], params["blocks"]["ffn"]
     return Sizes(
         embedding=float(np.square(np.asarray(params["embedding"], np.float64)).mean()),
         attention_gain=squares(blocks["attention_norm"]["gain"]),
         ffn_gain=squares(blocks["ffn_norm"]["gain"]),
-        **{name: squares(blocks["attention"][name]) for name in ("query", "key", "value", "out")},
-        **{name: squares(ffn[name]) for name in ("gate", "up", "down", "router") if name in ffn},
-        **{f"shared_{name}": squares(leaf) for name, leaf in ffn.get("shared", {}).items()},
+        **{
+            name: squares(blocks["attention"][name])
+            for name in ("query", "key", "value", "out")
+        },
+        **{
+            name: squares(ffn[name])
+            for name in ("gate", "up", "down", "router")
+            if name in ffn
+        },
+        **{
+            f"shared_{name}": squares(leaf)
+            for name, leaf in ffn.get("shared", {}).items()
+        },
     )
 
 
@@ -82,9 +96,13 @@ def residual_variance(
     for layer in range(cfg.n_layers):
         scale = 1 / (layer + 1) if cfg.layer_norm_scaling else 1.0
         concentration = None if concentration_L is None else concentration_L[layer]
-        covariance_STT = covariance_STT + _attention(cfg, sizes, layer, scale, covariance_STT, seen_STT, concentration)
+        covariance_STT = covariance_STT + _attention(
+            cfg, sizes, layer, scale, covariance_STT, seen_STT, concentration
+        )
         squares = None if gate_squares_L is None else gate_squares_L[layer]
-        covariance_STT = covariance_STT + _ffn(cfg, sizes, layer, scale, covariance_STT, squares)
+        covariance_STT = covariance_STT + _ffn(
+            cfg, sizes, layer, scale, covariance_STT, squares
+        )
         predicted.append(float(np.einsum("stt->st", covariance_STT).mean()))
     return np.array(predicted)
 
@@ -95,7 +113,15 @@ def _normed(cfg: Model, covariance_STT: np.ndarray) -> np.ndarray:
     return covariance_STT / (root_ST[:, :, None] * root_ST[:, None, :])
 
 
-def _attention(cfg: Model, sizes: Sizes, layer: int, scale: float, covariance_STT, seen_STT, concentration: float | None) -> np.ndarray:
+def _attention(
+    cfg: Model,
+    sizes: Sizes,
+    layer: int,
+    scale: float,
+    covariance_STT,
+    seen_STT,
+    concentration: float | None,
+) -> np.ndarray:
     """The covariance of what attention adds."""
     normed_STT = _normed(cfg, covariance_STT)
     size = scale * sizes.attention_gain[layer]  # mean square of a normed channel
@@ -105,26 +131,55 @@ def _attention(cfg: Model, sizes: Sizes, layer: int, scale: float, covariance_ST
 
     # The diagonal, where the weights of a position meet themselves, feels how uneven they are.
     own_ST = np.einsum("stt->st", normed_STT)
-    own_sum_ST = np.einsum("stj,sj->st", np.broadcast_to(seen_STT, normed_STT.shape), own_ST)
-    others_ST = (np.einsum("stt->st", mixed_STT) * count_ST**2 - own_sum_ST) / np.maximum(count_ST * (count_ST - 1), 1)
+    own_sum_ST = np.einsum(
+        "stj,sj->st", np.broadcast_to(seen_STT, normed_STT.shape), own_ST
+    )
+    others_ST = (
+        np.einsum("stt->st", mixed_STT) * count_ST**2 - own_sum_ST
+    ) / np.maximum(count_ST * (count_ST - 1), 1)
     if concentration is None:
-        logit_variance = (cfg.d_model * size) ** 2 * sizes.query[layer] * sizes.key[layer]
-        unevenness_ST = np.exp(np.minimum(logit_variance * np.maximum(own_ST - others_ST, 0), LARGEST_EXPONENT))
+        logit_variance = (
+            (cfg.d_model * size) ** 2 * sizes.query[layer] * sizes.key[layer]
+        )
+        unevenness_ST = np.exp(
+            np.minimum(
+                logit_variance * np.maximum(own_ST - others_ST, 0), LARGEST_EXPONENT
+            )
+        )
         squares_ST = unevenness_ST / (count_ST - 1 + unevenness_ST)
     else:
-        squares_ST = np.broadcast_to(np.minimum(concentration / count_ST, 1), own_ST.shape)
-    np.einsum("stt->st", mixed_STT)[:] = squares_ST * own_sum_ST / count_ST + (1 - squares_ST) * others_ST
+        squares_ST = np.broadcast_to(
+            np.minimum(concentration / count_ST, 1), own_ST.shape
+        )
+    np.einsum("stt->st", mixed_STT)[:] = (
+        squares_ST * own_sum_ST / count_ST + (1 - squares_ST) * others_ST
+    )
     values = cfg.d_model * sizes.value[layer] * size
     return values * cfg.n_heads * cfg.head_dim * sizes.out[layer] * mixed_STT
 
 
-def _ffn(cfg: Model, sizes: Sizes, layer: int, scale: float, covariance_STT, gate_squares: float | None) -> np.ndarray:
+def _ffn(
+    cfg: Model,
+    sizes: Sizes,
+    layer: int,
+    scale: float,
+    covariance_STT,
+    gate_squares: float | None,
+) -> np.ndarray:
     """The covariance of what the FFN, or the mixture, adds."""
     normed_STT = _normed(cfg, covariance_STT)
     size = scale * sizes.ffn_gain[layer]
 
     def swiglu(gate, up, down, hidden):
-        return hidden * down[layer] * _gated(cfg.d_model * size * gate[layer], cfg.d_model * size * up[layer], normed_STT)
+        return (
+            hidden
+            * down[layer]
+            * _gated(
+                cfg.d_model * size * gate[layer],
+                cfg.d_model * size * up[layer],
+                normed_STT,
+            )
+        )
 
     expert_STT = swiglu(sizes.gate, sizes.up, sizes.down, cfg.d_ff)
     if not cfg.n_experts:
@@ -136,13 +191,21 @@ def _ffn(cfg: Model, sizes: Sizes, layer: int, scale: float, covariance_STT, gat
     routed_STT = expert_STT * np.interp(normed_STT, COSINES, together_C)
     if not cfg.shared_expert:
         return routed_STT
-    shared_STT = swiglu(sizes.shared_gate, sizes.shared_up, sizes.shared_down, cfg.d_shared)
+    shared_STT = swiglu(
+        sizes.shared_gate, sizes.shared_up, sizes.shared_down, cfg.d_shared
+    )
     return (shared_STT + cfg.top_k**2 * routed_STT) / (cfg.top_k + 1) ** 2
 
 
-def _gated(gate_variance: float, up_variance: float, cosine_STT: np.ndarray) -> np.ndarray:
+def _gated(
+    gate_variance: float, up_variance: float, cosine_STT: np.ndarray
+) -> np.ndarray:
     """E silu(g) silu(g') u u' for pre-activations of these variances, by the cosine of the two tokens."""
-    return np.interp(cosine_STT, COSINES, silu_products(gate_variance)) * up_variance * cosine_STT
+    return (
+        np.interp(cosine_STT, COSINES, silu_products(gate_variance))
+        * up_variance
+        * cosine_STT
+    )
 
 
 def silu_products(variance: float) -> np.ndarray:
@@ -155,16 +218,27 @@ def silu_products(variance: float) -> np.ndarray:
 
     x = np.sqrt(variance) * nodes
     rest_C = np.sqrt(np.maximum(1 - COSINES**2, 0))
-    y = np.sqrt(variance) * (COSINES[:, None, None] * nodes[:, None] + rest_C[:, None, None] * nodes[None, :])
+    y = np.sqrt(variance) * (
+        COSINES[:, None, None] * nodes[:, None] + rest_C[:, None, None] * nodes[None, :]
+    )
     return np.einsum("i,j,i,cij->c", weights, weights, silu(x), silu(y))
 
 
 def gate_products(cfg: Model, logit_std: float) -> np.ndarray:
     """E sum over experts of gate(x) gate(y) for two tokens, at each cosine of the grid; [C], the last the sum of squared gates."""
     rng = np.random.default_rng(0)
-    x, fresh = (logit_std * rng.standard_normal((SAMPLES, cfg.n_experts)) for _ in range(2))
+    x, fresh = (
+        logit_std * rng.standard_normal((SAMPLES, cfg.n_experts)) for _ in range(2)
+    )
     gates_x = _gates(cfg, x)
-    return np.array([(gates_x * _gates(cfg, c * x + math.sqrt(max(1 - c * c, 0)) * fresh)).sum(axis=-1).mean() for c in COSINES])
+    return np.array(
+        [
+            (gates_x * _gates(cfg, c * x + math.sqrt(max(1 - c * c, 0)) * fresh))
+            .sum(axis=-1)
+            .mean()
+            for c in COSINES
+        ]
+    )
 
 
 def _gates(cfg: Model, logits: np.ndarray) -> np.ndarray:

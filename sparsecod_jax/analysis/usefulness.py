@@ -26,7 +26,9 @@ class Maps(NamedTuple):
 
     update_LDD: np.ndarray
     bias_LD: np.ndarray
-    condition_L: np.ndarray  # of the Gram matrix, within the directions that the tokens reach
+    condition_L: (
+        np.ndarray
+    )  # of the Gram matrix, within the directions that the tokens reach
     rank_L: np.ndarray  # how many these are, the bias's counted
 
 
@@ -54,7 +56,9 @@ def check(d_model: int, tokens_NT: np.ndarray) -> None:
     """Raises ConfigError when half of the sequences are too few tokens to fit a map."""
     half, length = len(tokens_NT) // 2, tokens_NT.shape[1]
     if half * length <= d_model + 1:
-        raise ConfigError(f"{half} sequences of {length} tokens can't fit a map of {d_model} + 1 inputs: raise --sequences")
+        raise ConfigError(
+            f"{half} sequences of {length} tokens can't fit a map of {d_model} + 1 inputs: raise --sequences"
+        )
 
 
 def fit(subject: Subject, tokens_NT: np.ndarray) -> Maps:
@@ -63,20 +67,32 @@ def fit(subject: Subject, tokens_NT: np.ndarray) -> Maps:
     Sums of products are added up and solved in float64: they square the condition number of the activations.
     """
     layers, width = subject.cfg.n_layers, subject.cfg.d_model
-    grams_LAA, targets_LAD = np.zeros((layers, width + 1, width + 1)), np.zeros((layers, width + 1, width))
+    grams_LAA, targets_LAD = (
+        np.zeros((layers, width + 1, width + 1)),
+        np.zeros((layers, width + 1, width)),
+    )
     for rows in subject.rows(tokens_NT):
-        states = np.asarray(network.states(subject.net, subject.params, rows.tokens, rows.segments))[:, : rows.valid]
+        states = np.asarray(
+            network.states(subject.net, subject.params, rows.tokens, rows.segments)
+        )[:, : rows.valid]
         for layer in range(layers):
             x = states[layer].reshape(-1, width).astype(np.float64)
             inputs = np.concatenate([x, np.ones((len(x), 1))], axis=1)
             grams_LAA[layer] += inputs.T @ inputs
             targets_LAD[layer] += inputs.T @ (states[layer + 1].reshape(-1, width) - x)
-    solved = [_solve(gram, target) for gram, target in zip(grams_LAA, targets_LAD, strict=True)]
-    update, bias, condition, rank = (np.array(part) for part in zip(*solved, strict=True))
+    solved = [
+        _solve(gram, target)
+        for gram, target in zip(grams_LAA, targets_LAD, strict=True)
+    ]
+    update, bias, condition, rank = (
+        np.array(part) for part in zip(*solved, strict=True)
+    )
     return Maps(update, bias, condition, rank)
 
 
-def _solve(gram_AA: np.ndarray, target_AD: np.ndarray) -> tuple[np.ndarray, np.ndarray, float, int]:
+def _solve(
+    gram_AA: np.ndarray, target_AD: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, float, int]:
     values, vectors = np.linalg.eigh(gram_AA)
     reached = values > values[-1] * len(values) * np.finfo(np.float64).eps
     values, vectors = values[reached], vectors[:, reached]
@@ -84,16 +100,31 @@ def _solve(gram_AA: np.ndarray, target_AD: np.ndarray) -> tuple[np.ndarray, np.n
     return solution[:-1], solution[-1], float(values[-1] / values[0]), len(values)
 
 
-def replaced_losses(subject: Subject, tokens_NT: np.ndarray, maps: Maps) -> tuple[np.ndarray, np.ndarray]:
+def replaced_losses(
+    subject: Subject, tokens_NT: np.ndarray, maps: Maps
+) -> tuple[np.ndarray, np.ndarray]:
     """Loss of each sequence, with each block replaced and with none: [L, N] and [N]."""
     net, params = subject.net, subject.params
 
     def measure(rows, states_LBTD):
         replaced = []
         for layer in subject.blocks("usefulness"):
-            losses_B = _losses_with_map(net, params, states_LBTD[layer], maps.update_LDD[layer], maps.bias_LD[layer], layer, rows)
+            losses_B = _losses_with_map(
+                net,
+                params,
+                states_LBTD[layer],
+                maps.update_LDD[layer],
+                maps.bias_LD[layer],
+                layer,
+                rows,
+            )
             replaced.append(np.asarray(losses_B))
-        return np.array([*replaced, network.tail_losses(net, params, states_LBTD[-1], len(replaced), rows)])
+        return np.array(
+            [
+                *replaced,
+                network.tail_losses(net, params, states_LBTD[-1], len(replaced), rows),
+            ]
+        )
 
     losses = per_sequence(subject, tokens_NT, measure)
     return losses[:-1], losses[-1]
@@ -101,7 +132,11 @@ def replaced_losses(subject: Subject, tokens_NT: np.ndarray, maps: Maps) -> tupl
 
 @partial(jax.jit, static_argnums=0)
 def _losses_with_map(net, params, x_BTD, update_DD, bias_D, number, rows):
-    y_BTD = x_BTD + x_BTD @ update_DD.astype(x_BTD.dtype) + bias_D.astype(x_BTD.dtype)[None, None]
+    y_BTD = (
+        x_BTD
+        + x_BTD @ update_DD.astype(x_BTD.dtype)
+        + bias_D.astype(x_BTD.dtype)[None, None]
+    )
     return network.tail_losses(net, params, y_BTD, number + 1, rows)
 
 
@@ -114,13 +149,18 @@ def _summary(replaced_LN: np.ndarray, intact_N: np.ndarray) -> dict[str, Any]:
     shares = {
         f"{threshold:.2f}": {
             "share": float((ratio_L > threshold).mean()),
-            "ci95": interval(lambda weights, above=threshold: (ratios(weights) > above).mean(axis=1), sequences),
+            "ci95": interval(
+                lambda weights, above=threshold: (ratios(weights) > above).mean(axis=1),
+                sequences,
+            ),
         }
         for threshold in SHARES
     }
     return {
         "loss_ratio": ratio_L.tolist(),
         "score": float(np.log(ratio_L).mean()),
-        "ci95": interval(lambda weights: np.log(ratios(weights)).mean(axis=1), sequences),
+        "ci95": interval(
+            lambda weights: np.log(ratios(weights)).mean(axis=1), sequences
+        ),
         "share_above": shares,
     }

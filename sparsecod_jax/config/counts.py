@@ -21,7 +21,11 @@ def parameters(model: Model) -> Counts:
     d, heads, kv, size = model.d_model, model.n_heads, model.n_kv_heads, model.head_dim
     attention = 2 * d * heads * size + 2 * d * kv * size
     swiglu = 3 * d * model.d_ff
-    ffn = model.n_experts * (swiglu + d) + 3 * d * model.d_shared if model.n_experts else swiglu
+    ffn = (
+        model.n_experts * (swiglu + d) + 3 * d * model.d_shared
+        if model.n_experts
+        else swiglu
+    )
     rest = model.n_layers * (attention + ffn + 2 * d) + d + d * model.vocab_size
     total = rest + model.vocab_size * d
     idle = model.n_layers * (model.n_experts - model.top_k) * swiglu
@@ -31,4 +35,7 @@ def parameters(model: Model) -> Counts:
 def flops_per_token(model: Model, seq_len: int) -> float:
     """Training FLOPs a token, by FLOPS_CONVENTION."""
     attention = 6 * model.n_layers * seq_len * model.n_heads * model.head_dim
-    return 6.0 * (parameters(model).activated - model.vocab_size * model.d_model) + attention
+    return (
+        6.0 * (parameters(model).activated - model.vocab_size * model.d_model)
+        + attention
+    )

@@ -19,11 +19,15 @@ def _config_dict(cls) -> ConfigDict:
     entries = {}
     for field in dataclasses.fields(cls):
         nested = dataclasses.is_dataclass(field.default)
-        entries[field.name] = _config_dict(type(field.default)) if nested else field.default
+        entries[field.name] = (
+            _config_dict(type(field.default)) if nested else field.default
+        )
     return ConfigDict(entries)
 
 
-def load_experiment(spec: str, overrides: list[str] | tuple[str, ...] = ()) -> Experiment:
+def load_experiment(
+    spec: str, overrides: list[str] | tuple[str, ...] = ()
+) -> Experiment:
     """Reads `configs/x.py:arg` with overrides such as `--config.model.n_layers=8`. A config file is Python code and is executed.
 
     Raises:
@@ -31,14 +35,22 @@ def load_experiment(spec: str, overrides: list[str] | tuple[str, ...] = ()) -> E
     """
     made = python_file.call(spec, "get_config", "config file")
     if not isinstance(made, ConfigDict):
-        raise ConfigError(f"get_config of {spec} returns no ConfigDict: have it change and return `config_file.default_config()`")
+        raise ConfigError(
+            f"get_config of {spec} returns no ConfigDict: have it change and return `config_file.default_config()`"
+        )
     argv, values = ["sparsecod", *overrides], flags.FlagValues()
     try:
-        holder = config_flags.DEFINE_config_dict("config", made, flag_values=values, sys_argv=argv)
+        holder = config_flags.DEFINE_config_dict(
+            "config", made, flag_values=values, sys_argv=argv
+        )
         values(argv)
         fields = holder.value.to_dict()
-    except Exception as error:  # the libraries raise unrelated types for words that they can't read
-        raise ConfigError(f"{' '.join([spec, *overrides])} can't be read: {_gist(error)}") from error
+    except (
+        Exception
+    ) as error:  # the libraries raise unrelated types for words that they can't read
+        raise ConfigError(
+            f"{' '.join([spec, *overrides])} can't be read: {_gist(error)}"
+        ) from error
     return from_dict(fields)
 
 

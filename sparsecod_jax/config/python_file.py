@@ -24,21 +24,34 @@ def call(spec: str, function: str, kind: str) -> Any:
     """
     file, _, scale = spec.partition(":")
     if not os.path.isfile(file):
-        raise ConfigError(f"there is no {kind} {file}: give a path such as {EXAMPLES[kind]}")
+        raise ConfigError(
+            f"there is no {kind} {file}: give a path such as {EXAMPLES[kind]}"
+        )
     module = types.ModuleType(MODULE)
     module.__file__ = file
     sys.modules[MODULE] = module  # dataclasses look their module up
     try:
-        exec(compile(Path(file).read_bytes(), file, "exec"), module.__dict__)  # no .pyc is left beside it
+        exec(
+            compile(Path(file).read_bytes(), file, "exec"), module.__dict__
+        )  # no .pyc is left beside it
         if not callable(made := getattr(module, function, None)):
-            raise ConfigError(f"{file} has no function {function}: define it, as {EXAMPLES[kind]} does")
+            raise ConfigError(
+                f"{file} has no function {function}: define it, as {EXAMPLES[kind]} does"
+            )
         return made(scale) if scale else made()
     except SparsecodError:
         raise
-    except (Exception, SystemExit) as error:  # the code of others raises whatever it likes
+    except (
+        Exception,
+        SystemExit,
+    ) as error:  # the code of others raises whatever it likes
         if isinstance(error, KeyError) and error.args == (scale,):
-            raise ConfigError(f"{file} has no scale {scale!r}: give another, such as {file}:nano") from error
-        raise ConfigError(f"{spec} can't be read ({_described(error, file)}): correct it") from error
+            raise ConfigError(
+                f"{file} has no scale {scale!r}: give another, such as {file}:nano"
+            ) from error
+        raise ConfigError(
+            f"{spec} can't be read ({_described(error, file)}): correct it"
+        ) from error
 
 
 def gist(error: BaseException) -> str:
@@ -51,5 +64,9 @@ def _described(error: BaseException, file: str) -> str:
     """The error, after the line of the file at which it came."""
     if isinstance(error, SyntaxError):
         return f"line {error.lineno}: {type(error).__name__}: {error.msg}"
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    lines = [
+        frame.lineno
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename == file
+    ]
     return f"line {lines[-1]}: {gist(error)}" if lines else gist(error)

@@ -41,7 +41,12 @@ def paper() -> Any:
     config.steps = 19074
     config.global_batch = 256
     config.model.vocab_size = 50304
-    config.data.update(path="data/fineweb_edu", source="hf:HuggingFaceFW/fineweb-edu:sample-10BT", tokenizer="tokenizer.json", seq_len=1024)
+    config.data.update(
+        path="data/fineweb_edu",
+        source="hf:HuggingFaceFW/fineweb-edu:sample-10BT",
+        tokenizer="tokenizer.json",
+        seq_len=1024,
+    )
     config.optimizer.peak_lr = 4e-4
     config.schedule.warmup_steps = 1000
     config.evaluation.update(every=3000, seq_len=1024, batch_size=256, max_tokens=2**24)
@@ -50,7 +55,12 @@ def paper() -> Any:
 
 
 # T = 4096 with as many sequences a step, 1,048,576 tokens: how the published mixtures, their dense partner and the groups were trained.
-LONG = {"steps": 4769, "data.seq_len": 4096, "evaluation.seq_len": 4096, "evaluation.every": 1000}
+LONG = {
+    "steps": 4769,
+    "data.seq_len": 4096,
+    "evaluation.seq_len": 4096,
+    "evaluation.every": 1000,
+}
 
 
 def lengthen(config: Any) -> None:
@@ -68,5 +78,7 @@ def base(scale: str) -> Any:
       ConfigError: there is no such scale.
     """
     if scale not in SCALES:
-        raise ConfigError(f"there is no scale {scale!r}: choose from {', '.join(SCALES)}")
+        raise ConfigError(
+            f"there is no scale {scale!r}: choose from {', '.join(SCALES)}"
+        )
     return SCALES[scale]()

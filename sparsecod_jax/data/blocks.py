@@ -43,12 +43,19 @@ class Shard:
 def digests(ids: bytes | memoryview) -> str:
     """The digests of the blocks of these bytes; of pieces that are multiples of BLOCK they can be joined."""
     view = memoryview(ids)
-    return "".join(f"{zlib.crc32(view[start : start + BLOCK]):0{DIGITS}x}" for start in range(0, len(view), BLOCK))
+    return "".join(
+        f"{zlib.crc32(view[start : start + BLOCK]):0{DIGITS}x}"
+        for start in range(0, len(view), BLOCK)
+    )
 
 
 def place(directory: epath.Path, shard: Shard) -> epath.Path:
     """Where a shard's file lies."""
-    return epath.Path(shard.file) if files.is_remote(shard.file) else directory / shard.file
+    return (
+        epath.Path(shard.file)
+        if files.is_remote(shard.file)
+        else directory / shard.file
+    )
 
 
 def read_bytes(file: epath.PathLike, start: int, stop: int) -> bytes:
@@ -67,7 +74,9 @@ def read_bytes(file: epath.PathLike, start: int, stop: int) -> bytes:
         except FileNotFoundError as error:
             raise _differs(file) from error
         except OSError as error:
-            raise SparsecodError(f"{shown(file)} can't be read ({error.strerror}): look after its disk, and run again") from error
+            raise SparsecodError(
+                f"{shown(file)} can't be read ({error.strerror}): look after its disk, and run again"
+            ) from error
     if len(content) != stop - start:
         raise _differs(file)
     return content
@@ -81,20 +90,32 @@ def _read(descriptor: int, start: int, stop: int) -> Iterator[bytes]:
 
 
 def _differs(file: epath.PathLike) -> ConfigError:
-    return ConfigError(f"{shown(file)} is not the token file that was made: copy it again, or make the data again in another folder")
+    return ConfigError(
+        f"{shown(file)} is not the token file that was made: copy it again, or make the data again in another folder"
+    )
 
 
 class Blocks:
     """The blocks of a split's shards, each compared once."""
 
-    def __init__(self, directory: epath.Path, shards: tuple[Shard, ...], dtype: str, vocab_size: int):
+    def __init__(
+        self,
+        directory: epath.Path,
+        shards: tuple[Shard, ...],
+        dtype: str,
+        vocab_size: int,
+    ):
         self._places = [os.fspath(place(directory, shard)) for shard in shards]
         self._shards, self._vocab_size = shards, vocab_size
         self._ids = np.dtype(dtype).newbyteorder("<")
-        self._compared = [bytearray(len(shard.blocks) // DIGITS) for shard in shards]  # set by any thread; twice does no harm
+        self._compared = [
+            bytearray(len(shard.blocks) // DIGITS) for shard in shards
+        ]  # set by any thread; twice does no harm
         self._found: Exception | None = None  # by the thread
         self.size = sum(shard.tokens for shard in shards) * self._ids.itemsize
-        self.remote = any(files.is_remote(file) for file in self._places)  # some are in a store, where only what is read is compared
+        self.remote = any(
+            files.is_remote(file) for file in self._places
+        )  # some are in a store, where only what is read is compared
 
     def check(self, number: int, start: int, stop: int) -> None:
         """Compares the blocks that hold bytes start..stop-1 of the ids of shard `number`.
@@ -105,12 +126,20 @@ class Blocks:
         if self._found:
             raise self._found
         shard, compared = self._shards[number], self._compared[number]
-        waiting = [block for block in range(start // BLOCK, -(-stop // BLOCK)) if shard.blocks and not compared[block]]
+        waiting = [
+            block
+            for block in range(start // BLOCK, -(-stop // BLOCK))
+            if shard.blocks and not compared[block]
+        ]
         if not waiting:
             return
         first, last = waiting[0], waiting[-1] + 1
         length = shard.tokens * self._ids.itemsize
-        content = read_bytes(self._places[number], shard.offset + first * BLOCK, shard.offset + min(last * BLOCK, length))
+        content = read_bytes(
+            self._places[number],
+            shard.offset + first * BLOCK,
+            shard.offset + min(last * BLOCK, length),
+        )
         if digests(content) != shard.blocks[first * DIGITS : last * DIGITS]:
             raise _differs(self._places[number])
         self._check_ids(number, content)
@@ -135,7 +164,9 @@ class Blocks:
             for _ in self._steps():
                 time.sleep((time.monotonic() - began) / SHARE)
                 began = time.monotonic()
-        except Exception as error:  # whatever ended the comparison, training must not go on without it
+        except (
+            Exception
+        ) as error:  # whatever ended the comparison, training must not go on without it
             self._found = error
 
     def _steps(self) -> Iterator[None]:
@@ -156,7 +187,9 @@ class Blocks:
         if not raw:
             digest.update(read_bytes(self._places[number], 0, shard.offset))
         for start in range(shard.offset, stop, AT_ONCE):
-            content = read_bytes(self._places[number], start, min(start + AT_ONCE, stop))
+            content = read_bytes(
+                self._places[number], start, min(start + AT_ONCE, stop)
+            )
             self._check_ids(number, content)
             digest.update(content)
             yield

@@ -17,7 +17,9 @@ SAMPLING = 8
 OVERLAP = 0.5
 FEWEST = 8  # sampled grams that tell a share
 RECENT = 2**20  # hashes that wait to be sorted in among the others
-MOST = 2**27  # hashes in memory, 1 GiB, and as much again for moments: some billion words
+MOST = (
+    2**27
+)  # hashes in memory, 1 GiB, and as much again for moments: some billion words
 
 # A word goes on over what is not ASCII, so that marks that combine with a letter are part of it. Every other sign is a word of its own
 # but those that copies of a text often change.
@@ -26,7 +28,9 @@ _WORD = re.compile(r"(?:\w|[^\x00-\x7f\s‘’“”«»…])+|[^\w\s.,;:?\"'‘
 
 def near(text: str) -> np.ndarray:
     """Sorted unique 64-bit hashes that stand for a document: its sampled 13-grams, or one of the whole text."""
-    words = np.array([zlib.crc32(word.encode()) for word in _WORD.findall(text.lower())], np.uint64)
+    words = np.array(
+        [zlib.crc32(word.encode()) for word in _WORD.findall(text.lower())], np.uint64
+    )
     grams = np.zeros(max(len(words) - GRAM + 1, 0), np.uint64)
     for offset in range(GRAM):
         grams = _mix(grams ^ words[offset : offset + len(grams)])
@@ -36,7 +40,9 @@ def near(text: str) -> np.ndarray:
 
 def exact(text: str) -> np.ndarray:
     """One 64-bit hash of the whole text."""
-    return np.frombuffer(hashlib.blake2b(text.encode(), digest_size=8).digest(), np.uint64)
+    return np.frombuffer(
+        hashlib.blake2b(text.encode(), digest_size=8).digest(), np.uint64
+    )
 
 
 def _mix(x: np.ndarray) -> np.ndarray:

@@ -27,13 +27,25 @@ SPLITS = {  # the words for a split in names of files and folders
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
-ABOUT = re.compile(r"(readme|licen[cs]e|copying|notice|citation|changelog|\.?gitattributes)\b.*", re.IGNORECASE)
-SETTINGS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json", "metadata.json")
+ABOUT = re.compile(
+    r"(readme|licen[cs]e|copying|notice|citation|changelog|\.?gitattributes)\b.*",
+    re.IGNORECASE,
+)
+SETTINGS = (
+    "dataset_info.json",
+    "dataset_infos.json",
+    "dataset_dict.json",
+    "state.json",
+    "config.json",
+    "metadata.json",
+)
 FRONT_MATTER = 2**20  # bytes of a README that are looked at
 PATTERNS = 10_000  # of files that it may give
 
 
-def documents_in(root: epath.Path, split: str | None, left_out: LeftOut) -> list[epath.Path]:
+def documents_in(
+    root: epath.Path, split: str | None, left_out: LeftOut
+) -> list[epath.Path]:
     """The files of `root` that hold documents of `split` (None is the training split, or all where there are no splits), in order.
 
     Raises:
@@ -45,7 +57,11 @@ def documents_in(root: epath.Path, split: str | None, left_out: LeftOut) -> list
             left_out.add("files of a kind that can't be read", _name(path, root))
         else:
             found.append(path)
-    rows = [path for path in found if readers.kind(path.name) in readers.ROWS and path.name not in SETTINGS]
+    rows = [
+        path
+        for path in found
+        if readers.kind(path.name) in readers.ROWS and path.name not in SETTINGS
+    ]
     kept = []
     for path in found:
         about = ABOUT.fullmatch(path.name) and (rows or path.parent == root)
@@ -60,7 +76,9 @@ def documents_in(root: epath.Path, split: str | None, left_out: LeftOut) -> list
 
 def _nothing_to_read(root: epath.Path) -> ConfigError:
     kinds = ", ".join((*readers.TEXT, *readers.ROWS[:-1]))
-    return ConfigError(f"{shown(root)} holds no file that can be read: use {kinds} (also .gz or .zst) or .parquet")
+    return ConfigError(
+        f"{shown(root)} holds no file that can be read: use {kinds} (also .gz or .zst) or .parquet"
+    )
 
 
 def one_file(path: epath.Path) -> list[epath.Path]:
@@ -75,18 +93,27 @@ def one_file(path: epath.Path) -> list[epath.Path]:
     return [path]
 
 
-def _files(folder: epath.Path, seen: set[str], left_out: LeftOut, root: epath.Path | None = None) -> Iterator[epath.Path]:
+def _files(
+    folder: epath.Path,
+    seen: set[str],
+    left_out: LeftOut,
+    root: epath.Path | None = None,
+) -> Iterator[epath.Path]:
     root = root or folder
     try:
         listed = sorted(folder.iterdir(), key=os.fspath)
     except OSError as error:
-        raise ConfigError(f"{shown(folder)} can't be listed ({error.strerror}): change who may read it, or remove it") from error
+        raise ConfigError(
+            f"{shown(folder)} can't be listed ({error.strerror}): change who may read it, or remove it"
+        ) from error
     for path in listed:
         if path.name.startswith(".") or path.name == "__MACOSX":
             left_out.add("hidden files", _name(path, root))
         elif path.is_dir():
             if _real(path) in seen:
-                left_out.add("folders that were seen under another name", _name(path, root))
+                left_out.add(
+                    "folders that were seen under another name", _name(path, root)
+                )
                 continue
             seen.add(_real(path))
             yield from _files(path, seen, left_out, root)
@@ -105,19 +132,28 @@ def _name(path: epath.Path, root: epath.Path) -> str:
     return os.fspath(path.relative_to(root))
 
 
-def _of_split(root: epath.Path, paths: list[epath.Path], split: str | None, left_out: LeftOut) -> list[epath.Path]:
+def _of_split(
+    root: epath.Path, paths: list[epath.Path], split: str | None, left_out: LeftOut
+) -> list[epath.Path]:
     by_split = _declared(root, paths) or _named(root, paths)
     if not by_split and split is not None:
-        raise ConfigError(f"{shown(root)} does not say which of its files are of a split: leave out --split={shown(split)}")
+        raise ConfigError(
+            f"{shown(root)} does not say which of its files are of a split: leave out --split={shown(split)}"
+        )
     if not by_split:
         return paths
     wanted, known = split or TRAIN, sorted(set(by_split.values()))
     if wanted not in known:
-        raise ConfigError(f"{shown(root)} has no split {shown(wanted)} but {shown(', '.join(known))}: choose one with --split")
+        raise ConfigError(
+            f"{shown(root)} has no split {shown(wanted)} but {shown(', '.join(known))}: choose one with --split"
+        )
     for path in paths:
         if by_split.get(path) != wanted:
             name = by_split.get(path)
-            left_out.add(f"files of the split {name}" if name else "files of no split", _name(path, root))
+            left_out.add(
+                f"files of the split {name}" if name else "files of no split",
+                _name(path, root),
+            )
     return [path for path in paths if by_split.get(path) == wanted]
 
 
@@ -128,7 +164,9 @@ def _declared(root: epath.Path, paths: list[epath.Path]) -> dict[epath.Path, str
     for path in paths:
         name = _name(path, root)
         for split, pattern in splits:
-            if fnmatch.fnmatchcase(name, pattern) or name.startswith(pattern.rstrip("/") + "/"):
+            if fnmatch.fnmatchcase(name, pattern) or name.startswith(
+                pattern.rstrip("/") + "/"
+            ):
                 found[path] = split
     return found
 
@@ -144,21 +182,35 @@ def _front_matter(root: epath.Path) -> list[tuple[str, str]]:
         return []
     yaml = readers.optional("yaml")
     try:
-        values = yaml.load(head[4 : head.index("\n---", 3)], Loader=yaml.BaseLoader)  # nothing but texts, lists and objects
+        values = yaml.load(
+            head[4 : head.index("\n---", 3)], Loader=yaml.BaseLoader
+        )  # nothing but texts, lists and objects
     except (yaml.YAMLError, ValueError, RecursionError):
         return []  # the names of files will tell
     pairs = list(itertools.islice(_pairs(values), PATTERNS + 1))
     if len(pairs) > PATTERNS:
-        raise ConfigError(f"{shown(readme)} gives more than {PATTERNS:,} patterns of files: shorten its list of data_files")
+        raise ConfigError(
+            f"{shown(readme)} gives more than {PATTERNS:,} patterns of files: shorten its list of data_files"
+        )
     return pairs
 
 
 def _pairs(values: Any) -> Iterator[tuple[str, str]]:
     configs = values.get("configs") if isinstance(values, dict) else None
-    configs = [config for config in configs if isinstance(config, dict)] if isinstance(configs, list) else []
-    chosen = [config for config in configs if config.get("default") == "true" or config.get("config_name") == "default"] or configs
+    configs = (
+        [config for config in configs if isinstance(config, dict)]
+        if isinstance(configs, list)
+        else []
+    )
+    chosen = [
+        config
+        for config in configs
+        if config.get("default") == "true" or config.get("config_name") == "default"
+    ] or configs
     data_files = chosen[0].get("data_files") if chosen else None
-    if isinstance(data_files, (str, list)) and not any(isinstance(entry, dict) for entry in data_files):
+    if isinstance(data_files, (str, list)) and not any(
+        isinstance(entry, dict) for entry in data_files
+    ):
         data_files = [{"split": TRAIN, "path": data_files}]
     for entry in data_files if isinstance(data_files, list) else []:
         if isinstance(entry, dict) and isinstance(entry.get("split"), str):
@@ -173,10 +225,24 @@ def _named(root: epath.Path, paths: list[epath.Path]) -> dict[epath.Path, str]:
     found = {}
     for path in paths:
         name = _name(path, root)
-        stem = path.name.removesuffix(".gz").removesuffix(".zst").removesuffix(readers.kind(path.name) or "")
-        words = re.split(r"[^a-z]+", name.lower()) if readers.kind(path.name) in readers.ROWS else [stem.lower()]
-        splits = [split for split, names in SPLITS.items() if any(word in names for word in words)]
+        stem = (
+            path.name.removesuffix(".gz")
+            .removesuffix(".zst")
+            .removesuffix(readers.kind(path.name) or "")
+        )
+        words = (
+            re.split(r"[^a-z]+", name.lower())
+            if readers.kind(path.name) in readers.ROWS
+            else [stem.lower()]
+        )
+        splits = [
+            split
+            for split, names in SPLITS.items()
+            if any(word in names for word in words)
+        ]
         if len(splits) == 1:
             found[path] = splits[0]
     of_rows = any(readers.kind(path.name) in readers.ROWS for path in found)
-    return found if of_rows or TRAIN in found.values() else {}  # a text may well be called "test"
+    return (
+        found if of_rows or TRAIN in found.values() else {}
+    )  # a text may well be called "test"

@@ -27,7 +27,10 @@ class LeftOut:
 
     def record(self) -> dict[str, Any]:
         """For the manifest."""
-        return {reason: {"count": count, "examples": self.examples[reason]} for reason, count in self.counts.items()}
+        return {
+            reason: {"count": count, "examples": self.examples[reason]}
+            for reason, count in self.counts.items()
+        }
 
     def lines(self) -> list[str]:
         """For people, a line a reason."""
@@ -35,5 +38,9 @@ class LeftOut:
         for reason, count in self.counts.items():
             named = [example for example in self.examples[reason] if example]
             more = ["..."] if named and count > len(named) else []
-            described.append(f"left out: {count:,} {reason}" + ": " * bool(named) + ", ".join([*named, *more]))
+            described.append(
+                f"left out: {count:,} {reason}"
+                + ": " * bool(named)
+                + ", ".join([*named, *more])
+            )
         return described

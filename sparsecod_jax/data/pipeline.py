@@ -26,10 +26,19 @@ def example_stream(windows: Windows, seed: int) -> grain.MapDataset:
 def local_rows(sharding: jax.sharding.Sharding, batch: int) -> np.ndarray:
     """The rows of a batch laid out by `sharding` that the devices of this process hold: each once, in order."""
     held = sharding.devices_indices_map((batch,))
-    return np.unique(np.concatenate([np.arange(batch)[held[device][0]] for device in sharding.addressable_devices]))
+    return np.unique(
+        np.concatenate(
+            [
+                np.arange(batch)[held[device][0]]
+                for device in sharding.addressable_devices
+            ]
+        )
+    )
 
 
-def to_devices(local: Any, rows: np.ndarray, sharding: jax.sharding.Sharding, batch: int) -> Any:
+def to_devices(
+    local: Any, rows: np.ndarray, sharding: jax.sharding.Sharding, batch: int
+) -> Any:
     """A tree of global arrays [batch, ...] from this process's `rows` of them."""
 
     def assemble(values: np.ndarray) -> jax.Array:
@@ -41,7 +50,9 @@ def to_devices(local: Any, rows: np.ndarray, sharding: jax.sharding.Sharding, ba
     return jax.tree.map(assemble, local)
 
 
-def batches(windows: Windows, seed: int, batch: int, first_example: int, rows: np.ndarray) -> Iterator[np.ndarray]:
+def batches(
+    windows: Windows, seed: int, batch: int, first_example: int, rows: np.ndarray
+) -> Iterator[np.ndarray]:
     """These rows of each global batch from `first_example` on, [len(rows), T + 1] int32."""
     windows.watch()
     stream, here = example_stream(windows, seed), len(rows)
@@ -50,10 +61,17 @@ def batches(windows: Windows, seed: int, batch: int, first_example: int, rows: n
         step, place = divmod(k, here)
         return np.asarray(stream[first_example + step * batch + int(rows[place])])
 
-    return iter(grain.MapDataset.range(ENDLESS).map(example).batch(here).to_iter_dataset(grain.ReadOptions(READERS, READERS)))
+    return iter(
+        grain.MapDataset.range(ENDLESS)
+        .map(example)
+        .batch(here)
+        .to_iter_dataset(grain.ReadOptions(READERS, READERS))
+    )
 
 
-def evaluation_batches(windows: Windows, batch: int, rows: np.ndarray, max_tokens: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def evaluation_batches(
+    windows: Windows, batch: int, rows: np.ndarray, max_tokens: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The split in order, once, of each batch these R rows: tokens [R, T + 1] int32 and the weight of each prediction [R, T] float32.
 
     Every prediction of the split counts once: the last window and the last batch are padded, with weight 0. A `max_tokens` above 0
@@ -72,7 +90,9 @@ def evaluation_batches(windows: Windows, batch: int, rows: np.ndarray, max_token
         for first in range(0, count, batch):
             tokens = np.zeros((len(rows), length + 1), np.int32)
             weights = np.zeros((len(rows), length), np.float32)
-            for place, held_out in enumerate(pool.map(window, first + rows[first + rows < count])):
+            for place, held_out in enumerate(
+                pool.map(window, first + rows[first + rows < count])
+            ):
                 tokens[place, : len(held_out)] = held_out
                 weights[place, : len(held_out) - 1] = 1
             yield tokens, weights

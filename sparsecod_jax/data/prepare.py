@@ -25,7 +25,16 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
-from sparsecod_jax.data import blocks, dedup, raw, round_trip, sources, tokenizer, trial, workspace
+from sparsecod_jax.data import (
+    blocks,
+    dedup,
+    raw,
+    round_trip,
+    sources,
+    tokenizer,
+    trial,
+    workspace,
+)
 from sparsecod_jax.data.blocks import Shard
 from sparsecod_jax.data.left_out import LeftOut
 from sparsecod_jax.data.store import MANIFEST, Manifest, Split, entropy, read_manifest
@@ -63,14 +72,22 @@ class Request:
 
     def __post_init__(self):
         if self.tokenizer == "bpe" and self.vocab_size < 257:
-            raise ConfigError(f"--vocab_size={self.vocab_size} can't hold the 256 bytes and an end of document: use 257 or more")
+            raise ConfigError(
+                f"--vocab_size={self.vocab_size} can't hold the 256 bytes and an end of document: use 257 or more"
+            )
         if not 0 < self.validation_fraction < 1:
-            raise ConfigError(f"--validation_fraction={self.validation_fraction} is not between 0 and 1: try 0.05")
+            raise ConfigError(
+                f"--validation_fraction={self.validation_fraction} is not between 0 and 1: try 0.05"
+            )
         for name in ("max_documents", "max_tokens"):
             if (value := getattr(self, name)) is not None and value < 1:
-                raise ConfigError(f"--{name}={value} is below 1: raise it, or leave it out")
+                raise ConfigError(
+                    f"--{name}={value} is below 1: raise it, or leave it out"
+                )
         if self.separator == "":
-            raise ConfigError("--separator is empty: name what stands between documents, or leave it out")
+            raise ConfigError(
+                "--separator is empty: name what stands between documents, or leave it out"
+            )
 
 
 def prepare(request: Request, out: str) -> Manifest:
@@ -88,12 +105,21 @@ def prepare(request: Request, out: str) -> Manifest:
         _say_what_changed(directory, request)
     else:
         workspace.check_free(directory)
-        from_ids = not request.source.startswith("hf:") and raw.is_token_folder(files.absolute(request.source))
+        from_ids = not request.source.startswith("hf:") and raw.is_token_folder(
+            files.absolute(request.source)
+        )
         listed = _listing(request)
 
         def begin() -> epath.Path:
-            work = workspace.begin(directory, dataclasses.asdict(request), lambda before: _check_can_go_on(directory, before, request))
-            files.write_record(directory / SOURCE, {"files": listed, "tokenizer": _tokenizer_digest(request)})
+            work = workspace.begin(
+                directory,
+                dataclasses.asdict(request),
+                lambda before: _check_can_go_on(directory, before, request),
+            )
+            files.write_record(
+                directory / SOURCE,
+                {"files": listed, "tokenizer": _tokenizer_digest(request)},
+            )
             return work
 
         (raw.index if from_ids else _from_text)(request, directory, begin)
@@ -103,24 +129,40 @@ def prepare(request: Request, out: str) -> Manifest:
     return manifest
 
 
-def _check_can_go_on(directory: epath.Path, before: dict[str, Any], request: Request) -> None:
+def _check_can_go_on(
+    directory: epath.Path, before: dict[str, Any], request: Request
+) -> None:
     _check_same(directory, before, request)
     if "dedup" not in before and any((directory / workspace.WORK).glob("*.hashes.npy")):
-        raise ConfigError(f"{shown(directory)} was begun by an earlier version, whose unfinished work can't be used: choose another --out")
+        raise ConfigError(
+            f"{shown(directory)} was begun by an earlier version, whose unfinished work can't be used: choose another --out"
+        )
 
 
-def _check_same(directory: epath.Path, before: dict[str, Any], request: Request) -> None:
+def _check_same(
+    directory: epath.Path, before: dict[str, Any], request: Request
+) -> None:
     now = dataclasses.asdict(request)
-    defaults = dataclasses.asdict(Request(request.source, "bytes"))  # for what earlier versions had no option
-    changed = [f"{name} was {then!r}, is {now[name]!r}" for name in now if (then := before.get(name, defaults[name])) != now[name]]
+    defaults = dataclasses.asdict(
+        Request(request.source, "bytes")
+    )  # for what earlier versions had no option
+    changed = [
+        f"{name} was {then!r}, is {now[name]!r}"
+        for name in now
+        if (then := before.get(name, defaults[name])) != now[name]
+    ]
     if changed:
-        raise ConfigError(f"{shown(directory)} holds data of another request ({shown('; '.join(changed))}): choose another --out")
+        raise ConfigError(
+            f"{shown(directory)} holds data of another request ({shown('; '.join(changed))}): choose another --out"
+        )
 
 
 def _listing(request: Request) -> dict[str, list[int]]:
     """The source's files, of a folder of token files those alone."""
     listed = sources.listing(request.source)
-    parts = {name: listed[name] for name in listed if fnmatch.fnmatchcase(name, raw.PARTS)}
+    parts = {
+        name: listed[name] for name in listed if fnmatch.fnmatchcase(name, raw.PARTS)
+    }
     return parts or listed
 
 
@@ -128,7 +170,9 @@ def _tokenizer_digest(request: Request) -> str | None:
     """Of the file that --tokenizer names."""
     if request.tokenizer in ("bpe", "bytes"):
         return None
-    return hashlib.sha256(trial.content(files.absolute(request.tokenizer)).encode()).hexdigest()[:16]
+    return hashlib.sha256(
+        trial.content(files.absolute(request.tokenizer)).encode()
+    ).hexdigest()[:16]
 
 
 def _say_what_changed(directory: epath.Path, request: Request) -> None:
@@ -139,15 +183,26 @@ def _say_what_changed(directory: epath.Path, request: Request) -> None:
     as_then = f"the data in {shown(directory)} is as it was then. To make it anew, choose another --out"
     with contextlib.suppress(ConfigError):  # what it was made from may well be gone
         if recorded.get("tokenizer") not in (None, _tokenizer_digest(request)):
-            print(f"the tokenizer {shown(request.tokenizer)} is not the one that was used: {as_then}", flush=True)
+            print(
+                f"the tokenizer {shown(request.tokenizer)} is not the one that was used: {as_then}",
+                flush=True,
+            )
     with contextlib.suppress(ConfigError):
         if difference := _difference(recorded["files"], _listing(request)):
-            print(f"{shown(request.source)} is not as it was: {difference}; {as_then}", flush=True)
+            print(
+                f"{shown(request.source)} is not as it was: {difference}; {as_then}",
+                flush=True,
+            )
 
 
 def _difference(before: dict[str, list[int]], now: dict[str, list[int]]) -> str:
-    added, removed = sorted(now.keys() - before.keys()), sorted(before.keys() - now.keys())
-    changed = sorted(name for name in now.keys() & before.keys() if now[name] != before[name])
+    added, removed = (
+        sorted(now.keys() - before.keys()),
+        sorted(before.keys() - now.keys()),
+    )
+    changed = sorted(
+        name for name in now.keys() & before.keys() if now[name] != before[name]
+    )
     parts = [
         f"{len(names):,} {what} ({shown(', '.join(names), 200)})"
         for what, names in (("new", added), ("gone", removed), ("changed", changed))
@@ -156,21 +211,38 @@ def _difference(before: dict[str, list[int]], now: dict[str, list[int]]) -> str:
     return ", ".join(parts)
 
 
-def _from_text(request: Request, directory: epath.Path, begin: Callable[[], epath.Path]) -> None:
+def _from_text(
+    request: Request, directory: epath.Path, begin: Callable[[], epath.Path]
+) -> None:
     left_out = LeftOut()
-    options = {name: getattr(request, name) for name in ("text_field", "split", "separator")}
-    documents = itertools.islice(sources.documents(request.source, left_out=left_out, **options), request.max_documents)
+    options = {
+        name: getattr(request, name) for name in ("text_field", "split", "separator")
+    }
+    documents = itertools.islice(
+        sources.documents(request.source, left_out=left_out, **options),
+        request.max_documents,
+    )
     first = list(itertools.islice(documents, 2))
     if not first:
-        raise ConfigError(f"{shown(request.source)} holds no document with text: choose another --source")
-    chosen = None if request.tokenizer in ("bpe", "bytes") else tokenizer.load(files.absolute(request.tokenizer), request.eos_id)
+        raise ConfigError(
+            f"{shown(request.source)} holds no document with text: choose another --source"
+        )
+    chosen = (
+        None
+        if request.tokenizer in ("bpe", "bytes")
+        else tokenizer.load(files.absolute(request.tokenizer), request.eos_id)
+    )
     work = begin()
     with locked(directory):
         if len(first) == 1:
             first, split_of = _tail(first[0], request)
-            selected = _select(dataclasses.replace(request, dedup="off"), first, split_of, work)
+            selected = _select(
+                dataclasses.replace(request, dedup="off"), first, split_of, work
+            )
         else:
-            selected = _select(request, itertools.chain(first, documents), _by_hash(request), work)
+            selected = _select(
+                request, itertools.chain(first, documents), _by_hash(request), work
+            )
         manifest = _tokenized(request, chosen, selected, left_out, directory)
         for line in left_out.lines():
             print(line, flush=True)
@@ -180,23 +252,43 @@ def _from_text(request: Request, directory: epath.Path, begin: Callable[[], epat
 def _tail(document: str, request: Request) -> tuple[list[str], Callable[[str], str]]:
     """The two parts of a single document and their splits: its tail, from the start of a line or word, is held out."""
     wanted = max(int(len(document) * (1 - request.validation_fraction)), 1)
-    cut = next((place + 1 for mark in ("\n", " ") if (place := document.rfind(mark, 1, wanted)) > wanted // 2), wanted)
+    cut = next(
+        (
+            place + 1
+            for mark in ("\n", " ")
+            if (place := document.rfind(mark, 1, wanted)) > wanted // 2
+        ),
+        wanted,
+    )
     cut -= document[:cut] == document[cut:]  # their text tells them apart
     head, tail = document[:cut], document[cut:]
     if not head.strip() or not tail.strip():
-        raise ConfigError(f"one document of {len(document)} characters in {shown(request.source)} is too short for two splits: add text")
+        raise ConfigError(
+            f"one document of {len(document)} characters in {shown(request.source)} is too short for two splits: add text"
+        )
     advice = "if more documents are in it, name what stands between them, such as --separator='<|endoftext|>'"
     if request.max_documents == 1:
         advice = "raise --max_documents=1 to hold out whole documents"
-    held_out = f"the last {len(tail):,} of its {len(document):,} characters are held out"
-    print(f"one document of {shown(request.source)} is read, {held_out}; {advice}", flush=True)
+    held_out = (
+        f"the last {len(tail):,} of its {len(document):,} characters are held out"
+    )
+    print(
+        f"one document of {shown(request.source)} is read, {held_out}; {advice}",
+        flush=True,
+    )
     return [head, tail], lambda text: "validation" if text == tail else "train"
 
 
 def _by_hash(request: Request) -> Callable[[str], str]:
     def split_of(text: str) -> str:
-        digest = hashlib.blake2b(text.encode(), digest_size=8, key=str(request.split_seed).encode()).digest()
-        return "validation" if int.from_bytes(digest) < request.validation_fraction * 2**64 else "train"
+        digest = hashlib.blake2b(
+            text.encode(), digest_size=8, key=str(request.split_seed).encode()
+        ).digest()
+        return (
+            "validation"
+            if int.from_bytes(digest) < request.validation_fraction * 2**64
+            else "train"
+        )
 
     return split_of
 
@@ -212,16 +304,32 @@ class _Selected:
 
 
 def _tokenized(
-    request: Request, chosen: tokenizer.Tokenizer | None, selected: _Selected, left_out: LeftOut, directory: epath.Path
+    request: Request,
+    chosen: tokenizer.Tokenizer | None,
+    selected: _Selected,
+    left_out: LeftOut,
+    directory: epath.Path,
 ) -> Manifest:
     encoder = chosen or _make_tokenizer(request, directory, selected.batches)
     encoder.save(directory)
-    tried = round_trip.look(encoder, _sample(directory / workspace.WORK, selected.batches))
+    tried = round_trip.look(
+        encoder, _sample(directory / workspace.WORK, selected.batches)
+    )
     if warning := round_trip.judge(tried, request.tokenizer):
         print(warning, flush=True)
     dtype = "uint16" if encoder.vocab_size <= 2**16 else "uint32"
-    train = _tokenize("train", encoder, dtype, directory, selected.batches, request.max_tokens, left_out)
-    validation = _tokenize("validation", encoder, dtype, directory, selected.batches, None, left_out)
+    train = _tokenize(
+        "train",
+        encoder,
+        dtype,
+        directory,
+        selected.batches,
+        request.max_tokens,
+        left_out,
+    )
+    validation = _tokenize(
+        "validation", encoder, dtype, directory, selected.batches, None, left_out
+    )
     return Manifest(
         request=dataclasses.asdict(request),
         tokenizer="bytes" if request.tokenizer == "bytes" else "tokenizer.json",
@@ -250,14 +358,29 @@ def _sample(work: epath.Path, batches: list[str]) -> list[str]:
     return [text[: tokenizer.PIECE] for text in sample]
 
 
-def _select(request: Request, documents: Iterable[str], split_of: Callable[[str], str], work: epath.Path) -> _Selected:
+def _select(
+    request: Request,
+    documents: Iterable[str],
+    split_of: Callable[[str], str],
+    work: epath.Path,
+) -> _Selected:
     """Drops near-duplicates and splits the rest, one batch after the other."""
-    seen, names, dropped, examples, finished = dedup.Seen(), [], 0, [], work / "batches.json"
-    changed = ConfigError(f"{shown(request.source)} changed since {shown(work.parent)} was begun: undo that, or choose another --out")
+    seen, names, dropped, examples, finished = (
+        dedup.Seen(),
+        [],
+        0,
+        [],
+        work / "batches.json",
+    )
+    changed = ConfigError(
+        f"{shown(request.source)} changed since {shown(work.parent)} was begun: undo that, or choose another --out"
+    )
     fingerprint = dedup.near if request.dedup == "near" else dedup.exact
     wanted, training_bytes = (request.max_tokens or 0) * BYTES_A_TOKEN, 0
     context = multiprocessing.get_context("spawn")
-    processes = concurrent.futures.ProcessPoolExecutor(mp_context=context, initializer=_leave_ctrl_c_to_the_parent)
+    processes = concurrent.futures.ProcessPoolExecutor(
+        mp_context=context, initializer=_leave_ctrl_c_to_the_parent
+    )
     with processes as pool, tqdm(unit=" documents", desc="select", disable=None) as bar:
         for number, texts in enumerate(_batched(documents)):
             names.append(name := f"{number:05d}")
@@ -269,11 +392,32 @@ def _select(request: Request, documents: Iterable[str], split_of: Callable[[str]
                     raise changed
                 seen.add(_array(hashes.read_bytes()))
             else:
-                prints = pool.map(fingerprint, texts, chunksize=16) if request.dedup != "off" else ()
-                kept, left = _new_documents(texts, prints, seen) if request.dedup != "off" else ([(t, None) for t in texts], [])
+                prints = (
+                    pool.map(fingerprint, texts, chunksize=16)
+                    if request.dedup != "off"
+                    else ()
+                )
+                kept, left = (
+                    _new_documents(texts, prints, seen)
+                    if request.dedup != "off"
+                    else ([(t, None) for t in texts], [])
+                )
                 sizes = _write_splits(work, name, [text for text, _ in kept], split_of)
-                _save(hashes, np.concatenate([np.zeros(0, np.uint64), *(print_ for _, print_ in kept if print_ is not None)]))
-                done = {"digest": digest, "dropped": len(left), "examples": [shown(t, 120) for t in left[:EXAMPLES]], "bytes": sizes}
+                _save(
+                    hashes,
+                    np.concatenate(
+                        [
+                            np.zeros(0, np.uint64),
+                            *(print_ for _, print_ in kept if print_ is not None),
+                        ]
+                    ),
+                )
+                done = {
+                    "digest": digest,
+                    "dropped": len(left),
+                    "examples": [shown(t, 120) for t in left[:EXAMPLES]],
+                    "bytes": sizes,
+                }
                 files.write_record(record, done)
             dropped += done["dropped"]
             examples += done.get("examples", [])
@@ -282,7 +426,9 @@ def _select(request: Request, documents: Iterable[str], split_of: Callable[[str]
             if wanted and training_bytes >= wanted:
                 break
     if seen.full:
-        print(f"near-duplicates were looked for among the first {dedup.MOST:,} hashes of kept documents, as more take too much memory")
+        print(
+            f"near-duplicates were looked for among the first {dedup.MOST:,} hashes of kept documents, as more take too much memory"
+        )
     if finished.exists() and files.read_json(finished) != names:
         raise changed
     files.write_json(finished, names)
@@ -294,15 +440,22 @@ def _leave_ctrl_c_to_the_parent() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _write_splits(work: epath.Path, name: str, texts: list[str], split_of: Callable[[str], str]) -> dict[str, int]:
+def _write_splits(
+    work: epath.Path, name: str, texts: list[str], split_of: Callable[[str], str]
+) -> dict[str, int]:
     """One packed file a split; returns the bytes of text in each."""
     by_split = {split: [] for split in SPLITS}
     for text in texts:
         by_split[split_of(text)].append(text)
     for split, its_texts in by_split.items():
         lines = "\n".join(json.dumps(text) for text in its_texts)
-        files.write(work / f"{name}.{split}.gz", gzip.compress(lines.encode(), compresslevel=1))
-    return {split: sum(len(text.encode()) for text in its_texts) for split, its_texts in by_split.items()}
+        files.write(
+            work / f"{name}.{split}.gz", gzip.compress(lines.encode(), compresslevel=1)
+        )
+    return {
+        split: sum(len(text.encode()) for text in its_texts)
+        for split, its_texts in by_split.items()
+    }
 
 
 def _batched(documents: Iterable[str]) -> Iterator[list[str]]:
@@ -332,17 +485,31 @@ def _new_documents(
 
 
 def _texts(work: epath.Path, split: str, batch: str) -> list[str]:
-    return [json.loads(line) for line in gzip.decompress((work / f"{batch}.{split}.gz").read_bytes()).decode().splitlines()]
+    return [
+        json.loads(line)
+        for line in gzip.decompress((work / f"{batch}.{split}.gz").read_bytes())
+        .decode()
+        .splitlines()
+    ]
 
 
-def _make_tokenizer(request: Request, directory: epath.Path, batches: list[str]) -> tokenizer.Tokenizer:
+def _make_tokenizer(
+    request: Request, directory: epath.Path, batches: list[str]
+) -> tokenizer.Tokenizer:
     if request.tokenizer == "bytes":
         return tokenizer.of_bytes()
     if (directory / tokenizer.TOKENIZER).exists():  # of the same request, interrupted
         return tokenizer.load(directory / tokenizer.TOKENIZER, tokenizer.BPE_EOS_ID)
-    print(f"training a BPE of {request.vocab_size} ids on the training split", flush=True)
+    print(
+        f"training a BPE of {request.vocab_size} ids on the training split", flush=True
+    )
     return tokenizer.train_bpe(
-        (text for batch in batches for text in _texts(directory / workspace.WORK, "train", batch)), request.vocab_size
+        (
+            text
+            for batch in batches
+            for text in _texts(directory / workspace.WORK, "train", batch)
+        ),
+        request.vocab_size,
     )
 
 
@@ -355,7 +522,12 @@ def _tokenize(
     max_tokens: int | None,
     left_out: LeftOut,
 ) -> Split:
-    shards, documents, text_bytes, frequencies = [], 0, 0, np.zeros(encoder.vocab_size, np.int64)
+    shards, documents, text_bytes, frequencies = (
+        [],
+        0,
+        0,
+        np.zeros(encoder.vocab_size, np.int64),
+    )
     for batch in tqdm(batches, unit=" shards", desc=split, disable=None):
         file = directory / f"{split}-{batch}.npy"
         texts = _texts(directory / workspace.WORK, split, batch)
@@ -368,7 +540,15 @@ def _tokenize(
         if kept:
             header = len(content) - tokens.nbytes
             digest = hashlib.sha256(content).hexdigest()
-            shards.append(Shard(file.name, header, tokens.size, digest, blocks.digests(memoryview(content)[header:])))
+            shards.append(
+                Shard(
+                    file.name,
+                    header,
+                    tokens.size,
+                    digest,
+                    blocks.digests(memoryview(content)[header:]),
+                )
+            )
             frequencies += np.bincount(tokens, minlength=encoder.vocab_size)
         elif texts:
             file.unlink()
@@ -379,9 +559,17 @@ def _tokenize(
     if not documents:
         advice = "change --validation_fraction, --split_seed or the source"
         if max_tokens is not None:
-            advice = f"raise --max_tokens={max_tokens}, which the first document exceeds"
+            advice = (
+                f"raise --max_tokens={max_tokens}, which the first document exceeds"
+            )
         raise ConfigError(f"no document fell into the {split} split: {advice}")
-    return Split(documents, int(frequencies.sum()), text_bytes, entropy(frequencies), tuple(shards))
+    return Split(
+        documents,
+        int(frequencies.sum()),
+        text_bytes,
+        entropy(frequencies),
+        tuple(shards),
+    )
 
 
 def _within(documents: list[np.ndarray], room: int | None, dtype: str) -> np.ndarray:
@@ -389,7 +577,9 @@ def _within(documents: list[np.ndarray], room: int | None, dtype: str) -> np.nda
     if room is not None:
         ends = np.cumsum([ids.size for ids in documents])
         documents = documents[: int(np.searchsorted(ends, room, side="right"))]
-    return np.concatenate([np.zeros(0, dtype), *(ids.astype(dtype) for ids in documents)])
+    return np.concatenate(
+        [np.zeros(0, dtype), *(ids.astype(dtype) for ids in documents)]
+    )
 
 
 def _save(path: epath.Path, array: np.ndarray) -> None:

@@ -54,7 +54,9 @@ def judge(found: RoundTrip, tokenizer: str) -> str | None:
             f" characters ({share:.1%}) are lost, as in {found.example!r}"
         )
         if share > MOST_LOST:
-            raise ConfigError(f"{sentence}: choose a tokenizer that knows them, such as --tokenizer=bpe")
+            raise ConfigError(
+                f"{sentence}: choose a tokenizer that knows them, such as --tokenizer=bpe"
+            )
         return f"warning: {sentence}; bits per byte count them as predicted, so they are too low by about as much"
     if found.returned < found.documents:
         return f"the tokenizer {shown(tokenizer)} changes spaces, case or ways of writing: {sample} come back so; no character is lost"

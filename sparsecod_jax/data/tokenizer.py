@@ -32,7 +32,9 @@ END_OF_DOCUMENT = "<|endoftext|>"
 BPE_EOS_ID = 0  # of a BPE trained here
 END_NAMES = (END_OF_DOCUMENT, "</s>", "<eos>", "<|end_of_text|>")
 MOST_IDS = 2**24  # of a vocabulary
-PIECE = 2**20  # characters that are encoded at a time, as the library takes 150 bytes for an id
+PIECE = (
+    2**20
+)  # characters that are encoded at a time, as the library takes 150 bytes for an id
 SPACE = re.compile(r"(?<=\S)\s(?=\S)")  # where a longer text may be cut
 AROUND = 2**7  # characters on either side of a cut whose ids must not depend on it
 TRIES = 64  # places that are looked at before a text is taken as a whole
@@ -46,7 +48,9 @@ class Tokenizer:
     eos_id: int  # stands after a document
     start_id: int  # stands before a text that has nothing before it
     before: tuple[int, ...] = ()  # ids with which each document begins
-    vocab_size: int = dataclasses.field(init=False)  # the highest id and one: some have gaps
+    vocab_size: int = dataclasses.field(
+        init=False
+    )  # the highest id and one: some have gaps
 
     def __post_init__(self):
         self.inner.encode_special_tokens = True
@@ -63,7 +67,9 @@ class Tokenizer:
     def _special(self) -> np.ndarray:
         """Ids that no text may have: a model whose vocabulary lists them finds them in a text all the same."""
         added = self.inner.get_added_tokens_decoder()
-        special = {number for number, token in added.items() if token.special} - {self.unknown_id}
+        special = {number for number, token in added.items() if token.special} - {
+            self.unknown_id
+        }
         return np.array(sorted(special | {self.eos_id}), np.uint32)
 
     def encode(self, texts: list[str]) -> list[np.ndarray]:
@@ -72,7 +78,10 @@ class Tokenizer:
         Raises:
           ConfigError: a text spells a special token in a way that becomes its id.
         """
-        return [np.array([*self.before, *ids, self.eos_id], np.uint32) for ids in self._texts(texts)]
+        return [
+            np.array([*self.before, *ids, self.eos_id], np.uint32)
+            for ids in self._texts(texts)
+        ]
 
     def ids(self, text: str) -> list[int]:
         """The ids of a piece of text, with nothing around it."""
@@ -88,7 +97,9 @@ class Tokenizer:
     def _texts(self, texts: list[str]) -> list[np.ndarray]:
         found: list[list[np.ndarray]] = [[] for _ in texts]
         for part in self._parts(texts):
-            for (number, piece), encoded in zip(part, self._encoded([piece for _, piece in part]), strict=True):
+            for (number, piece), encoded in zip(
+                part, self._encoded([piece for _, piece in part]), strict=True
+            ):
                 ids = np.array(encoded, np.uint32)
                 self._check_plain(piece, ids)
                 found[number].append(ids)
@@ -96,7 +107,12 @@ class Tokenizer:
 
     def _encoded(self, texts: list[str]) -> list[list[int]]:
         with trial.panics_named(TOKENIZER):
-            return [encoding.ids for encoding in self.inner.encode_batch_fast(texts, add_special_tokens=False)]
+            return [
+                encoding.ids
+                for encoding in self.inner.encode_batch_fast(
+                    texts, add_special_tokens=False
+                )
+            ]
 
     def _parts(self, texts: list[str]) -> Iterator[list[tuple[int, str]]]:
         """The texts with their numbers, some PIECE characters at a time; a longer text is cut."""
@@ -116,7 +132,14 @@ class Tokenizer:
         start = 0
         while len(text) - start > PIECE:
             places = itertools.islice(SPACE.finditer(text, start + PIECE), TRIES)
-            stop = next((place.start() for place in places if self._divides(text, place.start())), len(text))
+            stop = next(
+                (
+                    place.start()
+                    for place in places
+                    if self._divides(text, place.start())
+                ),
+                len(text),
+            )
             yield text[start:stop]
             start = stop
         if start < len(text) or not text:
@@ -131,7 +154,11 @@ class Tokenizer:
         spelled = ids[np.isin(ids, self._special)]
         if spelled.size:
             name = self.inner.id_to_token(int(spelled[0]))
-            what = "has a word that is unknown to this tokenizer, for which it has" if spelled[0] == self.unknown_id else "spells"
+            what = (
+                "has a word that is unknown to this tokenizer, for which it has"
+                if spelled[0] == self.unknown_id
+                else "spells"
+            )
             raise ConfigError(
                 f"a text {what} {shown(name)}, which would be taken for the special token itself"
                 f" ({shown(text, 60)}): choose another tokenizer, or take the word out of the text"
@@ -147,9 +174,15 @@ class Tokenizer:
         if not self.before and not self.inner.num_special_tokens_to_add(False):
             return self.inner.to_str().encode()
         inner = copy.deepcopy(self.inner)
-        named = [(str(self.inner.id_to_token(number)), number) for number in self.before]
+        named = [
+            (str(self.inner.id_to_token(number)), number) for number in self.before
+        ]
         single = " ".join([*(name for name, _ in named), "$A"])
-        template = processors.TemplateProcessing(single=single, special_tokens=named) if named else None
+        template = (
+            processors.TemplateProcessing(single=single, special_tokens=named)
+            if named
+            else None
+        )
         inner.post_processor = template  # pyright: ignore[reportAttributeAccessIssue]
         return inner.to_str().encode()
 
@@ -161,7 +194,9 @@ class Tokenizer:
         """
         file, content = directory / TOKENIZER, self.inner.to_str()
         if file.exists() and file.read_bytes() != content.encode():
-            raise ConfigError(f"{file} is another tokenizer than the one asked for: choose another --out")
+            raise ConfigError(
+                f"{file} is another tokenizer than the one asked for: choose another --out"
+            )
         files.write(file, content.encode())
 
 
@@ -169,16 +204,25 @@ def framing(inner: HFTokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The ids that a tokenizer's own post-processor puts before a text, and after it."""
     if not inner.num_special_tokens_to_add(False):
         return (), ()
-    words = (word for word in ("a", *inner.get_vocab()) if inner.encode(word, add_special_tokens=False).ids)
+    words = (
+        word
+        for word in ("a", *inner.get_vocab())
+        if inner.encode(word, add_special_tokens=False).ids
+    )
     encoding = inner.encode(next(words, ""))
     special = np.array([*encoding.special_tokens_mask, 0], bool)
-    first, last = int((~special).argmax()), len(encoding.ids) - int((~special[-2::-1]).argmax())
+    first, last = (
+        int((~special).argmax()),
+        len(encoding.ids) - int((~special[-2::-1]).argmax()),
+    )
     return tuple(encoding.ids[:first]), tuple(encoding.ids[last:])
 
 
 def of_bytes() -> Tokenizer:
     """One id a byte of UTF-8, and 256 for the end of a document."""
-    vocabulary = {character: byte for byte, character in _characters_of_bytes()} | {END_OF_DOCUMENT: 256}
+    vocabulary = {character: byte for byte, character in _characters_of_bytes()} | {
+        END_OF_DOCUMENT: 256
+    }
     inner = HFTokenizer(models.BPE(vocabulary, []))
     inner.add_special_tokens([END_OF_DOCUMENT])
     return Tokenizer(_byte_level(inner), 256, 256)
@@ -206,10 +250,17 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """
     inner = _byte_level(HFTokenizer(models.BPE()))
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=[END_OF_DOCUMENT], initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_DOCUMENT],
+        initial_alphabet=alphabet,
+        show_progress=False,
+    )
     inner.train_from_iterator(texts, trainer)
     if inner.get_vocab_size() != vocab_size:
-        raise ConfigError(f"the training split yields {inner.get_vocab_size()} BPE ids, not {vocab_size}: lower --vocab_size")
+        raise ConfigError(
+            f"the training split yields {inner.get_vocab_size()} BPE ids, not {vocab_size}: lower --vocab_size"
+        )
     return Tokenizer(inner, BPE_EOS_ID, BPE_EOS_ID)
 
 
@@ -231,14 +282,20 @@ def load(
     """
     inner = _read(path)
     if eos_id is None:
-        special = {token.content: number for number, token in inner.get_added_tokens_decoder().items() if token.special}
+        special = {
+            token.content: number
+            for number, token in inner.get_added_tokens_decoder().items()
+            if token.special
+        }
         eos_id = next((special[name] for name in END_NAMES if name in special), None)
     if eos_id is None:
         raise ConfigError(
             f"{shown(path)} has no special token that ends a document ({', '.join(END_NAMES)}): give the id of one with --eos_id"
         )
     if eos_id not in inner.get_vocab().values():
-        raise ConfigError(f"{shown(path)} has no id {eos_id}: give the id of its end-of-document token with --eos_id")
+        raise ConfigError(
+            f"{shown(path)} has no id {eos_id}: give the id of its end-of-document token with --eos_id"
+        )
     with trial.panics_named(path):
         before = framing(inner)[0] if before is None else before
     return Tokenizer(inner, eos_id, eos_id if start_id is None else start_id, before)
@@ -251,10 +308,14 @@ def _read(path: epath.Path) -> HFTokenizer:
         try:
             inner = HFTokenizer.from_str(content)
         except Exception as error:  # the library raises bare Exception
-            raise ConfigError(f"{shown(path)} is not a tokenizer.json of the tokenizers library: {shown(error)}") from error
+            raise ConfigError(
+                f"{shown(path)} is not a tokenizer.json of the tokenizers library: {shown(error)}"
+            ) from error
     highest = max(inner.get_vocab().values(), default=0)
     if not 0 < highest < MOST_IDS:
-        raise ConfigError(f"{shown(path)} has no usable vocabulary, its highest id is {highest:,}: choose another tokenizer")
+        raise ConfigError(
+            f"{shown(path)} has no usable vocabulary, its highest id is {highest:,}: choose another tokenizer"
+        )
     inner.no_truncation()
     inner.no_padding()
     return inner

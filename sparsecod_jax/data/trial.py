@@ -22,7 +22,11 @@ LARGEST = 2**28  # bytes of a tokenizer.json; the largest in use have 2**25
 SECONDS = 30
 MEMORY = 2**32  # bytes of address space of the trial
 GROWTH = 64  # ids a character at most
-RISKY = ("Replace", "Split", "Precompiled")  # rules that take patterns or tables from the file
+RISKY = (
+    "Replace",
+    "Split",
+    "Precompiled",
+)  # rules that take patterns or tables from the file
 FAILED = 3
 
 PROGRAM = """
@@ -47,15 +51,21 @@ def content(path: epath.Path) -> str:
       ConfigError: it is missing, not a plain file, too large, or no text.
     """
     if not path.exists():
-        raise ConfigError(f"there is no tokenizer {shown(path)}: use bytes, bpe, or the path of a tokenizer.json")
+        raise ConfigError(
+            f"there is no tokenizer {shown(path)}: use bytes, bpe, or the path of a tokenizer.json"
+        )
     files.check_plain(path)
     size = path.stat().length
     if size > LARGEST:
-        raise ConfigError(f"{shown(path)} has {size:,} bytes, and a tokenizer.json at most {LARGEST:,}: choose another")
+        raise ConfigError(
+            f"{shown(path)} has {size:,} bytes, and a tokenizer.json at most {LARGEST:,}: choose another"
+        )
     try:
         return path.read_bytes().decode()
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{shown(path)} can't be read as a tokenizer.json ({shown(error)}): choose another") from error
+        raise ConfigError(
+            f"{shown(path)} can't be read as a tokenizer.json ({shown(error)}): choose another"
+        ) from error
 
 
 def check(path: epath.Path, text: str) -> None:
@@ -67,7 +77,9 @@ def check(path: epath.Path, text: str) -> None:
     try:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{shown(path)} is not a tokenizer.json ({shown(error)}): choose another") from error
+        raise ConfigError(
+            f"{shown(path)} is not a tokenizer.json ({shown(error)}): choose another"
+        ) from error
     parts = ("normalizer", "pre_tokenizer", "decoder")
     rules = [values.get(part) for part in parts] if isinstance(values, dict) else []
     found = list(_strings(rules))
@@ -78,19 +90,33 @@ def check(path: epath.Path, text: str) -> None:
     sentence = f"{shown(path)} {{}}: choose another tokenizer"
     try:
         tried = subprocess.run(
-            [sys.executable, "-P", "-c", PROGRAM.format(growth=GROWTH, failed=FAILED, memory=MEMORY)],
+            [
+                sys.executable,
+                "-P",
+                "-c",
+                PROGRAM.format(growth=GROWTH, failed=FAILED, memory=MEMORY),
+            ],
             input=json.dumps([text, texts]).encode(),
             capture_output=True,
             timeout=SECONDS,
             check=False,
         )
     except subprocess.TimeoutExpired as error:
-        raise ConfigError(sentence.format(f"takes more than {SECONDS} s for a few lines of text")) from error
+        raise ConfigError(
+            sentence.format(f"takes more than {SECONDS} s for a few lines of text")
+        ) from error
     if tried.returncode == FAILED:
-        raise ConfigError(sentence.format(f"makes more than {GROWTH} ids of a character"))
+        raise ConfigError(
+            sentence.format(f"makes more than {GROWTH} ids of a character")
+        )
     if tried.returncode:
-        reason = next(reversed(tried.stderr.decode(errors="replace").strip().splitlines()), f"code {tried.returncode}")
-        raise ConfigError(sentence.format(f"fails on a few lines of text ({shown(reason, 200)})"))
+        reason = next(
+            reversed(tried.stderr.decode(errors="replace").strip().splitlines()),
+            f"code {tried.returncode}",
+        )
+        raise ConfigError(
+            sentence.format(f"fails on a few lines of text ({shown(reason, 200)})")
+        )
 
 
 def _strings(value: Any) -> Iterator[str]:
@@ -117,4 +143,6 @@ def panics_named(path: object) -> Iterator[None]:
     except BaseException as error:
         if type(error).__name__ != "PanicException":
             raise
-        raise ConfigError(f"the tokenizer {shown(path)} fails ({shown(error, 200)}): choose another") from error
+        raise ConfigError(
+            f"the tokenizer {shown(path)} fails ({shown(error, 200)}): choose another"
+        ) from error

@@ -22,10 +22,16 @@ BEGUN = "begun.json"  # the request of unfinished data
 WORK = "work"
 OLD_BEGUN = "request.json"  # in WORK, of earlier versions
 
-_WORK_FILE = re.compile(r"(?:request|batches|\d{5,})\.json|\d{5,}\.(?:hashes\.npy|(?:train|validation)\.gz)")
+_WORK_FILE = re.compile(
+    r"(?:request|batches|\d{5,})\.json|\d{5,}\.(?:hashes\.npy|(?:train|validation)\.gz)"
+)
 
 
-def begin(directory: epath.Path, request: dict[str, Any], check_same: Callable[[dict[str, Any]], None]) -> epath.Path:
+def begin(
+    directory: epath.Path,
+    request: dict[str, Any],
+    check_same: Callable[[dict[str, Any]], None],
+) -> epath.Path:
     """Takes the directory for a request, or goes on with it; returns the folder for unfinished work.
 
     Args:
@@ -44,7 +50,9 @@ def begin(directory: epath.Path, request: dict[str, Any], check_same: Callable[[
             files.write_record(directory / BEGUN, request)
         files.make_folder(directory / WORK)
     except OSError as error:
-        raise ConfigError(f"{shown(directory)} can't be made ({error.strerror}): choose another --out") from error
+        raise ConfigError(
+            f"{shown(directory)} can't be made ({error.strerror}): choose another --out"
+        ) from error
     return directory / WORK
 
 
@@ -56,14 +64,23 @@ def check_free(directory: epath.Path) -> None:
     """
     for folder in () if files.is_remote(directory) else (directory, *directory.parents):
         if folder.exists() and not folder.is_dir():
-            raise ConfigError(f"--out={shown(directory)} lies in {shown(folder)}, which is a file: choose another")
-    check_free_or_ours(directory, ours=_begun(directory) is not None, option="--out", kind="an unfinished `sparsecod data`")
+            raise ConfigError(
+                f"--out={shown(directory)} lies in {shown(folder)}, which is a file: choose another"
+            )
+    check_free_or_ours(
+        directory,
+        ours=_begun(directory) is not None,
+        option="--out",
+        kind="an unfinished `sparsecod data`",
+    )
 
 
 def clear(directory: epath.Path, request: dict[str, Any]) -> None:
     """Removes what was needed to make finished data, as far as it is provably ours; `request` is that of its manifest."""
     before = _begun(directory)
-    if before is None or any(request.get(name) != value for name, value in before.items()):
+    if before is None or any(
+        request.get(name) != value for name, value in before.items()
+    ):
         return
     work = directory / WORK
     for file in _listed(work):
@@ -94,4 +111,6 @@ def _listed(folder: epath.Path) -> list[epath.Path]:
         return []
     if files.is_remote(folder):
         return sorted(folder.iterdir())
-    return sorted(folder / name for name in os.listdir(folder))  # epath leaves out names that end with ~
+    return sorted(
+        folder / name for name in os.listdir(folder)
+    )  # epath leaves out names that end with ~

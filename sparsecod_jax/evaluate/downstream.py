@@ -18,7 +18,10 @@ from sparsecod_jax.storage.rundir import RunDir
 if TYPE_CHECKING:
     from sparsecod_jax.evaluate.tasks import Asked
 
-METRICS = ("acc_norm", "acc")  # the first of them that a task reports enters the average
+METRICS = (
+    "acc_norm",
+    "acc",
+)  # the first of them that a task reports enters the average
 DRAWS = 1000  # of a bootstrap, for the errors of metrics that are not means
 
 
@@ -50,12 +53,20 @@ def evaluate(
       ConfigError: model, tasks or data can't be used, or `out` can't be written; nothing was computed.
     """
     if importlib.util.find_spec("lm_eval") is None:
-        raise ConfigError("eval runs the tasks of lm-eval, which is not installed: pip install 'sparsecod-jax[eval]'")
+        raise ConfigError(
+            "eval runs the tasks of lm-eval, which is not installed: pip install 'sparsecod-jax[eval]'"
+        )
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     if not names:
-        raise ConfigError("--tasks names no task: give some, such as --tasks=arc_easy,hellaswag")
-    if (limit is not None and limit < 1) or (num_fewshot is not None and num_fewshot < 0):
-        raise ConfigError(f"--limit={limit} is below 1 or --num_fewshot={num_fewshot} below 0: raise it, or leave it out")
+        raise ConfigError(
+            "--tasks names no task: give some, such as --tasks=arc_easy,hellaswag"
+        )
+    if (limit is not None and limit < 1) or (
+        num_fewshot is not None and num_fewshot < 0
+    ):
+        raise ConfigError(
+            f"--limit={limit} is below 1 or --num_fewshot={num_fewshot} below 0: raise it, or leave it out"
+        )
     if include is not None and not trust:
         raise ConfigError(
             f"the tasks in --include={include} may run any code: add --trust if you trust whoever wrote them, else leave them out"
@@ -65,18 +76,31 @@ def evaluate(
     target = _target(workdir, out)
     earlier = _earlier(target) if target else []
 
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of each local data set
+    logging.getLogger("lm_eval").setLevel(
+        logging.ERROR
+    )  # it warns of each local data set
     from sparsecod_jax.evaluate import tasks as questions
 
-    asked = questions.load(names, files.absolute(data) if data else None, files.absolute(include) if include else None, num_fewshot)
+    asked = questions.load(
+        names,
+        files.absolute(data) if data else None,
+        files.absolute(include) if include else None,
+        num_fewshot,
+    )
     results = _run(load_model(source), asked, limit)
     table = _describe(results)
     if target is None:
         return table
     folders = {"data": _named(data), "include": _named(include)}
-    results |= {"asked": {"tasks": names, "limit": limit, "num_fewshot": num_fewshot, **folders}}
+    results |= {
+        "asked": {"tasks": names, "limit": limit, "num_fewshot": num_fewshot, **folders}
+    }
     try:
-        files.write_record(target, results | {"earlier": [found for found in earlier if not _same(found, results)]})
+        files.write_record(
+            target,
+            results
+            | {"earlier": [found for found in earlier if not _same(found, results)]},
+        )
     except BaseException:
         print(table, flush=True)  # hours may have gone into it
         raise
@@ -91,11 +115,17 @@ def _target(workdir: str | None, out: str | None) -> epath.Path | None:
     """
     if out is None and workdir is None:
         return None
-    target = RunDir(files.absolute(str(workdir))).evaluation if out is None else files.absolute(out)
+    target = (
+        RunDir(files.absolute(str(workdir))).evaluation
+        if out is None
+        else files.absolute(out)
+    )
     try:
         files.check_can_write(target)
     except ConfigError as error:
-        raise ConfigError(f"the results have no place ({error}): give --out, a JSON file in a folder that is there") from error
+        raise ConfigError(
+            f"the results have no place ({error}): give --out, a JSON file in a folder that is there"
+        ) from error
     return target
 
 
@@ -108,8 +138,12 @@ def _earlier(target: epath.Path) -> list[dict[str, Any]]:
     if not target.exists():
         return []
     found = files.read_record(target)
-    if "versions_of" not in found or not isinstance(earlier := found.pop("earlier", []), list):
-        raise ConfigError(f"{target} holds something else than results of eval: choose another --out")
+    if "versions_of" not in found or not isinstance(
+        earlier := found.pop("earlier", []), list
+    ):
+        raise ConfigError(
+            f"{target} holds something else than results of eval: choose another --out"
+        )
     return [found, *earlier]
 
 
@@ -134,9 +168,13 @@ def _run(model: LoadedModel, asked: "Asked", limit: int | None) -> dict[str, Any
     from sparsecod_jax.evaluate.lm_eval_model import LanguageModel
 
     language_model = LanguageModel(model)
-    os.environ["DISABLE_MULTIPROC"] = "1"  # lm-eval would fork for a bootstrap, which may deadlock beside jax
+    os.environ["DISABLE_MULTIPROC"] = (
+        "1"  # lm-eval would fork for a bootstrap, which may deadlock beside jax
+    )
     tasks: Any = asked.for_lm_eval()
-    results: Any = lm_eval.evaluate(language_model, tasks, limit=limit, bootstrap_iters=DRAWS, log_samples=False)
+    results: Any = lm_eval.evaluate(
+        language_model, tasks, limit=limit, bootstrap_iters=DRAWS, log_samples=False
+    )
     for settings in results["configs"].values():
         settings.pop("custom_dataset", None)  # `data` says it better
     results |= {
@@ -150,12 +188,18 @@ def _run(model: LoadedModel, asked: "Asked", limit: int | None) -> dict[str, Any
         },
         "limit": limit,
         "truncated": language_model.truncated,
-        "versions_of": {name: version(name) for name in ("lm_eval", "jax", "sparsecod-jax")},
+        "versions_of": {
+            name: version(name) for name in ("lm_eval", "jax", "sparsecod-jax")
+        },
     }
-    return files.finite(json.loads(json.dumps(results, default=handle_non_serializable)))
+    return files.finite(
+        json.loads(json.dumps(results, default=handle_non_serializable))
+    )
 
 
-def average(results: dict[str, dict[str, Any]], members: dict[str, list[str]]) -> dict[str, Any]:
+def average(
+    results: dict[str, dict[str, Any]], members: dict[str, list[str]]
+) -> dict[str, Any]:
     """The plain mean over what was asked for, of `acc_norm` where it is reported and `acc` elsewhere.
 
     A group that lm-eval sums up, as mmlu, counts once; of others each task counts.
@@ -175,7 +219,11 @@ def average(results: dict[str, dict[str, Any]], members: dict[str, list[str]]) -
                 counted[name] = accuracy
             else:
                 left_out.append(name)
-    value = sum(entry["value"] for entry in counted.values()) / len(counted) if counted else None
+    value = (
+        sum(entry["value"] for entry in counted.values()) / len(counted)
+        if counted
+        else None
+    )
     return {"value": value, "tasks": counted, "left_out": left_out}
 
 
@@ -196,18 +244,40 @@ def _describe(results: dict[str, Any]) -> str:
             metric, comma, kind = key.partition(",")
             if comma and not metric.endswith("_stderr"):
                 error = result.get(f"{metric}_stderr,{kind}")
-                lines.append((name, questions, results["n-shot"].get(name, ""), metric, _four_digits(value), _four_digits(error)))
-    widths = [max(len(str(line[column])) for line in lines) for column in range(len(lines[0]))]
-    parts = ["  ".join(f"{cell!s:{width}}" for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+                lines.append(
+                    (
+                        name,
+                        questions,
+                        results["n-shot"].get(name, ""),
+                        metric,
+                        _four_digits(value),
+                        _four_digits(error),
+                    )
+                )
+    widths = [
+        max(len(str(line[column])) for line in lines) for column in range(len(lines[0]))
+    ]
+    parts = [
+        "  ".join(
+            f"{cell!s:{width}}" for cell, width in zip(line, widths, strict=True)
+        ).rstrip()
+        for line in lines
+    ]
     entry = results["average"]
     if entry["value"] is not None:
-        counted = ", ".join(f"{name} {task['metric']}" for name, task in entry["tasks"].items())
+        counted = ", ".join(
+            f"{name} {task['metric']}" for name, task in entry["tasks"].items()
+        )
         parts.append(f"average {entry['value']:.4f} of {counted}")
     for task, described in results["data"].items():
         if described["split"] != described["usual_split"]:
-            parts.append(f"{task} was scored on {described['split']}, as {described['folder']} has no {described['usual_split']}")
+            parts.append(
+                f"{task} was scored on {described['split']}, as {described['folder']} has no {described['usual_split']}"
+            )
     if results["truncated"]:
-        parts.append(f"{results['truncated']} texts are longer than {results['model']['max_length']} tokens and lost their beginning")
+        parts.append(
+            f"{results['truncated']} texts are longer than {results['model']['max_length']} tokens and lost their beginning"
+        )
     return "\n".join(parts)
 
 

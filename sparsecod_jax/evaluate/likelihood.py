@@ -28,7 +28,9 @@ class Row(NamedTuple):
     """A sequence that the model reads, and what is asked about it."""
 
     tokens: tuple[int, ...]
-    asked: tuple[tuple[int, int], ...]  # positions, each with an id that may come after it
+    asked: tuple[
+        tuple[int, int], ...
+    ]  # positions, each with an id that may come after it
 
 
 class Score(NamedTuple):
@@ -47,9 +49,13 @@ def scores(finished: LoadedModel, rows: list[Row]) -> Iterator[list[tuple[int, S
     padded = pad(sizes)
     few = np.array([len(row.asked) for row in rows], int) * FEW <= padded
     waiting = None
-    for T, is_few in sorted({*zip(padded.tolist(), few.tolist(), strict=True)}, reverse=True):
+    for T, is_few in sorted(
+        {*zip(padded.tolist(), few.tolist(), strict=True)}, reverse=True
+    ):
         numbers = np.flatnonzero((padded == T) & (few == is_few))
-        for batch in _batches(finished, rows, numbers.tolist(), T, T // FEW if is_few else T):
+        for batch in _batches(
+            finished, rows, numbers.tolist(), T, T // FEW if is_few else T
+        ):
             if waiting:  # the devices compute the next batch while the last one is read
                 yield _read(rows, *waiting)
             waiting = batch
@@ -63,7 +69,9 @@ def pad(sizes_N: np.ndarray) -> np.ndarray:
     values, counts = np.unique(rounded_N, return_counts=True)
     before = np.concatenate([[0], np.cumsum(counts)])
     # cost[j] covers the j smallest values, the last of its lengths being the j-th; a row of `group` says where that one's values begin.
-    group_cost = np.concatenate([[0], values])[None, :] * (before[None, :] - before[:, None])
+    group_cost = np.concatenate([[0], values])[None, :] * (
+        before[None, :] - before[:, None]
+    )
     group_cost = np.where(np.tri(len(before), dtype=bool), np.inf, group_cost)
     cost, begins = np.full(len(before), np.inf), []
     cost[0] = 0
@@ -78,7 +86,9 @@ def pad(sizes_N: np.ndarray) -> np.ndarray:
     return chosen[np.searchsorted(chosen, rounded_N)] if len(values) else rounded_N
 
 
-def _batches(finished: LoadedModel, rows: list[Row], numbers: list[int], T: int, C: int) -> Iterator[tuple[list[int], Any]]:
+def _batches(
+    finished: LoadedModel, rows: list[Row], numbers: list[int], T: int, C: int
+) -> Iterator[tuple[list[int], Any]]:
     """Numbers of rows, and their scores on the devices, not yet waited for; all batches have one shape."""
     sharding, devices = batch_sharding(finished.mesh), ways("batch")
     size = devices * min(max(TOKENS // T, 1), math.ceil(len(numbers) / devices))
@@ -86,12 +96,21 @@ def _batches(finished: LoadedModel, rows: list[Row], numbers: list[int], T: int,
     for first in range(0, len(numbers), size):
         part = numbers[first : first + size]
         tokens = _array((rows[number].tokens for number in part), (size, T))
-        positions = _array(([position for position, _ in rows[number].asked] for number in part), (size, C))
-        targets = _array(([target for _, target in rows[number].asked] for number in part), (size, C))
+        positions = _array(
+            ([position for position, _ in rows[number].asked] for number in part),
+            (size, C),
+        )
+        targets = _array(
+            ([target for _, target in rows[number].asked] for number in part), (size, C)
+        )
         yield (
             part,
             _losses_and_hits(
-                finished.net, finished.params, *to_devices((tokens[here], positions[here], targets[here]), here, sharding, size)
+                finished.net,
+                finished.params,
+                *to_devices(
+                    (tokens[here], positions[here], targets[here]), here, sharding, size
+                ),
             ),
         )
 
@@ -104,11 +123,16 @@ def _array(rows: Iterable, shape: tuple[int, int]) -> np.ndarray:
     return array
 
 
-def _read(rows: list[Row], numbers: list[int], found: tuple[jax.Array, jax.Array]) -> list[tuple[int, Score]]:
+def _read(
+    rows: list[Row], numbers: list[int], found: tuple[jax.Array, jax.Array]
+) -> list[tuple[int, Score]]:
     losses_BC, hits_BC = (np.asarray(z_BC) for z_BC in found)
     counts = [len(rows[number].asked) for number in numbers]
     return [
-        (number, Score(losses_BC[place, :count].astype(np.float64), hits_BC[place, :count]))
+        (
+            number,
+            Score(losses_BC[place, :count].astype(np.float64), hits_BC[place, :count]),
+        )
         for place, (number, count) in enumerate(zip(numbers, counts, strict=True))
     ]
 
@@ -117,4 +141,6 @@ def _read(rows: list[Row], numbers: list[int], found: tuple[jax.Array, jax.Array
 def _losses_and_hits(net: Transformer, params, tokens_BT, positions_BC, targets_BC):
     hidden: Any = net.apply({"params": params}, tokens_BT, method="hidden")
     h_BCD = jnp.take_along_axis(hidden[0], positions_BC[..., None], axis=1)
-    return losses_and_hits(constrain(h_BCD, "batch", "length", "width"), params["head"], targets_BC)
+    return losses_and_hits(
+        constrain(h_BCD, "batch", "length", "width"), params["head"], targets_BC
+    )

@@ -17,9 +17,15 @@ def output_of(argv: Sequence[str]) -> str:
       SparsecodError: it failed; the message has what it printed on its standard error.
     """
     try:
-        done = subprocess.run(argv, check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        done = subprocess.run(
+            argv, check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL
+        )
     except FileNotFoundError as error:
-        raise ConfigError(f"there is no {argv[0]} here: install it, or go to a machine that has it") from error
+        raise ConfigError(
+            f"there is no {argv[0]} here: install it, or go to a machine that has it"
+        ) from error
     if done.returncode:
-        raise SparsecodError(f"`{shlex.join(argv)}` failed with {done.returncode}: {done.stderr.strip()}")
+        raise SparsecodError(
+            f"`{shlex.join(argv)}` failed with {done.returncode}: {done.stderr.strip()}"
+        )
     return done.stdout

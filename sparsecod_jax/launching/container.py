@@ -18,13 +18,24 @@ class Wheel:
     def __init__(self, shipment: Shipment, extra: str):
         assert shipment.wheel, "an image needs no wheel"
         source, name = os.path.split(shipment.wheel)
-        self.workdir = f"{self.folder}/{os.path.basename(source)}"  # configs/ lies there
+        self.workdir = (
+            f"{self.folder}/{os.path.basename(source)}"  # configs/ lies there
+        )
         site = f"{self.folder}/site"
         # What is imported is what was installed and checked, never what else lies in the folder that commands run in.
         self.environment = {"PYTHONPATH": site, "PYTHONSAFEPATH": "1", "HOME": "/tmp"}
         self.fetch = ["gcloud", "storage", "cp", source, self.folder, "--recursive"]
         self.install = [
-            *("python", "-m", "pip", "install", "--quiet", "--no-cache-dir", "--upgrade", f"--target={site}"),
+            *(
+                "python",
+                "-m",
+                "pip",
+                "install",
+                "--quiet",
+                "--no-cache-dir",
+                "--upgrade",
+                f"--target={site}",
+            ),
             f"--constraint={self.workdir}/constraints/py{PYTHON.replace('.', '')}.txt",
             f"sparsecod-jax[{extra},gcs] @ file://{urllib.parse.quote(f'{self.workdir}/{name}')}#sha256={shipment.sha256}",
         ]

@@ -15,7 +15,9 @@ from sparsecod_jax.errors import ConfigError, Preempted
 
 THEN = "--then"
 PLACE = ("SPARSECOD_SLICE", "SPARSECOD_HOST")
-LOCKED_MEMORY = 64 * 2**30  # bytes that a TPU's driver may pin; without privileges a container starts with far less
+LOCKED_MEMORY = (
+    64 * 2**30
+)  # bytes that a TPU's driver may pin; without privileges a container starts with far less
 
 # What tells a process that it is one of several, on every kind of host.
 OF_SEVERAL = (
@@ -27,7 +29,10 @@ OF_SEVERAL = (
     "MEGASCALE_NUM_SLICES",
     "MEGASCALE_SLICE_ID",
 )
-ONE_HOST_OF_SEVERAL = ("TPU_PROCESS_BOUNDS=1,1,1", "TPU_CHIPS_PER_PROCESS_BOUNDS=2,2,1")  # tells libtpu not to wait for the others
+ONE_HOST_OF_SEVERAL = (
+    "TPU_PROCESS_BOUNDS=1,1,1",
+    "TPU_CHIPS_PER_PROCESS_BOUNDS=2,2,1",
+)  # tells libtpu not to wait for the others
 
 
 def argv(commands: Sequence[Sequence[str]], *, several_tpu_hosts: bool) -> list[str]:
@@ -37,11 +42,19 @@ def argv(commands: Sequence[Sequence[str]], *, several_tpu_hosts: bool) -> list[
       ConfigError: a word would be read as the end of its command.
     """
     if any(word == THEN for command in commands for word in command):
-        raise ConfigError(f"a command has the word {THEN}, which separates commands: choose another value")
+        raise ConfigError(
+            f"a command has the word {THEN}, which separates commands: choose another value"
+        )
     words = ["python", "-P", "-m", "sparsecod_jax.launching.host", *commands[0]]
     bounds = ONE_HOST_OF_SEVERAL if several_tpu_hosts else ()
     for command in commands[1:]:
-        words += [THEN, "env", *(f"--unset={name}" for name in OF_SEVERAL), *bounds, *command]
+        words += [
+            THEN,
+            "env",
+            *(f"--unset={name}" for name in OF_SEVERAL),
+            *bounds,
+            *command,
+        ]
     return words
 
 
@@ -62,7 +75,11 @@ def allow_locked_memory() -> None:
     try:
         resource.setrlimit(resource.RLIMIT_MEMLOCK, (LOCKED_MEMORY, LOCKED_MEMORY))
     except (ValueError, OSError) as error:
-        print(f"the limit of locked memory stays as it is ({error})", file=sys.stderr, flush=True)
+        print(
+            f"the limit of locked memory stays as it is ({error})",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def _split(words: list[str]) -> list[list[str]]:

@@ -26,7 +26,10 @@ from sparsecod_jax.study import results
 from sparsecod_jax.study.study import Run, Study, expand, load
 from sparsecod_jax.study.study_dir import StudyDir, begin, locate, remaining, verbs
 
-LIVE = ("pending", "running")  # what `Engine.query` says of a run that the scheduler will go on with
+LIVE = (
+    "pending",
+    "running",
+)  # what `Engine.query` says of a run that the scheduler will go on with
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +39,9 @@ class Job:
     name: str  # of the run, unique in its study only: [a-z]([-a-z0-9]*[a-z0-9])?, at most 40
     index: int  # of the run in its study, the same at every submission
     workdir: str  # run directory, an absolute path or gs:// URL
-    commands: tuple[tuple[str, ...], ...]  # argv lists: train, by every process, and then maybe analyze, by one alone
+    commands: tuple[
+        tuple[str, ...], ...
+    ]  # argv lists: train, by every process, and then maybe analyze, by one alone
     topology: str  # as `sparsecod plan` takes it: v5p:4x4x4, h100:2x8; empty where none was given
 
 
@@ -50,11 +55,15 @@ class Engine(Protocol):
         """Adds the engine's own options, to every verb."""
         ...
 
-    def render(self, jobs: list[Job], shipment: Shipment, args: argparse.Namespace) -> dict[str, bytes]:
+    def render(
+        self, jobs: list[Job], shipment: Shipment, args: argparse.Namespace
+    ) -> dict[str, bytes]:
         """What submit sends, by file name: the same bytes for the same arguments; raises ConfigError for what can't be sent."""
         ...
 
-    def submit(self, files: dict[str, Path], jobs: list[Job], args: argparse.Namespace) -> None:
+    def submit(
+        self, files: dict[str, Path], jobs: list[Job], args: argparse.Namespace
+    ) -> None:
         """Sends `jobs`, whose rendered files lie here; harmless when repeated."""
         ...
 
@@ -69,7 +78,9 @@ class Engine(Protocol):
 
 def study_id(args: argparse.Namespace) -> str:
     """Eight hexadecimal digits, a different eight for each study directory: what makes names of jobs unique in a cluster."""
-    return hashlib.sha256(os.fspath(files.absolute(args.workdir)).encode()).hexdigest()[:8]
+    return hashlib.sha256(os.fspath(files.absolute(args.workdir)).encode()).hexdigest()[
+        :8
+    ]
 
 
 def main(engine: Engine, argv: list[str]) -> int:
@@ -85,13 +96,37 @@ def main(engine: Engine, argv: list[str]) -> int:
 
 
 def _parser(engine: Engine) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=f"launch/{engine.name}.py", description="Sends a study elsewhere.", allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog=f"launch/{engine.name}.py",
+        description="Sends a study elsewhere.",
+        allow_abbrev=False,
+    )
     parser.add_argument("verb", choices=_VERBS, metavar="VERB", help=", ".join(_VERBS))
-    parser.add_argument("--sweep", required=True, help="study file, configs/sweeps/depth.py:nano or the like")
-    parser.add_argument("--workdir", required=True, help="directory of the study, a path that all hosts see or gs://BUCKET/NAME")
-    parser.add_argument("--topology", default="", help="devices of one run, as for `sparsecod plan`: v5p:4x4x4, h100:2x8")
-    parser.add_argument("--mfu", type=float, default=0.4, help="assumed model FLOPs utilisation, for chip-hours (default %(default)s)")
-    parser.add_argument("--data", help="data directory in place of the runs' own data.path, such as gs://BUCKET/NAME")
+    parser.add_argument(
+        "--sweep",
+        required=True,
+        help="study file, configs/sweeps/depth.py:nano or the like",
+    )
+    parser.add_argument(
+        "--workdir",
+        required=True,
+        help="directory of the study, a path that all hosts see or gs://BUCKET/NAME",
+    )
+    parser.add_argument(
+        "--topology",
+        default="",
+        help="devices of one run, as for `sparsecod plan`: v5p:4x4x4, h100:2x8",
+    )
+    parser.add_argument(
+        "--mfu",
+        type=float,
+        default=0.4,
+        help="assumed model FLOPs utilisation, for chip-hours (default %(default)s)",
+    )
+    parser.add_argument(
+        "--data",
+        help="data directory in place of the runs' own data.path, such as gs://BUCKET/NAME",
+    )
     package.add_arguments(parser)
     engine.add_arguments(parser)
     return parser
@@ -112,7 +147,9 @@ class _Sent:
         place = self.places[run.name]
         train, *others = verbs(self.study, run, place)
         train = [*train, *([f"--config.data.path={args.data}"] if args.data else [])]
-        commands = tuple(("python", "-P", "-m", "sparsecod_jax", *verb) for verb in (train, *others))
+        commands = tuple(
+            ("python", "-P", "-m", "sparsecod_jax", *verb) for verb in (train, *others)
+        )
         return Job(run.name, index, os.fspath(place.path), commands, args.topology)
 
     def not_to_be_sent(self, held: dict[str, str]) -> dict[str, str]:
@@ -134,35 +171,55 @@ def _open(args: argparse.Namespace) -> _Sent:
     buckets.check_named(args.workdir)
     directory = StudyDir(files.absolute(args.workdir))
     if not directory.described.exists():
-        raise ConfigError(f"{directory.path} holds no study: submit it first, or correct --workdir")
+        raise ConfigError(
+            f"{directory.path} holds no study: submit it first, or correct --workdir"
+        )
     study = load(args.sweep)
     return _begin(study, expand(study), args)
 
 
 def _begin(study: Study, runs: list[Run], args: argparse.Namespace) -> _Sent:
-    return _Sent(study, runs, begin(StudyDir(files.absolute(args.workdir)), args.sweep, study, runs))
+    return _Sent(
+        study,
+        runs,
+        begin(StudyDir(files.absolute(args.workdir)), args.sweep, study, runs),
+    )
 
 
-def _check(engine: Engine, study: Study, runs: list[Run], args: argparse.Namespace) -> None:
+def _check(
+    engine: Engine, study: Study, runs: list[Run], args: argparse.Namespace
+) -> None:
     """Refuses what can't work from there, before anything is written."""
     if not engine.shares_files and not args.topology:
-        raise ConfigError("--topology says which devices a run gets: give it, such as --topology=v5p:4x4x4")
+        raise ConfigError(
+            "--topology says which devices a run gets: give it, such as --topology=v5p:4x4x4"
+        )
     if not engine.shares_files and not files.is_remote(args.workdir):
-        raise ConfigError(f"--workdir={args.workdir} is not seen from there: use gs://BUCKET/NAME")
+        raise ConfigError(
+            f"--workdir={args.workdir} is not seen from there: use gs://BUCKET/NAME"
+        )
     package.check(args, shares_files=engine.shares_files)
     if (args.image or args.package) and not study.config.startswith("configs/"):
-        raise ConfigError(f"the config {study.config} is not sent along: move it to configs/")
+        raise ConfigError(
+            f"the config {study.config} is not sent along: move it to configs/"
+        )
     paths = {run.experiment.data.path: run for run in runs}
     if args.data and len(paths) > 1:
-        raise ConfigError(f"--data would put one directory in place of {', '.join(sorted(paths))}: leave it out, and correct the study")
+        raise ConfigError(
+            f"--data would put one directory in place of {', '.join(sorted(paths))}: leave it out, and correct the study"
+        )
     places = {args.data or path: run for path, run in paths.items()}
     for path in places:
         if not engine.shares_files and not files.is_remote(path):
-            raise ConfigError(f"the data {path} is not seen from there: copy it to a bucket and give --data=gs://BUCKET/NAME")
+            raise ConfigError(
+                f"the data {path} is not seen from there: copy it to a bucket and give --data=gs://BUCKET/NAME"
+            )
     buckets.check_named(args.workdir, *places)
     for path, run in places.items():
         if not (files.absolute(path) / MANIFEST).exists():
-            raise ConfigError(f"there is no data in {path}: make it with `{prepare_command(run.experiment)}` and bring it there")
+            raise ConfigError(
+                f"there is no data in {path}: make it with `{prepare_command(run.experiment)}` and bring it there"
+            )
 
 
 def _plan(engine: Engine, args: argparse.Namespace) -> None:
@@ -177,8 +234,12 @@ def _checked(engine: Engine, args: argparse.Namespace) -> _Sent:
     study = load(args.sweep)
     runs = expand(study)
     _check(engine, study, runs, args)
-    rehearsed = _Sent(study, runs, locate(StudyDir(files.absolute(args.workdir)), study, runs))
-    engine.render(rehearsed.jobs(args), package.rehearse(args), args)  # refuses what can't be sent
+    rehearsed = _Sent(
+        study, runs, locate(StudyDir(files.absolute(args.workdir)), study, runs)
+    )
+    engine.render(
+        rehearsed.jobs(args), package.rehearse(args), args
+    )  # refuses what can't be sent
     files.make_folder(files.absolute(args.workdir))
     return _begin(study, runs, args)
 
@@ -190,7 +251,9 @@ def _render(engine: Engine, args: argparse.Namespace) -> None:
 
 
 @contextlib.contextmanager
-def _rendered(engine: Engine, jobs: list[Job], args: argparse.Namespace) -> Iterator[dict[str, Path]]:
+def _rendered(
+    engine: Engine, jobs: list[Job], args: argparse.Namespace
+) -> Iterator[dict[str, Path]]:
     """What the engine sends, written to the study directory; yields the paths here."""
     folder = files.absolute(args.workdir) / engine.name
     files.make_folder(folder)
@@ -234,11 +297,22 @@ def _status(engine: Engine, args: argparse.Namespace) -> None:
 
 def _collect(engine: Engine, args: argparse.Namespace) -> None:
     sent = _open(args)
-    print(results.collect(files.absolute(args.workdir), sent.study, sent.runs, sent.places))
+    print(
+        results.collect(
+            files.absolute(args.workdir), sent.study, sent.runs, sent.places
+        )
+    )
 
 
 def _cancel(engine: Engine, args: argparse.Namespace) -> None:
     engine.cancel(_open(args).jobs(args), args)
 
 
-_VERBS = {"plan": _plan, "render": _render, "submit": _submit, "status": _status, "collect": _collect, "cancel": _cancel}
+_VERBS = {
+    "plan": _plan,
+    "render": _render,
+    "submit": _submit,
+    "status": _status,
+    "collect": _collect,
+    "cancel": _cancel,
+}

@@ -25,7 +25,9 @@ class Shipment:
     """How code and data get there."""
 
     image: str | None  # of a container that holds everything
-    wheel: str | None  # a path or URL in the study directory; configs/ and constraints/ lie beside it, and commands run in that folder
+    wheel: (
+        str | None
+    )  # a path or URL in the study directory; configs/ and constraints/ lie beside it, and commands run in that folder
     sha256: str | None  # of the wheel
     commit: str  # of the checkout that sent it
     dirty: bool  # whether files differed from it
@@ -35,9 +37,21 @@ class Shipment:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options that `check` and `ship` read."""
     code = parser.add_mutually_exclusive_group()
-    code.add_argument("--image", help="container image that holds the package and its configs, as the Dockerfile makes it")
-    code.add_argument("--package", choices=("wheel",), metavar="KIND", help="wheel: built from the commit, kept in the study directory")
-    parser.add_argument("--allow_dirty", action="store_true", help="send files that are not committed; it is recorded")
+    code.add_argument(
+        "--image",
+        help="container image that holds the package and its configs, as the Dockerfile makes it",
+    )
+    code.add_argument(
+        "--package",
+        choices=("wheel",),
+        metavar="KIND",
+        help="wheel: built from the commit, kept in the study directory",
+    )
+    parser.add_argument(
+        "--allow_dirty",
+        action="store_true",
+        help="send files that are not committed; it is recorded",
+    )
 
 
 def check(args: argparse.Namespace, *, shares_files: bool) -> None:
@@ -47,11 +61,15 @@ def check(args: argparse.Namespace, *, shares_files: bool) -> None:
       ConfigError: how code gets there is not said, or files differ from the commit.
     """
     if shares_files and args.image:
-        raise ConfigError("--image is for pods: leave it out, as the hosts see this checkout, or give --package=wheel")
+        raise ConfigError(
+            "--image is for pods: leave it out, as the hosts see this checkout, or give --package=wheel"
+        )
     if not shares_files and not (args.image or args.package):
         raise ConfigError("say how code gets there: --image=NAME or --package=wheel")
     if commit().endswith(".dirty") and not args.allow_dirty:
-        raise ConfigError(f"files of {ROOT} are not committed: commit them, or give --allow_dirty, which is recorded")
+        raise ConfigError(
+            f"files of {ROOT} are not committed: commit them, or give --allow_dirty, which is recorded"
+        )
 
 
 def ship(args: argparse.Namespace) -> Shipment:
@@ -66,7 +84,9 @@ def ship(args: argparse.Namespace) -> Shipment:
         with tempfile.TemporaryDirectory() as folder:
             built = _build(Path(folder), version)
             sha256 = hashlib.sha256(built.read_bytes()).hexdigest()
-            target = files.absolute(args.workdir) / "package" / sha256[:16]  # what waiting runs use is not replaced
+            target = (
+                files.absolute(args.workdir) / "package" / sha256[:16]
+            )  # what waiting runs use is not replaced
             if files.is_remote(target) or not target.exists():
                 _copy(built, target)
             wheel = os.fspath(target / built.name)
@@ -75,7 +95,14 @@ def ship(args: argparse.Namespace) -> Shipment:
 
 def rehearse(args: argparse.Namespace) -> Shipment:
     """What `ship` would return, of a wheel that is not there."""
-    nowhere = (os.fspath(files.absolute(args.workdir) / "package" / "0" / "rehearsal.whl"), "0" * 64) if args.package else (None, None)
+    nowhere = (
+        (
+            os.fspath(files.absolute(args.workdir) / "package" / "0" / "rehearsal.whl"),
+            "0" * 64,
+        )
+        if args.package
+        else (None, None)
+    )
     return Shipment(args.image, *nowhere, *_version(), args.data)
 
 
@@ -88,15 +115,35 @@ def _version() -> tuple[str, bool]:
 def _build(folder: Path, version: str) -> Path:
     """A wheel of the files that git knows or would, whose version ends with the commit, which manifests then show."""
     tree = folder / "tree"
-    for name in filter(None, _git("ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0")):
+    for name in filter(
+        None,
+        _git("ls-files", "-z", "--cached", "--others", "--exclude-standard").split(
+            "\0"
+        ),
+    ):
         if (ROOT / name).is_file():
             (tree / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / name, tree / name)
     module = tree / "sparsecod_jax" / "__init__.py"
-    module.write_text(module.read_text().replace(f'"{__version__}"', f'"{__version__}+g{version}"'))
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", f"--wheel-dir={folder}", os.fspath(tree)]
-    surroundings = os.environ | {"SOURCE_DATE_EPOCH": _git("log", "-1", "--format=%ct")}  # the same commit makes the same bytes
-    made = subprocess.run(command, env=surroundings, capture_output=True, text=True, check=False)
+    module.write_text(
+        module.read_text().replace(f'"{__version__}"', f'"{__version__}+g{version}"')
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        f"--wheel-dir={folder}",
+        os.fspath(tree),
+    ]
+    surroundings = os.environ | {
+        "SOURCE_DATE_EPOCH": _git("log", "-1", "--format=%ct")
+    }  # the same commit makes the same bytes
+    made = subprocess.run(
+        command, env=surroundings, capture_output=True, text=True, check=False
+    )
     if made.returncode:
         raise ConfigError(
             f"the wheel can't be built ({(made.stderr.strip() or 'no reason given').splitlines()[-1]}): try pip wheel by hand"
@@ -116,11 +163,20 @@ def _copy(wheel: Path, target: epath.Path) -> None:
 
 def commit() -> str:
     """The commit of this checkout, ending with ".dirty" where files differ from it."""
-    return _git("rev-parse", "HEAD") + (".dirty" if _git("status", "--porcelain") else "")
+    return _git("rev-parse", "HEAD") + (
+        ".dirty" if _git("status", "--porcelain") else ""
+    )
 
 
 def _git(*argv: str) -> str:
-    done = subprocess.run(["git", "-C", os.fspath(ROOT), *argv], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["git", "-C", os.fspath(ROOT), *argv],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode:
-        raise ConfigError(f"{ROOT} is no git checkout ({done.stderr.strip()}): send studies from one")
+        raise ConfigError(
+            f"{ROOT} is no git checkout ({done.stderr.strip()}): send studies from one"
+        )
     return done.stdout.strip()

@@ -26,20 +26,28 @@ def find(runs: list[Run], args: argparse.Namespace) -> dict[str, dict[str, Any] 
       ConfigError: there is no such topology, it does not divide a run, or --mfu is no share.
     """
     if not 0 < args.mfu <= 1:
-        raise ConfigError(f"--mfu={args.mfu} is not a share of the peak: use a number above 0 and up to 1, such as 0.4")
+        raise ConfigError(
+            f"--mfu={args.mfu} is not a share of the peak: use a number above 0 and up to 1, such as 0.4"
+        )
     return {run.name: _find(run, args) if args.topology else None for run in runs}
 
 
 def _find(run: Run, args: argparse.Namespace) -> dict[str, Any]:
     values = config.to_dict(run.experiment)
     values |= {"seed": 0, "data": values["data"] | {"seed": 0, "path": ""}}
-    key = hashlib.sha256(json.dumps([values, args.topology, args.mfu, package.commit()], sort_keys=True).encode()).hexdigest()[:16]
+    key = hashlib.sha256(
+        json.dumps(
+            [values, args.topology, args.mfu, package.commit()], sort_keys=True
+        ).encode()
+    ).hexdigest()[:16]
     kept = files.absolute(args.workdir) / PLANS / f"{key}.json"
     if kept.exists():
         return files.read_json(kept)
     note(f"{run.name}: compiling for {args.topology}")
     topology = topologies.find(args.topology)
-    found = plan(run.experiment, topology, args.mfu) | {"hosts": len({device.process_index for device in topology.devices})}
+    found = plan(run.experiment, topology, args.mfu) | {
+        "hosts": len({device.process_index for device in topology.devices})
+    }
     files.make_folder(kept.parent)
     files.write_json(kept, found)
     return found
@@ -54,7 +62,9 @@ def check(runs: list[Run], found: dict[str, dict[str, Any] | None]) -> None:
     for run in runs:
         planned = found[run.name]
         if planned and not planned["fits"]:
-            raise ConfigError(f"{run.name} does not fit on {planned['topology']} ({planned['reason']}): {planned['change']}")
+            raise ConfigError(
+                f"{run.name} does not fit on {planned['topology']} ({planned['reason']}): {planned['change']}"
+            )
 
 
 def table(runs: list[Run], found: dict[str, dict[str, Any] | None]) -> str:
@@ -63,17 +73,53 @@ def table(runs: list[Run], found: dict[str, dict[str, Any] | None]) -> str:
     rows: list[tuple[str, ...]] = [COLUMNS]
     for run in runs:
         tokens = run.experiment.steps * run.experiment.tokens_per_step
-        flops = tokens * counts.flops_per_token(run.experiment.model, run.experiment.data.seq_len)
+        flops = tokens * counts.flops_per_token(
+            run.experiment.model, run.experiment.data.seq_len
+        )
         planned = found[run.name]
         hours = planned["chip_hours"] if planned else 0.0
-        totals = [total + more for total, more in zip(totals, (tokens, flops, hours), strict=True)]
-        described = (planned["hosts"], planned["devices"], _peak(planned)) if planned else ("-", "-", "not planned")
-        rows.append((run.name, *map(str, described), f"{tokens:,}", f"{flops:.3g}", f"{hours:,.1f}" if planned else "-"))
+        totals = [
+            total + more
+            for total, more in zip(totals, (tokens, flops, hours), strict=True)
+        ]
+        described = (
+            (planned["hosts"], planned["devices"], _peak(planned))
+            if planned
+            else ("-", "-", "not planned")
+        )
+        rows.append(
+            (
+                run.name,
+                *map(str, described),
+                f"{tokens:,}",
+                f"{flops:.3g}",
+                f"{hours:,.1f}" if planned else "-",
+            )
+        )
     planned = any(found.values())
-    rows.append((f"{len(runs)} runs", "", "", "", f"{totals[0]:,}", f"{totals[1]:.3g}", f"{totals[2]:,.1f}" if planned else "-"))
+    rows.append(
+        (
+            f"{len(runs)} runs",
+            "",
+            "",
+            "",
+            f"{totals[0]:,}",
+            f"{totals[1]:.3g}",
+            f"{totals[2]:,.1f}" if planned else "-",
+        )
+    )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join(lines if planned else [*lines, "not planned: give --topology to know whether runs fit"])
+    lines = [
+        "  ".join(
+            cell.ljust(width) for cell, width in zip(row, widths, strict=True)
+        ).rstrip()
+        for row in rows
+    ]
+    return "\n".join(
+        lines
+        if planned
+        else [*lines, "not planned: give --topology to know whether runs fit"]
+    )
 
 
 def _peak(planned: dict[str, Any]) -> str:

@@ -20,7 +20,9 @@ from sparsecod_jax.stats.block import block_stats
 class Depth(NamedTuple):
     """What a block takes from its depth l, counted from 1: scalars for one block, [L] for all."""
 
-    norm_scale: jax.Array  # multiplies both norm outputs: 1, or 1/sqrt(l) by LayerNorm Scaling
+    norm_scale: (
+        jax.Array
+    )  # multiplies both norm outputs: 1, or 1/sqrt(l) by LayerNorm Scaling
 
 
 def depths(cfg: Model) -> Depth:
@@ -50,11 +52,15 @@ class Block(nn.Module):
         u_BTD = self.add(x_BTD, attention_BTD)
         ffn_BTD, router_stats = self.ffn_branch(u_BTD, depth)
         y_BTD = self.add(u_BTD, ffn_BTD)
-        return y_BTD, block_stats(x_BTD, attention_BTD, ffn_BTD, y_BTD, with_moments=self.with_moments) | router_stats
+        return y_BTD, block_stats(
+            x_BTD, attention_BTD, ffn_BTD, y_BTD, with_moments=self.with_moments
+        ) | router_stats
 
     def attention_branch(self, x_BTD, depth, angles, segments_BT):
         """What attention adds to the stream."""
-        return self.attention(self._scaled(self.attention_norm(x_BTD), depth), angles, segments_BT)
+        return self.attention(
+            self._scaled(self.attention_norm(x_BTD), depth), angles, segments_BT
+        )
 
     def ffn_branch(self, u_BTD, depth):
         """What the FFN adds to the stream, and a router's statistics."""
@@ -66,7 +72,9 @@ class Block(nn.Module):
 
     def queries_keys_values(self, x_BTD, depth, angles):
         """What attention compares and mixes: [B, T, H, K], [B, T, J, K] and [B, T, J, K], rotated."""
-        return self.attention.project(self._scaled(self.attention_norm(x_BTD), depth), angles)
+        return self.attention.project(
+            self._scaled(self.attention_norm(x_BTD), depth), angles
+        )
 
     def activations(self, u_BTD, depth):
         """The hidden layer of a dense FFN, [B, T, F]."""
@@ -74,7 +82,12 @@ class Block(nn.Module):
 
     def add(self, stream_BTD, branch_BTD):
         """The stream with a branch added, in the stream's own dtype."""
-        return constrain(stream_BTD + branch_BTD.astype(self.cfg.residual_dtype), "batch", "length", "width")
+        return constrain(
+            stream_BTD + branch_BTD.astype(self.cfg.residual_dtype),
+            "batch",
+            "length",
+            "width",
+        )
 
     def _scaled(self, normed_BTD, depth):
         return normed_BTD * depth.norm_scale.astype(self.cfg.compute_dtype)

@@ -15,7 +15,9 @@ BLOCK = 128  # rows multiplied at once on CPU: smaller blocks are slower a row, 
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
-def grouped_matmul(x_RD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array, all_grouped: bool = False) -> jax.Array:
+def grouped_matmul(
+    x_RD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array, all_grouped: bool = False
+) -> jax.Array:
     """Row r times the matrix of its group, [R, F].
 
     The first sizes_E[0] rows are group 0, the next sizes_E[1] rows group 1, and so on. Unless `all_grouped`, the groups may end before the
@@ -24,7 +26,9 @@ def grouped_matmul(x_RD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array, all_gr
     On TPU this is `jax.lax.ragged_dot`. Elsewhere that one multiplies every row by every matrix, so on CPU rows go block by block, and on
     NVIDIA's Hopper in bfloat16 through kernels for it (`hopper`). Other GPUs and types are left to `ragged_dot`.
     """
-    y_RF = jax.lax.platform_dependent(x_RD, w_EDF, sizes_E, cpu=_blocked, cuda=_cuda, default=jax.lax.ragged_dot)
+    y_RF = jax.lax.platform_dependent(
+        x_RD, w_EDF, sizes_E, cpu=_blocked, cuda=_cuda, default=jax.lax.ragged_dot
+    )
     return y_RF if all_grouped else _in_groups(y_RF, sizes_E)
 
 
@@ -34,9 +38,19 @@ def _forward(x_RD, w_EDF, sizes_E, all_grouped):
 
 def _backward(all_grouped, saved, grad_RF):
     x_RD, w_EDF, sizes_E = saved
-    gradients = {"cpu": _blocked_backward, "cuda": _cuda_backward, "default": _ragged_backward}
-    grad_x_RD, grad_w_EDF = jax.lax.platform_dependent(x_RD, w_EDF, sizes_E, grad_RF, **gradients)
-    return grad_x_RD if all_grouped else _in_groups(grad_x_RD, sizes_E), grad_w_EDF, None
+    gradients = {
+        "cpu": _blocked_backward,
+        "cuda": _cuda_backward,
+        "default": _ragged_backward,
+    }
+    grad_x_RD, grad_w_EDF = jax.lax.platform_dependent(
+        x_RD, w_EDF, sizes_E, grad_RF, **gradients
+    )
+    return (
+        grad_x_RD if all_grouped else _in_groups(grad_x_RD, sizes_E),
+        grad_w_EDF,
+        None,
+    )
 
 
 grouped_matmul.defvjp(_forward, _backward)
@@ -53,12 +67,16 @@ def _cuda(x_RD, w_EDF, sizes_E):
 
 
 def _cuda_backward(x_RD, w_EDF, sizes_E, grad_RF):
-    backward = hopper.grouped_matmul_backward if hopper.is_served(x_RD) else _ragged_backward
+    backward = (
+        hopper.grouped_matmul_backward if hopper.is_served(x_RD) else _ragged_backward
+    )
     return backward(x_RD, w_EDF, sizes_E, grad_RF)
 
 
 def _ragged_backward(x_RD, w_EDF, sizes_E, grad_RF):
-    return jax.vjp(lambda x, w: jax.lax.ragged_dot(x, w, sizes_E), x_RD, w_EDF)[1](grad_RF)
+    return jax.vjp(lambda x, w: jax.lax.ragged_dot(x, w, sizes_E), x_RD, w_EDF)[1](
+        grad_RF
+    )
 
 
 def _blocked(x_RD, w_EDF, sizes_E):
@@ -66,7 +84,9 @@ def _blocked(x_RD, w_EDF, sizes_E):
 
 
 def _blocked_backward(x_RD, w_EDF, sizes_E, grad_RF):
-    return _rows_times_matrices(grad_RF, w_EDF, sizes_E, contract=1), _products_of_rows(x_RD, grad_RF, sizes_E).astype(w_EDF.dtype)
+    return _rows_times_matrices(grad_RF, w_EDF, sizes_E, contract=1), _products_of_rows(
+        x_RD, grad_RF, sizes_E
+    ).astype(w_EDF.dtype)
 
 
 def _rows_times_matrices(x_RD, w_EDF, sizes_E, *, contract: int):
@@ -76,12 +96,19 @@ def _rows_times_matrices(x_RD, w_EDF, sizes_E, *, contract: int):
         w_DF = w_EDF[e]
 
         def block(out_RF, take, put, mine_K1):
-            product = jax.lax.dot_general(take(x_RD), w_DF, (((1,), (contract,)), ((), ())))
+            product = jax.lax.dot_general(
+                take(x_RD), w_DF, (((1,), (contract,)), ((), ()))
+            )
             return put(out_RF, jnp.where(mine_K1, product, take(out_RF)))
 
         return _over_blocks(sizes_E, e, len(x_RD), block, out_RF)
 
-    return jax.lax.fori_loop(0, len(w_EDF), group, jnp.zeros((len(x_RD), w_EDF.shape[2 - contract]), x_RD.dtype))
+    return jax.lax.fori_loop(
+        0,
+        len(w_EDF),
+        group,
+        jnp.zeros((len(x_RD), w_EDF.shape[2 - contract]), x_RD.dtype),
+    )
 
 
 def _products_of_rows(x_RD, grad_RF, sizes_E):
@@ -91,9 +118,20 @@ def _products_of_rows(x_RD, grad_RF, sizes_E):
     def group(_, e):
         def block(sum_DF, take, put, mine_K1):
             rows = (((0,), (0,)), ((), ()))
-            return sum_DF + jax.lax.dot_general(jnp.where(mine_K1, take(x_RD), 0), take(grad_RF), rows, preferred_element_type=wide)
+            return sum_DF + jax.lax.dot_general(
+                jnp.where(mine_K1, take(x_RD), 0),
+                take(grad_RF),
+                rows,
+                preferred_element_type=wide,
+            )
 
-        return None, _over_blocks(sizes_E, e, len(x_RD), block, jnp.zeros((x_RD.shape[1], grad_RF.shape[1]), wide))
+        return None, _over_blocks(
+            sizes_E,
+            e,
+            len(x_RD),
+            block,
+            jnp.zeros((x_RD.shape[1], grad_RF.shape[1]), wide),
+        )
 
     return jax.lax.scan(group, None, jnp.arange(len(sizes_E)))[1]
 

@@ -21,7 +21,14 @@ IN_FLIGHT = 4  # steps
 ACROSS = 4  # columns of tiles that are taken together, so that caches serve rows and matrices
 
 
-def rows_times_matrices(x_RD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array, *, transpose: bool, cores: int) -> jax.Array:
+def rows_times_matrices(
+    x_RD: jax.Array,
+    w_EDF: jax.Array,
+    sizes_E: jax.Array,
+    *,
+    transpose: bool,
+    cores: int,
+) -> jax.Array:
     """Each row times its group's matrix, [R, F]; rows beyond the groups stay uninitialised.
 
     Args:
@@ -31,22 +38,42 @@ def rows_times_matrices(x_RD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array, *
     (R, D), F = x_RD.shape, w_EDF.shape[1 if transpose else 2]
     products_4P, count_1 = _products(sizes_E, R)
     across = pl.cdiv(F, TILE)
-    matrix = ((TILE, STEP), lambda step: (0, step)) if transpose else ((STEP, TILE), lambda step: (step, 0))
-    pipeline = partial(_pipeline, ((TILE, STEP), lambda step: (0, step)), matrix, D // STEP)
+    matrix = (
+        ((TILE, STEP), lambda step: (0, step))
+        if transpose
+        else ((STEP, TILE), lambda step: (step, 0))
+    )
+    pipeline = partial(
+        _pipeline, ((TILE, STEP), lambda step: (0, step)), matrix, D // STEP
+    )
 
     def tile(index, me, loaded, stored, products, count, x, w, y):
         number, column = plgpu.planar_snake(index, (count[0], across), 1, ACROSS)
         group, block, first, end = (products[field, number] for field in range(4))
 
         def multiply(_, x_smem, w_smem, sums):
-            plgpu.wgmma(sums, x_smem.at[_mine(me)], plgpu.transpose_ref(w_smem, (1, 0)) if transpose else w_smem)
+            plgpu.wgmma(
+                sums,
+                x_smem.at[_mine(me)],
+                plgpu.transpose_ref(w_smem, (1, 0)) if transpose else w_smem,
+            )
 
         def store(sums):
-            mine_first, mine_end = (jnp.clip(bound - me * MINE, 0, MINE) for bound in (first, end))
+            mine_first, mine_end = (
+                jnp.clip(bound - me * MINE, 0, MINE) for bound in (first, end)
+            )
             top = pl.multiple_of(block * TILE + me * MINE, MINE)
-            _store(sums, stored.at[me], y.at[:, pl.ds(column * TILE, TILE)], partial(_copy_some, top, mine_first, mine_end))
+            _store(
+                sums,
+                stored.at[me],
+                y.at[:, pl.ds(column * TILE, TILE)],
+                partial(_copy_some, top, mine_first, mine_end),
+            )
 
-        rows, columns = x.at[pl.ds(pl.multiple_of(block * TILE, TILE), TILE)], pl.ds(column * TILE, TILE)
+        rows, columns = (
+            x.at[pl.ds(pl.multiple_of(block * TILE, TILE), TILE)],
+            pl.ds(column * TILE, TILE),
+        )
         some = w.at[group].at[columns] if transpose else w.at[group].at[:, columns]
         pipeline(multiply, store)(rows, some, allocations=loaded)
 
@@ -54,10 +81,22 @@ def rows_times_matrices(x_RD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array, *
         return pipeline(None, None).get_allocations(x, w.at[0])
 
     out = jax.ShapeDtypeStruct((R, F), x_RD.dtype)
-    return _on_all(cores, lambda products, count, *_: count[0] * across, tile, buffers, out, products_4P, count_1, x_RD, w_EDF)
+    return _on_all(
+        cores,
+        lambda products, count, *_: count[0] * across,
+        tile,
+        buffers,
+        out,
+        products_4P,
+        count_1,
+        x_RD,
+        w_EDF,
+    )
 
 
-def rows_times_rows(x_RD: jax.Array, y_RF: jax.Array, sizes_E: jax.Array, *, cores: int) -> jax.Array:
+def rows_times_rows(
+    x_RD: jax.Array, y_RF: jax.Array, sizes_E: jax.Array, *, cores: int
+) -> jax.Array:
     """The sum of the outer products of a group's rows, [E, D, F]: zeros for an empty group. Rows beyond the groups have to be finite."""
     E, D, F = len(sizes_E), x_RD.shape[1], y_RF.shape[1]
     ends_E = jnp.cumsum(sizes_E)
@@ -81,16 +120,29 @@ def rows_times_rows(x_RD: jax.Array, y_RF: jax.Array, sizes_E: jax.Array, *, cor
             @pl.when((step[0] == 0) | (step[0] == steps - 1))
             def _():
                 """The first and last rows may be of other groups."""
-                number = plgpu.layout_cast(lax.broadcasted_iota(jnp.int32, (STEP, MINE), 0), plgpu.Layout.WGMMA)
+                number = plgpu.layout_cast(
+                    lax.broadcasted_iota(jnp.int32, (STEP, MINE), 0), plgpu.Layout.WGMMA
+                )
                 number += (first_block + step[0]) * STEP
-                mine[...] = jnp.where((number >= start) & (number < end), mine[...], jnp.zeros_like(mine[...]))
+                mine[...] = jnp.where(
+                    (number >= start) & (number < end),
+                    mine[...],
+                    jnp.zeros_like(mine[...]),
+                )
                 plgpu.commit_smem()
 
             plgpu.wgmma(sums, plgpu.transpose_ref(mine, (1, 0)), y_smem)
 
         def store(sums):
-            to = w.at[group].at[pl.ds(row * TILE + me * MINE, MINE), pl.ds(column * TILE, TILE)]
-            _store(sums, stored.at[me], to, partial(plgpu.copy_smem_to_gmem, commit_group=False))
+            to = w.at[group].at[
+                pl.ds(row * TILE + me * MINE, MINE), pl.ds(column * TILE, TILE)
+            ]
+            _store(
+                sums,
+                stored.at[me],
+                to,
+                partial(plgpu.copy_smem_to_gmem, commit_group=False),
+            )
 
         x, y = (z.at[:, pl.ds(at * TILE, TILE)] for z, at in ((x, row), (y, column)))
         pipeline(first_block, steps, multiply, store)(x, y, allocations=loaded)
@@ -99,7 +151,9 @@ def rows_times_rows(x_RD: jax.Array, y_RF: jax.Array, sizes_E: jax.Array, *, cor
         return pipeline(0, IN_FLIGHT, None, None).get_allocations(x, y)
 
     out = jax.ShapeDtypeStruct((E, D, F), x_RD.dtype)
-    return _on_all(cores, lambda *_: E * down * across, tile, buffers, out, spans_2E, x_RD, y_RF)
+    return _on_all(
+        cores, lambda *_: E * down * across, tile, buffers, out, spans_2E, x_RD, y_RF
+    )
 
 
 def _products(sizes_E: jax.Array, rows: int) -> tuple[jax.Array, jax.Array]:
@@ -115,8 +169,13 @@ def _products(sizes_E: jax.Array, rows: int) -> tuple[jax.Array, jax.Array]:
     number_P = jnp.arange(pl.cdiv(rows, TILE) + len(sizes_E) - 1)
     group_P = (number_P[:, None] >= ends_of_tiles_E[None, :]).sum(axis=1)
     tile_P = (starts_E // TILE - ends_of_tiles_E + tiles_E)[group_P] + number_P
-    first_P, end_P = (jnp.clip(bound_E[group_P] - tile_P * TILE, 0, TILE) for bound_E in (starts_E, ends_E))
-    return jnp.stack([group_P, tile_P, first_P, end_P]).astype(jnp.int32), ends_of_tiles_E[-1:].astype(jnp.int32)
+    first_P, end_P = (
+        jnp.clip(bound_E[group_P] - tile_P * TILE, 0, TILE)
+        for bound_E in (starts_E, ends_E)
+    )
+    return jnp.stack([group_P, tile_P, first_P, end_P]).astype(
+        jnp.int32
+    ), ends_of_tiles_E[-1:].astype(jnp.int32)
 
 
 def _on_all(cores, count_tiles, tile, buffers, out, *operands):
@@ -132,7 +191,9 @@ def _on_all(cores, count_tiles, tile, buffers, out, *operands):
 
         transforms = plgpu.TilingTransform((1, STEP)), plgpu.SwizzleTransform(2 * STEP)
         stored = plgpu.SMEM((MULTIPLIERS, MINE, STEP), out.dtype, transforms=transforms)
-        pl.run_scoped(run, loaded=buffers(*refs), stored=stored, collective_axes="warpgroup")
+        pl.run_scoped(
+            run, loaded=buffers(*refs), stored=stored, collective_axes="warpgroup"
+        )
 
     kernel = plgpu.kernel(
         body,
@@ -141,7 +202,9 @@ def _on_all(cores, count_tiles, tile, buffers, out, *operands):
         grid_names=("core",),
         num_threads=MULTIPLIERS + 1,
         thread_name="warpgroup",
-        compiler_params=plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Warpgroup),
+        compiler_params=plgpu.CompilerParams(
+            lowering_semantics=plgpu.LoweringSemantics.Warpgroup
+        ),
     )
     return kernel(*operands)
 
@@ -165,7 +228,9 @@ def _pipeline(x_block, w_block, steps, multiply, store):
         multiply_one,
         grid=(steps,),
         memory_registers=40,
-        in_specs=[plgpu.BlockSpec(*block, transforms=swizzled) for block in (x_block, w_block)],
+        in_specs=[
+            plgpu.BlockSpec(*block, transforms=swizzled) for block in (x_block, w_block)
+        ],
         wg_axis="warpgroup",
         num_compute_wgs=MULTIPLIERS,
         max_concurrent_steps=IN_FLIGHT,
@@ -193,5 +258,7 @@ def _copy_some(top, first, end, buffer, to):
     for power in reversed(range(MINE.bit_length())):
         size = 2**power
         source, target = buffer.at[pl.ds(row, size)], to.at[pl.ds(top + row, size)]
-        pl.when((end - first) & size != 0)(partial(plgpu.copy_smem_to_gmem, source, target, commit_group=False))
+        pl.when((end - first) & size != 0)(
+            partial(plgpu.copy_smem_to_gmem, source, target, commit_group=False)
+        )
         row += (end - first) & size

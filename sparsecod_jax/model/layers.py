@@ -16,13 +16,24 @@ from sparsecod_jax.stats.block import at_least_float32
 PRODUCT = "product"  # the name of a matrix product inside a kernel, by which a remat policy knows it
 
 
-def weight(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str, ...], std: float) -> jax.Array:
+def weight(
+    module: nn.Module,
+    name: str,
+    shape: tuple[int, ...],
+    axes: tuple[str, ...],
+    std: float,
+) -> jax.Array:
     """A float32 parameter drawn from N(0, std^2), with its logical axes."""
     return _parameter(module, name, shape, axes, nn.initializers.normal(std))
 
 
 def _parameter(module: nn.Module, name: str, shape, axes, init) -> jax.Array:
-    return cast(jax.Array, module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32))
+    return cast(
+        jax.Array,
+        module.param(
+            name, nn.with_logical_partitioning(init, axes), shape, jnp.float32
+        ),
+    )
 
 
 class RMSNorm(nn.Module):
@@ -32,11 +43,17 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTD):
-        gain_D = _parameter(self, "gain", (x_BTD.shape[-1],), ("norm",), nn.initializers.ones)
+        gain_D = _parameter(
+            self, "gain", (x_BTD.shape[-1],), ("norm",), nn.initializers.ones
+        )
         wide_BTD = at_least_float32(x_BTD)
-        inverse_BT1 = jax.lax.rsqrt(jnp.mean(jnp.square(wide_BTD), axis=-1, keepdims=True) + self.cfg.norm_eps)
+        inverse_BT1 = jax.lax.rsqrt(
+            jnp.mean(jnp.square(wide_BTD), axis=-1, keepdims=True) + self.cfg.norm_eps
+        )
         dtype = self.cfg.compute_dtype
-        return (wide_BTD * inverse_BT1).astype(dtype) * gain_D.astype(dtype)[None, None, :]
+        return (wide_BTD * inverse_BT1).astype(dtype) * gain_D.astype(dtype)[
+            None, None, :
+        ]
 
 
 class SwiGLU(nn.Module):
@@ -58,5 +75,7 @@ class SwiGLU(nn.Module):
     def activate(self, x_BTD):
         """The hidden layer, [B, T, F]."""
         dtype = self.cfg.compute_dtype
-        hidden_BTF = nn.silu(x_BTD @ self.gate.astype(dtype)) * (x_BTD @ self.up.astype(dtype))
+        hidden_BTF = nn.silu(x_BTD @ self.gate.astype(dtype)) * (
+            x_BTD @ self.up.astype(dtype)
+        )
         return constrain(hidden_BTF, "batch", "length", "hidden")

@@ -31,18 +31,32 @@ class MixtureOfExperts(nn.Module):
         """The output, [B, T, D], and the router's statistics."""
         cfg, dtype = self.cfg, self.cfg.compute_dtype
         D, E, F = cfg.d_model, cfg.n_experts, cfg.d_ff
-        in_axes, out_axes = ("experts", "expert_embed", "hidden"), ("experts", "hidden", "expert_embed")
+        in_axes, out_axes = (
+            ("experts", "expert_embed", "hidden"),
+            ("experts", "hidden", "expert_embed"),
+        )
         router_DE = weight(self, "router", (D, E), ("embed", "router"), cfg.init_std)
         gate_EDF = weight(self, "gate", (E, D, F), in_axes, cfg.init_std).astype(dtype)
         up_EDF = weight(self, "up", (E, D, F), in_axes, cfg.init_std).astype(dtype)
         down_EFD = weight(self, "down", (E, F, D), out_axes, cfg.init_std).astype(dtype)
 
         wide_BTD = at_least_float32(x_BTD)
-        logits_BTE = jnp.einsum("btd,de->bte", wide_BTD, router_DE.astype(wide_BTD.dtype), precision="highest")
+        logits_BTE = jnp.einsum(
+            "btd,de->bte",
+            wide_BTD,
+            router_DE.astype(wide_BTD.dtype),
+            precision="highest",
+        )
         routing = route(logits_BTE, cfg.top_k, normalize=cfg.normalize_gates)
         token_axes, slot_axes = ("batch", "length", "width"), ("batch", "length", None)
-        mapped = sharding.shard_map(_exchange_and_run, (token_axes, slot_axes, slot_axes, in_axes, in_axes, out_axes), (token_axes, ()))
-        y_BTD, dropped = mapped(x_BTD, routing.experts_BTS, routing.gates_BTS, gate_EDF, up_EDF, down_EFD)
+        mapped = sharding.shard_map(
+            _exchange_and_run,
+            (token_axes, slot_axes, slot_axes, in_axes, in_axes, out_axes),
+            (token_axes, ()),
+        )
+        y_BTD, dropped = mapped(
+            x_BTD, routing.experts_BTS, routing.gates_BTS, gate_EDF, up_EDF, down_EFD
+        )
         if cfg.shared_expert:
             shared_BTD = SwiGLU(cfg, cfg.d_shared, name="shared")(x_BTD)
             y_BTD = (shared_BTD + cfg.top_k * y_BTD) / (cfg.top_k + 1)
@@ -63,9 +77,17 @@ def _exchange_and_run(x_BTD, experts_BTS, gates_BTS, gate_EDF, up_EDF, down_EFD)
     first_expert = sharding.position("experts") * len(gate_EDF)
 
     def chunk(x_ND, experts_NS, gates_NS):
-        x_ND, experts_NS, gates_NS = (sharding.gather(part, "experts", 0) for part in (x_ND, experts_NS, gates_NS))
+        x_ND, experts_NS, gates_NS = (
+            sharding.gather(part, "experts", 0) for part in (x_ND, experts_NS, gates_NS)
+        )
         weights = (w.astype(x_ND.dtype) for w in (gate_EDF, up_EDF, down_EFD))
-        y_ND, rows = run_experts(x_ND, experts_NS - first_expert, gates_NS, *weights, all_here=sharding.ways("experts") == 1)
+        y_ND, rows = run_experts(
+            x_ND,
+            experts_NS - first_expert,
+            gates_NS,
+            *weights,
+            all_here=sharding.ways("experts") == 1,
+        )
         return sharding.total(sharding.scatter_sum(y_ND, "experts", 0), "hidden"), rows
 
     tokens = [z.reshape(-1, z.shape[-1]) for z in (x_BTD, experts_BTS, gates_BTS)]
@@ -74,22 +96,33 @@ def _exchange_and_run(x_BTD, experts_BTS, gates_BTS, gate_EDF, up_EDF, down_EFD)
         y_ND, rows = chunk(*tokens)
     else:
         parts = [z.reshape(chunks, -1, z.shape[-1]) for z in tokens]
-        _, (y_ND, rows) = jax.lax.scan(lambda _, part: (None, jax.checkpoint(chunk)(*part)), None, parts)
-    dropped = sharding.ways("batch") * experts_BTS.size - sharding.total(rows.sum(), "batch")
+        _, (y_ND, rows) = jax.lax.scan(
+            lambda _, part: (None, jax.checkpoint(chunk)(*part)), None, parts
+        )
+    dropped = sharding.ways("batch") * experts_BTS.size - sharding.total(
+        rows.sum(), "batch"
+    )
     return y_ND.reshape(x_BTD.shape), dropped
 
 
-def run_experts(x_ND, experts_NS, gates_NS, gate_EDF, up_EDF, down_EFD, *, all_here: bool = False) -> tuple[jax.Array, jax.Array]:
+def run_experts(
+    x_ND, experts_NS, gates_NS, gate_EDF, up_EDF, down_EFD, *, all_here: bool = False
+) -> tuple[jax.Array, jax.Array]:
     """The gated sum over those slots whose expert is one of these, 0 <= expert < E, and the number of rows multiplied for it.
 
     The experts of a token differ from one another; with `all_here` every slot's is one of these.
     """
     N, S = experts_NS.shape
     E = len(gate_EDF)
-    expert_of_slot = jnp.where((experts_NS >= 0) & (experts_NS < E), experts_NS, E).reshape(-1)
+    expert_of_slot = jnp.where(
+        (experts_NS >= 0) & (experts_NS < E), experts_NS, E
+    ).reshape(-1)
     sizes_E = jax.nn.one_hot(expert_of_slot, E, dtype=jnp.int32).sum(axis=0)
     order = jnp.argsort(expert_of_slot)
-    slot_of_row_R, row_of_slot_NS = order[: N * min(S, E)], jnp.argsort(order).reshape(N, S)
+    slot_of_row_R, row_of_slot_NS = (
+        order[: N * min(S, E)],
+        jnp.argsort(order).reshape(N, S),
+    )
 
     x_RD = _rows_of_tokens(x_ND, slot_of_row_R, row_of_slot_NS)
     multiply = partial(_products, sizes_E=sizes_E, all_grouped=all_here)
@@ -104,11 +137,15 @@ def _products(x_RD, *matrices_EDF, sizes_E, all_grouped):
     """The rows times each of these matrices of their group."""
 
     def product(w_EDF):
-        return checkpoint_name(grouped_matmul(x_RD, w_EDF, sizes_E, all_grouped), PRODUCT)
+        return checkpoint_name(
+            grouped_matmul(x_RD, w_EDF, sizes_E, all_grouped), PRODUCT
+        )
 
     if hopper.is_served(x_RD):
         # Side by side: so rows are read once, and so are their gradients, which otherwise are added in a pass of their own.
-        return jnp.split(product(jnp.concatenate(matrices_EDF, axis=2)), len(matrices_EDF), axis=1)
+        return jnp.split(
+            product(jnp.concatenate(matrices_EDF, axis=2)), len(matrices_EDF), axis=1
+        )
     return [product(w_EDF) for w_EDF in matrices_EDF]
 
 
@@ -128,11 +165,20 @@ def _slots_of_rows(y_RD, slot_of_row_R, row_of_slot_NS):
 
 
 def _rows_of_tokens_forward(x_ND, slot_of_row_R, row_of_slot_NS):
-    return _rows_of_tokens(x_ND, slot_of_row_R, row_of_slot_NS), (slot_of_row_R, row_of_slot_NS)
+    return _rows_of_tokens(x_ND, slot_of_row_R, row_of_slot_NS), (
+        slot_of_row_R,
+        row_of_slot_NS,
+    )
 
 
 def _rows_of_tokens_backward(places, grad_RD):
-    return at_least_float32(_slots_of_rows(grad_RD, *places)).sum(axis=1).astype(grad_RD.dtype), None, None
+    return (
+        at_least_float32(_slots_of_rows(grad_RD, *places))
+        .sum(axis=1)
+        .astype(grad_RD.dtype),
+        None,
+        None,
+    )
 
 
 def _slots_of_rows_forward(y_RD, slot_of_row_R, row_of_slot_NS):

@@ -18,7 +18,9 @@ class Routing(NamedTuple):
 
     experts_BTS: jax.Array  # int32
     gates_BTS: jax.Array  # weights of the experts' outputs
-    stats: dict[str, jax.Array]  # scalars, and counts [E]; gradients flow through the two losses
+    stats: dict[
+        str, jax.Array
+    ]  # scalars, and counts [E]; gradients flow through the two losses
 
 
 def route(logits_BTE: jax.Array, top_k: int, *, normalize: bool) -> Routing:
@@ -26,7 +28,9 @@ def route(logits_BTE: jax.Array, top_k: int, *, normalize: bool) -> Routing:
     probabilities_BTE = jax.nn.softmax(logits_BTE)
     # Mapped, as the compiler does not divide a top_k and would gather the probabilities of all devices.
     axes = ("batch", "length", None)
-    (experts_BTS,) = sharding.shard_map(lambda local_BTE: (jax.lax.top_k(local_BTE, top_k)[1],), [axes], [axes])(probabilities_BTE)
+    (experts_BTS,) = sharding.shard_map(
+        lambda local_BTE: (jax.lax.top_k(local_BTE, top_k)[1],), [axes], [axes]
+    )(probabilities_BTE)
     chosen_BTSE = jax.nn.one_hot(experts_BTS, logits_BTE.shape[-1], dtype=jnp.bool_)
     gates_BTS = jnp.where(chosen_BTSE, probabilities_BTE[:, :, None, :], 0).sum(axis=-1)
     if normalize:
@@ -49,7 +53,9 @@ def load_balance_loss(probabilities_BTE: jax.Array, counts_E: jax.Array) -> jax.
     Both factors are means over all tokens of a global microbatch; the counts have no gradient.
     """
     share_E = counts_E / counts_E.sum()
-    return probabilities_BTE.shape[-1] * jnp.sum(share_E * probabilities_BTE.mean(axis=(0, 1)))
+    return probabilities_BTE.shape[-1] * jnp.sum(
+        share_E * probabilities_BTE.mean(axis=(0, 1))
+    )
 
 
 def z_loss(logits_BTE: jax.Array) -> jax.Array:
@@ -61,4 +67,7 @@ def auxiliary_loss(cfg: Model, stats: Mapping[str, Any]) -> jax.Array | float:
     """What a mixture of experts adds to the cross-entropy: the weighted means over blocks of its losses; 0 for a dense model."""
     if not cfg.n_experts:
         return 0.0
-    return cfg.load_balance_weight * stats["router/load_balance_loss"].mean() + cfg.router_z_weight * stats["router/z_loss"].mean()
+    return (
+        cfg.load_balance_weight * stats["router/load_balance_loss"].mean()
+        + cfg.router_z_weight * stats["router/z_loss"].mean()
+    )

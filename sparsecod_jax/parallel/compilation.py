@@ -16,4 +16,6 @@ def keep_programs() -> None:
     if told or (jax.process_count() > 1 and jax.default_backend() == "gpu"):
         return
     caches = epath.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    jax.config.update("jax_compilation_cache_dir", os.fspath(caches / "sparsecod_jax" / "xla"))
+    jax.config.update(
+        "jax_compilation_cache_dir", os.fspath(caches / "sparsecod_jax" / "xla")
+    )

@@ -50,7 +50,11 @@ def find(device_kind: str) -> Device | None:
 
 
 def _named(table: dict[str, Device], device_kind: str) -> Device | None:
-    found = (device for name, device in table.items() if re.search(rf"{name}(?!\d)", device_kind, re.IGNORECASE))  # an A1000 is no A100
+    found = (
+        device
+        for name, device in table.items()
+        if re.search(rf"{name}(?!\d)", device_kind, re.IGNORECASE)
+    )  # an A1000 is no A100
     return next(found, None)
 
 
@@ -62,10 +66,14 @@ def gpu_share(default: float = GPU_SHARE) -> tuple[str, float]:
     """
     told_by = [name for name in SHARES if os.environ.get(name)]
     if len(told_by) > 1:
-        raise ConfigError(f"{' and '.join(told_by)} are both set, where jax takes only one: unset the latter")
+        raise ConfigError(
+            f"{' and '.join(told_by)} are both set, where jax takes only one: unset the latter"
+        )
     name = told_by[0] if told_by else SHARES[0]
     told = os.environ.get(name) or default
     try:
         return name, float(told)
     except ValueError as error:
-        raise ConfigError(f"{name}={told} is not a number: write it like 0.9, or unset it") from error
+        raise ConfigError(
+            f"{name}={told} is not a number: write it like 0.9, or unset it"
+        ) from error

@@ -19,8 +19,12 @@ from sparsecod_jax.parallel.self_check import check_compiler
 from sparsecod_jax.parallel.sharding import MESH_AXES, count_slices
 
 FSDP_WAYS = 32  # over a whole slice of 64 or more the compiler for TPU gathers by all-reduce, which sends twice as much (docs/log.md)
-STREAM_SHARE = 1 / 8  # of a device's memory, for the residual stream that a microbatch leaves between blocks
-CPU_SCORES = 2**17  # attention scores of a block that a microbatch may have, so that they stay in a cache (docs/log.md)
+STREAM_SHARE = (
+    1 / 8
+)  # of a device's memory, for the residual stream that a microbatch leaves between blocks
+CPU_SCORES = (
+    2**17
+)  # attention scores of a block that a microbatch may have, so that they stay in a cache (docs/log.md)
 CUDNN_LARGEST_HEAD = 128
 
 
@@ -38,7 +42,9 @@ class Layout:
         return dataclasses.replace(execution, accumulation=self.microbatches, **chosen)
 
 
-def resolve(experiment: config.Experiment, on: Sequence[Any], slices: int = 0) -> Layout:
+def resolve(
+    experiment: config.Experiment, on: Sequence[Any], slices: int = 0
+) -> Layout:
     """The layout of an experiment on the devices `on`.
 
     Args:
@@ -53,10 +59,18 @@ def resolve(experiment: config.Experiment, on: Sequence[Any], slices: int = 0) -
     mesh = choose_mesh(experiment.model, rows, experiment.mesh, on, slices)
     microbatches = execution.accumulation or _microbatches(experiment, mesh, on[0])
     attention = _attention(experiment, on[0])
-    return Layout(mesh, microbatches, config.Kernels(attention, execution.remat, execution.unroll))
+    return Layout(
+        mesh, microbatches, config.Kernels(attention, execution.remat, execution.unroll)
+    )
 
 
-def choose_mesh(model: config.Model, rows: int, asked: config.Mesh, on: Sequence[Any], slices: int = 0) -> config.Mesh:
+def choose_mesh(
+    model: config.Model,
+    rows: int,
+    asked: config.Mesh,
+    on: Sequence[Any],
+    slices: int = 0,
+) -> config.Mesh:
     """The sizes of all axes for the devices `on`: those that are asked for, and for the others what divides model and batch.
 
     Preferred are tensor 1, then expert 1, as FSDP communicates what computing hides best, then the largest fsdp up to FSDP_WAYS. Between
@@ -72,8 +86,14 @@ def choose_mesh(model: config.Model, rows: int, asked: config.Mesh, on: Sequence
     slices = slices or count_slices(on)
     candidates = sorted(_candidates(asked, len(on), slices), key=_preference)
     if not candidates:
-        given = ", ".join(f"mesh.{axis}={size}" for axis, size in dataclasses.asdict(asked).items() if size)
-        across = f" with mesh.data a multiple of the {slices} slices" if slices > 1 else ""
+        given = ", ".join(
+            f"mesh.{axis}={size}"
+            for axis, size in dataclasses.asdict(asked).items()
+            if size
+        )
+        across = (
+            f" with mesh.data a multiple of the {slices} slices" if slices > 1 else ""
+        )
         raise ConfigError(
             f"{given} does not multiply to the {len(on)} devices here{across}: change an axis, or set it to 0 to have it chosen"
         )
@@ -81,7 +101,11 @@ def choose_mesh(model: config.Model, rows: int, asked: config.Mesh, on: Sequence
     chosen = next(fitting, None)
     if chosen is None:
         misfit = _misfit(model, rows, candidates[0])
-        others = f", as no other mesh of the {len(on)} devices fits either" if len(candidates) > 1 else ""
+        others = (
+            f", as no other mesh of the {len(on)} devices fits either"
+            if len(candidates) > 1
+            else ""
+        )
         raise ConfigError(f"{misfit}: change one of them{others}")
     return chosen
 
@@ -89,7 +113,10 @@ def choose_mesh(model: config.Model, rows: int, asked: config.Mesh, on: Sequence
 def _candidates(asked: config.Mesh, count: int, slices: int) -> Iterator[config.Mesh]:
     """Every mesh of `count` devices with the sizes that are asked for."""
     divisors = [size for size in range(1, count + 1) if count % size == 0]
-    axes = ([getattr(asked, axis)] if getattr(asked, axis) else divisors for axis in MESH_AXES)
+    axes = (
+        [getattr(asked, axis)] if getattr(asked, axis) else divisors
+        for axis in MESH_AXES
+    )
     for sizes in itertools.product(*axes):
         if math.prod(sizes) == count and sizes[0] % slices == 0:
             yield config.Mesh(*sizes)
@@ -125,43 +152,77 @@ def _microbatches(experiment: config.Experiment, mesh: config.Mesh, device) -> i
     On a CPU the fewest that have at most CPU_SCORES. A mixture's load-balance loss is one over each microbatch, so there the devices may
     not choose their number.
     """
-    model, length, known = experiment.model, experiment.data.seq_len, devices.find(device.device_kind)
+    model, length, known = (
+        experiment.model,
+        experiment.data.seq_len,
+        devices.find(device.device_kind),
+    )
     if model.n_experts or not (known or device.platform == "cpu"):
         return 1
     rows = experiment.global_batch // (mesh.data * mesh.fsdp * mesh.expert)
     if known:
-        row_bytes = model.n_layers * length * model.d_model * np.dtype(model.residual_dtype).itemsize
+        row_bytes = (
+            model.n_layers
+            * length
+            * model.d_model
+            * np.dtype(model.residual_dtype).itemsize
+        )
         most = STREAM_SHARE * known.memory / row_bytes
     else:
         most = CPU_SCORES / (model.n_heads * length**2)
-    return next((count for count in range(1, rows + 1) if rows % count == 0 and rows // count <= most), rows)
+    return next(
+        (
+            count
+            for count in range(1, rows + 1)
+            if rows % count == 0 and rows // count <= most
+        ),
+        rows,
+    )
 
 
 def _attention(experiment: config.Experiment, device) -> config.AttentionKernel:
     """The kernel that is asked for, or the platform's own where it serves the model's head size and dtype."""
     asked, model = experiment.execution.attention, experiment.model
-    own = "splash" if device.platform == "tpu" else "cudnn" if device.device_kind.startswith("NVIDIA") else None
+    own = (
+        "splash"
+        if device.platform == "tpu"
+        else "cudnn"
+        if device.device_kind.startswith("NVIDIA")
+        else None
+    )
     if asked in ("splash", "cudnn") and asked != own:
         needed = {"splash": "a TPU", "cudnn": "an NVIDIA GPU"}[asked]
-        raise ConfigError(f"execution.attention={asked} needs {needed}, this is a {device.platform}: set execution.attention=auto")
+        raise ConfigError(
+            f"execution.attention={asked} needs {needed}, this is a {device.platform}: set execution.attention=auto"
+        )
     if asked != "auto":
         return asked
-    served = model.compute_dtype == "bfloat16" and (own != "cudnn" or model.head_dim <= CUDNN_LARGEST_HEAD)
+    served = model.compute_dtype == "bfloat16" and (
+        own != "cudnn" or model.head_dim <= CUDNN_LARGEST_HEAD
+    )
     return own if own and served else "xla"
 
 
 def check_platform(model: config.Model) -> None:
     """Raises ConfigError when JAX would compute the model in less than it asks for, or wrongly."""
     check_compiler()
-    if "float64" in (model.compute_dtype, model.residual_dtype) and not jax.config.read("jax_enable_x64"):
-        raise ConfigError("float64 is computed as float32 unless JAX is told otherwise: set the environment variable JAX_ENABLE_X64=1")
+    if "float64" in (model.compute_dtype, model.residual_dtype) and not jax.config.read(
+        "jax_enable_x64"
+    ):
+        raise ConfigError(
+            "float64 is computed as float32 unless JAX is told otherwise: set the environment variable JAX_ENABLE_X64=1"
+        )
 
 
 def describe(layout: Layout, experiment: config.Experiment) -> str:
     """One line for people: what was chosen for `experiment`, and why."""
     mesh, kernels = layout.mesh, layout.kernels
-    axes = " x ".join(f"{axis} {getattr(mesh, axis)}" for axis in MESH_AXES if getattr(mesh, axis) > 1)
-    rows = experiment.global_batch // (layout.microbatches * mesh.data * mesh.fsdp * mesh.expert)
+    axes = " x ".join(
+        f"{axis} {getattr(mesh, axis)}" for axis in MESH_AXES if getattr(mesh, axis) > 1
+    )
+    rows = experiment.global_batch // (
+        layout.microbatches * mesh.data * mesh.fsdp * mesh.expert
+    )
     loop = " blocks one by one;" if kernels.unroll else ""
     return (
         f"mesh {axes or 'one device'} ({_reason(mesh, experiment)});"

@@ -39,7 +39,13 @@ ADVICE = "give --coordinator, --process_count and --process_index, or --process_
 
 
 @contextlib.contextmanager
-def connected(coordinator: str | None, count: int | None, index: int | None, *, owns_process: bool = False) -> Iterator[None]:
+def connected(
+    coordinator: str | None,
+    count: int | None,
+    index: int | None,
+    *,
+    owns_process: bool = False,
+) -> Iterator[None]:
     """Joins the processes of a run while the context lasts; before anything else uses jax.
 
     Args:
@@ -62,14 +68,19 @@ def connected(coordinator: str | None, count: int | None, index: int | None, *, 
         if owns_process and several and not getattr(error, "of_all", False):
             _leave_alone(error)
         if owns_process:
-            end_within(LEAVING + several * SHUTDOWN_TIMEOUT, getattr(error, "exit_code", SparsecodError.exit_code))
+            end_within(
+                LEAVING + several * SHUTDOWN_TIMEOUT,
+                getattr(error, "exit_code", SparsecodError.exit_code),
+            )
         raise
 
 
 def _leave_alone(error: BaseException) -> NoReturn:
     """At once: an orderly end would wait minutes for the others, which wait for this process."""
     message, code = ending.explained(error)
-    if isinstance(error, jax.errors.JaxRuntimeError) and ending.OUT_OF_MEMORY not in str(error):
+    if isinstance(
+        error, jax.errors.JaxRuntimeError
+    ) and ending.OUT_OF_MEMORY not in str(error):
         message = f"computing with the others failed ({_first_line(error)}): what they say may tell why; run the same command to go on"
     tell(f"process {jax.process_index()}: {message}")
     if is_first():
@@ -82,7 +93,9 @@ def _connect(coordinator: str | None, count: int | None, index: int | None) -> N
         return
     given = [value is not None for value in (coordinator, count, index)]
     if any(given) and not all(given):
-        raise ConfigError(f"--coordinator, --process_count and --process_index belong together: {ADVICE}")
+        raise ConfigError(
+            f"--coordinator, --process_count and --process_index belong together: {ADVICE}"
+        )
     try:
         jax.distributed.initialize(
             coordinator,
@@ -94,18 +107,30 @@ def _connect(coordinator: str | None, count: int | None, index: int | None) -> N
             shutdown_timeout_seconds=SHUTDOWN_TIMEOUT,
         )
     except ValueError as error:
-        if not str(error).startswith("coordinator_address should be defined"):  # JAX's way to say that it found nothing
-            raise ConfigError(f"JAX can't join the other processes ({_first_line(error)}): {ADVICE}") from error
-        check_alone(f"JAX can't tell which: start it with srun under Slurm, with the extra jax[k8s] on Kubernetes, or {ADVICE}")
+        if not str(error).startswith(
+            "coordinator_address should be defined"
+        ):  # JAX's way to say that it found nothing
+            raise ConfigError(
+                f"JAX can't join the other processes ({_first_line(error)}): {ADVICE}"
+            ) from error
+        check_alone(
+            f"JAX can't tell which: start it with srun under Slurm, with the extra jax[k8s] on Kubernetes, or {ADVICE}"
+        )
     except RuntimeError as error:
-        raise SparsecodError(f"joining the other processes failed ({_first_line(error)}): try again, or {ADVICE}") from error
+        raise SparsecodError(
+            f"joining the other processes failed ({_first_line(error)}): try again, or {ADVICE}"
+        ) from error
 
 
 def check_alone(advice: str) -> None:
     """Refuses to run as many copies as there are processes: raises ConfigError with the advice."""
-    signs = [name for name in COUNTS if os.environ.get(name, "1") != "1"] + [name for name in INDICES if name in os.environ]
+    signs = [name for name in COUNTS if os.environ.get(name, "1") != "1"] + [
+        name for name in INDICES if name in os.environ
+    ]
     if signs:
-        raise ConfigError(f"{signs[0]}={os.environ[signs[0]]} says that this is one of several processes, and {advice}")
+        raise ConfigError(
+            f"{signs[0]}={os.environ[signs[0]]} says that this is one of several processes, and {advice}"
+        )
 
 
 def is_first() -> bool:
@@ -165,13 +190,19 @@ def _try(function: Callable[..., Any], *args, **kwargs) -> tuple[Any, list[str] 
         return None, [type(error).__name__, str(error)]
     except Exception as error:
         traceback.print_exc()
-        return None, [SparsecodError.__name__, f"process {jax.process_index()} failed ({type(error).__name__}: {_first_line(error)})"]
+        return None, [
+            SparsecodError.__name__,
+            f"process {jax.process_index()} failed ({type(error).__name__}: {_first_line(error)})",
+        ]
 
 
 def _unwrap(told: str) -> Any:
     result, error = json.loads(told)
     if error is not None:
-        classes = {known.__name__: known for known in (SparsecodError, *SparsecodError.__subclasses__())}
+        classes = {
+            known.__name__: known
+            for known in (SparsecodError, *SparsecodError.__subclasses__())
+        }
         raised = classes[error[0]](error[1])
         raised.of_all = True
         raise raised
@@ -182,11 +213,21 @@ def _tell_all(text: str, source: int = 0) -> str:
     """The text of process `source`, on every process."""
     speaking = jax.process_index() == source
     encoded = np.frombuffer(text.encode(), np.uint8)
-    size = int(multihost_utils.broadcast_one_to_all(np.uint32(encoded.size), is_source=speaking))
-    padded = np.zeros(1 << size.bit_length(), np.uint8)  # few sizes, as each is compiled
+    size = int(
+        multihost_utils.broadcast_one_to_all(
+            np.uint32(encoded.size), is_source=speaking
+        )
+    )
+    padded = np.zeros(
+        1 << size.bit_length(), np.uint8
+    )  # few sizes, as each is compiled
     if speaking:
         padded[:size] = encoded
-    return multihost_utils.broadcast_one_to_all(padded, is_source=speaking)[:size].tobytes().decode()
+    return (
+        multihost_utils.broadcast_one_to_all(padded, is_source=speaking)[:size]
+        .tobytes()
+        .decode()
+    )
 
 
 def _first_line(error: BaseException) -> str:

@@ -35,7 +35,11 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "embed": ("fsdp", "expert"),
     "expert_embed": "fsdp",
     "router": None,
-    "table": ("tensor", "fsdp", "expert"),  # tensor first, so that gathering over the others leaves contiguous columns
+    "table": (
+        "tensor",
+        "fsdp",
+        "expert",
+    ),  # tensor first, so that gathering over the others leaves contiguous columns
     "head_size": None,
     "norm": None,
 }
@@ -52,13 +56,23 @@ def make_mesh(sizes: config.Mesh, devices: Sequence | None = None) -> jax.shardi
     slices = count_slices(devices)
     within = (sizes.data // slices, sizes.fsdp, sizes.expert, sizes.tensor)
     if slices == 1:
-        arranged = mesh_utils.create_device_mesh(within, devices, allow_split_physical_axes=True)
+        arranged = mesh_utils.create_device_mesh(
+            within, devices, allow_split_physical_axes=True
+        )
     else:
-        arranged = mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1, 1), devices, allow_split_physical_axes=True)
-    return jax.sharding.Mesh(arranged, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+        arranged = mesh_utils.create_hybrid_device_mesh(
+            within, (slices, 1, 1, 1), devices, allow_split_physical_axes=True
+        )
+    return jax.sharding.Mesh(
+        arranged, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES)
+    )
 
 
-def spec(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh, axes: Sequence[str | None], shape: Sequence[int]) -> P:
+def spec(
+    mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh,
+    axes: Sequence[str | None],
+    shape: Sequence[int],
+) -> P:
     """The partition spec of an array of `shape` with logical `axes` on `mesh`; an axis that does not divide is replicated."""
     entries = []
     for axis, size in zip(axes, shape, strict=True):
@@ -83,7 +97,11 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, spec(mesh, axes, x.shape))
 
 
-def shard_map(function: Callable, in_axes: Sequence[Sequence[str | None]], out_axes: Sequence[Sequence[str | None]]) -> Callable:
+def shard_map(
+    function: Callable,
+    in_axes: Sequence[Sequence[str | None]],
+    out_axes: Sequence[Sequence[str | None]],
+) -> Callable:
     """`function` on each device's part of its arguments, which are laid out by the table; outside a mesh, on the whole.
 
     Inside, `ways`, `position`, `gather`, `scatter_sum`, `total` and `largest` reach the other parts.
@@ -100,16 +118,26 @@ def shard_map(function: Callable, in_axes: Sequence[Sequence[str | None]], out_a
         return function
 
     def mapped(*args):
-        in_specs = tuple(spec(mesh, axes, arg.shape) for axes, arg in zip(in_axes, args, strict=True))
+        in_specs = tuple(
+            spec(mesh, axes, arg.shape) for axes, arg in zip(in_axes, args, strict=True)
+        )
         layout = {}
         for axes, entries in zip(in_axes, in_specs, strict=True):
             layout |= zip(axes, entries, strict=True)
-        whole = [axis for axis, entry in layout.items() if axis not in (None, "batch") and _split(axis) and entry is None]
+        whole = [
+            axis
+            for axis, entry in layout.items()
+            if axis not in (None, "batch") and _split(axis) and entry is None
+        ]
         if whole:
-            raise ValueError(f"the axes {whole} do not divide over the mesh {dict(mesh.shape)}: `layout` refuses such a model")
+            raise ValueError(
+                f"the axes {whole} do not divide over the mesh {dict(mesh.shape)}: `layout` refuses such a model"
+            )
         out_specs = tuple(P(*(layout[axis] for axis in axes)) for axes in out_axes)
         # check_vma is off because kernels and custom gradients don't say how their results vary over the mesh.
-        return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)(*args)
+        return jax.shard_map(
+            function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
+        )(*args)
 
     return mapped
 
@@ -133,12 +161,18 @@ def position(axis: str) -> jax.Array | int:
 
 def gather(x: jax.Array, axis: str, dim: int) -> jax.Array:
     """All parts of a logical axis, joined along `dim`."""
-    return jax.lax.all_gather(x, _split(axis), axis=dim, tiled=True) if _split(axis) else x
+    return (
+        jax.lax.all_gather(x, _split(axis), axis=dim, tiled=True) if _split(axis) else x
+    )
 
 
 def scatter_sum(x: jax.Array, axis: str, dim: int) -> jax.Array:
     """The sum over the devices of a logical axis, of which each keeps its part of `dim`."""
-    return jax.lax.psum_scatter(x, _split(axis), scatter_dimension=dim, tiled=True) if _split(axis) else x
+    return (
+        jax.lax.psum_scatter(x, _split(axis), scatter_dimension=dim, tiled=True)
+        if _split(axis)
+        else x
+    )
 
 
 def total(x: jax.Array, axis: str) -> jax.Array:
@@ -159,7 +193,9 @@ def tree_shardings(mesh: jax.sharding.Mesh, boxed) -> object:
             return NamedSharding(mesh, spec(mesh, leaf.names, leaf.value.shape))
         return NamedSharding(mesh, P())
 
-    return jax.tree.map(sharding, boxed, is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned))
+    return jax.tree.map(
+        sharding, boxed, is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)
+    )
 
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:

@@ -10,7 +10,9 @@ import os
 LIBRARY_PRODUCTS = "--xla_gpu_enable_triton_gemm=false"
 # What these releases of jaxlib leave to YNNPACK by default, without reductions.
 WITH_YNNPACK = ("0.10.", "0.11.")
-OWN_REDUCTIONS = "--xla_cpu_experimental_ynn_fusion_type=individual_dot,individual_convolution"
+OWN_REDUCTIONS = (
+    "--xla_cpu_experimental_ynn_fusion_type=individual_dot,individual_convolution"
+)
 
 
 def leave_products_to_libraries() -> None:

@@ -18,7 +18,9 @@ KINDS = (
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
 _OPERATION = re.compile(r"(?<=[\s)}\]])([a-z][\w\-]*)\(([^)]*)\)")
-_CALLED = re.compile(r"(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)|branch_computations=\{([^}]*)\}")
+_CALLED = re.compile(
+    r"(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)|branch_computations=\{([^}]*)\}"
+)
 _ARRAY = re.compile(r"\b([a-z]+\d+[a-z0-9]*|pred)\[([\d,]*)\]")
 _BITS = re.compile(r"\d+")
 _COMMENT = re.compile(r"/\*.*?\*/")  # numbers the operands of long lists
@@ -50,9 +52,14 @@ def collectives(text: str) -> dict[str, Traffic]:
             if kind not in KINDS:
                 continue
             sent = sum(_bytes(types[operand]) for operand in _operands(rest))
-            both = operation == "send" or (operation.endswith("-start") and result.startswith("("))  # the result repeats the operands
+            both = operation == "send" or (
+                operation.endswith("-start") and result.startswith("(")
+            )  # the result repeats the operands
             received = _bytes(result) - sent if both else _bytes(result)
-            traffic = found.setdefault("reduce-scatter" if name.startswith("all-reduce-scatter") else kind, Traffic())
+            traffic = found.setdefault(
+                "reduce-scatter" if name.startswith("all-reduce-scatter") else kind,
+                Traffic(),
+            )
             traffic.count += runs[name]
             traffic.bytes += runs[name] * max(sent, received)
     return found
@@ -60,7 +67,9 @@ def collectives(text: str) -> dict[str, Traffic]:
 
 def _repeats(name: str, instructions: list[tuple[str, str]]) -> bool:
     """Whether a computation only goes on with a collective that another one began: the compiler for TPU spreads some over several."""
-    return name.startswith("async_collective_fusion") or any("AsyncCollectiveDone" in rest for _, rest in instructions)
+    return name.startswith("async_collective_fusion") or any(
+        "AsyncCollectiveDone" in rest for _, rest in instructions
+    )
 
 
 def _computations(text: str) -> tuple[dict[str, list[tuple[str, str]]], str]:
@@ -79,7 +88,11 @@ def _computations(text: str) -> tuple[dict[str, list[tuple[str, str]]], str]:
 def _split(rest: str) -> tuple[str, str, str]:
     """Result type, operation and operands of an instruction."""
     operation = _OPERATION.search(rest)
-    return (rest[: operation.start()].strip(), operation[1], operation[2]) if operation else (rest, "", "")
+    return (
+        (rest[: operation.start()].strip(), operation[1], operation[2])
+        if operation
+        else (rest, "", "")
+    )
 
 
 def _bytes(type_text: str) -> int:
@@ -112,8 +125,13 @@ def _trips(loop: str, around: dict[str, str], computations) -> int:
     if known := re.search(r'known_trip_count":\{"n":"(\d+)"', loop):
         return int(known[1])
     condition = re.search(r"condition=%?([\w.\-]+)", loop)
-    text = "\n".join(rest for _, rest in computations[condition[1]]) if condition else ""
-    limits, counters = re.findall(r" constant\((\d+)\)", text), re.findall(r" get-tuple-element\(.*index=(\d+)", text)
+    text = (
+        "\n".join(rest for _, rest in computations[condition[1]]) if condition else ""
+    )
+    limits, counters = (
+        re.findall(r" constant\((\d+)\)", text),
+        re.findall(r" get-tuple-element\(.*index=(\d+)", text),
+    )
     if len(limits) != 1 or len(counters) != 1:
         return 1
     initial = around.get(_operands(loop)[0], "")
@@ -131,4 +149,6 @@ def _constant(name: str, around: dict[str, str]) -> int:
 
 def _operands(rest: str) -> list[str]:
     """The names of an instruction's operands."""
-    return [operand.split(" ")[-1].lstrip("%") for operand in _split(rest)[2].split(", ")]
+    return [
+        operand.split(" ")[-1].lstrip("%") for operand in _split(rest)[2].split(", ")
+    ]

@@ -23,7 +23,14 @@ GIB = devices.GIB
 OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
 
 
-def plan_all(experiment: Experiment, names: list[str], mfu: float, out: str | None, *, every_remat: bool = False) -> None:
+def plan_all(
+    experiment: Experiment,
+    names: list[str],
+    mfu: float,
+    out: str | None,
+    *,
+    every_remat: bool = False,
+) -> None:
     """Prints a plan for each topology, and writes all to the JSON file `out`.
 
     Args:
@@ -33,8 +40,12 @@ def plan_all(experiment: Experiment, names: list[str], mfu: float, out: str | No
       ConfigError: as `plan` does, or `out` can't be written.
     """
     if not 0 < mfu <= 1:
-        raise ConfigError(f"--mfu={mfu} is not a share of the peak: use a number above 0 and up to 1, such as 0.4")
-    jax.config.update("jax_platforms", "cpu")  # the chips that are compiled for are not here
+        raise ConfigError(
+            f"--mfu={mfu} is not a share of the peak: use a number above 0 and up to 1, such as 0.4"
+        )
+    jax.config.update(
+        "jax_platforms", "cpu"
+    )  # the chips that are compiled for are not here
     wanted = [topologies.find(name) for name in names]
     for topology in wanted:
         layout.resolve(experiment, topology.devices, topology.slices)
@@ -57,11 +68,17 @@ def _check_target(target: epath.Path) -> None:
     if not target.exists():
         return
     found = files.read_json(target)
-    if not isinstance(found, list) or not all(isinstance(each, dict) and "topology" in each for each in found):
-        raise ConfigError(f"{target} holds something else than plans: choose another --out")
+    if not isinstance(found, list) or not all(
+        isinstance(each, dict) and "topology" in each for each in found
+    ):
+        raise ConfigError(
+            f"{target} holds something else than plans: choose another --out"
+        )
 
 
-def plan(experiment: Experiment, topology: Topology, mfu: float, *, search: bool = True) -> dict[str, Any]:
+def plan(
+    experiment: Experiment, topology: Topology, mfu: float, *, search: bool = True
+) -> dict[str, Any]:
     """What `experiment` needs on `topology`, as plain JSON values.
 
     Args:
@@ -90,7 +107,10 @@ def plan(experiment: Experiment, topology: Topology, mfu: float, *, search: bool
 
 def budget(experiment: Experiment, topology: Topology, mfu: float) -> dict[str, Any]:
     """What follows from sizes alone."""
-    flops = counts.flops_per_token(experiment.model, experiment.data.seq_len) * experiment.tokens_per_step
+    flops = (
+        counts.flops_per_token(experiment.model, experiment.data.seq_len)
+        * experiment.tokens_per_step
+    )
     seconds = flops / (len(topology.devices) * topology.device.peak_flops * mfu)
     return {
         "parameters": dataclasses.asdict(counts.parameters(experiment.model)),
@@ -107,8 +127,14 @@ def compiled(program: Program, topology: Topology) -> dict[str, Any]:
     """Memory, collectives and compile time of the programs that a run alternates between; out of memory is a finding."""
     leaves = jax.tree.leaves(program.abstract_state)
     state = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
-    found: dict[str, Any] = {"checkpoint_bytes": state, "fits": True, "compile_seconds": 0.0}
-    for with_moments in [False, True] if program.experiment.log.moments_every else [False]:
+    found: dict[str, Any] = {
+        "checkpoint_bytes": state,
+        "fits": True,
+        "compile_seconds": 0.0,
+    }
+    for with_moments in (
+        [False, True] if program.experiment.log.moments_every else [False]
+    ):
         began = time.perf_counter()
         found |= _compiled_once(program, topology, found.get("memory"), with_moments)
         found["compile_seconds"] += time.perf_counter() - began
@@ -117,7 +143,12 @@ def compiled(program: Program, topology: Topology) -> dict[str, Any]:
     return found
 
 
-def _compiled_once(program: Program, topology: Topology, before: dict[str, Any] | None, with_moments: bool) -> dict[str, Any]:
+def _compiled_once(
+    program: Program,
+    topology: Topology,
+    before: dict[str, Any] | None,
+    with_moments: bool,
+) -> dict[str, Any]:
     """What one program adds to the findings; `before` is the memory of the other."""
     try:
         executable = program.lower(with_moments=with_moments).compile()
@@ -127,14 +158,28 @@ def _compiled_once(program: Program, topology: Topology, before: dict[str, Any] 
         return {"fits": False, "reason": _reason(str(error))}
     analysis = executable.memory_analysis()
     assert analysis, "every compiler named in `topologies` analyses memory"
-    memory = {"arguments": analysis.argument_size_in_bytes, "temporaries": analysis.temp_size_in_bytes, "limit": topology.device.memory}
+    memory = {
+        "arguments": analysis.argument_size_in_bytes,
+        "temporaries": analysis.temp_size_in_bytes,
+        "limit": topology.device.memory,
+    }
     memory["peak"] = memory["arguments"] + memory["temporaries"]
-    found: dict[str, Any] = {"memory": memory if before is None or memory["peak"] > before["peak"] else before}
+    found: dict[str, Any] = {
+        "memory": memory
+        if before is None or memory["peak"] > before["peak"]
+        else before
+    }
     if not with_moments:
-        found["collectives"] = {kind: dataclasses.asdict(sent) for kind, sent in hlo.collectives(executable.as_text() or "").items()}
+        found["collectives"] = {
+            kind: dataclasses.asdict(sent)
+            for kind, sent in hlo.collectives(executable.as_text() or "").items()
+        }
     if memory["peak"] > memory["limit"]:
         peak, limit = memory["peak"] / GIB, memory["limit"] / GIB
-        found |= {"fits": False, "reason": f"arguments and temporaries take {peak:.1f} of {limit:.1f} GiB"}
+        found |= {
+            "fits": False,
+            "reason": f"arguments and temporaries take {peak:.1f} of {limit:.1f} GiB",
+        }
     return found
 
 
@@ -163,14 +208,18 @@ def smallest_change(experiment: Experiment, topology: Topology) -> str:
             return False
         return compiled(program, topology)["fits"]
 
-    for group in _changes(experiment, layout.resolve(experiment, topology.devices, topology.slices)):
+    for group in _changes(
+        experiment, layout.resolve(experiment, topology.devices, topology.slices)
+    ):
         if fits(group[-1]):
             first = group[bisect_left(group, True, hi=len(group) - 1, key=fits)]
             return " ".join(f"--config.{name}={value}" for name, value in first.items())
     return "none of microbatches, a loop over blocks, remat and fsdp makes it fit: take a larger slice"
 
 
-def every_remat_policy(experiment: Experiment, topology: Topology, planned: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def every_remat_policy(
+    experiment: Experiment, topology: Topology, planned: dict[str, Any]
+) -> dict[str, dict[str, Any]]:
     """Memory, or why it does not fit, by remat policy; `planned` has that of the experiment's own."""
     found = {}
     for policy in get_args(config.Remat):
@@ -178,13 +227,23 @@ def every_remat_policy(experiment: Experiment, topology: Topology, planned: dict
         if execution == experiment.execution:
             result = planned
         else:
-            program = build(dataclasses.replace(experiment, execution=execution), topology.devices, topology.slices)
+            program = build(
+                dataclasses.replace(experiment, execution=execution),
+                topology.devices,
+                topology.slices,
+            )
             result = compiled(program, topology)
-        found[policy] = {name: value for name, value in result.items() if name in ("fits", "memory", "reason")}
+        found[policy] = {
+            name: value
+            for name, value in result.items()
+            if name in ("fits", "memory", "reason")
+        }
     return found
 
 
-def _changes(experiment: Experiment, now: layout.Layout) -> Iterator[list[dict[str, Any]]]:
+def _changes(
+    experiment: Experiment, now: layout.Layout
+) -> Iterator[list[dict[str, Any]]]:
     """Groups of changes, each with less memory towards its end.
 
     Smaller microbatches first, which cost least, then a loop over blocks that were unrolled, then full remat, then data-parallel replicas
@@ -208,7 +267,10 @@ def _changes(experiment: Experiment, now: layout.Layout) -> Iterator[list[dict[s
 
 def report(found: dict[str, Any]) -> str:
     """A plan as a few lines for people."""
-    sent = [f"{kind} {each['count']} x, {each['bytes'] / 1e9:.2f} GB" for kind, each in sorted(found.get("collectives", {}).items())]
+    sent = [
+        f"{kind} {each['count']} x, {each['bytes'] / 1e9:.2f} GB"
+        for kind, each in sorted(found.get("collectives", {}).items())
+    ]
     parameters = found["parameters"]
     return "\n".join(
         [
@@ -223,7 +285,10 @@ def report(found: dict[str, Any]) -> str:
             f"  at MFU {found['assumed_mfu']:.0%}: {found['step_seconds']:.2f} s a step,"
             f" {found['chip_hours']:,.0f} chip-hours for {found['tokens']:,} tokens",
             f"  compiled in {found['compile_seconds']:.0f} s",
-            *(f"  remat {policy}: {_verdict(each)}" for policy, each in found.get("remat", {}).items()),
+            *(
+                f"  remat {policy}: {_verdict(each)}"
+                for policy, each in found.get("remat", {}).items()
+            ),
         ]
     )
 
@@ -232,5 +297,7 @@ def _verdict(found: dict[str, Any]) -> str:
     if not found["fits"]:
         return f"does not fit: {found['reason']}"
     memory = found["memory"]
-    peak, limit, arguments, temporaries = (memory[name] / GIB for name in ("peak", "limit", "arguments", "temporaries"))
+    peak, limit, arguments, temporaries = (
+        memory[name] / GIB for name in ("peak", "limit", "arguments", "temporaries")
+    )
     return f"fits: peak {peak:.2f} of {limit:.2f} GiB a chip (arguments {arguments:.2f}, temporaries {temporaries:.2f})"

@@ -20,7 +20,12 @@ NO_TPU_HERE = {
     "TPU_WORKER_HOSTNAMES": "localhost",
 }
 
-TPU_OPTIONS = {"v4": {"chip_config_name": "megacore"}, "v5e": {}, "v5p": {}, "v6e": {}}  # megacore: one device a chip
+TPU_OPTIONS = {
+    "v4": {"chip_config_name": "megacore"},
+    "v5e": {},
+    "v5p": {},
+    "v6e": {},
+}  # megacore: one device a chip
 
 HOST_OF_TPU = 4  # chips, 2x2 of a slice; those of eight are not used
 
@@ -66,10 +71,15 @@ def shape(name: str) -> Shape:
       ConfigError: it is not written so, or not of whole hosts.
     """
     size = r"[1-9]\d*"
-    if tpu := re.fullmatch(rf"(?:(v4|v5p):({size}x{size}x{size})|(v5e|v6e):({size}x{size}))(?:\*({size}))?", name):
+    if tpu := re.fullmatch(
+        rf"(?:(v4|v5p):({size}x{size}x{size})|(v5e|v6e):({size}x{size}))(?:\*({size}))?",
+        name,
+    ):
         sides = tuple(map(int, (tpu[2] or tpu[4]).split("x")))
         if sides[0] % 2 or sides[1] % 2:
-            raise ConfigError(f"--topology={name} is no slice that exists (hosts have 2x2 chips): write it like {NAMES}")
+            raise ConfigError(
+                f"--topology={name} is no slice that exists (hosts have 2x2 chips): write it like {NAMES}"
+            )
         return Shape(tpu[1] or tpu[3], sides, int(tpu[5] or 1))
     if gpu := re.fullmatch(rf"h100:(?:({size})x)?({size})", name):
         return Shape("h100", (int(gpu[2]),), int(gpu[1] or 1))
@@ -83,7 +93,11 @@ def find(name: str) -> Topology:
       ConfigError: there is no such topology, or its compiler is not installed.
     """
     wanted = shape(name)
-    found = _tpu(name.partition("*")[0], wanted.kind, wanted.slices) if wanted.is_tpu else _gpu(wanted.slices, wanted.chips)
+    found = (
+        _tpu(name.partition("*")[0], wanted.kind, wanted.slices)
+        if wanted.is_tpu
+        else _gpu(wanted.slices, wanted.chips)
+    )
     device = devices.find(found[0].device_kind)
     assert device, f"{found[0].device_kind} is missing in the table of devices"
     return Topology(name, found, wanted.slices, device)
@@ -94,7 +108,9 @@ def _tpu(name: str, kind: str, slices: int) -> list[Any]:
     from jax.experimental import topologies
 
     if importlib.util.find_spec("libtpu") is None:
-        raise ConfigError("compiling for a TPU needs its compiler: pip install 'sparsecod-jax[tpu]'")
+        raise ConfigError(
+            "compiling for a TPU needs its compiler: pip install 'sparsecod-jax[tpu]'"
+        )
     os.environ.update(NO_TPU_HERE)
     options = TPU_OPTIONS[kind] | ({"num_slices": slices} if slices > 1 else {})
     try:
@@ -102,12 +118,20 @@ def _tpu(name: str, kind: str, slices: int) -> list[Any]:
     except jax.errors.JaxRuntimeError as error:
         if "INVALID_ARGUMENT" not in str(error):
             raise
-        raise ConfigError(f"--topology={name} is no slice that exists ({str(error).splitlines()[0]}): write it like {NAMES}") from error
+        raise ConfigError(
+            f"--topology={name} is no slice that exists ({str(error).splitlines()[0]}): write it like {NAMES}"
+        ) from error
 
 
 def _gpu(hosts: int, gpus: int) -> list[Any]:
     from jax.experimental import topologies
 
     if importlib.util.find_spec("jax_cuda13_plugin") is None:
-        raise ConfigError("compiling for an H100 needs its compiler: pip install 'sparsecod-jax[gpu]'")
-    return list(topologies.get_topology_desc("", "cuda", target_config=H100, topology=f"1x{hosts}x{gpus}").devices)
+        raise ConfigError(
+            "compiling for an H100 needs its compiler: pip install 'sparsecod-jax[gpu]'"
+        )
+    return list(
+        topologies.get_topology_desc(
+            "", "cuda", target_config=H100, topology=f"1x{hosts}x{gpus}"
+        ).devices
+    )

@@ -19,16 +19,29 @@ tags:
 ---
 """
 
-COLUMNS = [column for score in IN_REPORTS for column in score.card]  # of the table of layers
+COLUMNS = [
+    column for score in IN_REPORTS for column in score.card
+]  # of the table of layers
 PLACES = ("path", "source", "tokenizer")  # fields that name files
-PRIVATE = ("host", "hostname", "pid", "workdir", "coordinator")  # what a record may say of a machine
+PRIVATE = (
+    "host",
+    "hostname",
+    "pid",
+    "workdir",
+    "coordinator",
+)  # what a record may say of a machine
 WIDTH = 125  # of a line of text
 
 
 def write(run: RunDir, model: LoadedModel) -> str:
     """Markdown: what the model is, how it was trained, how well it predicts, and what each layer contributes, as far as that is known."""
     manifest = read_record(run.manifest)
-    sections = [_description(run.path.name, model), _results(run, model.step), _layers(run, model.weights), _training(run, manifest)]
+    sections = [
+        _description(run.path.name, model),
+        _results(run, model.step),
+        _layers(run, model.weights),
+        _training(run, manifest),
+    ]
     return HEAD + "\n" + "\n\n".join(section for section in sections if section) + "\n"
 
 
@@ -43,24 +56,41 @@ def _description(name: str, model: LoadedModel) -> str:
         f" {model.source.longest:,} tokens; every document ended with the end-of-text token, and {_beginning(model)}.",
     ]
     if cfg.document_masking:
-        lines.append("It was trained with attention within documents, which stock code does not know: give it one document at a time.")
+        lines.append(
+            "It was trained with attention within documents, which stock code does not know: give it one document at a time."
+        )
     if cfg.layer_norm_scaling:
-        lines.append("It was trained with LayerNorm Scaling, whose factors are folded into the gains.")
+        lines.append(
+            "It was trained with LayerNorm Scaling, whose factors are folded into the gains."
+        )
     return "\n".join(lines)
 
 
 def _beginning(model: LoadedModel) -> str:
     tokenizer = model.source.tokenizer()
-    first = "".join(f" `{tokenizer.inner.id_to_token(number)}`" for number in tokenizer.before)
-    return f"began with{first}, which the tokenizer puts there" if first else "none began with a token of its own"
+    first = "".join(
+        f" `{tokenizer.inner.id_to_token(number)}`" for number in tokenizer.before
+    )
+    return (
+        f"began with{first}, which the tokenizer puts there"
+        if first
+        else "none began with a token of its own"
+    )
 
 
 def _results(run: RunDir, step: int) -> str:
     final = read_record(run.final) if run.final.exists() else {}
     if final.get("steps") != step:
         return ""
-    numbers = {name: final[name] for name in ("loss", "perplexity", "bits_per_byte", "unigram_entropy") if name in final}
-    rows = [[name.replace("_", " "), _number(value, ".4f")] for name, value in numbers.items()]
+    numbers = {
+        name: final[name]
+        for name in ("loss", "perplexity", "bits_per_byte", "unigram_entropy")
+        if name in final
+    }
+    rows = [
+        [name.replace("_", " "), _number(value, ".4f")]
+        for name, value in numbers.items()
+    ]
     return _table("## Held-out text", ["measure", "value"], rows)
 
 
@@ -73,23 +103,33 @@ def _layers(run: RunDir, weights: str) -> str:
     columns = {name: values for name, values in found.items() if values}
     if not columns:
         return ""
-    rows = [[str(layer + 1), *(_number(value, ".4g") for value in row)] for layer, row in enumerate(zip(*columns.values(), strict=True))]
+    rows = [
+        [str(layer + 1), *(_number(value, ".4g") for value in row)]
+        for layer, row in enumerate(zip(*columns.values(), strict=True))
+    ]
     data = scores["data"]
     measured = f"Measured on {data['sequences']} sequences of {data['seq_len']} tokens, or the first of them."
-    reading = textwrap.fill(" ".join(column.reading for column in COLUMNS if column.reading), WIDTH)
+    reading = textwrap.fill(
+        " ".join(column.reading for column in COLUMNS if column.reading), WIDTH
+    )
     heading = f"## What each layer contributes\n\n{reading} {measured}"
     return _table(heading, ["block", *columns], rows)
 
 
 def _training(run: RunDir, manifest: dict[str, Any]) -> str:
-    made_with, config = (json.dumps(_public(values), indent=1) for values in (manifest, read_record(run.config)))
+    made_with, config = (
+        json.dumps(_public(values), indent=1)
+        for values in (manifest, read_record(run.config))
+    )
     return f"## Training\n\nManifest:\n\n```json\n{made_with}\n```\n\nConfig:\n\n```json\n{config}\n```"
 
 
 def _public(value: Any, name: str = "") -> Any:
     """What may be told of a record, and of what it has under `name`: of places their last name, and nothing of hosts and processes."""
     if isinstance(value, dict):
-        return {key: _public(item, key) for key, item in value.items() if key not in PRIVATE}
+        return {
+            key: _public(item, key) for key, item in value.items() if key not in PRIVATE
+        }
     if isinstance(value, list):
         return [_public(item) for item in value]
     if not isinstance(value, str) or value.startswith("hf:"):
@@ -99,7 +139,9 @@ def _public(value: Any, name: str = "") -> Any:
 
 
 def _table(heading: str, columns: list[str], rows: list[list[str]]) -> str:
-    lines = [f"| {' | '.join(cells)} |" for cells in (columns, ["---"] * len(columns), *rows)]
+    lines = [
+        f"| {' | '.join(cells)} |" for cells in (columns, ["---"] * len(columns), *rows)
+    ]
     return "\n".join([heading, "", *lines])
 
 

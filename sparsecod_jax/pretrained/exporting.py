@@ -37,7 +37,9 @@ SHARD_BYTES = 5 * 10**9
 CARD = "README.md"
 
 
-def export(workdir: str, out: str, *, dtype: Dtype = "float32", shard_bytes: int = SHARD_BYTES) -> epath.Path:
+def export(
+    workdir: str, out: str, *, dtype: Dtype = "float32", shard_bytes: int = SHARD_BYTES
+) -> epath.Path:
     """Writes the newest checkpoint that verifies as a folder that stock transformers load, and returns its path.
 
     Args:
@@ -53,7 +55,9 @@ def export(workdir: str, out: str, *, dtype: Dtype = "float32", shard_bytes: int
     if target.exists():
         raise ConfigError(f"{target} is there already: choose another --out")
     tokenizer = source.tokenizer()
-    described = to_config(source.model, source.longest, dtype, tokenizer.eos_id, tokenizer.start_id)
+    described = to_config(
+        source.model, source.longest, dtype, tokenizer.eos_id, tokenizer.start_id
+    )
     words = _settings(tokenizer, source.longest) | _words(run)
     model = load_model(source)
     with files.new_folder(target) as folder:
@@ -65,7 +69,9 @@ def export(workdir: str, out: str, *, dtype: Dtype = "float32", shard_bytes: int
             CARD: words.get(CARD) or card.write(run, model).encode(),
         }.items():
             files.write(folder / name, content)
-        files.write_record(folder / DIGESTS, {"tensors": digests, "files": _digests_of_files(folder)})
+        files.write_record(
+            folder / DIGESTS, {"tensors": digests, "files": _digests_of_files(folder)}
+        )
     note(f"step {model.step} of {run.path} as {dtype}")
     return target
 
@@ -75,7 +81,9 @@ def _words(run: RunDir) -> dict[str, bytes]:
     if not run.origin.exists():
         return {}
     if os.path.islink(run.origin) or not run.origin.is_dir():
-        raise ConfigError(f"{run.origin} is not a folder of the run itself: get the run from a source that you trust")
+        raise ConfigError(
+            f"{run.origin} is not a folder of the run itself: get the run from a source that you trust"
+        )
     return hf_files.read_words(run.origin, {})
 
 
@@ -87,7 +95,10 @@ def _tokenizer(run: RunDir, tokenizer: Tokenizer) -> bytes:
 
 def _settings(tokenizer: Tokenizer, longest: int) -> dict[str, bytes]:
     """How stock code is to use tokenizer and model, by file."""
-    start, end = (tokenizer.inner.id_to_token(token) for token in (tokenizer.start_id, tokenizer.eos_id))
+    start, end = (
+        tokenizer.inner.id_to_token(token)
+        for token in (tokenizer.start_id, tokenizer.eos_id)
+    )
     usage = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": start,
@@ -98,7 +109,9 @@ def _settings(tokenizer: Tokenizer, longest: int) -> dict[str, bytes]:
     }
     ids = {"bos_token_id": tokenizer.start_id, "eos_token_id": tokenizer.eos_id}
     files_of = {"tokenizer_config.json": usage, "generation_config.json": ids}
-    return {name: json.dumps(values, indent=1).encode() for name, values in files_of.items()}
+    return {
+        name: json.dumps(values, indent=1).encode() for name, values in files_of.items()
+    }
 
 
 def _digests_of_files(folder: epath.Path) -> dict[str, str]:
@@ -107,21 +120,37 @@ def _digests_of_files(folder: epath.Path) -> dict[str, str]:
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in listed}
 
 
-def _write_weights(folder: epath.Path, model: Model, params: Any, dtype: Dtype, shard_bytes: int) -> dict[str, str]:
+def _write_weights(
+    folder: epath.Path, model: Model, params: Any, dtype: Dtype, shard_bytes: int
+) -> dict[str, str]:
     """One file, or several and an index of them, of which one is in memory at a time; returns the digest of each tensor."""
     shards = list(_shards(model, np.dtype(DTYPES[dtype]).itemsize, shard_bytes))
     leaves = dict(zip(names(params), jax.tree.leaves(params), strict=True))
     places, digests = {}, {}
     for number, shard in enumerate(shards):
-        file = WEIGHTS if len(shards) == 1 else f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
+        file = (
+            WEIGHTS
+            if len(shards) == 1
+            else f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
+        )
         values = {tensor.name: _values(tensor, leaves, dtype) for tensor in shard}
-        safetensors.numpy.save_file(values, os.fspath(folder / file), metadata={"format": "pt"})
-        shutil.copymode(folder / CONFIG, folder / file)  # the library lets only its caller read the file
+        safetensors.numpy.save_file(
+            values, os.fspath(folder / file), metadata={"format": "pt"}
+        )
+        shutil.copymode(
+            folder / CONFIG, folder / file
+        )  # the library lets only its caller read the file
         places |= dict.fromkeys(values, file)
         digests |= {name: digest(value) for name, value in values.items()}
     if len(shards) > 1:
-        total = sum(np.prod(tensor.shape, dtype=int) for tensor in tensors(model)) * np.dtype(DTYPES[dtype]).itemsize
-        files.write_json(folder / INDEX, {"metadata": {"total_size": int(total)}, "weight_map": places})
+        total = (
+            sum(np.prod(tensor.shape, dtype=int) for tensor in tensors(model))
+            * np.dtype(DTYPES[dtype]).itemsize
+        )
+        files.write_json(
+            folder / INDEX,
+            {"metadata": {"total_size": int(total)}, "weight_map": places},
+        )
     return digests
 
 
@@ -143,11 +172,15 @@ def _values(tensor: Tensor, leaves: dict[str, jax.Array], dtype: Dtype) -> np.nd
         return np.zeros(tensor.shape, DTYPES[dtype])
     values = to_theirs(tensor, np.asarray(_part(leaves[tensor.path], tensor.index)))
     if not np.isfinite(values).all():
-        raise ConfigError(f"{tensor.name} has values that are not finite: the run has diverged, export an earlier one")
+        raise ConfigError(
+            f"{tensor.name} has values that are not finite: the run has diverged, export an earlier one"
+        )
     with np.errstate(over="ignore"):  # what overflows is refused
         cast = np.ascontiguousarray(values.astype(DTYPES[dtype]))
     if not np.isfinite(cast).all():
-        raise ConfigError(f"{tensor.name} reaches {np.abs(values).max():g}, which {dtype} does not hold: export another --dtype")
+        raise ConfigError(
+            f"{tensor.name} reaches {np.abs(values).max():g}, which {dtype} does not hold: export another --dtype"
+        )
     return cast
 
 

@@ -53,9 +53,13 @@ def find(folder: epath.Path, name: str) -> epath.Path:
             " download what is missing"
         ) from None
     if stat.S_ISLNK(mode):
-        raise ConfigError(f"{file} is a link to another place: copy the folder with its links resolved, as `cp -rL` does")
+        raise ConfigError(
+            f"{file} is a link to another place: copy the folder with its links resolved, as `cp -rL` does"
+        )
     if not stat.S_ISREG(mode):
-        raise ConfigError(f"{file} is not a plain file: get the model from a source that you trust")
+        raise ConfigError(
+            f"{file} is not a plain file: get the model from a source that you trust"
+        )
     return file
 
 
@@ -72,10 +76,14 @@ def read(folder: epath.Path, name: str, largest: int, digests: dict[str, str]) -
     file = find(folder, name)
     size = os.stat(file).st_size
     if size > largest:
-        raise ConfigError(f"{file} has {size:,} bytes, where {largest:,} are enough: get the model from a source that you trust")
+        raise ConfigError(
+            f"{file} has {size:,} bytes, where {largest:,} are enough: get the model from a source that you trust"
+        )
     content = file.read_bytes()
     if _differs(name, content, digests):
-        raise ConfigError(f"{file} was changed after it was exported: copy it again, or delete {DIGESTS} if you changed it yourself")
+        raise ConfigError(
+            f"{file} was changed after it was exported: copy it again, or delete {DIGESTS} if you changed it yourself"
+        )
     return content
 
 
@@ -83,12 +91,16 @@ def _differs(name: str, content: bytes, digests: dict[str, str]) -> bool:
     return digests.get(name) not in (None, hashlib.sha256(content).hexdigest())
 
 
-def read_json(folder: epath.Path, name: str, largest: int, digests: dict[str, str]) -> dict[str, Any]:
+def read_json(
+    folder: epath.Path, name: str, largest: int, digests: dict[str, str]
+) -> dict[str, Any]:
     """The object in a file, which is read as `read` does."""
     try:
         values = json.loads(read(folder, name, largest, digests))
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{folder / name} is not JSON ({error}): download it again") from error
+        raise ConfigError(
+            f"{folder / name} is not JSON ({error}): download it again"
+        ) from error
     if not isinstance(values, dict):
         raise ConfigError(f"{folder / name} does not hold an object: download it again")
     return values
@@ -101,16 +113,30 @@ def read_words(folder: epath.Path, digests: dict[str, str]) -> dict[str, bytes]:
       ConfigError: as `read` does; or it is too much, or settings name code to be run.
     """
     words = {}
-    for name in sorted(file.name for file in folder.iterdir() if any(fnmatch(file.name, kept) for kept in WORDS)):
-        for_people = not name.endswith((".json", ".jinja"))  # whoever publishes a model changes its card
+    for name in sorted(
+        file.name
+        for file in folder.iterdir()
+        if any(fnmatch(file.name, kept) for kept in WORDS)
+    ):
+        for_people = not name.endswith(
+            (".json", ".jinja")
+        )  # whoever publishes a model changes its card
         words[name] = read(folder, name, LARGEST_WORDS, {} if for_people else digests)
         if sum(map(len, words.values())) > ALL_WORDS:
-            raise ConfigError(f"{folder} says more than {ALL_WORDS:,} bytes about itself: get the model from a source that you trust")
+            raise ConfigError(
+                f"{folder} says more than {ALL_WORDS:,} bytes about itself: get the model from a source that you trust"
+            )
         if for_people and _differs(name, words[name], digests):
-            say_once(f"{shown(name)} is not the one that was exported: it is taken as it is")
+            say_once(
+                f"{shown(name)} is not the one that was exported: it is taken as it is"
+            )
     for name in words:
-        if name.endswith(".json") and "auto_map" in read_json(folder, name, LARGEST_WORDS, digests):
-            raise ConfigError(f"{folder / name} names code of its own (auto_map), which nothing here may run: choose another model")
+        if name.endswith(".json") and "auto_map" in read_json(
+            folder, name, LARGEST_WORDS, digests
+        ):
+            raise ConfigError(
+                f"{folder / name} names code of its own (auto_map), which nothing here may run: choose another model"
+            )
     return words
 
 
@@ -126,6 +152,10 @@ def read_digests(folder: epath.Path) -> tuple[dict[str, str], dict[str, str]]:
     record = files.read_record(folder / DIGESTS)
     for section in ("tensors", "files"):
         values = record.get(section)
-        if not isinstance(values, dict) or not all(isinstance(digest, str) for digest in values.values()):
-            raise ConfigError(f"{folder / DIGESTS} has no digests of {section}: copy it again")
+        if not isinstance(values, dict) or not all(
+            isinstance(digest, str) for digest in values.values()
+        ):
+            raise ConfigError(
+                f"{folder / DIGESTS} has no digests of {section}: copy it again"
+            )
     return record["tensors"], record["files"]

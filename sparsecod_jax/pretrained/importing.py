@@ -32,24 +32,40 @@ def import_model(hf: str, workdir: str) -> epath.Path:
       ConfigError: the folder can't be used, or `workdir` is not empty; nothing was written.
     """
     run = RunDir(files.absolute(workdir))
-    check_free_or_ours(run.path, ours=False, option="--workdir", kind="a run to be made")
+    check_free_or_ours(
+        run.path, ours=False, option="--workdir", kind="a run to be made"
+    )
     folder = open_folder(files.absolute(hf))
     source, words = model_of_folder(folder), folder.words()
     tokenizer = source.tokenizer()
-    left = {file.name for file in source.path.iterdir()} - {*words, TOKENIZER, CONFIG, INDEX, DIGESTS}
+    left = {file.name for file in source.path.iterdir()} - {
+        *words,
+        TOKENIZER,
+        CONFIG,
+        INDEX,
+        DIGESTS,
+    }
     if others := sorted(name for name in left if not name.endswith(".safetensors")):
         note(shown(f"not taken along: {', '.join(others)}"))
     model = load_model(source)
     with claim(run), contextlib.closing(Checkpointer(run, keep=1)) as checkpointer:
-        experiment = config.Experiment(model=source.model, data=config.Data(seq_len=source.longest))
-        checkpointer.save(0, {"state": {"params": model.params}}, {"config": config.to_dict(experiment)})
+        experiment = config.Experiment(
+            model=source.model, data=config.Data(seq_len=source.longest)
+        )
+        checkpointer.save(
+            0,
+            {"state": {"params": model.params}},
+            {"config": config.to_dict(experiment)},
+        )
         checkpointer.wait()
         files.write(run.tokenizer, (source.path / TOKENIZER).read_bytes())
         files.make_folder(run.origin)
         for name, content in words.items():
             files.write(run.origin / name, content)
         described = _manifest(model, tokenizer)
-        write_record(run.manifest, described | {"tokenizer_digest": files.digest(run.tokenizer)})
+        write_record(
+            run.manifest, described | {"tokenizer_digest": files.digest(run.tokenizer)}
+        )
         write_record(run.config, config.to_dict(experiment))
         run.set_status("finished")
     return run.path
@@ -61,6 +77,10 @@ def _manifest(model: LoadedModel, tokenizer: Tokenizer) -> dict:
         "imported": {"folder": model.source.path.name, "weights": model.weights},
         "devices": {"kind": jax.devices()[0].device_kind, "count": jax.device_count()},
         "parameters": dataclasses.asdict(counts.parameters(model.source.model)),
-        "tokenizer": {"eos_id": tokenizer.eos_id, "start_id": tokenizer.start_id, "before": list(tokenizer.before)},
+        "tokenizer": {
+            "eos_id": tokenizer.eos_id,
+            "start_id": tokenizer.start_id,
+            "before": list(tokenizer.before),
+        },
         "identity_fields": {"imported": model.weights},
     }

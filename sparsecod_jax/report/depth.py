@@ -28,16 +28,24 @@ def _figure(runs: list[RunData], curve: Curve) -> Figure:
         if curve.predicted is None:
             series += _series(run, curve.path, f"{run.name}{_probe_length(run, curve)}")
         else:
-            series += _series(run, curve.predicted, f"{run.name}, predicted", dashed=True)
+            series += _series(
+                run, curve.predicted, f"{run.name}, predicted", dashed=True
+            )
             series += _series(run, curve.path, f"{run.name}, measured")
-    return Figure(curve.title, curve.reading, "block", curve.unit, series, log_y=curve.log)
+    return Figure(
+        curve.title, curve.reading, "block", curve.unit, series, log_y=curve.log
+    )
 
 
 def _probe_length(run: RunData, curve: Curve) -> str:
-    return f", {find(run.scores, curve.probe_length)} tokens" if curve.probe_length else ""
+    return (
+        f", {find(run.scores, curve.probe_length)} tokens" if curve.probe_length else ""
+    )
 
 
-def _series(run: RunData, path: Path, label: str, *, dashed: bool = False) -> list[Series]:
+def _series(
+    run: RunData, path: Path, label: str, *, dashed: bool = False
+) -> list[Series]:
     """One value per block, of values per head their mean; nothing where the run has none."""
     values = find(run.scores, path)
     if values is None:

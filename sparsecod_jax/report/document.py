@@ -3,7 +3,16 @@
 import dataclasses
 from collections.abc import Sequence
 
-COLOURS = ("#1b6ca8", "#d1495b", "#2e8b57", "#8e5ea2", "#c98b1b", "#3c3c3c", "#00a3a3", "#a0522d")  # of groups
+COLOURS = (
+    "#1b6ca8",
+    "#d1495b",
+    "#2e8b57",
+    "#8e5ea2",
+    "#c98b1b",
+    "#3c3c3c",
+    "#00a3a3",
+    "#a0522d",
+)  # of groups
 FEW = 40  # points of a curve, that are marked
 
 
@@ -100,4 +109,8 @@ def number(value: float | None, style: str | None = None) -> str:
 
 def short(value: float, digits: int = 4) -> str:
     """A number with at least that many significant digits, up to a million without an exponent."""
-    return f"{value:,.0f}" if 10 ** (digits - 1) - 0.5 <= abs(value) < 1e6 else f"{value:.{digits}g}"
+    return (
+        f"{value:,.0f}"
+        if 10 ** (digits - 1) - 0.5 <= abs(value) < 1e6
+        else f"{value:.{digits}g}"
+    )

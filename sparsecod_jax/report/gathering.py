@@ -35,17 +35,40 @@ def gather(root: epath.Path) -> Found:
     elif is_begun(RunDir(root)):
         studies, runs = [], [load_run(RunDir(root))]
     else:
-        folders = [folder for place in (root, root / "runs") if place.is_dir() for folder in sorted(place.iterdir())]
-        studies = readable(load_study, [StudyDir(folder) for folder in folders if StudyDir(folder).described.exists()], left_out)
-        places = [RunDir(folder) for folder in folders if is_begun(RunDir(folder)) and not StudyDir(folder).described.exists()]
+        folders = [
+            folder
+            for place in (root, root / "runs")
+            if place.is_dir()
+            for folder in sorted(place.iterdir())
+        ]
+        studies = readable(
+            load_study,
+            [
+                StudyDir(folder)
+                for folder in folders
+                if StudyDir(folder).described.exists()
+            ],
+            left_out,
+        )
+        places = [
+            RunDir(folder)
+            for folder in folders
+            if is_begun(RunDir(folder)) and not StudyDir(folder).described.exists()
+        ]
         runs = readable(load_run, places, left_out)
     if not studies and not runs:
-        others = "".join(f"; {name} is left out: {reason}" for name, reason in left_out.items())
-        raise ConfigError(f"{root} holds no run{others}: give a --workdir that `sparsecod train` wrote, or a folder of them")
+        others = "".join(
+            f"; {name} is left out: {reason}" for name, reason in left_out.items()
+        )
+        raise ConfigError(
+            f"{root} holds no run{others}: give a --workdir that `sparsecod train` wrote, or a folder of them"
+        )
     return Found(studies, runs, left_out)
 
 
-def readable(read: Callable[[Any], Any], places: list[Any], left_out: dict[str, str]) -> list[Any]:
+def readable(
+    read: Callable[[Any], Any], places: list[Any], left_out: dict[str, str]
+) -> list[Any]:
     """What `read` makes of the places that can be read; of the others `left_out` is told the reason."""
     found = []
     for place in places:

@@ -10,7 +10,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Picture
 from matplotlib.font_manager import fontManager
 
-from sparsecod_jax.report.document import COLOURS, FEW, Alarm, Document, Figure, Heading, Heatmap, Part, Table, Text
+from sparsecod_jax.report.document import (
+    COLOURS,
+    FEW,
+    Alarm,
+    Document,
+    Figure,
+    Heading,
+    Heatmap,
+    Part,
+    Table,
+    Text,
+)
 from sparsecod_jax.storage import files
 
 FOLDER = "figures"
@@ -23,14 +34,19 @@ def write(document: Document, path: epath.Path) -> None:
     folder = path.parent / FOLDER
     files.make_folder(folder)
     _have_font()
-    parts = [f"# {_plain(document.title)}", *(_part(part, folder) for part in document.parts)]
+    parts = [
+        f"# {_plain(document.title)}",
+        *(_part(part, folder) for part in document.parts),
+    ]
     files.write(path, ("\n\n".join(parts) + "\n").encode())
 
 
 def _have_font() -> None:
     """Matplotlib keeps a list of all fonts in the user's cache, which may have lost its own."""
     if all(entry.name != FONT for entry in fontManager.ttflist):
-        fontManager.addfont(os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"))
+        fontManager.addfont(
+            os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
+        )
 
 
 def _part(part: Part, folder: epath.Path) -> str:
@@ -50,9 +66,20 @@ def _part(part: Part, folder: epath.Path) -> str:
 def _table(table: Table) -> str:
     title = f"### {_plain(table.title)}\n\n" if table.title else ""
     meanings = f"{_plain('; '.join(table.meanings))}.\n\n" if table.meanings else ""
-    rows = [table.columns, ["---", *("--:" for _ in table.columns[1:])], *([_cell(cell) for cell in row] for row in table.rows)]
+    rows = [
+        table.columns,
+        ["---", *("--:" for _ in table.columns[1:])],
+        *([_cell(cell) for cell in row] for row in table.rows),
+    ]
     header, rule, *body = rows
-    return title + meanings + "\n".join(f"| {' | '.join(row)} |" for row in ([_plain(column) for column in header], rule, *body))
+    return (
+        title
+        + meanings
+        + "\n".join(
+            f"| {' | '.join(row)} |"
+            for row in ([_plain(column) for column in header], rule, *body)
+        )
+    )
 
 
 def _cell(text: str) -> str:
@@ -88,7 +115,13 @@ def _draw_curves(axes: Axes, figure: Figure) -> None:
         style = "none" if series.points else "--" if series.dashed else "-"
         marker = "o" if series.points or len(series.x) < FEW else ""
         label = re.sub(r"([$\\])", r"\\\1", series.label)  # which begin mathematics
-        look = {"linestyle": style, "linewidth": 0.7 + nth, "marker": marker, "markersize": 4, "color": colour}
+        look = {
+            "linestyle": style,
+            "linewidth": 0.7 + nth,
+            "marker": marker,
+            "markersize": 4,
+            "color": colour,
+        }
         axes.plot(series.x, values, label=label.lstrip("_"), **look)
     if figure.log_x:
         axes.set_xscale("log")
@@ -96,15 +129,31 @@ def _draw_curves(axes: Axes, figure: Figure) -> None:
         axes.set_yscale("log")
     axes.spines[["top", "right"]].set_visible(False)
     if figure.series:
-        axes.legend(fontsize="x-small", frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+        axes.legend(
+            fontsize="x-small",
+            frameon=False,
+            loc="center left",
+            bbox_to_anchor=(1, 0.5),
+        )
 
 
 def _draw_matrix(picture: Picture, axes: Axes, heatmap: Heatmap) -> None:
-    values = [[float("nan") if value is None else value for value in row] for row in heatmap.values]
+    values = [
+        [float("nan") if value is None else value for value in row]
+        for row in heatmap.values
+    ]
     rows, columns = len(values), len(values[0])
     low = -heatmap.largest if heatmap.signed else 0
     colours = "RdBu" if heatmap.signed else "Blues"
     extent = (0.5, columns + 0.5, rows + 0.5, 0.5)
     shape = "equal" if rows == columns else "auto"
-    shown = axes.imshow(values, cmap=colours, vmin=low, vmax=heatmap.largest, extent=extent, aspect=shape, interpolation="nearest")
+    shown = axes.imshow(
+        values,
+        cmap=colours,
+        vmin=low,
+        vmax=heatmap.largest,
+        extent=extent,
+        aspect=shape,
+        interpolation="nearest",
+    )
     picture.colorbar(shown, ax=axes)

@@ -22,9 +22,16 @@ NEAR_ZERO = "near_zero_0.1"
 def measure(run: RunData, name: str) -> float | None:
     """The number, None where the run has none, or one that is not finite."""
     root, *path = name.split("/")
-    sources = {"final": run.final, "scores": run.scores, "last": run.lines[-1] if run.lines else None, "first": next(iter(run.lines), None)}
+    sources = {
+        "final": run.final,
+        "scores": run.scores,
+        "last": run.lines[-1] if run.lines else None,
+        "first": next(iter(run.lines), None),
+    }
     found = DERIVED[path[0]](run) if root == "derived" else find(sources[root], path)
-    return float(found) if isinstance(found, (int, float)) and np.isfinite(found) else None
+    return (
+        float(found) if isinstance(found, (int, float)) and np.isfinite(found) else None
+    )
 
 
 def find(value: Any, path: Sequence[str]) -> Any:
@@ -32,7 +39,11 @@ def find(value: Any, path: Sequence[str]) -> Any:
     if not path or value is None:
         return value
     if isinstance(value, list):
-        return _mean(value) if list(path) == ["mean"] else find(value[int(path[0])], path[1:])
+        return (
+            _mean(value)
+            if list(path) == ["mean"]
+            else find(value[int(path[0])], path[1:])
+        )
     for parts in range(len(path), 0, -1):
         if (name := "/".join(path[:parts])) in value:
             return find(value[name], path[parts:])
@@ -40,13 +51,21 @@ def find(value: Any, path: Sequence[str]) -> Any:
 
 
 def _mean(values: list[Any]) -> float | None:
-    flat = [value for each in values for value in (each if isinstance(each, list) else [each])]
+    flat = [
+        value
+        for each in values
+        for value in (each if isinstance(each, list) else [each])
+    ]
     return None if None in flat or not flat else float(np.mean(flat))
 
 
 def _decay(run: RunData) -> float | None:
     """The share of a weight that decay alone would take away, before compounding: the sum over steps of learning rate x decay."""
-    return run.config["optimizer"]["weight_decay"] * sum(line["lr"] for line in run.lines) if run.lines else None
+    return (
+        run.config["optimizer"]["weight_decay"] * sum(line["lr"] for line in run.lines)
+        if run.lines
+        else None
+    )
 
 
 def _density(run: RunData) -> float | None:
@@ -61,12 +80,18 @@ def _density(run: RunData) -> float | None:
         return None
     near_zero = float(np.mean([np.mean(kind[NEAR_ZERO]) for kind in kinds.values()]))
     model = run.config["model"]
-    return attention * (1 - near_zero) * (model["top_k"] / model["n_experts"] if model["n_experts"] else 1.0)
+    return (
+        attention
+        * (1 - near_zero)
+        * (model["top_k"] / model["n_experts"] if model["n_experts"] else 1.0)
+    )
 
 
 def _growth(run: RunData) -> float | None:
     """Variance after the last block over that after the first: what is left when the stream as a whole is larger or smaller."""
-    first, last = (find(run.scores, ["variance", "residual", end]) for end in ("0", "-1"))
+    first, last = (
+        find(run.scores, ["variance", "residual", end]) for end in ("0", "-1")
+    )
     return last / first if first and last is not None else None
 
 
@@ -76,4 +101,9 @@ def _later_usefulness(run: RunData) -> float | None:
     return float(np.mean(np.log(ratios))) if ratios and None not in ratios else None
 
 
-DERIVED = {"decay": _decay, "density": _density, "growth": _growth, "later_usefulness": _later_usefulness}
+DERIVED = {
+    "decay": _decay,
+    "density": _density,
+    "growth": _growth,
+    "later_usefulness": _later_usefulness,
+}

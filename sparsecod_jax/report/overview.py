@@ -3,7 +3,15 @@
 from sparsecod_jax import config
 from sparsecod_jax.config import counts
 from sparsecod_jax.report import depth, figures
-from sparsecod_jax.report.document import Alarm, Document, Heading, Part, Table, Text, number
+from sparsecod_jax.report.document import (
+    Alarm,
+    Document,
+    Heading,
+    Part,
+    Table,
+    Text,
+    number,
+)
 from sparsecod_jax.report.measures import measure
 from sparsecod_jax.report.runs import RunData
 
@@ -28,14 +36,24 @@ def document(title: str, runs: list[RunData]) -> Document:
     """The runs, how they learned, and what each layer contributes."""
     parts: list[Part] = [Text(headline(runs)), run_table(runs), *figures.overview(runs)]
     if scored := [run for run in runs if run.scores]:
-        parts += [Heading("What each layer contributes"), scores_table(scored), *depth.figures(runs)]
+        parts += [
+            Heading("What each layer contributes"),
+            scores_table(scored),
+            *depth.figures(runs),
+        ]
     return Document(title, parts)
 
 
 def headline(runs: list[RunData]) -> str:
     """How many are finished, and the names of those that are not."""
-    unfinished = [f"{run.name} is {run.status}" for run in runs if run.status != "finished"]
-    return f"{len(runs) - len(unfinished)} of {len(runs)} runs finished" + (": " + ", ".join(unfinished) if unfinished else "") + "."
+    unfinished = [
+        f"{run.name} is {run.status}" for run in runs if run.status != "finished"
+    ]
+    return (
+        f"{len(runs) - len(unfinished)} of {len(runs)} runs finished"
+        + (": " + ", ".join(unfinished) if unfinished else "")
+        + "."
+    )
 
 
 def run_table(runs: list[RunData]) -> Table:

@@ -7,7 +7,19 @@ import html
 import plotly.graph_objects as go
 import plotly.offline
 
-from sparsecod_jax.report.document import COLOURS, FEW, Alarm, Document, Figure, Heading, Heatmap, Part, Series, Table, Text
+from sparsecod_jax.report.document import (
+    COLOURS,
+    FEW,
+    Alarm,
+    Document,
+    Figure,
+    Heading,
+    Heatmap,
+    Part,
+    Series,
+    Table,
+    Text,
+)
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 1080px; margin: 2rem auto; padding: 0 1rem; }
@@ -55,8 +67,17 @@ def _packed(document: Document) -> str:
         if isinstance(part, Figure | Heatmap)
     }
     config = '{"displaylogo": false, "responsive": true}'
-    calls = (f'Plotly.newPlot("{_name(place)}", {{...{picture.to_json()}, config: {config}}});' for place, picture in pictures.items())
-    code = "\n".join((plotly.offline.get_plotlyjs(), *calls, 'document.querySelector("#waiting").remove();'))
+    calls = (
+        f'Plotly.newPlot("{_name(place)}", {{...{picture.to_json()}, config: {config}}});'
+        for place, picture in pictures.items()
+    )
+    code = "\n".join(
+        (
+            plotly.offline.get_plotlyjs(),
+            *calls,
+            'document.querySelector("#waiting").remove();',
+        )
+    )
     return base64.b64encode(gzip.compress(code.encode(), mtime=0)).decode()
 
 
@@ -80,8 +101,14 @@ def _part(place: int, part: Part) -> str:
 
 def _table(table: Table) -> str:
     header = "".join(f"<th>{html.escape(column)}</th>" for column in table.columns)
-    rows = "".join(f"<tr>{''.join(_cell(cell) for cell in row)}</tr>" for row in table.rows)
-    meanings = f'<p class="reading">{html.escape("; ".join(table.meanings))}.</p>' if table.meanings else ""
+    rows = "".join(
+        f"<tr>{''.join(_cell(cell) for cell in row)}</tr>" for row in table.rows
+    )
+    meanings = (
+        f'<p class="reading">{html.escape("; ".join(table.meanings))}.</p>'
+        if table.meanings
+        else ""
+    )
     title = f"<h2>{html.escape(table.title)}</h2>" if table.title else ""
     return f'{title}{meanings}<div class="table"><table><tr>{header}</tr>{rows}</table></div>'
 
@@ -104,8 +131,19 @@ def _draw(figure: Figure) -> go.Figure:
     for series in figure.series:
         nth = seen[series.group] = seen.get(series.group, -1) + 1
         colour = COLOURS[groups.index(series.group) % len(COLOURS)]
-        line = {"color": colour, "dash": "dash" if series.dashed else "solid", "width": 1 + nth}
-        drawn.add_scatter(x=series.x, y=series.y, name=html.escape(series.label), mode=_mode(series), line=line, **_hover(series))
+        line = {
+            "color": colour,
+            "dash": "dash" if series.dashed else "solid",
+            "width": 1 + nth,
+        }
+        drawn.add_scatter(
+            x=series.x,
+            y=series.y,
+            name=html.escape(series.label),
+            mode=_mode(series),
+            line=line,
+            **_hover(series),
+        )
     across = {"type": "log" if figure.log_x else "linear", "title": figure.x_label}
     upward = {"type": "log" if figure.log_y else "linear", "title": figure.y_label}
     menu = {
@@ -115,10 +153,19 @@ def _draw(figure: Figure) -> go.Figure:
         "xanchor": "left",
         "y": 1.2,
         "active": int(figure.log_y),
-        "buttons": [{"label": kind, "method": "relayout", "args": [{"yaxis.type": kind}]} for kind in ("linear", "log")],
+        "buttons": [
+            {"label": kind, "method": "relayout", "args": [{"yaxis.type": kind}]}
+            for kind in ("linear", "log")
+        ],
     }
     hover = "closest" if any(series.points for series in figure.series) else "x unified"
-    layout = {"template": "simple_white", "height": 420, "margin": {"t": 60, "r": 10}, "hovermode": hover, "updatemenus": [menu]}
+    layout = {
+        "template": "simple_white",
+        "height": 420,
+        "margin": {"t": 60, "r": 10},
+        "hovermode": hover,
+        "updatemenus": [menu],
+    }
     drawn.update_layout(xaxis=across, yaxis=upward, **layout)
     return drawn
 
@@ -130,15 +177,30 @@ def _mode(series: Series) -> str:
 
 
 def _hover(series: Series) -> dict:
-    return {"text": [html.escape(name) for name in series.names], "marker": {"size": 10}} if series.points else {}
+    return (
+        {"text": [html.escape(name) for name in series.names], "marker": {"size": 10}}
+        if series.points
+        else {}
+    )
 
 
 def _draw_matrix(heatmap: Heatmap) -> go.Figure:
     """Read from the top left, as a matrix is; squares where it is square."""
-    rows, columns = (list(range(1, size + 1)) for size in (len(heatmap.values), len(heatmap.values[0])))
-    colours = {"colorscale": "RdBu", "zmin": -heatmap.largest} if heatmap.signed else {"colorscale": "Blues", "zmin": 0}
-    drawn = go.Figure(go.Heatmap(z=heatmap.values, x=columns, y=rows, zmax=heatmap.largest, **colours))
-    square = {"scaleanchor": "x", "constrain": "domain"} if len(rows) == len(columns) else {}
+    rows, columns = (
+        list(range(1, size + 1))
+        for size in (len(heatmap.values), len(heatmap.values[0]))
+    )
+    colours = (
+        {"colorscale": "RdBu", "zmin": -heatmap.largest}
+        if heatmap.signed
+        else {"colorscale": "Blues", "zmin": 0}
+    )
+    drawn = go.Figure(
+        go.Heatmap(z=heatmap.values, x=columns, y=rows, zmax=heatmap.largest, **colours)
+    )
+    square = (
+        {"scaleanchor": "x", "constrain": "domain"} if len(rows) == len(columns) else {}
+    )
     layout = {"template": "simple_white", "height": 420, "margin": {"t": 20, "r": 10}}
     drawn.update_layout(
         xaxis={"title": heatmap.x_label, "constrain": "domain"},

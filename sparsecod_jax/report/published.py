@@ -43,26 +43,40 @@ AXES = {
 
 
 def _read() -> dict[str, Any]:
-    return json.loads(resources.files("sparsecod_jax.report").joinpath("published.json").read_text())
+    return json.loads(
+        resources.files("sparsecod_jax.report").joinpath("published.json").read_text()
+    )
 
 
 def source() -> Part:
     """Where the numbers are from, and what they can't carry."""
     found = _read()
-    return Text(f"Published: {found['source']}. To be kept in mind: {'; '.join(found['cautions'])}.", small=True)
+    return Text(
+        f"Published: {found['source']}. To be kept in mind: {'; '.join(found['cautions'])}.",
+        small=True,
+    )
 
 
 def table(name: str) -> Table:
     """A published table as it is."""
     rows = _read()["tables"][name.removeprefix("tables/")]
     meanings = ["one seed a row; read it for its order"]
-    return Table(list(rows[0]), [[_cell(value) for value in row.values()] for row in rows], meanings, f"{TITLES[name]}, published")
+    return Table(
+        list(rows[0]),
+        [[_cell(value) for value in row.values()] for row in rows],
+        meanings,
+        f"{TITLES[name]}, published",
+    )
 
 
 def columns(name: str) -> dict[str, str]:
     """Those columns of a published table that our runs have, and what they are called there."""
     first = _read()["tables"][name.removeprefix("tables/")][0]
-    return {ours: metric for column in first for ours, metric in COLUMNS.get(column, {}).items()}
+    return {
+        ours: metric
+        for column in first
+        for ours, metric in COLUMNS.get(column, {}).items()
+    }
 
 
 def curves(name: str) -> Figure:
@@ -74,9 +88,19 @@ def curves(name: str) -> Figure:
     series = []
     for key, points in found.items():
         shown = sorted((float(x), y) for x, y in points.items() if y > 0)
-        series.append(Series(f"{key}, published", key, [x for x, _ in shown], [y for _, y in shown], dashed=True))
+        series.append(
+            Series(
+                f"{key}, published",
+                key,
+                [x for x, _ in shown],
+                [y for _, y in shown],
+                dashed=True,
+            )
+        )
     reading = "Read off the paper's figure. Compare shapes and orderings, not sizes, in which the paper's own figures differ."
-    return Figure(f"{TITLES[name]}, published", reading, x_label, y_label, series, log_y=True)
+    return Figure(
+        f"{TITLES[name]}, published", reading, x_label, y_label, series, log_y=True
+    )
 
 
 def _cell(value: Any) -> str:

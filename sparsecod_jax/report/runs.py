@@ -37,7 +37,9 @@ def load_run(run: RunDir, name: str | None = None) -> RunData:
         raise ConfigError(f"{run.path} has no config.json: restore it from a copy")
     described = read_record(run.config)
     if "architectures" in described:
-        raise ConfigError(f"{run.path} holds a model of Hugging Face and no run: make one of it with `sparsecod import`")
+        raise ConfigError(
+            f"{run.path} holds a model of Hugging Face and no run: make one of it with `sparsecod import`"
+        )
     try:
         return RunData(
             name=name or run.path.name,
@@ -48,7 +50,9 @@ def load_run(run: RunDir, name: str | None = None) -> RunData:
             scores=_scores(run),
         )
     except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise ConfigError(f"{run.path} is damaged ({gist(error)}): restore it from a copy") from error
+        raise ConfigError(
+            f"{run.path} is damaged ({gist(error)}): restore it from a copy"
+        ) from error
 
 
 def _scores(run: RunDir) -> dict[str, Any] | None:
@@ -59,6 +63,9 @@ def _scores(run: RunDir) -> dict[str, Any] | None:
     if "jacobian" in found and "computed_with" not in found:
         sentence = "its Jacobian is of an earlier version, perhaps of a faulty compiler, and is left out"
         command = f"sparsecod analyze --workdir={run.path}"
-        print(f"{shown(str(run.path))}: {sentence}: run `{shown(command)}`", file=sys.stderr)
+        print(
+            f"{shown(str(run.path))}: {sentence}: run `{shown(command)}`",
+            file=sys.stderr,
+        )
         del found["jacobian"]
     return found

@@ -9,7 +9,17 @@ from sparsecod_jax import config
 from sparsecod_jax.analysis.catalogue import IN_REPORTS
 from sparsecod_jax.errors import SparsecodError
 from sparsecod_jax.report import depth, figures, overview, published
-from sparsecod_jax.report.document import Alarm, Document, Figure, Heading, Part, Series, Table, Text, short
+from sparsecod_jax.report.document import (
+    Alarm,
+    Document,
+    Figure,
+    Heading,
+    Part,
+    Series,
+    Table,
+    Text,
+    short,
+)
 from sparsecod_jax.report.measures import find, measure
 from sparsecod_jax.report.runs import RunData, load_run
 from sparsecod_jax.report.verdicts import CONFIDENCE, Verdict, judge
@@ -21,7 +31,9 @@ from sparsecod_jax.study.study_dir import StudyDir, is_begun, is_scored, read
 MISCONFIGURED = "misconfigured"
 BITS = "final/bits_per_byte"
 PROBE_VARIANCE = "scores/variance/residual/-1"  # over sequences of one length, whatever length arms were trained on
-HEADLINES = {name: metric for score in IN_REPORTS for name, metric in score.headlines.items()}
+HEADLINES = {
+    name: metric for score in IN_REPORTS for name, metric in score.headlines.items()
+}
 ARM_COLUMNS = {
     "bits per byte": BITS,
     "last-block variance": PROBE_VARIANCE,
@@ -39,12 +51,16 @@ class StudyData:
     runs: dict[tuple[str, int], RunData]  # by arm and seed, those that have begun
     missing: list[str]  # names of those that have not
     unscored: list[str]  # names of finished ones that lack scores
-    damaged: dict[str, str] = dataclasses.field(default_factory=dict)  # why runs can't be read, by their names
+    damaged: dict[str, str] = dataclasses.field(
+        default_factory=dict
+    )  # why runs can't be read, by their names
 
     @property
     def shown(self) -> dict[tuple[str, int], RunData]:
         """Those that are what the study asked for."""
-        return {key: run for key, run in self.runs.items() if run.status != MISCONFIGURED}
+        return {
+            key: run for key, run in self.runs.items() if run.status != MISCONFIGURED
+        }
 
     @property
     def finished(self) -> dict[tuple[str, int], RunData]:
@@ -77,20 +93,41 @@ def load_study(directory: StudyDir) -> StudyData:
 def _add(data: StudyData, name: str, entry: dict[str, Any], place: RunDir) -> None:
     """Reads a run of a study, whose study.json says `entry` of it."""
     run, analyze = load_run(place, name), data.described["analyze"]
-    if identity_by_path(config.from_dict(run.config), entry["data"]) != entry["identity"]:
+    if (
+        identity_by_path(config.from_dict(run.config), entry["data"])
+        != entry["identity"]
+    ):
         run = dataclasses.replace(run, status=MISCONFIGURED)
     data.runs[entry["arm"], entry["seed"]] = run
-    if run.status == "finished" and analyze and not is_scored(place, analyze.get("scores")):
+    if (
+        run.status == "finished"
+        and analyze
+        and not is_scored(place, analyze.get("scores"))
+    ):
         data.unscored.append(name)
 
 
 def document(study: StudyData) -> Document:
     """The whole report."""
     verdicts = [judge(claim, study.finished) for claim in study.claims]
-    parts: list[Part] = [Text(answer(study, verdicts)), Text(progress(study)), _protocol(study)]
-    parts += [Heading("What was claimed"), *_claims(study, verdicts), Heading("Arms"), _arms(study), *_mechanism(study)]
+    parts: list[Part] = [
+        Text(answer(study, verdicts)),
+        Text(progress(study)),
+        _protocol(study),
+    ]
+    parts += [
+        Heading("What was claimed"),
+        *_claims(study, verdicts),
+        Heading("Arms"),
+        _arms(study),
+        *_mechanism(study),
+    ]
     if study.described["published"]:
-        parts += [Heading("Beside the published numbers"), published.source(), *_beside_published(study)]
+        parts += [
+            Heading("Beside the published numbers"),
+            published.source(),
+            *_beside_published(study),
+        ]
     return Document(study.described["question"], [*parts, *_runs(study)])
 
 
@@ -103,8 +140,12 @@ def answer(study: StudyData, verdicts: list[Verdict]) -> str:
     found = []
     for outcome in ("seen", "opposite", "undecided"):
         named = [_brief(verdict) for verdict in tested if verdict.outcome == outcome]
-        found.append(f"{outcome.capitalize()}: {'; '.join(named) if named else 'none'}.")
-    return " ".join([f"Of {len(verdicts)} claims {len(tested)} could be tested.", *found])
+        found.append(
+            f"{outcome.capitalize()}: {'; '.join(named) if named else 'none'}."
+        )
+    return " ".join(
+        [f"Of {len(verdicts)} claims {len(tested)} could be tested.", *found]
+    )
 
 
 def _brief(verdict: Verdict) -> str:
@@ -116,17 +157,34 @@ def _effect(verdict: Verdict) -> str:
 
 
 def _difference(claim: Claim, value: float) -> str:
-    return f"x {short(value, 3)}" if claim.ratio else f"{'+' if value > 0 else ''}{short(value, 3)}"
+    return (
+        f"x {short(value, 3)}"
+        if claim.ratio
+        else f"{'+' if value > 0 else ''}{short(value, 3)}"
+    )
 
 
 def progress(study: StudyData) -> str:
     """How much of the study there is; whatever is not finished is named."""
     total = len(study.described["runs"])
-    unfinished = [f"{run.name} is {run.status}" for run in study.runs.values() if run.status != "finished"]
+    unfinished = [
+        f"{run.name} is {run.status}"
+        for run in study.runs.values()
+        if run.status != "finished"
+    ]
     unfinished += [f"{name} is missing" for name in study.missing]
-    unfinished += [f"{name} is left out ({shown(reason, 300)})" for name, reason in study.damaged.items()]
-    text = f"{len(study.finished)} of {total} runs finished" + (f": {', '.join(unfinished)}" if unfinished else "")
-    return text + (f"; not fully scored: {', '.join(study.unscored)}" if study.unscored else "") + "."
+    unfinished += [
+        f"{name} is left out ({shown(reason, 300)})"
+        for name, reason in study.damaged.items()
+    ]
+    text = f"{len(study.finished)} of {total} runs finished" + (
+        f": {', '.join(unfinished)}" if unfinished else ""
+    )
+    return (
+        text
+        + (f"; not fully scored: {', '.join(study.unscored)}" if study.unscored else "")
+        + "."
+    )
 
 
 def _protocol(study: StudyData) -> Table:
@@ -148,25 +206,69 @@ def _claims(study: StudyData, verdicts: list[Verdict]) -> list[Part]:
         f" least the smallest effect that counts; opposite: the same on the other side. Of {len(verdicts)} intervals"
         f" {(1 - CONFIDENCE) * len(verdicts):.1g} would leave zero out by chance alone."
     )
-    columns = ("claim", "outcome", "greater", "than", "effect", "interval", "counts from", "by seed", "why undecided")
-    return [Text(reading, small=True), Table(columns, [_claim_row(verdict) for verdict in verdicts])]
+    columns = (
+        "claim",
+        "outcome",
+        "greater",
+        "than",
+        "effect",
+        "interval",
+        "counts from",
+        "by seed",
+        "why undecided",
+    )
+    return [
+        Text(reading, small=True),
+        Table(columns, [_claim_row(verdict) for verdict in verdicts]),
+    ]
 
 
 def _claim_row(verdict: Verdict) -> list[str]:
     claim = verdict.claim
-    interval = " to ".join(short(end, 3) for end in verdict.interval) if verdict.interval else "–"
+    interval = (
+        " to ".join(short(end, 3) for end in verdict.interval)
+        if verdict.interval
+        else "–"
+    )
     smallest = f"{'x ' if claim.ratio else ''}{claim.smallest:g}"
-    outcome = Alarm(verdict.outcome) if verdict.outcome == "opposite" else verdict.outcome
-    by_seed = {seed: _difference(claim, a / b if claim.ratio else a - b) for seed, (a, b) in verdict.pairs.items()}
-    row = [claim.text, outcome, claim.greater, claim.than, _effect(verdict), interval, smallest]
-    return [*row, ", ".join(f"{seed}: {difference}" for seed, difference in by_seed.items()) or "–", verdict.reason or "–"]
+    outcome = (
+        Alarm(verdict.outcome) if verdict.outcome == "opposite" else verdict.outcome
+    )
+    by_seed = {
+        seed: _difference(claim, a / b if claim.ratio else a - b)
+        for seed, (a, b) in verdict.pairs.items()
+    }
+    row = [
+        claim.text,
+        outcome,
+        claim.greater,
+        claim.than,
+        _effect(verdict),
+        interval,
+        smallest,
+    ]
+    return [
+        *row,
+        ", ".join(f"{seed}: {difference}" for seed, difference in by_seed.items())
+        or "–",
+        verdict.reason or "–",
+    ]
 
 
 def _arms(study: StudyData) -> Table:
     """Means over seeds, and their range."""
     columns = ARM_COLUMNS | study.described["mechanism"]
-    rows = [[arm, str(_count(study, arm)), *(_spread(study, arm, name) for name in columns.values())] for arm in study.described["arms"]]
-    return Table(["arm", "seeds", *columns], rows, ["mean over finished seeds, and their range"])
+    rows = [
+        [
+            arm,
+            str(_count(study, arm)),
+            *(_spread(study, arm, name) for name in columns.values()),
+        ]
+        for arm in study.described["arms"]
+    ]
+    return Table(
+        ["arm", "seeds", *columns], rows, ["mean over finished seeds, and their range"]
+    )
 
 
 def _count(study: StudyData, arm: str) -> int:
@@ -174,7 +276,11 @@ def _count(study: StudyData, arm: str) -> int:
 
 
 def _values(study: StudyData, arm: str, name: str) -> list[float]:
-    found = [measure(run, name) for (its_arm, _), run in study.finished.items() if its_arm == arm]
+    found = [
+        measure(run, name)
+        for (its_arm, _), run in study.finished.items()
+        if its_arm == arm
+    ]
     return [value for value in found if value is not None]
 
 
@@ -183,7 +289,9 @@ def _spread(study: StudyData, arm: str, name: str) -> str:
     if not values:
         return "–"
     lowest, highest = short(min(values)), short(max(values))
-    return short(float(np.mean(values))) + (f" ({lowest} to {highest})" if lowest != highest else "")
+    return short(float(np.mean(values))) + (
+        f" ({lowest} to {highest})" if lowest != highest else ""
+    )
 
 
 def _mechanism(study: StudyData) -> list[Part]:
@@ -192,7 +300,11 @@ def _mechanism(study: StudyData) -> list[Part]:
     for label, name in study.described["mechanism"].items():
         clouds, without = [], []
         for arm in study.described["arms"]:
-            both = [(measure(run, name), measure(run, PROBE_VARIANCE), run.name) for (its, _), run in study.finished.items() if its == arm]
+            both = [
+                (measure(run, name), measure(run, PROBE_VARIANCE), run.name)
+                for (its, _), run in study.finished.items()
+                if its == arm
+            ]
             points = [point for point in both if None not in point]
             if points:
                 x, y, names = zip(*points, strict=True)
@@ -202,7 +314,16 @@ def _mechanism(study: StudyData) -> list[Part]:
         reading = "One point a run. Where the mechanism is the cause, arms with more of it lie apart in variance too."
         lacking = f" Without a value: {', '.join(without)}." if without else ""
         if len(clouds) > 1:
-            drawn.append(Figure(f"Variance against {label}", reading + lacking, label, "variance of the last block", clouds, log_y=True))
+            drawn.append(
+                Figure(
+                    f"Variance against {label}",
+                    reading + lacking,
+                    label,
+                    "variance of the last block",
+                    clouds,
+                    log_y=True,
+                )
+            )
     return drawn
 
 
@@ -218,8 +339,13 @@ def _beside_published(study: StudyData) -> list[Part]:
 
 def _our_table(study: StudyData, name: str) -> Table:
     columns = published.columns(name)
-    rows = [[arm, *(_spread(study, arm, metric) for metric in columns.values())] for arm in study.described["arms"]]
-    return Table(["arm", *columns], rows, published.MEANINGS, f"{published.TITLES[name]}, ours")
+    rows = [
+        [arm, *(_spread(study, arm, metric) for metric in columns.values())]
+        for arm in study.described["arms"]
+    ]
+    return Table(
+        ["arm", *columns], rows, published.MEANINGS, f"{published.TITLES[name]}, ours"
+    )
 
 
 def _our_curves(study: StudyData, name: str) -> Figure:
@@ -228,16 +354,31 @@ def _our_curves(study: StudyData, name: str) -> Figure:
     for (arm, _), run in study.shown.items():
         distances = find(run.scores, ("jacobian", "distance_from_identity"))
         if "variance" in name and run.lines:
-            series.append(figures.curve(run, "variance/residual", run.name, layer=-1, group=arm))
+            series.append(
+                figures.curve(run, "variance/residual", run.name, layer=-1, group=arm)
+            )
         elif "jacobian" in name and distances:
-            series.append(Series(run.name, arm, list(range(1, len(distances) + 1)), distances))
+            series.append(
+                Series(run.name, arm, list(range(1, len(distances) + 1)), distances)
+            )
     reading = "Ours, every run; arms have a colour each."
-    return Figure(f"{published.TITLES[name]}, ours", reading, theirs.x_label, theirs.y_label, series, log_y=True)
+    return Figure(
+        f"{published.TITLES[name]}, ours",
+        reading,
+        theirs.x_label,
+        theirs.y_label,
+        series,
+        log_y=True,
+    )
 
 
 def _runs(study: StudyData) -> list[Part]:
     """All runs as a table, and the figures of those of the first seed that has any."""
-    parts: list[Part] = [Heading("Runs"), overview.run_table(list(study.runs.values()))] if study.runs else []
+    parts: list[Part] = (
+        [Heading("Runs"), overview.run_table(list(study.runs.values()))]
+        if study.runs
+        else []
+    )
     runs = list(study.shown.values())
     if scored := [run for run in runs if run.scores]:
         parts.append(overview.scores_table(scored))
@@ -245,8 +386,16 @@ def _runs(study: StudyData) -> list[Part]:
         return parts
     seed = min(seed for _, seed in study.shown)
     first = [run for (_, its), run in study.shown.items() if its == seed]
-    note = f"Of seed {seed}; `sparsecod report` on a run's own directory draws the others."
-    return [*parts, Heading("How they learned"), Text(note, small=True), *figures.overview(first), *_contribution(first)]
+    note = (
+        f"Of seed {seed}; `sparsecod report` on a run's own directory draws the others."
+    )
+    return [
+        *parts,
+        Heading("How they learned"),
+        Text(note, small=True),
+        *figures.overview(first),
+        *_contribution(first),
+    ]
 
 
 def _contribution(runs: list[RunData]) -> list[Part]:

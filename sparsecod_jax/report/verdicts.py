@@ -20,7 +20,9 @@ class Verdict:
 
     claim: Claim
     outcome: Outcome
-    pairs: dict[int, tuple[float, float]]  # by seed: the arm that should be greater, and the other
+    pairs: dict[
+        int, tuple[float, float]
+    ]  # by seed: the arm that should be greater, and the other
     effect: float | None = None
     interval: tuple[float, float] | None = None
     reason: str = ""  # where it is undecided
@@ -41,16 +43,32 @@ def judge(claim: Claim, runs: dict[tuple[str, int], RunData]) -> Verdict:
     if not pairs:
         return Verdict(claim, "undecided", pairs, reason="no seed has both numbers")
     smallest = np.log(claim.smallest) if claim.ratio else claim.smallest
-    differences = np.array([np.log(a) - np.log(b) if claim.ratio else a - b for a, b in pairs.values()])
+    differences = np.array(
+        [np.log(a) - np.log(b) if claim.ratio else a - b for a, b in pairs.values()]
+    )
     mean = float(differences.mean())
     shown = (lambda x: float(np.exp(x))) if claim.ratio else float
     if len(pairs) == 1:
-        return Verdict(claim, "undecided", pairs, shown(mean), reason="one seed gives no interval")
-    half = float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, len(pairs) - 1) * differences.std(ddof=1) / np.sqrt(len(pairs)))
+        return Verdict(
+            claim, "undecided", pairs, shown(mean), reason="one seed gives no interval"
+        )
+    half = float(
+        scipy.stats.t.ppf((1 + CONFIDENCE) / 2, len(pairs) - 1)
+        * differences.std(ddof=1)
+        / np.sqrt(len(pairs))
+    )
     low, high = mean - half, mean + half
-    outcome: Outcome = "seen" if low > 0 and mean >= smallest else "opposite" if high < 0 and mean <= -smallest else "undecided"
+    outcome: Outcome = (
+        "seen"
+        if low > 0 and mean >= smallest
+        else "opposite"
+        if high < 0 and mean <= -smallest
+        else "undecided"
+    )
     reason = _why_undecided(low, high, smallest) if outcome == "undecided" else ""
-    return Verdict(claim, outcome, pairs, shown(mean), (shown(low), shown(high)), reason)
+    return Verdict(
+        claim, outcome, pairs, shown(mean), (shown(low), shown(high)), reason
+    )
 
 
 def _why_undecided(low: float, high: float, smallest: float) -> str:

@@ -40,7 +40,9 @@ def write_report(workdir: str, out: str | None = None) -> epath.Path:
         print(shown(f"{name} is left out: {reason}", SHOWN), flush=True)
     if out is not None:
         files.make_folder(target)
-    files.write(RunDir(target).report, text.encode())  # first, as it says whose report this is
+    files.write(
+        RunDir(target).report, text.encode()
+    )  # first, as it says whose report this is
     if found.studies:
         markdown.write(document, StudyDir(target).report)
     return RunDir(target).report
@@ -51,9 +53,15 @@ def _check_can_write(target: epath.Path, option: str, root: epath.Path) -> None:
     if option == "--workdir" and not root.is_dir():
         return  # told by what is not there
     try:
-        files.check_can_write(target / "report.html" if target.is_dir() or files.is_remote(target) else target)
+        files.check_can_write(
+            target / "report.html"
+            if target.is_dir() or files.is_remote(target)
+            else target
+        )
     except ConfigError as error:
-        raise ConfigError(f"the report has no place ({error}): give --out, a folder that may be written") from error
+        raise ConfigError(
+            f"the report has no place ({error}): give --out, a folder that may be written"
+        ) from error
     if target.exists() and not target.is_dir():
         raise ConfigError(f"{target} is a file: choose another {option}, a folder")
 
@@ -85,7 +93,9 @@ def _drawn(root: epath.Path, found: Found) -> tuple[Document, str, Found]:
         if kept == found:
             raise  # not by the fault of one of them
         if not kept.studies and not kept.runs:
-            raise ConfigError(f"nothing of {root} can be drawn ({gist(error)}): restore it from a copy") from error
+            raise ConfigError(
+                f"nothing of {root} can be drawn ({gist(error)}): restore it from a copy"
+            ) from error
         document = _document(root, kept)
         return document, page.render(document), kept
 
@@ -93,9 +103,17 @@ def _drawn(root: epath.Path, found: Found) -> tuple[Document, str, Found]:
 def _drawable(root: epath.Path, found: Found) -> Found:
     """What can be drawn by itself."""
     left_out = dict(found.left_out)
-    runs = [run for run in found.runs if _draws(root, Found([], [run], {}), run.name, left_out)]
+    runs = [
+        run
+        for run in found.runs
+        if _draws(root, Found([], [run], {}), run.name, left_out)
+    ]
     mended = [_without_damaged(root, each) for each in found.studies]
-    kept = [each for each in mended if _draws(root, Found([each], [], {}), each.name, left_out)]
+    kept = [
+        each
+        for each in mended
+        if _draws(root, Found([each], [], {}), each.name, left_out)
+    ]
     return Found(kept, runs, left_out)
 
 
@@ -103,7 +121,9 @@ def _without_damaged(root: epath.Path, data: StudyData) -> StudyData:
     """A study without the runs that can't be drawn."""
     damaged = dict(data.damaged)
     runs: dict[tuple[str, int], RunData] = {
-        key: run for key, run in data.runs.items() if _draws(root, Found([], [run], {}), run.name, damaged)
+        key: run
+        for key, run in data.runs.items()
+        if _draws(root, Found([], [run], {}), run.name, damaged)
     }
     return dataclasses.replace(data, runs=runs, damaged=damaged)
 
@@ -128,6 +148,9 @@ def _document(root: epath.Path, found: Found) -> Document:
     if found.runs:
         parts += overview.document(root.name, found.runs).parts
     if found.left_out:
-        reasons = [f"{name} ({shown(reason, SHOWN)})" for name, reason in found.left_out.items()]
+        reasons = [
+            f"{name} ({shown(reason, SHOWN)})"
+            for name, reason in found.left_out.items()
+        ]
         parts.insert(0, Text(f"Left out: {'; '.join(reasons)}."))
     return Document(root.name, parts)

@@ -29,7 +29,9 @@ class Unhindered(io.TextIOBase):
         self._lock = threading.Lock()
         self._dropped = 0
         self._reader_left = False
-        self._thread = threading.Thread(target=self._write_lines, name="console", daemon=True)
+        self._thread = threading.Thread(
+            target=self._write_lines, name="console", daemon=True
+        )
         with contextlib.suppress(OSError):
             stream.flush()
         self._thread.start()
@@ -75,7 +77,9 @@ class Unhindered(io.TextIOBase):
         while (line := self._lines.get()) is not None:
             self._write_line(line)
         if self._dropped:
-            self._write_line(f"[{self._dropped} lines were not printed, as there was no room for them]\n".encode())
+            self._write_line(
+                f"[{self._dropped} lines were not printed, as there was no room for them]\n".encode()
+            )
 
     def _write_line(self, line: bytes) -> None:
         try:

@@ -20,10 +20,36 @@ OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"  # as jax has it for devices
 LONGEST = 2000  # characters of a message: names in it may come from anybody's files
 
 # What the system says when it may work later, and when only another place will do.
-FOR_NOW = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT)
+FOR_NOW = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EIO,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+)
 FOR_GOOD = (
-    *(errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY),
-    *(errno.ENAMETOOLONG, errno.ELOOP, errno.ENXIO, errno.ESPIPE, errno.EBUSY, errno.EXDEV, errno.EFBIG),
+    *(
+        errno.EROFS,
+        errno.EACCES,
+        errno.EPERM,
+        errno.ENOENT,
+        errno.EEXIST,
+        errno.ENOTDIR,
+        errno.EISDIR,
+        errno.ENOTEMPTY,
+    ),
+    *(
+        errno.ENAMETOOLONG,
+        errno.ELOOP,
+        errno.ENXIO,
+        errno.ESPIPE,
+        errno.EBUSY,
+        errno.EXDEV,
+        errno.EFBIG,
+    ),
 )
 
 
@@ -33,7 +59,9 @@ def exit_code_of(program: str, action: Callable[[], None]) -> int:
         if getattr(sys, name) is None:  # it was closed before the program began
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a name that is no UTF-8, or a terminal that is not, must not end a verb
+        if hasattr(
+            stream, "reconfigure"
+        ):  # a name that is no UTF-8, or a terminal that is not, must not end a verb
             stream.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
     try:
         action()
@@ -63,9 +91,19 @@ def _explained(error: BaseException) -> tuple[str, int]:
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", INTERRUPTED
     if isinstance(error, OSError) and error.errno in FOR_NOW:
-        return f"{_of_system(error)}: make room or free resources, and run again", SparsecodError.exit_code
-    if isinstance(error, OSError) and error.errno in FOR_GOOD and error.filename is not None:
-        return f"{_of_system(error)}: correct the path, or choose another place", ConfigError.exit_code
+        return (
+            f"{_of_system(error)}: make room or free resources, and run again",
+            SparsecodError.exit_code,
+        )
+    if (
+        isinstance(error, OSError)
+        and error.errno in FOR_GOOD
+        and error.filename is not None
+    ):
+        return (
+            f"{_of_system(error)}: correct the path, or choose another place",
+            ConfigError.exit_code,
+        )
     if isinstance(error, MemoryError) or OUT_OF_MEMORY in str(error):
         return (
             f"there is too little memory ({_first_line(error)}): ask for less at a time, or take a larger machine",
@@ -76,14 +114,24 @@ def _explained(error: BaseException) -> tuple[str, int]:
 
 def _of_system(error: OSError) -> str:
     reason = error.strerror or type(error).__name__
-    return f"{os.fsdecode(error.filename)} can't be used ({reason})" if error.filename is not None else reason
+    return (
+        f"{os.fsdecode(error.filename)} can't be used ({reason})"
+        if error.filename is not None
+        else reason
+    )
 
 
 def _of_bug(error: BaseException) -> str:
     gist = f"{type(error).__name__}: {_first_line(error)}"
     trace = "".join(traceback.format_exception(error))
     try:
-        with tempfile.NamedTemporaryFile("w", prefix="sparsecod-bug-", suffix=".txt", delete=False, errors="backslashreplace") as file:
+        with tempfile.NamedTemporaryFile(
+            "w",
+            prefix="sparsecod-bug-",
+            suffix=".txt",
+            delete=False,
+            errors="backslashreplace",
+        ) as file:
             file.write(trace)
     except OSError:
         return f"{gist}; this is a bug of sparsecod_jax, and its trace could not be written: {' '.join(trace.splitlines()[-6:])}"

@@ -22,11 +22,17 @@ def check(args: argparse.Namespace, words: list[str]) -> None:
         try:
             word.encode()
         except UnicodeEncodeError as error:
-            raise ConfigError(f"{word!r} is not UTF-8 text: write it so, or rename what it names") from error
+            raise ConfigError(
+                f"{word!r} is not UTF-8 text: write it so, or rename what it names"
+            ) from error
     for name, value in vars(args).items():
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f"--{name}={value} is not finite: give a number")
         if isinstance(value, int) and abs(value) >= LARGEST:
             raise ConfigError(f"--{name} is beyond 64 bits: choose a smaller number")
-        if name == "seed" and not 0 <= value < SEEDS:  # jax would take another, in silence
-            raise ConfigError(f"--seed={value} is not an unsigned 32-bit number: choose 0 to {SEEDS - 1}")
+        if (
+            name == "seed" and not 0 <= value < SEEDS
+        ):  # jax would take another, in silence
+            raise ConfigError(
+                f"--seed={value} is not an unsigned 32-bit number: choose 0 to {SEEDS - 1}"
+            )

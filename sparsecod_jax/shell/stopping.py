@@ -16,10 +16,15 @@ from typing import NoReturn
 from sparsecod_jax.errors import INTERRUPTED, Preempted
 
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-IMPATIENT = (signal.SIGINT, signal.SIGHUP)  # schedulers repeat SIGTERM without meaning more by it
+IMPATIENT = (
+    signal.SIGINT,
+    signal.SIGHUP,
+)  # schedulers repeat SIGTERM without meaning more by it
 SAME = 0.1  # seconds within which a repetition is the same request: a closing terminal sends two
 STANDARD_ERROR = 2
-LAST_WORDS = 5.0  # seconds; a disk or a terminal that does not answer must not keep the process
+LAST_WORDS = (
+    5.0  # seconds; a disk or a terminal that does not answer must not keep the process
+)
 
 
 class Stop:
@@ -27,7 +32,9 @@ class Stop:
 
     def __init__(self):
         self.asked: str | None = None  # the name of the first signal
-        self.record: Callable[[], None] = lambda: None  # what to put on record before leaving
+        self.record: Callable[[], None] = lambda: (
+            None
+        )  # what to put on record before leaving
         self._since = 0.0
         self._heed: Callable[[signal.Signals], None] = self._leave_for_now
 
@@ -38,8 +45,12 @@ class Stop:
         signal.set_wakeup_fd(mouth, warn_on_full_buffer=False)
         for number in STOPS:
             if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
-                signal.signal(number, lambda *_: None)  # Python's part; the thread does the rest
-        threading.Thread(target=self._listen, args=(ear,), name="stopping", daemon=True).start()
+                signal.signal(
+                    number, lambda *_: None
+                )  # Python's part; the thread does the rest
+        threading.Thread(
+            target=self._listen, args=(ear,), name="stopping", daemon=True
+        ).start()
 
     def hold(self) -> None:
         """From now on something would be lost: a first signal is only remembered."""
@@ -61,7 +72,9 @@ class Stop:
             self.asked, self._since = number.name, now
             self._heed(number)
         elif number in IMPATIENT and now - self._since > SAME:
-            _leave(f"{number.name} came again: stopped at once", INTERRUPTED, self.record)
+            _leave(
+                f"{number.name} came again: stopped at once", INTERRUPTED, self.record
+            )
 
     def _leave_for_now(self, number: signal.Signals) -> None:
         sentence = f"{number.name} came before a new step was made: run the same command to go on"

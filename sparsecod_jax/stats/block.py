@@ -41,13 +41,18 @@ def branch_norm(z_BTD: jax.Array) -> jax.Array:
 
 def update_cosine(x_BTD: jax.Array, y_BTD: jax.Array) -> jax.Array:
     """Mean over tokens of cos(x, y - x) for a block that maps x to y; 0 for a token that it does not change."""
-    x, update = at_least_float32(x_BTD), at_least_float32(y_BTD) - at_least_float32(x_BTD)
+    x, update = (
+        at_least_float32(x_BTD),
+        at_least_float32(y_BTD) - at_least_float32(x_BTD),
+    )
     lengths = jnp.linalg.norm(x, axis=-1) * jnp.linalg.norm(update, axis=-1)
     dots = jnp.sum(x * update, axis=-1)
     return jnp.where(lengths > 0, dots / jnp.where(lengths > 0, lengths, 1), 0).mean()
 
 
-def block_stats(x_BTD, attention_BTD, ffn_BTD, y_BTD, *, with_moments: bool) -> dict[str, jax.Array]:
+def block_stats(
+    x_BTD, attention_BTD, ffn_BTD, y_BTD, *, with_moments: bool
+) -> dict[str, jax.Array]:
     """Scalars of one block, under the names that metrics.jsonl gives them.
 
     Args:
@@ -68,7 +73,10 @@ def block_stats(x_BTD, attention_BTD, ffn_BTD, y_BTD, *, with_moments: bool) -> 
     }
     if with_moments:
         for name, tap in (("residual", y), ("attention", attention), ("ffn", ffn)):
-            stats |= {f"moments/{name}/{key}": value for key, value in moments.moments(tap).items()}
+            stats |= {
+                f"moments/{name}/{key}": value
+                for key, value in moments.moments(tap).items()
+            }
             token_variances_BT = token_variance(tap)
             stats[f"variance_median/{name}"] = jnp.median(token_variances_BT)
             stats[f"variance_without_first/{name}"] = token_variances_BT[:, 1:].mean()
@@ -77,5 +85,8 @@ def block_stats(x_BTD, attention_BTD, ffn_BTD, y_BTD, *, with_moments: bool) -> 
 
 def layer_norms(blocks) -> jax.Array:
     """L2 norm of each block's tensors (parameters or gradients, stacked on axis 0), [L]."""
-    squares = [jnp.sum(jnp.square(at_least_float32(leaf)), axis=range(1, leaf.ndim)) for leaf in jax.tree.leaves(blocks)]
+    squares = [
+        jnp.sum(jnp.square(at_least_float32(leaf)), axis=range(1, leaf.ndim))
+        for leaf in jax.tree.leaves(blocks)
+    ]
     return jnp.sqrt(sum(squares))

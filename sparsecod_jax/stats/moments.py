@@ -22,11 +22,20 @@ def moments(z_BTD: jax.Array) -> dict[str, jax.Array]:
     z_ND = z_BTD.reshape(-1, z_BTD.shape[-1])
     z_ND = z_ND.astype(jnp.promote_types(z_ND.dtype, jnp.float32))
     flat = flat_moments(z_ND)
-    shape = _spread("channel", *channel_moments(z_ND)) | _spread("feature", *feature_moments(z_ND))
-    return flat | order_statistics(z_ND) | shape | outliers(z_ND, flat["mean"], flat["std"])
+    shape = _spread("channel", *channel_moments(z_ND)) | _spread(
+        "feature", *feature_moments(z_ND)
+    )
+    return (
+        flat
+        | order_statistics(z_ND)
+        | shape
+        | outliers(z_ND, flat["mean"], flat["std"])
+    )
 
 
-def _spread(kind: str, skewness: jax.Array, kurtosis: jax.Array) -> dict[str, jax.Array]:
+def _spread(
+    kind: str, skewness: jax.Array, kurtosis: jax.Array
+) -> dict[str, jax.Array]:
     """Mean and population standard deviation of per-token or per-feature moments."""
     return {
         f"{kind}_avg_skewness": skewness.mean(),
@@ -37,13 +46,22 @@ def _spread(kind: str, skewness: jax.Array, kurtosis: jax.Array) -> dict[str, ja
     }
 
 
-def _standard_moments(z: jax.Array, axis) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+def _standard_moments(
+    z: jax.Array, axis
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Mean, unbiased standard deviation, skewness and kurtosis along `axis`; 0 and 3 where nothing varies."""
     mean, std = z.mean(axis, keepdims=True), z.std(axis, ddof=1, keepdims=True)
-    unit = (z - mean) / jnp.where(std > 0, std, 1)  # first, as the fourth power of a small std is 0
+    unit = (z - mean) / jnp.where(
+        std > 0, std, 1
+    )  # first, as the fourth power of a small std is 0
     mean, std = mean.squeeze(axis), std.squeeze(axis)
     square = jnp.square(unit)
-    return mean, std, (square * unit).mean(axis), jnp.where(std > 0, jnp.square(square).mean(axis), 3)
+    return (
+        mean,
+        std,
+        (square * unit).mean(axis),
+        jnp.where(std > 0, jnp.square(square).mean(axis), 3),
+    )
 
 
 def flat_moments(z_ND: jax.Array) -> dict[str, jax.Array]:
@@ -51,7 +69,14 @@ def flat_moments(z_ND: jax.Array) -> dict[str, jax.Array]:
     mean, std, skewness, kurtosis = _standard_moments(z_ND, axis=(0, 1))
     size = jnp.abs(mean)
     cv = jnp.where(size > 1e-8, std / jnp.where(size > 1e-8, size, 1), 0)
-    return {"mean": mean, "std": std, "skewness": skewness, "kurtosis": kurtosis, "excess_kurtosis": kurtosis - 3, "cv": cv}
+    return {
+        "mean": mean,
+        "std": std,
+        "skewness": skewness,
+        "kurtosis": kurtosis,
+        "excess_kurtosis": kurtosis - 3,
+        "cv": cv,
+    }
 
 
 def order_statistics(z_ND: jax.Array) -> dict[str, jax.Array]:
@@ -60,7 +85,9 @@ def order_statistics(z_ND: jax.Array) -> dict[str, jax.Array]:
     z_M = jnp.sort(z_ND[tokens].reshape(-1))
     median = z_M[(z_M.size - 1) // 2]
     deviation_M = jnp.sort(jnp.abs(z_M - median))
-    q25, q75, low, high = jnp.quantile(z_M, jnp.array([0.25, 0.75, OUTLIER_QUANTILE, 1 - OUTLIER_QUANTILE]))
+    q25, q75, low, high = jnp.quantile(
+        z_M, jnp.array([0.25, 0.75, OUTLIER_QUANTILE, 1 - OUTLIER_QUANTILE])
+    )
     return {
         "median": median,
         "mad": deviation_M[(z_M.size - 1) // 2],

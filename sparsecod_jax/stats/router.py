@@ -23,6 +23,7 @@ def load(counts_LE: jax.Array) -> dict[str, jax.Array]:
     experts = counts_LE.shape[-1]
     return {
         "router/max_load": (counts_LE / mean_L1).max(axis=-1),
-        "router/load_entropy": entr(share_LE).sum(axis=-1) / jnp.log(max(experts, 2)),  # one expert has no entropy to divide by
+        "router/load_entropy": entr(share_LE).sum(axis=-1)
+        / jnp.log(max(experts, 2)),  # one expert has no entropy to divide by
         "router/dead_experts": (counts_LE == 0).mean(axis=-1),
     }

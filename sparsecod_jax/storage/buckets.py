@@ -18,7 +18,13 @@ LOGIN = "log in with `gcloud auth application-default login`, or run where a ser
 
 def check_named(*options: object) -> None:
     """`check_reachable` for those of some options that are gs:// places; others are left to whoever reads them."""
-    check_reachable(*(option for option in options if isinstance(option, str) and option.startswith("gs://")))
+    check_reachable(
+        *(
+            option
+            for option in options
+            if isinstance(option, str) and option.startswith("gs://")
+        )
+    )
 
 
 def check_reachable(*places: str) -> None:
@@ -42,12 +48,16 @@ def _check(path: str) -> None:
         except BaseException as error:
             errors.append(error)
 
-    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs each attempt with its trace
+    logging.getLogger("gcsfs").setLevel(
+        logging.CRITICAL
+    )  # it logs each attempt with its trace
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(LIMIT)
     if thread.is_alive():
-        raise SparsecodError(f"{path} can't be reached: no answer in {LIMIT:.0f} s, check the network and try again")
+        raise SparsecodError(
+            f"{path} can't be reached: no answer in {LIMIT:.0f} s, check the network and try again"
+        )
     if errors:
         raise _explained(path, errors[0]) from errors[0]
 
@@ -60,8 +70,18 @@ def _connect() -> None:
 
 
 def _explained(path: str, error: BaseException) -> SparsecodError:
-    reason = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"[:300]
-    refused = getattr(error, "code", None) in (401, 403) or str(error).startswith("Forbidden")  # as gcsfs has it
+    reason = (
+        f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"[
+            :300
+        ]
+    )
+    refused = getattr(error, "code", None) in (401, 403) or str(error).startswith(
+        "Forbidden"
+    )  # as gcsfs has it
     if refused or type(error).__module__.startswith("google.auth"):
-        return ConfigError(f"{path} can't be used with the credentials found here ({reason}): {LOGIN}")
-    return SparsecodError(f"{path} can't be reached ({reason}): check the network and the bucket's name, and try again")
+        return ConfigError(
+            f"{path} can't be used with the credentials found here ({reason}): {LOGIN}"
+        )
+    return SparsecodError(
+        f"{path} can't be reached ({reason}): check the network and the bucket's name, and try again"
+    )

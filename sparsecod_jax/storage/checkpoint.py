@@ -58,9 +58,13 @@ def check_room(folder: epath.Path, tree: Any) -> None:
     needed = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
     there = next(place for place in (folder, *folder.parents) if place.exists())
     usage = shutil.disk_usage(there)
-    if usage.total and usage.free < needed:  # some mounted stores say that they have 0 bytes in all
+    if (
+        usage.total and usage.free < needed
+    ):  # some mounted stores say that they have 0 bytes in all
         sizes = f"a checkpoint takes {needed / 2**20:,.1f} MiB and {there} has {usage.free / 2**20:,.1f} free"
-        raise SparsecodError(f"{sizes}: make room there and run again, older checkpoints are kept")
+        raise SparsecodError(
+            f"{sizes}: make room there and run again, older checkpoints are kept"
+        )
 
 
 class Checkpointer:
@@ -84,14 +88,21 @@ class Checkpointer:
             enable_async_checkpointing=True,
             # In a store an unfinished step has its final name. Saving it again clears it; before that, it may be the last save of an
             # overtaken attempt, still under way.
-            cleanup_tmp_directories=not read_only and not files.is_remote(run.checkpoints),
+            cleanup_tmp_directories=not read_only
+            and not files.is_remote(run.checkpoints),
             # In a store the last object that is written commits the step.
-            temporary_path_class=None if files.is_remote(run.checkpoints) else self._durable(check_owner),
+            temporary_path_class=None
+            if files.is_remote(run.checkpoints)
+            else self._durable(check_owner),
         )
         self._manager = ocp.CheckpointManager(run.checkpoints, options=options)
         # The manager would have the processes wait for each other after reading: for ever, if one of them can't read.
-        alone = ocp.options.MultiprocessingOptions(primary_host=None, active_processes={jax.process_index()})
-        self._reader = ocp.Checkpointer(ocp.CompositeCheckpointHandler(), multiprocessing_options=alone)
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=None, active_processes={jax.process_index()}
+        )
+        self._reader = ocp.Checkpointer(
+            ocp.CompositeCheckpointHandler(), multiprocessing_options=alone
+        )
         self._unconfirmed: int | None = None  # the step that is being written
 
     def save(self, step: int, items: dict[str, Any], record: dict[str, Any]) -> None:
@@ -101,11 +112,22 @@ class Checkpointer:
           SparsecodError: Orbax refused the step.
           SaveFailed: an earlier save failed in the background.
         """
-        sealed = _seal({**record, "step": step, "arrays": _describe(items), "digests": digests(items)})
+        sealed = _seal(
+            {
+                **record,
+                "step": step,
+                "arrays": _describe(items),
+                "digests": digests(items),
+            }
+        )
         saves = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
         self.wait()
-        if not self._manager.save(step, args=ocp.args.Composite(record=ocp.args.JsonSave(sealed), **saves)):
-            raise SparsecodError(f"step {step} was not saved: {self._run.checkpoints} already holds a newer one, move it away")
+        if not self._manager.save(
+            step, args=ocp.args.Composite(record=ocp.args.JsonSave(sealed), **saves)
+        ):
+            raise SparsecodError(
+                f"step {step} was not saved: {self._run.checkpoints} already holds a newer one, move it away"
+            )
         self._unconfirmed = step
 
     def steps(self) -> list[int]:
@@ -126,7 +148,10 @@ class Checkpointer:
         step, self._unconfirmed = self._unconfirmed, None
         if step is None:
             return
-        reason, remedy = "the log says why", f"make room in {shown(self._run.checkpoints)}"
+        reason, remedy = (
+            "the log says why",
+            f"make room in {shown(self._run.checkpoints)}",
+        )
         try:
             self._manager.wait_until_finished()
         except Exception as error:  # whatever the storage raised, while saving or while deleting old steps
@@ -136,22 +161,30 @@ class Checkpointer:
             print(f"trouble with checkpoint {step}: {shown(reason)}", flush=True)
         # Orbax drops some failed steps without raising, so that the absence of the step is the only sure sign.
         if step not in self.steps():
-            raise SaveFailed(f"saving step {step} failed ({reason}): {remedy} and run again")
+            raise SaveFailed(
+                f"saving step {step} failed ({reason}): {remedy} and run again"
+            )
         self._record_commit(step)
 
-    def _durable(self, check_owner: Callable[[], None]) -> type[ocp.path.atomicity.AtomicRenameTemporaryPath]:
+    def _durable(
+        self, check_owner: Callable[[], None]
+    ) -> type[ocp.path.atomicity.AtomicRenameTemporaryPath]:
         """How Orbax commits a step on a local file system, in a thread of the first process."""
         steps, record_commit = self._run.checkpoints, self._record_commit
 
         class Durable(ocp.path.atomicity.AtomicRenameTemporaryPath):
             async def finalize(self):
-                is_step = self.get_final().parent == steps  # and not one of the items in it
+                is_step = (
+                    self.get_final().parent == steps
+                )  # and not one of the items in it
                 if is_step:
                     await asyncio.to_thread(files.sync_tree, self.get())
                     check_owner()
                 await super().finalize()
                 if is_step:
-                    await asyncio.to_thread(files.sync_tree, self.get_final())  # what was added now, and the name
+                    await asyncio.to_thread(
+                        files.sync_tree, self.get_final()
+                    )  # what was added now, and the name
                     record_commit(int(self.get_final().name))
 
         return Durable
@@ -180,7 +213,9 @@ class Checkpointer:
             except ConfigError:
                 raise
             except Exception as error:  # damage shows as almost any type
-                say(f"checkpoint {step} can't be used ({_brief(error)}): trying the next older one")
+                say(
+                    f"checkpoint {step} can't be used ({_brief(error)}): trying the next older one"
+                )
                 continue
             if not self._read_only:
                 run_on_first(self._quarantine, newer_than=step)
@@ -188,9 +223,13 @@ class Checkpointer:
                 self._record_commit(step)
             return restored
         if not steps and run_on_first(self._run.committed.exists):
-            raise ConfigError(f"{self._run.checkpoints} holds no checkpoint any more: put back a copy of one, or choose another --workdir")
+            raise ConfigError(
+                f"{self._run.checkpoints} holds no checkpoint any more: put back a copy of one, or choose another --workdir"
+            )
         if steps:
-            raise ConfigError(f"no checkpoint in {self._run.checkpoints} can be used: put back a copy of one, or choose another --workdir")
+            raise ConfigError(
+                f"no checkpoint in {self._run.checkpoints} can be used: put back a copy of one, or choose another --workdir"
+            )
         return None
 
     def _restore(self, step: int, abstract: dict[str, Any]) -> Restored:
@@ -199,15 +238,25 @@ class Checkpointer:
         targets = {name: self._target(tree) for name, tree in abstract.items()}
         restored = run_on_all(self._read, step, **targets)
         items = {name: restored[name] for name in abstract}
-        wrong = [name for name, digest in digests(items).items() if digest != record["digests"][name]]
+        wrong = [
+            name
+            for name, digest in digests(items).items()
+            if digest != record["digests"][name]
+        ]
         if wrong or record["step"] != step:
-            raise ValueError(f"its bits differ from those saved in {wrong[:3] or 'the record'}")
+            raise ValueError(
+                f"its bits differ from those saved in {wrong[:3] or 'the record'}"
+            )
         return Restored(step, items, record)
 
     def _target(self, tree) -> Any:
         if not self._read_only:
             return ocp.args.StandardRestore(tree)
-        return ocp.args.PyTreeRestore(tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree), partial_restore=True)
+        return ocp.args.PyTreeRestore(
+            tree,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(tree),
+            partial_restore=True,
+        )
 
     def _read_record(self, step: int) -> dict[str, str]:
         """The record of a step, still sealed."""
@@ -215,23 +264,38 @@ class Checkpointer:
 
     def _read(self, step: int, **items) -> ocp.args.Composite:
         """This process's part of a step."""
-        return self._reader.restore(self._run.checkpoints / str(step), args=ocp.args.Composite(**items))
+        return self._reader.restore(
+            self._run.checkpoints / str(step), args=ocp.args.Composite(**items)
+        )
 
     def _quarantine(self, newer_than: int) -> None:
         for step in self.steps():
             if step > newer_than:
-                files.move(self._run.checkpoints / str(step), files.free_name(self._run.quarantine / str(step)))
-                print(f"checkpoint {step} was moved to {shown(self._run.quarantine)}", flush=True)
+                files.move(
+                    self._run.checkpoints / str(step),
+                    files.free_name(self._run.quarantine / str(step)),
+                )
+                print(
+                    f"checkpoint {step} was moved to {shown(self._run.quarantine)}",
+                    flush=True,
+                )
 
 
 def _describe(items) -> dict[str, list]:
     leaves = jax.tree.leaves(items)
-    return {name: [list(leaf.shape), str(np.dtype(leaf.dtype))] for name, leaf in zip(names(items), leaves, strict=True)}
+    return {
+        name: [list(leaf.shape), str(np.dtype(leaf.dtype))]
+        for name, leaf in zip(names(items), leaves, strict=True)
+    }
 
 
 def _check_arrays(step: int, saved: dict[str, list], wanted: dict[str, list]) -> None:
     """Compares names and shapes before Orbax does, which would report a mismatch in thousands of lines."""
-    differing = [name for name in sorted({*saved, *wanted}) if name in wanted and saved.get(name) != wanted[name]]
+    differing = [
+        name
+        for name in sorted({*saved, *wanted})
+        if name in wanted and saved.get(name) != wanted[name]
+    ]
     if differing:
         name = differing[0]
         found = f"has {name} as {saved[name]}" if name in saved else f"lacks {name}"

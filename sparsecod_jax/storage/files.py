@@ -37,11 +37,15 @@ from sparsecod_jax.shell.shown import say_once, shown
 fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
 
 CHECKSUM = "checksum"  # the name under which a record carries it
-CHECKSUM_KIND = "sha256:"  # begins each checksum, so that one is known even if its name is damaged
+CHECKSUM_KIND = (
+    "sha256:"  # begins each checksum, so that one is known even if its name is damaged
+)
 
 # Locks of folders on a network's file system hold on one host alone, so unfinished files and folders
 # of other hosts are left alone.
-UNFINISHED = f".sparsecod-{hashlib.sha256(os.uname().nodename.encode()).hexdigest()[:8]}-"
+UNFINISHED = (
+    f".sparsecod-{hashlib.sha256(os.uname().nodename.encode()).hexdigest()[:8]}-"
+)
 
 
 def absolute(path: epath.PathLike) -> epath.Path:
@@ -56,17 +60,27 @@ def absolute(path: epath.PathLike) -> epath.Path:
     if not separator:
         return _local(os.path.expanduser(os.fspath(path)))
     if scheme != "gs" or not name:
-        raise ConfigError(f"{path} is neither a local path nor one in a Google Cloud Storage bucket: use a local path or gs://BUCKET/NAME")
+        raise ConfigError(
+            f"{path} is neither a local path nor one in a Google Cloud Storage bucket: use a local path or gs://BUCKET/NAME"
+        )
     if importlib.util.find_spec("gcsfs") is None:
-        raise ConfigError(f"{path} can't be reached without gcsfs: pip install 'sparsecod-jax[gcs]'")
-    return epath.Path(f"gs://{posixpath.normpath(name)}")  # to a store a name with .. in it is another name
+        raise ConfigError(
+            f"{path} can't be reached without gcsfs: pip install 'sparsecod-jax[gcs]'"
+        )
+    return epath.Path(
+        f"gs://{posixpath.normpath(name)}"
+    )  # to a store a name with .. in it is another name
 
 
 def _local(path: str) -> epath.Path:
     if path.startswith("~"):
-        raise ConfigError(f"{path} begins with no user's home: name another place, or ./{path} for a folder of that name")
+        raise ConfigError(
+            f"{path} begins with no user's home: name another place, or ./{path} for a folder of that name"
+        )
     if "\0" in path:
-        raise ConfigError(f"{path!r} holds a zero, which no name of a file may: name another place")
+        raise ConfigError(
+            f"{path!r} holds a zero, which no name of a file may: name another place"
+        )
     return epath.Path(os.path.realpath(path))
 
 
@@ -93,7 +107,9 @@ def check_can_write(path: epath.Path) -> None:
     if not folder.is_dir():
         raise ConfigError(f"{folder} is not a folder: choose another place than {path}")
     if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
-        raise ConfigError(f"{folder} may not be written: choose another place than {path}")
+        raise ConfigError(
+            f"{folder} may not be written: choose another place than {path}"
+        )
 
 
 def write(path: epath.Path, content: bytes) -> None:
@@ -117,7 +133,9 @@ def create(path: epath.Path, content: bytes) -> None:
     if is_remote(path):
         _put(path, content, "create")
         return
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    descriptor = os.open(
+        path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666
+    )
     try:
         _write_all(descriptor, content)
     except BaseException:
@@ -193,9 +211,15 @@ def check_plain(path: epath.Path) -> None:
         path.stat() if is_remote(path) else os.stat(path)
     except OSError as error:
         is_link = not is_remote(path) and os.path.islink(path)
-        what = "is a link that leads nowhere" if is_link else f"can't be read ({error.strerror})"
+        what = (
+            "is a link that leads nowhere"
+            if is_link
+            else f"can't be read ({error.strerror})"
+        )
         raise ConfigError(f"{shown(path)} {what}: mend or remove it") from error
-    raise ConfigError(f"{shown(path)} is not a plain file: put one in its place, such as a copy of what it gives")
+    raise ConfigError(
+        f"{shown(path)} is not a plain file: put one in its place, such as a copy of what it gives"
+    )
 
 
 def read_json(path: epath.Path) -> Any:
@@ -209,8 +233,13 @@ def read_json(path: epath.Path) -> Any:
         check_plain(path)
     try:
         return json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, or brackets without end
-        raise ConfigError(f"{shown(path)} is not JSON ({shown(error)}): restore it from a copy, or start in another --workdir") from error
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # no JSON, no UTF-8, or brackets without end
+        raise ConfigError(
+            f"{shown(path)} is not JSON ({shown(error)}): restore it from a copy, or start in another --workdir"
+        ) from error
 
 
 def write_record(path: epath.Path, values: dict[str, Any]) -> None:
@@ -226,24 +255,38 @@ def read_record(path: epath.Path) -> dict[str, Any]:
     """
     values = read_json(path)
     if not isinstance(values, dict):
-        raise ConfigError(f"{shown(path)} does not hold an object: restore it from a copy")
+        raise ConfigError(
+            f"{shown(path)} does not hold an object: restore it from a copy"
+        )
     checksum = values.pop(CHECKSUM, None)
-    misnamed = any(isinstance(value, str) and value.startswith(CHECKSUM_KIND) for value in values.values())
+    misnamed = any(
+        isinstance(value, str) and value.startswith(CHECKSUM_KIND)
+        for value in values.values()
+    )
     if misnamed or (checksum is not None and checksum != _checksum(values)):
-        raise ConfigError(f"{shown(path)} was changed after it was written: restore it from a copy")
+        raise ConfigError(
+            f"{shown(path)} was changed after it was written: restore it from a copy"
+        )
     return values
 
 
 def say_if_unchecked(path: epath.Path) -> None:
     """One line, where an earlier version wrote this record, to which damage may go unseen."""
     if path.exists() and CHECKSUM not in read_json(path):
-        say_once(f"{shown(path.parent)} was made before checksums were recorded: its records are taken as they are")
+        say_once(
+            f"{shown(path.parent)} was made before checksums were recorded: its records are taken as they are"
+        )
 
 
 def _checksum(values: dict[str, Any]) -> str:
     """Of the content as JSON, whatever the order of its names."""
-    as_read = json.loads(json.dumps(values))  # numbers as names become words, which sort otherwise
-    return CHECKSUM_KIND + hashlib.sha256(json.dumps(as_read, sort_keys=True).encode()).hexdigest()[:16]
+    as_read = json.loads(
+        json.dumps(values)
+    )  # numbers as names become words, which sort otherwise
+    return (
+        CHECKSUM_KIND
+        + hashlib.sha256(json.dumps(as_read, sort_keys=True).encode()).hexdigest()[:16]
+    )
 
 
 def digest(path: epath.Path) -> str:
@@ -310,7 +353,9 @@ def new_folder(target: epath.Path) -> Iterator[epath.Path]:
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                 raise
-            raise Fenced(f"{target} was made by another process meanwhile: it was left as it is") from error
+            raise Fenced(
+                f"{target} was made by another process meanwhile: it was left as it is"
+            ) from error
     _sync_folder(target.parent)
 
 
@@ -319,7 +364,11 @@ def _unfinished_file(folder: epath.Path) -> Iterator[tuple[epath.Path, int]]:
     """A new file and its descriptor, locked while the context lasts; then gone, unless renamed."""
     while True:
         path = folder / f"{UNFINISHED}{secrets.token_hex(8)}"
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        descriptor = os.open(
+            path,
+            os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC,
+            0o666,
+        )
         try:
             if not _claimed(path, descriptor):
                 continue
@@ -340,7 +389,9 @@ def _unfinished_folder(target: epath.Path) -> Iterator[epath.Path]:
         path = target.with_name(f"{UNFINISHED}{secrets.token_hex(8)}")
         with _sentence(target, "made"):
             os.mkdir(path)
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        descriptor = os.open(
+            path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        )
         try:
             if not _claimed(path, descriptor):
                 continue
@@ -367,8 +418,12 @@ def _remove_unfinished(folder: epath.Path) -> None:
     for entry in left:
         with contextlib.suppress(OSError):  # held, or gone, or not ours to remove
             is_folder = entry.is_dir(follow_symlinks=False)
-            mode = os.O_RDONLY if is_folder else os.O_RDWR  # some file systems lock only what may be written
-            descriptor = os.open(entry.path, mode | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            mode = (
+                os.O_RDONLY if is_folder else os.O_RDWR
+            )  # some file systems lock only what may be written
+            descriptor = os.open(
+                entry.path, mode | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            )
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(entry.path) if is_folder else os.unlink(entry.path)
@@ -405,7 +460,9 @@ def _sentence(path: epath.Path, done: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ConfigError(f"{path} can't be {done} ({error.strerror}): choose another place") from error
+        raise ConfigError(
+            f"{path} can't be {done} ({error.strerror}): choose another place"
+        ) from error
 
 
 class Mirror:
@@ -413,7 +470,11 @@ class Mirror:
 
     def __init__(self, target: epath.Path):
         self._target = target
-        self._temporary = tempfile.TemporaryDirectory(prefix="sparsecod-") if is_remote(target) else None
+        self._temporary = (
+            tempfile.TemporaryDirectory(prefix="sparsecod-")
+            if is_remote(target)
+            else None
+        )
         self.path = epath.Path(self._temporary.name) if self._temporary else target
 
     def upload(self) -> None:
@@ -434,5 +495,9 @@ def _store() -> fsspec.AbstractFileSystem:
 def _put(path: epath.Path, content: bytes, mode: str) -> None:
     try:
         _store().pipe_file(os.fspath(path), content, mode=mode)
-    except FileNotFoundError as error:  # all that an object needs to exist is its bucket
-        raise ConfigError(f"{path} can't be written, there is no such bucket: make it first, or correct its name") from error
+    except (
+        FileNotFoundError
+    ) as error:  # all that an object needs to exist is its bucket
+        raise ConfigError(
+            f"{path} can't be written, there is no such bucket: make it first, or correct its name"
+        ) from error

@@ -19,10 +19,16 @@ TAIL = len(f', "{NAME}": "01234567"}}')
 class Journal:
     """What a file of lines holds, in the order of the steps."""
 
-    lines: dict[int, tuple[dict[str, Any], bytes]]  # by step: the values, and the line itself
+    lines: dict[
+        int, tuple[dict[str, Any], bytes]
+    ]  # by step: the values, and the line itself
     damaged: list[int]  # numbers of lines that can't be read
-    doubled: list[int]  # numbers of lines whose step an earlier line has; the last one counts
-    missing: list[tuple[int, int]]  # first and last of the steps that no line tells of, a pair for each gap
+    doubled: list[
+        int
+    ]  # numbers of lines whose step an earlier line has; the last one counts
+    missing: list[
+        tuple[int, int]
+    ]  # first and last of the steps that no line tells of, a pair for each gap
 
     @property
     def complaint(self) -> str:
@@ -32,7 +38,11 @@ class Journal:
             "doubled": ("line", _ranges(self.doubled)),
             "missing": ("step", self.missing),
         }
-        found = [_counted(kind, what, ranges) for what, (kind, ranges) in wrong.items() if ranges]
+        found = [
+            _counted(kind, what, ranges)
+            for what, (kind, ranges) in wrong.items()
+            if ranges
+        ]
         return f"{', '.join(found)}: put back a copy, if you have one" if found else ""
 
 
@@ -47,7 +57,9 @@ def read(content: bytes, until: int = 0) -> Journal:
     lines, damaged, doubled = {}, [], []
     checked = False  # whether a line with a checksum came before
     for number, text in enumerate(content.split(b"\n")[:-1], start=1):
-        checked = checked or text.endswith(b'"}')  # lines without a checksum end with a number or a list
+        checked = checked or text.endswith(
+            b'"}'
+        )  # lines without a checksum end with a number or a list
         values = _parse(text, checked=checked)
         if values is None:
             damaged.append(number)
@@ -57,7 +69,11 @@ def read(content: bytes, until: int = 0) -> Journal:
         lines[values["step"]] = (values, text + b"\n")
     steps = sorted(lines)
     last = max([until, *steps[-1:]])
-    missing = [(before + 1, after - 1) for before, after in itertools.pairwise([0, *steps, last + 1]) if after - before > 1]
+    missing = [
+        (before + 1, after - 1)
+        for before, after in itertools.pairwise([0, *steps, last + 1])
+        if after - before > 1
+    ]
     return Journal({step: lines[step] for step in steps}, damaged, doubled, missing)
 
 
@@ -72,7 +88,11 @@ def _parse(text: bytes, *, checked: bool) -> dict[str, Any] | None:
         values = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    has_step = isinstance(values, dict) and type(values.get("step")) is int and values["step"] > 0
+    has_step = (
+        isinstance(values, dict)
+        and type(values.get("step")) is int
+        and values["step"] > 0
+    )
     return values if has_step else None
 
 
@@ -90,7 +110,9 @@ def _ranges(numbers: list[int]) -> list[tuple[int, int]]:
 def _counted(kind: str, what: str, ranges: list[tuple[int, int]]) -> str:
     """Such as "4 lines are damaged (3, 7-9)"; the first few."""
     count = sum(last - first + 1 for first, last in ranges)
-    words = [str(first) if first == last else f"{first}-{last}" for first, last in ranges[:5]]
+    words = [
+        str(first) if first == last else f"{first}-{last}" for first, last in ranges[:5]
+    ]
     more = ", ..." if len(ranges) > 5 else ""
     be = f"{kind} is" if count == 1 else f"{kind}s are"
     return f"{count:,} {be} {what} ({', '.join(words)}{more})"

@@ -18,7 +18,9 @@ from sparsecod_jax.storage.files import UNFINISHED, is_remote
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
-def check_free_or_ours(folder: epath.Path, *, ours: bool, option: str, kind: str) -> None:
+def check_free_or_ours(
+    folder: epath.Path, *, ours: bool, option: str, kind: str
+) -> None:
     """Refuses a place that holds somebody else's files, before anything is written.
 
     Args:
@@ -31,9 +33,13 @@ def check_free_or_ours(folder: epath.Path, *, ours: bool, option: str, kind: str
       ConfigError: `folder` is a file, or it is neither absent, nor empty, nor ours.
     """
     if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"{folder} is a file: choose another {option}, a folder that is new or empty")
+        raise ConfigError(
+            f"{folder} is a file: choose another {option}, a folder that is new or empty"
+        )
     if not ours and names_in(folder):
-        raise ConfigError(f"{folder} holds files but not {kind}: choose another {option}, a folder that is new or empty")
+        raise ConfigError(
+            f"{folder} holds files but not {kind}: choose another {option}, a folder that is new or empty"
+        )
 
 
 def names_in(folder: epath.Path) -> set[str]:
@@ -41,7 +47,9 @@ def names_in(folder: epath.Path) -> set[str]:
     if is_remote(folder):
         names = {path.name for path in folder.iterdir()} if folder.exists() else set()
     else:
-        names = set(os.listdir(folder)) if folder.is_dir() else set()  # epath leaves out names that end with ~
+        names = (
+            set(os.listdir(folder)) if folder.is_dir() else set()
+        )  # epath leaves out names that end with ~
     return {name for name in names if not name.startswith(UNFINISHED)}
 
 
@@ -58,7 +66,9 @@ def locked(path: epath.Path) -> Iterator[None]:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         if not _lock(descriptor, fcntl.LOCK_EX):
-            raise Fenced(f"another process is at work in {path}: wait for it, or stop it first")
+            raise Fenced(
+                f"another process is at work in {path}: wait for it, or stop it first"
+            )
         yield
     finally:
         os.close(descriptor)

@@ -6,11 +6,17 @@ threshold above which the paper calls a block useful; in causal and permutation 
 
 from sparsecod_jax.study.study import Claim
 
-ANALYZE = {"nano": {"sequences": 64, "seq_len": 128}, "mini": {"sequences": 100, "seq_len": 256}, "paper": {"sequences": 100}}
+ANALYZE = {
+    "nano": {"sequences": 64, "seq_len": 128},
+    "mini": {"sequences": 100, "seq_len": 256},
+    "paper": {"sequences": 100},
+}
 NOT_TESTABLE = {
     "nano": ("accuracy on downstream tasks", "absolute perplexities and variances"),
     "mini": ("accuracy on downstream tasks", "absolute perplexities and variances"),
-    "paper": ("accuracy on downstream tasks, which `sparsecod eval` measures after the study",),
+    "paper": (
+        "accuracy on downstream tasks, which `sparsecod eval` measures after the study",
+    ),
 }
 
 

@@ -23,10 +23,16 @@ def environments(jobs: int) -> list[dict[str, str]]:
     if not gpus:
         return [{}] * jobs
     if each := len(gpus) // jobs:
-        return [{VISIBLE: ",".join(gpus[place * each : (place + 1) * each])} for place in range(jobs)]
+        return [
+            {VISIBLE: ",".join(gpus[place * each : (place + 1) * each])}
+            for place in range(jobs)
+        ]
     name, memory = gpu_share(MEMORY)
     share = memory / -(-jobs // len(gpus))
-    return [{VISIBLE: gpus[place % len(gpus)], name: f"{share:.3f}"} for place in range(jobs)]
+    return [
+        {VISIBLE: gpus[place % len(gpus)], name: f"{share:.3f}"}
+        for place in range(jobs)
+    ]
 
 
 def _gpus() -> list[str]:
@@ -35,6 +41,10 @@ def _gpus() -> list[str]:
         return [name.strip() for name in os.environ[VISIBLE].split(",") if name.strip()]
     if shutil.which("nvidia-smi") is None:
         return []
-    listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=False)
+    listed = subprocess.run(
+        ["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=False
+    )
     lines = listed.stdout.splitlines() if listed.returncode == 0 else []
-    return [str(number) for number in range(sum(line.startswith("GPU ") for line in lines))]  # other lines are parts of a divided one
+    return [
+        str(number) for number in range(sum(line.startswith("GPU ") for line in lines))
+    ]  # other lines are parts of a divided one

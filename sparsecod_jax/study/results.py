@@ -39,25 +39,39 @@ def _read(file: epath.Path) -> tuple[dict[str, Any], str | None]:
         return {}, str(error)
 
 
-def status_table(study: Study, runs: list[Run], places: dict[str, RunDir], held: dict[str, str]) -> str:
+def status_table(
+    study: Study, runs: list[Run], places: dict[str, RunDir], held: dict[str, str]
+) -> str:
     """One line a run: what its directory says, how far its checkpoints are, and what the scheduler says."""
     width = max(len(run.name) for run in runs)
     lines = []
     for run in runs:
         found = describe(study, run, places[run.name])
         progress = f"step {found['step']} of {found['steps']}"
-        lines.append(f"{run.name:<{width}}  {found['status']!s:<9}  {progress}  scheduler: {held.get(run.name, '-')}")
+        lines.append(
+            f"{run.name:<{width}}  {found['status']!s:<9}  {progress}  scheduler: {held.get(run.name, '-')}"
+        )
     return "\n".join(lines)
 
 
-def collect(directory: epath.Path, study: Study, runs: list[Run], places: dict[str, RunDir]) -> str:
+def collect(
+    directory: epath.Path, study: Study, runs: list[Run], places: dict[str, RunDir]
+) -> str:
     """Writes results.json and results.csv; returns a summary that names every run with something left to do, and why."""
     rows = [describe(study, run, places[run.name]) for run in runs]
     files.write_json(directory / "results.json", rows)
     files.write(directory / "results.csv", _csv(rows).encode())
     unfinished = [row for row in rows if row["left"]]
-    lines = [f"{row['name']}  {row['status']}, {' and '.join(row['left'])} left{_because(row)}" for row in unfinished]
-    return "\n".join([f"{len(rows) - len(unfinished)} of {len(rows)} runs are done: {directory / 'results.csv'}", *lines])
+    lines = [
+        f"{row['name']}  {row['status']}, {' and '.join(row['left'])} left{_because(row)}"
+        for row in unfinished
+    ]
+    return "\n".join(
+        [
+            f"{len(rows) - len(unfinished)} of {len(rows)} runs are done: {directory / 'results.csv'}",
+            *lines,
+        ]
+    )
 
 
 def _because(row: dict[str, Any]) -> str:
@@ -68,9 +82,20 @@ def _csv(rows: list[dict[str, Any]]) -> str:
     flat = []
     for row in rows:
         final = config.flatten({"final": row["final"] or {}})
-        flat.append({name: value for name, value in row.items() if name not in ("left", "final")} | final)
+        flat.append(
+            {
+                name: value
+                for name, value in row.items()
+                if name not in ("left", "final")
+            }
+            | final
+        )
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(name for row in flat for name in row)), lineterminator="\n")
+    writer = csv.DictWriter(
+        text,
+        list(dict.fromkeys(name for row in flat for name in row)),
+        lineterminator="\n",
+    )
     writer.writeheader()
     writer.writerows(flat)
     return text.getvalue()

@@ -14,7 +14,14 @@ import time
 from collections.abc import Iterator
 
 from sparsecod_jax.data.store import MANIFEST, prepare_arguments, prepare_command
-from sparsecod_jax.errors import ATTEMPTS, FINAL, ConfigError, Fenced, Preempted, SparsecodError
+from sparsecod_jax.errors import (
+    ATTEMPTS,
+    FINAL,
+    ConfigError,
+    Fenced,
+    Preempted,
+    SparsecodError,
+)
 from sparsecod_jax.parallel.processes import note
 from sparsecod_jax.shell.stopping import IMPATIENT, SAME, STOPS
 from sparsecod_jax.storage import buckets, files
@@ -25,7 +32,12 @@ from sparsecod_jax.study.results import describe
 from sparsecod_jax.study.study import Run, Study, expand, load
 from sparsecod_jax.study.study_dir import StudyDir, begin, locate, remaining
 
-SPARSECOD = (sys.executable, "-P", "-m", "sparsecod_jax")  # -P: nothing in the working folder is imported
+SPARSECOD = (
+    sys.executable,
+    "-P",
+    "-m",
+    "sparsecod_jax",
+)  # -P: nothing in the working folder is imported
 POLL = 0.2  # seconds
 BUSY = 10.0  # seconds until a run is tried again that another process is at
 
@@ -41,7 +53,14 @@ class _Job:
     reached: int = 0  # the newest checkpoint before the last attempt
 
 
-def sweep(spec: str, workdir: str, *, jobs: int = 1, max_hours: float | None = None, dry_run: bool = False) -> str:
+def sweep(
+    spec: str,
+    workdir: str,
+    *,
+    jobs: int = 1,
+    max_hours: float | None = None,
+    dry_run: bool = False,
+) -> str:
     """Runs what of a study is not finished, and returns a table of all runs.
 
     Args:
@@ -69,17 +88,28 @@ def sweep(spec: str, workdir: str, *, jobs: int = 1, max_hours: float | None = N
     environments = gpus.environments(min(jobs, len(runs)))
     directory = StudyDir(files.absolute(workdir))
     if files.is_remote(directory.path):
-        raise ConfigError(f"a sweep on this machine keeps its logs here: give a local --workdir, not {workdir}")
-    locate(directory, study, runs)  # refuses another's folder before anything is written
+        raise ConfigError(
+            f"a sweep on this machine keeps its logs here: give a local --workdir, not {workdir}"
+        )
+    locate(
+        directory, study, runs
+    )  # refuses another's folder before anything is written
     files.make_folder(directory.path)
     with locked(directory.path):
         places = begin(directory, spec, study, runs)
         _prepare_data(runs)
         deadline = None if max_hours is None else time.monotonic() + 3600 * max_hours
-        failed = _Sweep(study, directory, deadline).go([_Job(run, places[run.name]) for run in runs], environments)
-    table = "\n".join(f"{run.name}  {describe(study, run, places[run.name])['status']}" for run in runs)
+        failed = _Sweep(study, directory, deadline).go(
+            [_Job(run, places[run.name]) for run in runs], environments
+        )
+    table = "\n".join(
+        f"{run.name}  {describe(study, run, places[run.name])['status']}"
+        for run in runs
+    )
     if failed:
-        raise SparsecodError(f"{len(failed)} of {len(runs)} runs did not finish ({', '.join(failed)}): see {directory.logs}")
+        raise SparsecodError(
+            f"{len(failed)} of {len(runs)} runs did not finish ({', '.join(failed)}): see {directory.logs}"
+        )
     return table
 
 
@@ -89,9 +119,13 @@ def _prepare_data(runs: list[Run]) -> None:
         path = run.experiment.data.path
         if (files.absolute(path) / MANIFEST).exists():
             continue
-        code = subprocess.run([*SPARSECOD, *prepare_arguments(run.experiment)], check=False).returncode
+        code = subprocess.run(
+            [*SPARSECOD, *prepare_arguments(run.experiment)], check=False
+        ).returncode
         if code:
-            raise ConfigError(f"`{prepare_command(run.experiment)}` failed with {code}: make {path} by hand first")
+            raise ConfigError(
+                f"`{prepare_command(run.experiment)}` failed with {code}: make {path} by hand first"
+            )
 
 
 class _Sweep:
@@ -100,7 +134,9 @@ class _Sweep:
     def __init__(self, study: Study, directory: StudyDir, deadline: float | None):
         self._study, self._directory, self._deadline = study, directory, deadline
         self._stopped_by: str | None = None
-        self._asked: float | None = None  # when a signal came first, by the monotonic clock
+        self._asked: float | None = (
+            None  # when a signal came first, by the monotonic clock
+        )
         self._at_once = False
 
     def go(self, waiting: list[_Job], free: list[dict[str, str]]) -> list[str]:
@@ -109,7 +145,9 @@ class _Sweep:
         failed: list[str] = []
         with self._signals():
             while waiting or running:
-                for job, process, environment in [each for each in running if each[1].poll() is not None]:
+                for job, process, environment in [
+                    each for each in running if each[1].poll() is not None
+                ]:
                     running.remove((job, process, environment))
                     free.append(environment)
                     self._after(job, process.returncode, waiting, failed)
@@ -117,33 +155,49 @@ class _Sweep:
                     self._stopped_by = self._stopped_by or "the time is over"
                 if self._stopped_by:
                     self._stop([process for _, process, _ in running])
-                    raise Preempted(f"{self._stopped_by}, {len(waiting) + len(running)} runs are not finished: start again to go on")
+                    raise Preempted(
+                        f"{self._stopped_by}, {len(waiting) + len(running)} runs are not finished: start again to go on"
+                    )
                 ready = [job for job in waiting if job.not_before <= time.monotonic()]
                 for job in ready[: len(free)]:
                     waiting.remove(job)
                     for argv in remaining(self._study, job.run, job.place)[:1]:
-                        environment = min(free, key=[each[2] for each in running].count)  # where fewest are
+                        environment = min(
+                            free, key=[each[2] for each in running].count
+                        )  # where fewest are
                         free.remove(environment)
-                        running.append((job, self._start(job, argv, environment), environment))
+                        running.append(
+                            (job, self._start(job, argv, environment), environment)
+                        )
                 time.sleep(POLL)
         return failed
 
-    def _start(self, job: _Job, argv: list[str], environment: dict[str, str]) -> subprocess.Popen:
+    def _start(
+        self, job: _Job, argv: list[str], environment: dict[str, str]
+    ) -> subprocess.Popen:
         note(f"{job.run.name}: {argv[0]}")
         job.reached = job.place.newest_checkpoint()
         files.make_folder(self._directory.logs)
         with files.open_log(self._directory.logs / f"{job.run.name}.log") as log:
             # A session of its own, so that Ctrl-C reaches the sweep alone, which then asks its runs to save.
             return subprocess.Popen(
-                [*SPARSECOD, *argv], stdout=log, stderr=subprocess.STDOUT, start_new_session=True, env=os.environ | environment
+                [*SPARSECOD, *argv],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env=os.environ | environment,
             )
 
-    def _after(self, job: _Job, code: int, waiting: list[_Job], failed: list[str]) -> None:
+    def _after(
+        self, job: _Job, code: int, waiting: list[_Job], failed: list[str]
+    ) -> None:
         """Decides by the exit code whether a run is tried again."""
         if code == Fenced.exit_code:
             job.not_before = time.monotonic() + BUSY
         elif code not in (0, Preempted.exit_code):
-            job.dead = 1 if job.place.newest_checkpoint() > job.reached else job.dead + 1
+            job.dead = (
+                1 if job.place.newest_checkpoint() > job.reached else job.dead + 1
+            )
             note(f"{job.run.name} ended with {code}")
         if code in FINAL or job.dead >= ATTEMPTS:
             failed.append(job.run.name)
@@ -155,11 +209,16 @@ class _Sweep:
         def stop(number, frame):
             now = time.monotonic()
             if self._asked is None:
-                self._asked, self._stopped_by = now, f"{signal.Signals(number).name} came"
+                self._asked, self._stopped_by = (
+                    now,
+                    f"{signal.Signals(number).name} came",
+                )
             elif number in IMPATIENT and now - self._asked > SAME:
                 self._at_once = True
 
-        heard = [number for number in STOPS if signal.getsignal(number) is not signal.SIG_IGN]
+        heard = [
+            number for number in STOPS if signal.getsignal(number) is not signal.SIG_IGN
+        ]
         before = {number: signal.signal(number, stop) for number in heard}
         try:
             yield

@@ -9,7 +9,9 @@ from sparsecod_jax.config.identity import identity, identity_fields
 from sparsecod_jax.config.load import load_experiment
 from sparsecod_jax.errors import ConfigError
 
-NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")  # what every engine takes for the name of a job
+NAME = re.compile(
+    r"[a-z]([-a-z0-9]*[a-z0-9])?"
+)  # what every engine takes for the name of a job
 LONGEST_NAME = 40
 
 
@@ -38,28 +40,43 @@ class Study:
     arms: dict[str, dict[str, Any]]  # fields that each changes, by dotted names
     claims: tuple[Claim, ...]
     not_testable: tuple[str, ...]  # published claims that this size can't decide
-    published: tuple[str, ...] = ()  # what of published.json it covers: tables/gqa, curves/last_layer_variance_by_step/gqa
-    mechanism: dict[str, str] = dataclasses.field(default_factory=dict)  # by which the cause is thought to act: metrics by their names
+    published: tuple[
+        str, ...
+    ] = ()  # what of published.json it covers: tables/gqa, curves/last_layer_variance_by_step/gqa
+    mechanism: dict[str, str] = dataclasses.field(
+        default_factory=dict
+    )  # by which the cause is thought to act: metrics by their names
     changes: dict[str, Any] = dataclasses.field(default_factory=dict)  # of every arm
     seeds: tuple[int, ...] = (0, 1, 2)  # each fixes weights and order for all arms
-    analyze: dict[str, Any] = dataclasses.field(default_factory=dict)  # options of `sparsecod analyze` for finished runs
+    analyze: dict[str, Any] = dataclasses.field(
+        default_factory=dict
+    )  # options of `sparsecod analyze` for finished runs
 
     def __post_init__(self):
         _check_types(self, "a study")
         for arm in self.arms:
-            if not NAME.fullmatch(f"{arm}-s0") or len(f"{arm}-s{max(self.seeds, default=0)}") > LONGEST_NAME:
-                raise ConfigError(f"the arm {arm!r} can't name a job: use at most {LONGEST_NAME - 4} of a-z, 0-9 and -, a letter first")
+            if (
+                not NAME.fullmatch(f"{arm}-s0")
+                or len(f"{arm}-s{max(self.seeds, default=0)}") > LONGEST_NAME
+            ):
+                raise ConfigError(
+                    f"the arm {arm!r} can't name a job: use at most {LONGEST_NAME - 4} of a-z, 0-9 and -, a letter first"
+                )
         if not self.arms or not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ConfigError("a study needs arms, and seeds that differ: give some")
         for claim in self.claims:
-            unknown = [arm for arm in (claim.greater, claim.than) if arm not in self.arms]
+            unknown = [
+                arm for arm in (claim.greater, claim.than) if arm not in self.arms
+            ]
             no_effect = 1 if claim.ratio else 0
             if unknown or not claim.smallest > no_effect:
                 raise ConfigError(
                     f"the claim {claim.text!r} names {unknown or claim.smallest}: name two arms and a smallest effect above {no_effect}"
                 )
         if len({claim.text for claim in self.claims}) < len(self.claims):
-            raise ConfigError("two claims have the same text: reports name them by it, so word each by itself")
+            raise ConfigError(
+                "two claims have the same text: reports name them by it, so word each by itself"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,16 +99,22 @@ def _check_types(instance: Any, kind: str) -> None:
     for name, hint in get_type_hints(type(instance)).items():
         if not _is(value := getattr(instance, name), hint):
             wanted = hint.__name__ if isinstance(hint, type) else hint
-            raise ConfigError(f"{name} of {kind} is {repr(value)[:80]}, not of the type {wanted}: write it as one")
+            raise ConfigError(
+                f"{name} of {kind} is {repr(value)[:80]}, not of the type {wanted}: write it as one"
+            )
 
 
 def _is(value: Any, hint: Any) -> bool:
     """Whether a value is of the type in an annotation; a list is as good as a tuple."""
     kind, items = get_origin(hint) or hint, get_args(hint)
     if kind is tuple:
-        return isinstance(value, (tuple, list)) and all(_is(item, items[0]) for item in value)
+        return isinstance(value, (tuple, list)) and all(
+            _is(item, items[0]) for item in value
+        )
     if kind is dict:
-        return isinstance(value, dict) and all(_is(name, items[0]) and _is(item, items[1]) for name, item in value.items())
+        return isinstance(value, dict) and all(
+            _is(name, items[0]) and _is(item, items[1]) for name, item in value.items()
+        )
     if kind is float:
         return type(value) in (int, float)
     return kind is Any or type(value) is kind
@@ -124,10 +147,22 @@ def expand(study: Study) -> list[Run]:
     for seed in study.seeds:
         for arm, fields in study.arms.items():
             changes = {**study.changes, **fields, "seed": seed, "data.seed": seed}
-            overrides = tuple(f"--config.{name}={value}" for name, value in changes.items())
-            runs.append(Run(f"{arm}-s{seed}", arm, seed, load_experiment(study.config, overrides), overrides))
+            overrides = tuple(
+                f"--config.{name}={value}" for name, value in changes.items()
+            )
+            runs.append(
+                Run(
+                    f"{arm}-s{seed}",
+                    arm,
+                    seed,
+                    load_experiment(study.config, overrides),
+                    overrides,
+                )
+            )
     seen: dict[str, str] = {}
     for run in runs:
         if (other := seen.setdefault(run.identity, run.name)) != run.name:
-            raise ConfigError(f"{run.name} and {other} are the same run: leave one arm out")
+            raise ConfigError(
+                f"{run.name} and {other} are the same run: leave one arm out"
+            )
     return runs

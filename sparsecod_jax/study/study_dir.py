@@ -45,17 +45,28 @@ def read(directory: StudyDir) -> tuple[dict[str, Any], dict[str, RunDir]]:
     """
     described = files.read_record(directory.described)
     try:
-        fields: dict[str, Any] = {name: described[name] for name in FIELDS if name in described}
+        fields: dict[str, Any] = {
+            name: described[name] for name in FIELDS if name in described
+        }
         fields["claims"] = _claims(described)
         study = Study(**fields)
         expected = {f"{arm}-s{seed}" for arm in study.arms for seed in study.seeds}
         if expected != set(described["runs"]):
             raise ValueError("its runs are not those of its arms and seeds")
-        if not all(isinstance(entry[name], str) for entry in described["runs"].values() for name in ("arm", "data", "identity")):
+        if not all(
+            isinstance(entry[name], str)
+            for entry in described["runs"].values()
+            for name in ("arm", "data", "identity")
+        ):
             raise TypeError("its runs have no words for arm, data and identity")
-        places = {name: _place(directory, described["places"][name]) for name in described["runs"]}
+        places = {
+            name: _place(directory, described["places"][name])
+            for name in described["runs"]
+        }
     except (LookupError, TypeError, ValueError, AttributeError, ConfigError) as error:
-        raise ConfigError(f"{directory.described} is not what a sweep writes ({gist(error)}): restore it from a copy") from error
+        raise ConfigError(
+            f"{directory.described} is not what a sweep writes ({gist(error)}): restore it from a copy"
+        ) from error
     return described, places
 
 
@@ -71,17 +82,29 @@ def _place(directory: StudyDir, relative: str) -> RunDir:
     """
     parts = relative.split("/")
     own, shared = len(parts) == 2, len(parts) == 4 and parts[0] == ".."
-    if not (own or shared) or parts[-2] != "runs" or {"", ".", ".."}.intersection(parts[-3:]):
+    if (
+        not (own or shared)
+        or parts[-2] != "runs"
+        or {"", ".", ".."}.intersection(parts[-3:])
+    ):
         raise ValueError(f"{relative!r} is no place of a run of a study")
     return RunDir(directory.path / relative)
 
 
-def begin(directory: StudyDir, spec: str, study: Study, runs: list[Run]) -> dict[str, RunDir]:
+def begin(
+    directory: StudyDir, spec: str, study: Study, runs: list[Run]
+) -> dict[str, RunDir]:
     """Writes study.json where there is none; returns the directory of each run, and raises, as `locate` does."""
     places = locate(directory, study, runs)
     if not directory.described.exists():
-        relative = {name: os.path.relpath(place.path, directory.path) for name, place in places.items()}
-        files.write_record(directory.described, {"sweep": spec, **_describe(study, runs), "places": relative})
+        relative = {
+            name: os.path.relpath(place.path, directory.path)
+            for name, place in places.items()
+        }
+        files.write_record(
+            directory.described,
+            {"sweep": spec, **_describe(study, runs), "places": relative},
+        )
     return places
 
 
@@ -97,18 +120,31 @@ def locate(directory: StudyDir, study: Study, runs: list[Run]) -> dict[str, RunD
     check_free_or_ours(directory.path, ours=ours, option="--workdir", kind="a study")
     if not directory.described.exists():
         shared = _runs_beside(directory)
-        return {run.name: shared.get(run.identity) or directory.run(run.name) for run in runs}
+        return {
+            run.name: shared.get(run.identity) or directory.run(run.name)
+            for run in runs
+        }
     files.say_if_unchecked(directory.described)
     (before, places), now = read(directory), _describe(study, runs)
     changed = sorted(name for name in now if before.get(name) != now.get(name))
     if changed:
-        raise ConfigError(f"{directory.path} holds another study ({', '.join(changed)} differ): choose another --workdir")
+        raise ConfigError(
+            f"{directory.path} holds another study ({', '.join(changed)} differ): choose another --workdir"
+        )
     return places
 
 
 def _describe(study: Study, runs: list[Run]) -> dict[str, Any]:
     """The study as JSON has it."""
-    named = {run.name: {"arm": run.arm, "seed": run.seed, "data": run.experiment.data.path, "identity": run.identity} for run in runs}
+    named = {
+        run.name: {
+            "arm": run.arm,
+            "seed": run.seed,
+            "data": run.experiment.data.path,
+            "identity": run.identity,
+        }
+        for run in runs
+    }
     return json.loads(json.dumps({**dataclasses.asdict(study), "runs": named}))
 
 
@@ -116,7 +152,11 @@ def verbs(study: Study, run: Run, place: RunDir) -> list[list[str]]:
     """What `sparsecod` is told to do for a run, one after the other."""
     path = os.fspath(place.path)
     train = ["train", f"--config={study.config}", *run.overrides, f"--workdir={path}"]
-    analyze = ["analyze", f"--workdir={path}", *(f"--{name}={value}" for name, value in study.analyze.items())]
+    analyze = [
+        "analyze",
+        f"--workdir={path}",
+        *(f"--{name}={value}" for name, value in study.analyze.items()),
+    ]
     return [train, analyze] if study.analyze else [train]
 
 
@@ -124,12 +164,19 @@ def remaining(study: Study, run: Run, place: RunDir) -> list[list[str]]:
     """Those of its verbs that are not done."""
     train, *analyze = verbs(study, run, place)
     left = [] if place.final.exists() else [train]
-    return left if not analyze or is_scored(place, study.analyze.get("scores")) else [*left, *analyze]
+    return (
+        left
+        if not analyze or is_scored(place, study.analyze.get("scores"))
+        else [*left, *analyze]
+    )
 
 
 def is_begun(place: RunDir) -> bool:
     """Whether anything of a run is there."""
-    return any(file.exists() for file in (place.config, place.metrics, place.status, place.attempts))
+    return any(
+        file.exists()
+        for file in (place.config, place.metrics, place.status, place.attempts)
+    )
 
 
 def is_scored(place: RunDir, scores: str | None) -> bool:
@@ -152,5 +199,7 @@ def _runs_beside(directory: StudyDir) -> dict[str, RunDir]:
         except ConfigError as error:
             print(shown(f"the study in {file.parent} is left out: {error}"), flush=True)
             continue
-        found = {entry["identity"]: places[name] for name, entry in described["runs"].items()} | found
+        found = {
+            entry["identity"]: places[name] for name, entry in described["runs"].items()
+        } | found
     return found

@@ -29,8 +29,12 @@ class Curves:
         self._folder, self._first_step = folder, first_step
         self._file: EventsWriter | None = None
         self._files = 0
-        self._lines: queue.Queue[dict[str, Any] | threading.Event | None] = queue.Queue(LINES)
-        self._thread = threading.Thread(target=self._write_lines, name="curves", daemon=True)
+        self._lines: queue.Queue[dict[str, Any] | threading.Event | None] = queue.Queue(
+            LINES
+        )
+        self._thread = threading.Thread(
+            target=self._write_lines, name="curves", daemon=True
+        )
         self._thread.start()
 
     def add(self, metrics: dict[str, Any]) -> None:
@@ -73,14 +77,24 @@ class Curves:
     def _begin(self) -> EventsWriter:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._files += 1
-        file = EventsWriter(os.fspath(self._folder / "events"), f".{os.getpid()}.{self._files}")
-        file.write_event(Event(step=self._first_step, session_log=SessionLog(status=SessionLog.START)))
+        file = EventsWriter(
+            os.fspath(self._folder / "events"), f".{os.getpid()}.{self._files}"
+        )
+        file.write_event(
+            Event(
+                step=self._first_step, session_log=SessionLog(status=SessionLog.START)
+            )
+        )
         return file
 
     def _lose(self, error: Exception) -> None:
         """Gives up the file, whose last record may be cut off; the next line begins another."""
         if not self.lost:
-            print(f"TensorBoard's files can't be written ({error}): training goes on", file=sys.stderr, flush=True)
+            print(
+                f"TensorBoard's files can't be written ({error}): training goes on",
+                file=sys.stderr,
+                flush=True,
+            )
         self.lost += 1
         self._file = None
 
@@ -89,7 +103,11 @@ def _numbers(metrics: dict[str, Any]) -> list[tuple[str, float]]:
     found: list[tuple[str, float]] = []
     for name, value in metrics.items():
         if isinstance(value, list) and name != "nonfinite":
-            found += [(f"{name}/layer_{layer:02d}", number) for layer, number in enumerate(value) if number is not None]
+            found += [
+                (f"{name}/layer_{layer:02d}", number)
+                for layer, number in enumerate(value)
+                if number is not None
+            ]
         elif isinstance(value, (int, float)) and name != "step":
             found.append((name, value))
     return found

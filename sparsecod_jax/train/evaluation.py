@@ -9,7 +9,12 @@ from etils import epath
 from jax.sharding import Mesh
 
 from sparsecod_jax.config import Experiment
-from sparsecod_jax.data.pipeline import evaluation_batches, local_rows, segments, to_devices
+from sparsecod_jax.data.pipeline import (
+    evaluation_batches,
+    local_rows,
+    segments,
+    to_devices,
+)
 from sparsecod_jax.data.store import Manifest, Windows
 from sparsecod_jax.model.loss import cross_entropy, windows
 from sparsecod_jax.model.transformer import Transformer
@@ -18,7 +23,11 @@ from sparsecod_jax.parallel.sharding import batch_sharding, ways
 
 
 def evaluator(
-    experiment: Experiment, layout: Layout, mesh: Mesh, directory: epath.Path, manifest: Manifest
+    experiment: Experiment,
+    layout: Layout,
+    mesh: Mesh,
+    directory: epath.Path,
+    manifest: Manifest,
 ) -> Callable[..., dict[str, float]]:
     """A function from parameters to the held-out metrics, over the validation split at the fixed evaluation length.
 
@@ -37,16 +46,35 @@ def evaluator(
     @jax.jit
     def summed(params, tokens_BT1, weights_BT, segments_BT):
         inputs_BT, targets_BT = windows(tokens_BT1)
-        h_BTD, _ = model.apply({"params": params}, inputs_BT, segments_BT, method="hidden")
-        return cross_entropy(h_BTD, params["head"], targets_BT, weights_BT), weights_BT.sum()
+        h_BTD, _ = model.apply(
+            {"params": params}, inputs_BT, segments_BT, method="hidden"
+        )
+        return cross_entropy(
+            h_BTD, params["head"], targets_BT, weights_BT
+        ), weights_BT.sum()
 
-    def evaluate(params, after_batch: Callable[[], None] = lambda: None) -> dict[str, float]:
+    def evaluate(
+        params, after_batch: Callable[[], None] = lambda: None
+    ) -> dict[str, float]:
         sums = []
-        for tokens, weights in evaluation_batches(held_out, batch, rows, cfg.max_tokens):
-            masks = segments(tokens[:, :-1], manifest.eos_id) if experiment.model.document_masking else None
+        for tokens, weights in evaluation_batches(
+            held_out, batch, rows, cfg.max_tokens
+        ):
+            masks = (
+                segments(tokens[:, :-1], manifest.eos_id)
+                if experiment.model.document_masking
+                else None
+            )
             with jax.set_mesh(mesh):
-                sums.append(summed(params, *to_devices((tokens, weights, masks), rows, sharding, batch)))
-            jax.block_until_ready(sums[-2:-1])  # one batch computes while the next is read, and no more wait
+                sums.append(
+                    summed(
+                        params,
+                        *to_devices((tokens, weights, masks), rows, sharding, batch),
+                    )
+                )
+            jax.block_until_ready(
+                sums[-2:-1]
+            )  # one batch computes while the next is read, and no more wait
             after_batch()
         loss, count = np.asarray(jax.device_get(sums), np.float64).sum(axis=0).tolist()
         return summary(loss / count, int(count), manifest)
@@ -56,7 +84,16 @@ def evaluator(
 
 def summary(loss: float, tokens: int, manifest: Manifest) -> dict[str, float]:
     """Loss in the units that people compare."""
-    result = {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "evaluation_tokens": tokens}
+    result = {
+        "loss": loss,
+        "perplexity": math.exp(min(loss, 700.0)),
+        "evaluation_tokens": tokens,
+    }
     if manifest.validation.text_bytes:
-        result["bits_per_byte"] = loss / math.log(2) * manifest.validation.tokens / manifest.validation.text_bytes
+        result["bits_per_byte"] = (
+            loss
+            / math.log(2)
+            * manifest.validation.tokens
+            / manifest.validation.text_bytes
+        )
     return result

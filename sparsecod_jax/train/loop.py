@@ -16,15 +16,34 @@ from sparsecod_jax.config.identity import identity, identity_fields
 from sparsecod_jax.data import pipeline
 from sparsecod_jax.data.store import Manifest, Windows, prepare_command, read_manifest
 from sparsecod_jax.data.tokenizer import TOKENIZER
-from sparsecod_jax.errors import ConfigError, Diverged, Fenced, Preempted, SparsecodError
+from sparsecod_jax.errors import (
+    ConfigError,
+    Diverged,
+    Fenced,
+    Preempted,
+    SparsecodError,
+)
 from sparsecod_jax.parallel import layout
-from sparsecod_jax.parallel.processes import is_first, note, run_on_all, run_on_first, say
+from sparsecod_jax.parallel.processes import (
+    is_first,
+    note,
+    run_on_all,
+    run_on_first,
+    say,
+)
 from sparsecod_jax.shell.shown import shown
 from sparsecod_jax.shell.stopping import STOP
 from sparsecod_jax.storage import files
 from sparsecod_jax.storage.checkpoint import Checkpointer, check_room
 from sparsecod_jax.storage.files import read_record, write_record
-from sparsecod_jax.storage.rundir import Attempt, RunDir, Status, check_free, check_identity, claim
+from sparsecod_jax.storage.rundir import (
+    Attempt,
+    RunDir,
+    Status,
+    check_free,
+    check_identity,
+    claim,
+)
 from sparsecod_jax.train import manifest as run_manifest
 from sparsecod_jax.train.evaluation import evaluator
 from sparsecod_jax.train.preemption import Interrupted, PreemptionGuard
@@ -37,7 +56,9 @@ from sparsecod_jax.train.writers import Writers, plain
 PROFILED_STEPS = range(3, 6)  # of an attempt
 
 
-def train(experiment: config.Experiment, workdir: str, *, profile: bool = False) -> dict[str, Any]:
+def train(
+    experiment: config.Experiment, workdir: str, *, profile: bool = False
+) -> dict[str, Any]:
     """Trains `experiment` in `workdir`, goes on where an earlier attempt stopped, or finds it finished; returns final.json.
 
     Every process of a run calls this with the same arguments.
@@ -68,10 +89,21 @@ def train(experiment: config.Experiment, workdir: str, *, profile: bool = False)
             attempt = Attempt(run, *run_on_first(_claim, run, claimed))
             run_on_all(attempt.check_shared)
             watchdog.report_to(attempt)
-            run_on_first(check_identity, run, fields)  # again, as another run may have come first
+            run_on_first(
+                check_identity, run, fields
+            )  # again, as another run may have come first
             note(layout.describe(program.layout, experiment))
             with _recorded_status(attempt), explained(experiment):
-                return _Run(experiment, program, compiled, attempt, directory, data, fields, watchdog).go(profile=profile)
+                return _Run(
+                    experiment,
+                    program,
+                    compiled,
+                    attempt,
+                    directory,
+                    data,
+                    fields,
+                    watchdog,
+                ).go(profile=profile)
 
 
 def _finished(run: RunDir, fields: dict[str, Any]) -> dict[str, Any] | None:
@@ -83,14 +115,20 @@ def _finished(run: RunDir, fields: dict[str, Any]) -> dict[str, Any] | None:
     note(f"{shown(run.path)} is already finished")
     final = read_record(run.final)
     if final.get("identity", identity(fields)) != identity(fields):
-        raise ConfigError(f"{run.final} is of another run than {run.manifest}: restore it from a copy, or choose another --workdir")
-    with contextlib.suppress(OSError):  # the result may lie where nothing can be written any more
+        raise ConfigError(
+            f"{run.final} is of another run than {run.manifest}: restore it from a copy, or choose another --workdir"
+        )
+    with contextlib.suppress(
+        OSError
+    ):  # the result may lie where nothing can be written any more
         run.set_status("finished")  # a crash may have come between the two files
     return final
 
 
 def _check_room(run: RunDir, experiment: config.Experiment, program: Program) -> None:
-    if run.newest_checkpoint() < experiment.steps:  # otherwise only the evaluation is left to do
+    if (
+        run.newest_checkpoint() < experiment.steps
+    ):  # otherwise only the evaluation is left to do
         check_room(run.checkpoints, program.abstract_state)
 
 
@@ -100,20 +138,26 @@ def _claim(run: RunDir, claimed: contextlib.ExitStack) -> tuple[int, str]:
     return attempt.number, attempt.token
 
 
-def _check_same_everywhere(run: RunDir, experiment: config.Experiment, data: Manifest) -> None:
+def _check_same_everywhere(
+    run: RunDir, experiment: config.Experiment, data: Manifest
+) -> None:
     of_first = run_on_first(_inputs, run, experiment, data)
     run_on_all(_check_same, of_first, _inputs(run, experiment, data))
 
 
 def _inputs(run: RunDir, experiment: config.Experiment, data: Manifest) -> str:
     """What all processes must have been given alike."""
-    return json.dumps([os.fspath(run.path), config.to_dict(experiment), data.fingerprint])
+    return json.dumps(
+        [os.fspath(run.path), config.to_dict(experiment), data.fingerprint]
+    )
 
 
 def _check_same(of_first: str, here: str) -> None:
     if here != of_first:
         process = f"process {jax.process_index()}"
-        problem = f"{process} was given another --workdir, config or data than process 0"
+        problem = (
+            f"{process} was given another --workdir, config or data than process 0"
+        )
         raise ConfigError(f"{problem}: start all alike")
 
 
@@ -127,7 +171,9 @@ def _check_data(experiment: config.Experiment, data: Manifest) -> None:
         ("evaluation.seq_len", data.validation, experiment.evaluation.seq_len),
     ):
         if split.tokens <= length:
-            raise ConfigError(f"{name}={length} is longer than the {split.tokens} tokens of its split: lower it or prepare more data")
+            raise ConfigError(
+                f"{name}={length} is longer than the {split.tokens} tokens of its split: lower it or prepare more data"
+            )
 
 
 @contextlib.contextmanager
@@ -143,7 +189,11 @@ def _recorded_status(attempt: Attempt) -> Iterator[None]:
         try:
             record(status, **details)
         except OSError as error:  # the checkpoints say how far it is
-            print(f"{shown(attempt.run.status)} can't be written ({error.strerror})", file=sys.stderr, flush=True)
+            print(
+                f"{shown(attempt.run.status)} can't be written ({error.strerror})",
+                file=sys.stderr,
+                flush=True,
+            )
 
     record("running")
     STOP.record = lambda: record("preempted")
@@ -168,14 +218,35 @@ def _recorded_status(attempt: Attempt) -> Iterator[None]:
 class _Run:
     """One attempt at a run."""
 
-    def __init__(self, experiment, program: Program, compiled: Compiled, attempt: Attempt, directory, data: Manifest, fields, watchdog):
+    def __init__(
+        self,
+        experiment,
+        program: Program,
+        compiled: Compiled,
+        attempt: Attempt,
+        directory,
+        data: Manifest,
+        fields,
+        watchdog,
+    ):
         self.experiment, self.program, self.compiled = experiment, program, compiled
-        self.run, self.attempt, self.fields, self.watchdog = attempt.run, attempt, fields, watchdog
+        self.run, self.attempt, self.fields, self.watchdog = (
+            attempt.run,
+            attempt,
+            fields,
+            watchdog,
+        )
         self.directory, self.data = directory, data
-        self.train_windows = Windows(directory, data, data.train, experiment.data.seq_len)
-        self.evaluate = evaluator(experiment, program.layout, program.mesh, directory, data)
+        self.train_windows = Windows(
+            directory, data, data.train, experiment.data.seq_len
+        )
+        self.evaluate = evaluator(
+            experiment, program.layout, program.mesh, directory, data
+        )
         kept = (experiment.checkpoint.keep, experiment.checkpoint.keep_every)
-        self.checkpointer = Checkpointer(self.run, *kept, check_owner=attempt.check_still_owner)
+        self.checkpointer = Checkpointer(
+            self.run, *kept, check_owner=attempt.check_still_owner
+        )
         self.writers = Writers(attempt)
 
     def go(self, *, profile: bool) -> dict[str, Any]:
@@ -195,17 +266,23 @@ class _Run:
             self.guard = PreemptionGuard()
             self.progress = Progress(experiment, start, record["seconds"])
             batches = self._batches(record["next_example"])
-            late: tuple[int, dict] | None = None  # the metrics of the step dispatched last, not yet read
+            late: tuple[int, dict] | None = (
+                None  # the metrics of the step dispatched last, not yet read
+            )
 
             self._complete_evaluation(start, state)
-            note(f"training steps {start + 1} to {experiment.steps}; {self.progress.convention}")
+            note(
+                f"training steps {start + 1} to {experiment.steps}; {self.progress.convention}"
+            )
             open_until_the_end.enter_context(watchdog.during("training"))
             for step in range(start + 1, experiment.steps + 1):
                 if profile and is_first() and step == start + PROFILED_STEPS.start:
                     self._profile(profiler)
                 if step == start + PROFILED_STEPS.stop:
                     profiler.close()
-                train_step = self.compiled.steps[self._due(step, experiment.log.moments_every)]
+                train_step = self.compiled.steps[
+                    self._due(step, experiment.log.moments_every)
+                ]
                 with watchdog.during("reading data"):
                     batch = next(batches)
                 state, metrics = train_step(state, batch)
@@ -215,7 +292,11 @@ class _Run:
 
                 stopping = self.guard.preempted()
                 evaluating = not stopping and self._evaluates_at(step)
-                saving = stopping or step == experiment.steps or self._due(step, experiment.checkpoint.every)
+                saving = (
+                    stopping
+                    or step == experiment.steps
+                    or self._due(step, experiment.checkpoint.every)
+                )
                 if saving or evaluating:
                     self._write(late, state if evaluating else None)
                     late = None
@@ -229,7 +310,9 @@ class _Run:
         """Writes what makes the directory this run's."""
         run, program = self.run, self.program
         write_record(run.config, config.to_dict(self.experiment))
-        described = run_manifest.describe(self.experiment, program.layout, self.fields, self.data.framing())
+        described = run_manifest.describe(
+            self.experiment, program.layout, self.fields, self.data.framing()
+        )
         described |= {"tokenizer_digest": files.digest(self.directory / TOKENIZER)}
         write_record(run.manifest, described)
         files.write(run.tokenizer, (self.directory / TOKENIZER).read_bytes())
@@ -237,26 +320,45 @@ class _Run:
     def _leave(self, step: int) -> NoReturn:
         with self.watchdog.during("saving"):
             self.checkpointer.wait()
-        raise Preempted(f"stopped at step {step} of {self.experiment.steps}; run the same command to go on")
+        raise Preempted(
+            f"stopped at step {step} of {self.experiment.steps}; run the same command to go on"
+        )
 
     def _restore_or_init(self) -> tuple[TrainState, dict[str, Any]]:
         note("looking for a checkpoint")
-        restored = self.checkpointer.restore_latest({"state": self.program.abstract_state})
+        restored = self.checkpointer.restore_latest(
+            {"state": self.program.abstract_state}
+        )
         if restored is None:
-            note(f"initialising {counts.parameters(self.experiment.model).total:,} parameters")
+            note(
+                f"initialising {counts.parameters(self.experiment.model).total:,} parameters"
+            )
             return self.program.init(), {"step": 0, "next_example": 0, "seconds": 0.0}
-        saved = identity_fields(config.from_dict(restored.record["config"]), restored.record["data_fingerprint"])
+        saved = identity_fields(
+            config.from_dict(restored.record["config"]),
+            restored.record["data_fingerprint"],
+        )
         if saved != identity_fields(self.experiment, self.data.fingerprint):
-            raise ConfigError(f"checkpoint {restored.step} of {self.run.path} belongs to another run: choose another --workdir")
+            raise ConfigError(
+                f"checkpoint {restored.step} of {self.run.path} belongs to another run: choose another --workdir"
+            )
         note(f"restored step {restored.step}")
         return restored.items["state"], restored.record
 
     def _batches(self, first_example: int) -> Iterator[Batch]:
         cfg, sharding = self.experiment, self.program.abstract_batch.tokens.sharding
         rows = pipeline.local_rows(sharding, cfg.global_batch)
-        for tokens in pipeline.batches(self.train_windows, cfg.data.seed, cfg.global_batch, first_example, rows):
-            segments = pipeline.segments(tokens[:, :-1], self.data.eos_id) if cfg.model.document_masking else None
-            yield pipeline.to_devices(Batch(tokens, segments), rows, sharding, cfg.global_batch)
+        for tokens in pipeline.batches(
+            self.train_windows, cfg.data.seed, cfg.global_batch, first_example, rows
+        ):
+            segments = (
+                pipeline.segments(tokens[:, :-1], self.data.eos_id)
+                if cfg.model.document_masking
+                else None
+            )
+            yield pipeline.to_devices(
+                Batch(tokens, segments), rows, sharding, cfg.global_batch
+            )
 
     def _profile(self, open_while_it_lasts: contextlib.ExitStack) -> None:
         mirror = files.Mirror(self.run.profile)
@@ -270,7 +372,9 @@ class _Run:
 
     def _evaluates_at(self, step: int) -> bool:
         """Whether the metrics of `step` include held-out ones; after the last step they are in final.json."""
-        return 0 < step < self.experiment.steps and self._due(step, self.experiment.evaluation.every)
+        return 0 < step < self.experiment.steps and self._due(
+            step, self.experiment.evaluation.every
+        )
 
     def _complete_evaluation(self, start: int, state: TrainState) -> None:
         """Evaluates where the attempt before had to leave while it did."""
@@ -284,7 +388,9 @@ class _Run:
     def _lacks_evaluation(self, step: int) -> bool:
         return self._evaluates_at(step) and self.writers.lacks_evaluation(step)
 
-    def _write(self, late: tuple[int, dict] | None, evaluated: TrainState | None = None) -> None:
+    def _write(
+        self, late: tuple[int, dict] | None, evaluated: TrainState | None = None
+    ) -> None:
         """Reads a dispatched step's metrics, which waits for the device, and writes them, with held-out metrics if asked."""
         if late is None:
             return
@@ -303,14 +409,23 @@ class _Run:
         if evaluated is not None:
             values |= self._evaluate(step, evaluated) or {}
         line = plain(values | metrics)
-        logged = self._due(step, self.experiment.log.every) or evaluated is not None or step == self.experiment.steps
+        logged = (
+            self._due(step, self.experiment.log.every)
+            or evaluated is not None
+            or step == self.experiment.steps
+        )
         if is_first():
             self.writers.write(line, tensorboard=logged)
         if logged:
             say(self.progress.line(line))
-        skipped, budget = line["skipped_updates"], self.experiment.execution.max_skipped_updates
+        skipped, budget = (
+            line["skipped_updates"],
+            self.experiment.execution.max_skipped_updates,
+        )
         if skipped > budget:
-            raise Diverged(f"{skipped} updates up to step {step} were not finite, {budget} are allowed: lower optimizer.peak_lr")
+            raise Diverged(
+                f"{skipped} updates up to step {step} were not finite, {budget} are allowed: lower optimizer.peak_lr"
+            )
 
     def _save(self, step: int, state: TrainState) -> None:
         record = {
@@ -339,7 +454,12 @@ class _Run:
                 result = self.evaluate(state.params, after_batch)
         except Interrupted:
             return None
-        say(f"step {step} | " + " | ".join(f"held-out {name} {value:,.4f}" for name, value in result.items()))
+        say(
+            f"step {step} | "
+            + " | ".join(
+                f"held-out {name} {value:,.4f}" for name, value in result.items()
+            )
+        )
         self.progress.resume()
         return {f"evaluation/{name}": value for name, value in result.items()}
 
@@ -351,11 +471,15 @@ class _Run:
             self._leave(experiment.steps)
         with self.watchdog.during("saving"):
             self.checkpointer.wait()
-        held_out = {name.removeprefix("evaluation/"): value for name, value in evaluated.items()}
+        held_out = {
+            name.removeprefix("evaluation/"): value for name, value in evaluated.items()
+        }
         tokens = experiment.steps * experiment.tokens_per_step
         skipped = int(jax.device_get(state.skipped))
         if 2 * skipped > experiment.steps:
-            raise Diverged(f"{skipped} of {experiment.steps} updates were not finite, so this is no trained model: lower optimizer.peak_lr")
+            raise Diverged(
+                f"{skipped} of {experiment.steps} updates were not finite, so this is no trained model: lower optimizer.peak_lr"
+            )
         final = {
             **plain(held_out),
             "identity": identity(identity_fields(experiment, self.data.fingerprint)),
@@ -366,15 +490,20 @@ class _Run:
             "seconds": seconds,
             "tokens_per_second": tokens / seconds,
             "compile_seconds": self.compiled.seconds,
-            "flops": tokens * counts.flops_per_token(experiment.model, experiment.data.seq_len),
+            "flops": tokens
+            * counts.flops_per_token(experiment.model, experiment.data.seq_len),
             "mfu": self.progress.mfu(tokens / seconds),
             "flops_convention": counts.FLOPS_CONVENTION,
         }
         run_on_first(self.attempt.check_still_owner)
         run_on_first(self._write_final, final)
         if skipped:
-            note(f"{skipped} of {experiment.steps} updates were left out, as they were not finite")
-        note(f"held-out loss {held_out['loss']:.4f} nats; a guess by token frequency alone would have {final['unigram_entropy']:.4f}")
+            note(
+                f"{skipped} of {experiment.steps} updates were left out, as they were not finite"
+            )
+        note(
+            f"held-out loss {held_out['loss']:.4f} nats; a guess by token frequency alone would have {final['unigram_entropy']:.4f}"
+        )
         return final
 
     def _write_final(self, final: dict[str, Any]) -> None:
@@ -383,4 +512,6 @@ class _Run:
         except OSError as error:
             print(json.dumps(final), flush=True)
             reason = f"{self.run.final} can't be written ({error.strerror})"
-            raise SparsecodError(f"{reason}: make room or mend the disk, and run the same command, which only evaluates") from error
+            raise SparsecodError(
+                f"{reason}: make room or mend the disk, and run the same command, which only evaluates"
+            ) from error

@@ -15,10 +15,26 @@ from sparsecod_jax.config import counts
 from sparsecod_jax.config.identity import identity
 from sparsecod_jax.parallel.layout import Layout
 
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "ml-collections", "tensorboardX", "tokenizers")
+PACKAGES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "grain",
+    "numpy",
+    "ml-collections",
+    "tensorboardX",
+    "tokenizers",
+)
 
 
-def describe(experiment: config.Experiment, layout: Layout, identity_fields: dict, tokenizer: dict) -> dict:
+def describe(
+    experiment: config.Experiment,
+    layout: Layout,
+    identity_fields: dict,
+    tokenizer: dict,
+) -> dict:
     """The manifest of a run as plain JSON values; `tokenizer` is the framing of its data."""
     return {
         "sparsecod_jax": __version__,
@@ -26,11 +42,17 @@ def describe(experiment: config.Experiment, layout: Layout, identity_fields: dic
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
-        "devices": {"kind": jax.devices()[0].device_kind, "count": jax.device_count(), "processes": jax.process_count()},
+        "devices": {
+            "kind": jax.devices()[0].device_kind,
+            "count": jax.device_count(),
+            "processes": jax.process_count(),
+        },
         "mesh": dataclasses.asdict(layout.mesh),
         "execution": dataclasses.asdict(layout.decided(experiment.execution)),
         "parameters": dataclasses.asdict(counts.parameters(experiment.model)),
-        "flops_per_token": counts.flops_per_token(experiment.model, experiment.data.seq_len),
+        "flops_per_token": counts.flops_per_token(
+            experiment.model, experiment.data.seq_len
+        ),
         "flops_convention": counts.FLOPS_CONVENTION,
         "tokenizer": tokenizer,
         "residual_dtype": experiment.model.residual_dtype,
@@ -45,7 +67,16 @@ def _commit() -> str | None:
     if not shutil.which("git"):
         return None
     described = subprocess.run(
-        ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+        [
+            "git",
+            "-C",
+            str(root),
+            "describe",
+            "--always",
+            "--dirty",
+            "--abbrev=40",
+            "--exclude=*",
+        ],
         capture_output=True,
         text=True,
         check=False,

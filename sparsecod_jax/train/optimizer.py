@@ -24,7 +24,9 @@ def group_of(name: str) -> str:
     """The one parameter group that `name` belongs to."""
     found = [group for group, pattern in GROUPS.items() if re.search(pattern, name)]
     if len(found) != 1:
-        raise ValueError(f"parameter {name} is in the groups {found}, not in exactly one: extend GROUPS")
+        raise ValueError(
+            f"parameter {name} is in the groups {found}, not in exactly one: extend GROUPS"
+        )
     return found[0]
 
 
@@ -39,7 +41,9 @@ def make_optimizer(cfg: config.Optimizer) -> optax.GradientTransformation:
     return optax.chain(
         optax.clip_by_global_norm(cfg.clip_norm),
         optax.scale_by_adam(b1=cfg.b1, b2=cfg.b2, eps=cfg.eps),
-        optax.add_decayed_weights(cfg.weight_decay, mask=lambda params: decay_mask(params, cfg.decayed)),
+        optax.add_decayed_weights(
+            cfg.weight_decay, mask=lambda params: decay_mask(params, cfg.decayed)
+        ),
     )
 
 
@@ -50,6 +54,10 @@ def learning_rate(experiment: config.Experiment, step: jax.Array | int) -> jax.A
         warm_up = jnp.minimum(1.0, jnp.asarray(step) / max(cfg.warmup_steps, 1))
         return peak * warm_up
     schedule = optax.warmup_cosine_decay_schedule(
-        0.0, peak, warmup_steps=cfg.warmup_steps, decay_steps=experiment.steps, end_value=peak * cfg.final_fraction
+        0.0,
+        peak,
+        warmup_steps=cfg.warmup_steps,
+        decay_steps=experiment.steps,
+        end_value=peak * cfg.final_fraction,
     )
     return jnp.asarray(schedule(step))

@@ -58,11 +58,15 @@ def explained(experiment: Experiment) -> Iterator[None]:
     try:
         yield
     except MemoryError as error:
-        raise ConfigError(f"this machine has too little memory for the run: {_advice(experiment)}") from error
+        raise ConfigError(
+            f"this machine has too little memory for the run: {_advice(experiment)}"
+        ) from error
     except jax.errors.JaxRuntimeError as error:
         if OUT_OF_MEMORY not in str(error):
             raise
-        raise ConfigError(f"memory does not suffice ({_first_line(error)}): {_advice(experiment)}") from error
+        raise ConfigError(
+            f"memory does not suffice ({_first_line(error)}): {_advice(experiment)}"
+        ) from error
 
 
 def _check_memory(program: Program, compiled) -> None:
@@ -76,7 +80,9 @@ def _check_memory(program: Program, compiled) -> None:
     fitting = _microbatches_that_fit(program, state, temporary, limit)
     advice = _advice(program.experiment, microbatches=fitting)
     taken = f"{(state + temporary) / GIB:.1f} GiB ({state / GIB:.1f} of them parameters, optimizer and batch)"
-    raise ConfigError(f"a step takes {taken} and a device has {limit / GIB:.1f}: {advice}")
+    raise ConfigError(
+        f"a step takes {taken} and a device has {limit / GIB:.1f}: {advice}"
+    )
 
 
 def _limit() -> float | None:
@@ -91,17 +97,27 @@ def _limit() -> float | None:
 def _host_memory() -> int:
     """Bytes that this process may take."""
     limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    limits += [soft for soft in [resource.getrlimit(resource.RLIMIT_AS)[0]] if soft != resource.RLIM_INFINITY]
+    limits += [
+        soft
+        for soft in [resource.getrlimit(resource.RLIMIT_AS)[0]]
+        if soft != resource.RLIM_INFINITY
+    ]
     if CGROUP.exists() and (told := CGROUP.read_text().strip()).isdigit():
         limits.append(int(told))
     return min(limits)
 
 
-def _microbatches_that_fit(program: Program, state: int, temporary: int, limit: float) -> int | None:
+def _microbatches_that_fit(
+    program: Program, state: int, temporary: int, limit: float
+) -> int | None:
     """The fewest, if temporaries shrink with the rows of a microbatch, as most of them do."""
     now, mesh = program.layout.microbatches, program.layout.mesh
     rows = program.experiment.global_batch // (mesh.data * mesh.fsdp * mesh.expert)
-    fitting = (count for count in range(now + 1, rows + 1) if rows % count == 0 and state + temporary * now / count <= limit)
+    fitting = (
+        count
+        for count in range(now + 1, rows + 1)
+        if rows % count == 0 and state + temporary * now / count <= limit
+    )
     return next(fitting, None)
 
 

@@ -23,7 +23,11 @@ class Progress:
     @property
     def convention(self) -> str:
         """What an MFU means here."""
-        return f"MFU counts {counts.FLOPS_CONVENTION}" if self._device else "MFU n/a: the peak of this device is not known"
+        return (
+            f"MFU counts {counts.FLOPS_CONVENTION}"
+            if self._device
+            else "MFU n/a: the peak of this device is not known"
+        )
 
     def resume(self) -> None:
         """Leaves out the time since the last step: something else was done."""
@@ -38,7 +42,13 @@ class Progress:
 
     def mfu(self, tokens_per_second: float) -> float | None:
         """Share of the devices' peak, None where that is not known."""
-        return tokens_per_second * self._flops / (self._device.peak_flops * jax.device_count()) if self._device else None
+        return (
+            tokens_per_second
+            * self._flops
+            / (self._device.peak_flops * jax.device_count())
+            if self._device
+            else None
+        )
 
     def line(self, metrics: dict) -> str:
         """One console line; its speed is the mean since the line before."""
@@ -48,7 +58,11 @@ class Progress:
         self._said = (step, self.seconds)
         tokens_per_second = self._experiment.tokens_per_step / seconds_per_step
         mfu = self.mfu(tokens_per_second)
-        loss = "not finite" if metrics["loss"] is None else f"{metrics['loss']:.4f} | perplexity {metrics['perplexity']:.2f}"
+        loss = (
+            "not finite"
+            if metrics["loss"] is None
+            else f"{metrics['loss']:.4f} | perplexity {metrics['perplexity']:.2f}"
+        )
         return (
             f"step {step}/{steps} | loss {loss} | {tokens_per_second:,.0f} tokens/s | MFU {'n/a' if mfu is None else f'{mfu:.1%}'}"
             f" | ETA {datetime.timedelta(seconds=round((steps - step) * seconds_per_step))}"

@@ -35,7 +35,9 @@ class Batch(NamedTuple):
 
     tokens: Any  # [B, T + 1] int32
     segments: Any = None  # [B, T] int32: attention stays within equal numbers
-    weights: Any = None  # [B, T] float32: what a prediction counts; None counts each once
+    weights: Any = (
+        None  # [B, T] float32: what a prediction counts; None counts each once
+    )
 
 
 class TrainState(struct.PyTreeNode):
@@ -60,16 +62,27 @@ class Program:
     def init(self) -> TrainState:
         """A fresh state, born sharded; it does not depend on the mesh."""
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
-        make = jax.jit(lambda: nn.unbox(_initial_state(self.experiment, self.layout)), out_shardings=shardings)
+        make = jax.jit(
+            lambda: nn.unbox(_initial_state(self.experiment, self.layout)),
+            out_shardings=shardings,
+        )
         with jax.set_mesh(self.mesh):
             return make()
 
     def lower(self, *, with_moments: bool):
         """The train step before compilation; it maps (state, batch) to (state, metrics) and takes the state's memory."""
-        param_shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state.params)
-        step = partial(train_step, self.experiment, self.layout, param_shardings, with_moments)
+        param_shardings = jax.tree.map(
+            lambda leaf: leaf.sharding, self.abstract_state.params
+        )
+        step = partial(
+            train_step, self.experiment, self.layout, param_shardings, with_moments
+        )
         state_shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
-        jitted = jax.jit(step, donate_argnums=0, out_shardings=(state_shardings, NamedSharding(self.mesh, P())))
+        jitted = jax.jit(
+            step,
+            donate_argnums=0,
+            out_shardings=(state_shardings, NamedSharding(self.mesh, P())),
+        )
         with jax.set_mesh(self.mesh):
             return jitted.lower(self.abstract_state, self.abstract_batch)
 
@@ -87,21 +100,35 @@ def build(experiment: Experiment, devices: Sequence[Any], slices: int = 0) -> Pr
     mesh = make_mesh(layout.mesh, devices)
     boxed = jax.eval_shape(partial(_initial_state, experiment, layout))
     abstract_state = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        lambda leaf, sharding: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=sharding
+        ),
         nn.unbox(boxed),
         tree_shardings(mesh, boxed),
     )
     rows, length = experiment.global_batch, experiment.data.seq_len
-    integers = partial(jax.ShapeDtypeStruct, dtype=jnp.int32, sharding=batch_sharding(mesh))
+    integers = partial(
+        jax.ShapeDtypeStruct, dtype=jnp.int32, sharding=batch_sharding(mesh)
+    )
     segments = integers((rows, length)) if experiment.model.document_masking else None
-    return Program(experiment, layout, mesh, abstract_state, Batch(integers((rows, length + 1)), segments))
+    return Program(
+        experiment,
+        layout,
+        mesh,
+        abstract_state,
+        Batch(integers((rows, length + 1)), segments),
+    )
 
 
 def _initial_state(experiment: Experiment, layout: Layout) -> TrainState:
     model = Transformer(experiment.model, layout.kernels)
-    params = model.init(jax.random.key(experiment.seed), jnp.zeros((1, 8), jnp.int32))["params"]
+    params = model.init(jax.random.key(experiment.seed), jnp.zeros((1, 8), jnp.int32))[
+        "params"
+    ]
     opt_state = make_optimizer(experiment.optimizer).init(params)
-    return TrainState(step=jnp.int32(0), skipped=jnp.int32(0), params=params, opt_state=opt_state)
+    return TrainState(
+        step=jnp.int32(0), skipped=jnp.int32(0), params=params, opt_state=opt_state
+    )
 
 
 def train_step(
@@ -122,17 +149,23 @@ def train_step(
       The new state and the metrics: scalars, or arrays [L] with one value a block. They describe the state before the update;
       `skipped_updates` includes it.
     """
-    loss, grads, stats = loss_and_gradients(experiment.model, layout, state.params, batch, with_moments=with_moments)
+    loss, grads, stats = loss_and_gradients(
+        experiment.model, layout, state.params, batch, with_moments=with_moments
+    )
     if param_shardings is not None:
         grads = jax.lax.with_sharding_constraint(grads, param_shardings)
     grad_norm = optax.global_norm(grads)
     lr = learning_rate(experiment, state.step + 1)
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
     # The norms first: fused with the update they would keep it from writing in place, and the parameters would be copied.
-    parameter_norm_L, before = jax.lax.optimization_barrier((layer_norms(state.params["blocks"]), state.params))
+    parameter_norm_L, before = jax.lax.optimization_barrier(
+        (layer_norms(state.params["blocks"]), state.params)
+    )
     # Chosen value by value, while they are at hand: a conditional would copy parameters and moments.
     updated = _update(experiment, before, state.opt_state, grads, lr)
-    params, opt_state = jax.tree.map(partial(jnp.where, finite), updated, (before, state.opt_state))
+    params, opt_state = jax.tree.map(
+        partial(jnp.where, finite), updated, (before, state.opt_state)
+    )
     metrics = {
         "loss": loss,
         "lr": lr,
@@ -145,10 +178,14 @@ def train_step(
     }
     if experiment.model.n_experts:
         metrics["auxiliary_loss"] = auxiliary_loss(experiment.model, stats)
-    return TrainState(state.step + 1, state.skipped + ~finite, params, opt_state), metrics
+    return TrainState(
+        state.step + 1, state.skipped + ~finite, params, opt_state
+    ), metrics
 
 
-def loss_and_gradients(model: Model, layout: Layout, params, batch: Batch, *, with_moments: bool = False):
+def loss_and_gradients(
+    model: Model, layout: Layout, params, batch: Batch, *, with_moments: bool = False
+):
     """Sum of token losses over the number of valid tokens of the whole batch, a gradient, and the block statistics.
 
     The gradient is that of this loss and the auxiliary losses, which are not part of it. With microbatches the sums are the same;
@@ -160,8 +197,12 @@ def loss_and_gradients(model: Model, layout: Layout, params, batch: Batch, *, wi
 
     def loss_fn(params, part: Batch):
         inputs_BT, targets_BT = windows(part.tokens)
-        h_BTD, stats = net.apply({"params": params}, inputs_BT, part.segments, method="hidden")
-        weights_BT = jnp.ones(targets_BT.shape) if part.weights is None else part.weights
+        h_BTD, stats = net.apply(
+            {"params": params}, inputs_BT, part.segments, method="hidden"
+        )
+        weights_BT = (
+            jnp.ones(targets_BT.shape) if part.weights is None else part.weights
+        )
         loss = cross_entropy(h_BTD, params["head"], targets_BT, weights_BT) / valid
         return loss + auxiliary_loss(model, stats) / microbatches, (loss, stats)
 
@@ -175,16 +216,30 @@ def loss_and_gradients(model: Model, layout: Layout, params, batch: Batch, *, wi
         return jax.tree.map(jnp.add, total, (loss, grads)), stats
 
     # Rows m, m + M, ... form microbatch m, so that a device's rows stay where they are.
-    parts = jax.tree.map(lambda rows: rows.reshape(-1, microbatches, rows.shape[-1]).swapaxes(0, 1), batch)
-    zero = (jnp.zeros((), jnp.promote_types(model.compute_dtype, jnp.float32)), jax.tree.map(jnp.zeros_like, params))
+    parts = jax.tree.map(
+        lambda rows: rows.reshape(-1, microbatches, rows.shape[-1]).swapaxes(0, 1),
+        batch,
+    )
+    zero = (
+        jnp.zeros((), jnp.promote_types(model.compute_dtype, jnp.float32)),
+        jax.tree.map(jnp.zeros_like, params),
+    )
     (loss, grads), stats_M = jax.lax.scan(add, zero, parts)
     return loss, grads, jax.tree.map(_over_microbatches, stats_M)
 
 
 def _over_microbatches(values_M):
-    return values_M.sum(axis=0) if jnp.issubdtype(values_M.dtype, jnp.integer) else values_M.mean(axis=0)
+    return (
+        values_M.sum(axis=0)
+        if jnp.issubdtype(values_M.dtype, jnp.integer)
+        else values_M.mean(axis=0)
+    )
 
 
 def _update(experiment: Experiment, params, opt_state, grads, lr):
-    updates, opt_state = make_optimizer(experiment.optimizer).update(grads, opt_state, params)
-    return jax.tree.map(lambda p, u: p - (lr * u).astype(p.dtype), params, updates), opt_state
+    updates, opt_state = make_optimizer(experiment.optimizer).update(
+        grads, opt_state, params
+    )
+    return jax.tree.map(
+        lambda p, u: p - (lr * u).astype(p.dtype), params, updates
+    ), opt_state

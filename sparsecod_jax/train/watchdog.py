@@ -100,7 +100,9 @@ class Watchdog:
             raise
         except BaseException as error:
             # A save that is under way is finished first, but not on a disk that failed, nor while other processes wait for this one.
-            in_vain = isinstance(error, (OSError, SaveFailed)) or jax.process_count() > 1
+            in_vain = (
+                isinstance(error, (OSError, SaveFailed)) or jax.process_count() > 1
+            )
             self._closing = CLOSING if in_vain else BUDGETS["saving"] * self._patience
             self._error = error
             self.alive()
@@ -109,10 +111,16 @@ class Watchdog:
     def _budget(self, doing: str) -> float:
         if self._error is not None:
             return self._closing
-        if doing == "training" and not self._steps:  # nothing is known of how long a step takes
+        if (
+            doing == "training" and not self._steps
+        ):  # nothing is known of how long a step takes
             doing = "compiling"
         budget = BUDGETS[doing] * self._patience
-        return max(budget, SLOWER * statistics.median(self._steps)) if self._steps else budget
+        return (
+            max(budget, SLOWER * statistics.median(self._steps))
+            if self._steps
+            else budget
+        )
 
     def _look(self) -> None:
         tick = min(1.0, self._patience / TICKS)
@@ -130,10 +138,15 @@ class Watchdog:
         """Says where every thread is, on the standard error and in the run directory, and ends the process."""
         if self._error is not None:
             sentence = "a library kept the process from closing its files"
-            text, code = "".join(traceback.format_exception(self._error)), getattr(self._error, "exit_code", 1)
+            text, code = (
+                "".join(traceback.format_exception(self._error)),
+                getattr(self._error, "exit_code", 1),
+            )
             reason = f"{type(self._error).__name__}: {self._error}"
         else:
-            reason = sentence = f"stuck while {doing}: nothing happened for {waited:.0f} s"
+            reason = sentence = (
+                f"stuck while {doing}: nothing happened for {waited:.0f} s"
+            )
             text, code = _stacks(), STUCK
         text = f"{text}\nprocess {self._process}: {sentence}; run the same command to go on"
         tell(text)
@@ -144,7 +157,9 @@ class Watchdog:
         if self._attempt is not None:
             self._attempt.check_still_owner()
             self._attempt.run.set_status("failed", reason=reason)
-            files.write(self._attempt.run.path / f"stuck-{self._process}.txt", text.encode())
+            files.write(
+                self._attempt.run.path / f"stuck-{self._process}.txt", text.encode()
+            )
 
 
 def _patience() -> float:
@@ -154,7 +169,9 @@ def _patience() -> float:
     except ValueError:
         patience = 0.0
     if not 0 < patience < float("inf"):
-        raise ConfigError(f"{PATIENCE}={told} is not a number of seconds above 0: correct it, or leave it out")
+        raise ConfigError(
+            f"{PATIENCE}={told} is not a number of seconds above 0: correct it, or leave it out"
+        )
     return patience
 
 

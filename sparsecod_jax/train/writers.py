@@ -23,7 +23,9 @@ WAITING = 10_000  # lines kept in memory for a disk that has no room
 def plain(metrics: dict[str, Any]) -> dict[str, Any]:
     """Metrics as strict JSON values: arrays as lists, and null for what is not finite."""
     values = {name: np.asarray(value).tolist() for name, value in metrics.items()}
-    nonfinite = sorted(name for name, value in metrics.items() if not np.all(np.isfinite(value)))
+    nonfinite = sorted(
+        name for name, value in metrics.items() if not np.all(np.isfinite(value))
+    )
     for name in nonfinite:
         values[name] = _without_nonfinite(values[name])
     return values | ({"nonfinite": nonfinite} if nonfinite else {})
@@ -98,7 +100,11 @@ class Writers:
 
     def _lose(self, error: OSError) -> None:
         if not self.lost and len(self._waiting) == 1:
-            print(f"{shown(self._attempt.run.metrics)} can't be written ({error.strerror}): training goes on", file=sys.stderr, flush=True)
+            print(
+                f"{shown(self._attempt.run.metrics)} can't be written ({error.strerror}): training goes on",
+                file=sys.stderr,
+                flush=True,
+            )
         if len(self._waiting) > WAITING:
             del self._waiting[0]
             self.lost += 1
@@ -120,7 +126,11 @@ class Writers:
             self._mirror.upload()
         except Exception as error:  # whatever the store raised; the next upload has all
             if not self._uploads_lost:
-                print(f"logs can't be uploaded ({type(error).__name__}: {error}): training goes on", file=sys.stderr, flush=True)
+                print(
+                    f"logs can't be uploaded ({type(error).__name__}: {error}): training goes on",
+                    file=sys.stderr,
+                    flush=True,
+                )
             self._uploads_lost = True
 
     def close(self) -> None:
@@ -130,6 +140,14 @@ class Writers:
             os.close(self._jsonl)
             self._upload()
         if lost := self.lost + len(self._waiting):
-            print(f"{shown(self._attempt.run.metrics)} lacks {lost} lines that found no room", file=sys.stderr, flush=True)
+            print(
+                f"{shown(self._attempt.run.metrics)} lacks {lost} lines that found no room",
+                file=sys.stderr,
+                flush=True,
+            )
         if self._curves.lost:
-            print(f"{shown(self._attempt.run.tensorboard)} lacks {self._curves.lost} steps", file=sys.stderr, flush=True)
+            print(
+                f"{shown(self._attempt.run.tensorboard)} lacks {self._curves.lost} steps",
+                file=sys.stderr,
+                flush=True,
+            )

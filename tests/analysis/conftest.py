@@ -17,7 +17,13 @@ def run(request, tokens, tmp_path_factory):
     """The directory of a finished run."""
     workdir = tmp_path_factory.mktemp("runs") / request.param
     train(
-        tiny_configs.experiment(steps=20, model=MODELS[request.param], data={"path": str(tokens)}, checkpoint={"every": 20}), str(workdir)
+        tiny_configs.experiment(
+            steps=20,
+            model=MODELS[request.param],
+            data={"path": str(tokens)},
+            checkpoint={"every": 20},
+        ),
+        str(workdir),
     )
     return RunDir(workdir)
 

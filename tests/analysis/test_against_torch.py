@@ -27,17 +27,23 @@ FORMS = {
     "two devices": {"JAX_NUM_CPU_DEVICES": "2"},
 }
 
-DENSE = dataclasses.replace(tiny_configs.MODEL, d_model=64, d_ff=192, vocab_size=300, init_std=0.1)
+DENSE = dataclasses.replace(
+    tiny_configs.MODEL, d_model=64, d_ff=192, vocab_size=300, init_std=0.1
+)
 WIDE = dataclasses.replace(DENSE, d_model=256, d_ff=512, n_layers=2, init_std=0.06)
 WIDEST = dataclasses.replace(DENSE, d_model=512, d_ff=1024, n_layers=2, init_std=0.04)
-MIXTURE = dataclasses.replace(DENSE, n_layers=2, d_ff=32, n_experts=8, top_k=2, shared_expert=True, d_shared=24)
+MIXTURE = dataclasses.replace(
+    DENSE, n_layers=2, d_ff=32, n_experts=8, top_k=2, shared_expert=True, d_shared=24
+)
 SCALED = dataclasses.replace(DENSE, layer_norm_scaling=True)
 
 # Name, model, sequences, positions, scores.
 ALL = "profile,usefulness,causal,permutation,jacobian,sparsity"
 CASES = [
     pytest.param(DENSE, 2, 1024, ALL.replace("jacobian,", ""), id="dense"),
-    pytest.param(dataclasses.replace(DENSE, n_layers=1), 2, 1024, "jacobian", id="one block"),
+    pytest.param(
+        dataclasses.replace(DENSE, n_layers=1), 2, 1024, "jacobian", id="one block"
+    ),
     pytest.param(MIXTURE, 2, 1024, "profile,usefulness,sparsity", id="mixture"),
 ]
 SLOW_CASES = [
@@ -45,7 +51,9 @@ SLOW_CASES = [
     pytest.param(DENSE, 4, 512, ALL, id="64: 4 x 512"),
     pytest.param(DENSE, 100, 128, ALL, id="64: 100 x 128"),
     # A block that is swapped in the exported model would take its folded factor along.
-    pytest.param(SCALED, 2, 1024, ALL.replace("permutation,", ""), id="LayerNorm Scaling"),
+    pytest.param(
+        SCALED, 2, 1024, ALL.replace("permutation,", ""), id="LayerNorm Scaling"
+    ),
     pytest.param(WIDE, 2, 1024, ALL, id="256: 2 x 1024"),
     # Maps of 512 channels need many tokens, or they pass on every rounding error.
     pytest.param(WIDEST, 4, 1024, ALL, id="512: 4 x 1024"),
@@ -93,7 +101,9 @@ def _check_profile(found, exported, tokens_NT):
 
 
 def _check_usefulness(found, exported, tokens_NT):
-    _close(found["usefulness"]["loss_ratio"], torch_scores.usefulness(exported, tokens_NT))
+    _close(
+        found["usefulness"]["loss_ratio"], torch_scores.usefulness(exported, tokens_NT)
+    )
 
 
 def _check_causal(found, exported, tokens_NT):
@@ -102,13 +112,18 @@ def _check_causal(found, exported, tokens_NT):
     for part, values in parts.items():
         _close(values["matrix"], torch_scores.causal(exported, tokens_NT, part))
     future = found["causal"]["future"]
-    _close(future["matrix"], torch_scores.causal_future(exported, tokens_NT, future["cuts"]))
+    _close(
+        future["matrix"],
+        torch_scores.causal_future(exported, tokens_NT, future["cuts"]),
+    )
 
 
 def _check_permutation(found, exported, tokens_NT):
     # Differences of losses: the error is that of a loss.
     expected = torch_scores.permutation(exported, tokens_NT)
-    np.testing.assert_allclose(found["permutation"]["matrix"], expected, atol=1e-5, rtol=TOLERANCE)
+    np.testing.assert_allclose(
+        found["permutation"]["matrix"], expected, atol=1e-5, rtol=TOLERANCE
+    )
 
 
 def _check_jacobian(found, exported, tokens_NT):
@@ -129,7 +144,9 @@ def _check_jacobian(found, exported, tokens_NT):
                 "spectral_norm": np.linalg.svd(matrix_DD)[1][0],
             }
             for name, value in expected.items():
-                np.testing.assert_allclose(values[name][number], value, rtol=TOLERANCE, err_msg=name)
+                np.testing.assert_allclose(
+                    values[name][number], value, rtol=TOLERANCE, err_msg=name
+                )
 
 
 def _check_sparsity(found, exported, tokens_NT):
@@ -142,27 +159,37 @@ def _check_sparsity(found, exported, tokens_NT):
         _close(found["sparsity"]["activations"][name], expected_L)
     if "experts" in found["sparsity"]:
         expected = torch_scores.experts(exported, tokens_NT)
-        _close(found["sparsity"]["experts"]["utilisation"], expected["utilisation"], 1e-3)
+        _close(
+            found["sparsity"]["experts"]["utilisation"], expected["utilisation"], 1e-3
+        )
         importance = found["sparsity"]["experts"]["importance"]
-        np.testing.assert_allclose(importance, expected["importance"], atol=1e-5, rtol=1e-3)
+        np.testing.assert_allclose(
+            importance, expected["importance"], atol=1e-5, rtol=1e-3
+        )
 
 
 def _exported_run(model, sequences: int, positions: int, folder):
     run = saved_runs.run(folder / "run", model, finishing.sharpened(model))
     export(str(run.path), str(folder / "hf"))
     rng = np.random.default_rng(1)
-    tokens_NT = rng.integers(0, model.vocab_size, (sequences, positions)).astype(np.int32)
+    tokens_NT = rng.integers(0, model.vocab_size, (sequences, positions)).astype(
+        np.int32
+    )
     np.save(folder / "tokens.npy", tokens_NT)
     return run, tokens_NT
 
 
-def _command_equals_torch(model, sequences, positions, scores, folder, **environment) -> None:
+def _command_equals_torch(
+    model, sequences, positions, scores, folder, **environment
+) -> None:
     """As a user runs it: a process of its own, with full optimisation."""
     run, tokens_NT = _exported_run(model, sequences, positions, folder)
     words = ["analyze", f"--workdir={run.path}", f"--tokens={folder}/tokens.npy"]
     words += [f"--scores={scores}", "--every_sequence", f"--out={folder}/out"]
     command = [sys.executable, "-m", "sparsecod_jax", *words]
-    subprocess.run(command, env=os.environ | {"XLA_FLAGS": ""} | environment, check=True)
+    subprocess.run(
+        command, env=os.environ | {"XLA_FLAGS": ""} | environment, check=True
+    )
     found = json.loads((folder / "out" / "scores.json").read_text())
     _check(found, folder / "hf", tokens_NT, scores.split(","))
 

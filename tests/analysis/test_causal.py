@@ -11,15 +11,22 @@ from tests.support import numpy_model, subjects, tiny_configs
 def _changes(params, cfg, tokens, intervene, measured=slice(None)):
     """Sums over measured tokens of |change of the update| by s and l, and of |update| by l; `intervene` gives the stream after block s."""
     states = numpy_model.states(params, tokens, cfg)
-    intact = [(states[later + 1] - states[later])[:, measured] for later in range(cfg.n_layers)]
+    intact = [
+        (states[later + 1] - states[later])[:, measured]
+        for later in range(cfg.n_layers)
+    ]
     changed = np.zeros((cfg.n_layers, cfg.n_layers))
     for s in range(cfg.n_layers):
         x = intervene(states, s)
         for later in range(s + 1, cfg.n_layers):
             y = numpy_model.block(params, later, x, cfg)
-            changed[s, later] = np.linalg.norm((y - x)[:, measured] - intact[later], axis=-1).sum()
+            changed[s, later] = np.linalg.norm(
+                (y - x)[:, measured] - intact[later], axis=-1
+            ).sum()
             x = y
-    return changed, np.array([np.linalg.norm(update, axis=-1).sum() for update in intact])
+    return changed, np.array(
+        [np.linalg.norm(update, axis=-1).sum() for update in intact]
+    )
 
 
 def _expected(*args):
@@ -41,12 +48,20 @@ def test_equals_numpy(trained):
 
     matrix = _expected(params, cfg, tokens, lambda states, s: states[s])
     np.testing.assert_allclose(found["matrix"], matrix, rtol=1e-8)
-    np.testing.assert_allclose(found["attention"]["matrix"], _expected(params, cfg, tokens, without_attention), rtol=1e-8)
-    np.testing.assert_allclose(found["ffn"]["matrix"], _expected(params, cfg, tokens, without_ffn), rtol=1e-8)
+    np.testing.assert_allclose(
+        found["attention"]["matrix"],
+        _expected(params, cfg, tokens, without_attention),
+        rtol=1e-8,
+    )
+    np.testing.assert_allclose(
+        found["ffn"]["matrix"], _expected(params, cfg, tokens, without_ffn), rtol=1e-8
+    )
     above = [matrix[s, later] for s in range(3) for later in range(s + 1, 3)]
     np.testing.assert_allclose(found["score"], np.mean(above))
     np.testing.assert_allclose(found["score_all"], np.sum(above) / 9)
-    np.testing.assert_allclose(found["score_rows"], np.mean([matrix[0, 1:].mean(), matrix[1, 2]]))
+    np.testing.assert_allclose(
+        found["score_rows"], np.mean([matrix[0, 1:].mean(), matrix[1, 2]])
+    )
     assert found["ci95"][0] < found["score"] < found["ci95"][1]
 
 
@@ -71,7 +86,11 @@ def test_future_tokens_only(trained):
 
 def test_a_block_that_adds_nothing_changes_nothing():
     tokens = subjects.tokens(tiny_configs.MODEL)
-    with subjects.analysed(tiny_configs.MODEL, tokens, subjects.without_output(tiny_configs.init(tiny_configs.MODEL), 1)) as subject:
+    with subjects.analysed(
+        tiny_configs.MODEL,
+        tokens,
+        subjects.without_output(tiny_configs.init(tiny_configs.MODEL), 1),
+    ) as subject:
         found = causal(subject, tokens, seed=0)
     np.testing.assert_array_equal(np.array(found["matrix"])[1], 0)  # skipping it
     assert np.array(found["matrix"])[0, 1] == 0  # and nothing changes what is 0

@@ -17,21 +17,32 @@ def _full(subject, number):
     states = network.states(subject.net, subject.params, rows.tokens, rows.segments)
 
     def one(x_TD):
-        return network.Layer(subject.net, subject.params, number, number).output(x_TD[None], None)[0]
+        return network.Layer(subject.net, subject.params, number, number).output(
+            x_TD[None], None
+        )[0]
 
     @jax.jit
     def every_output(x_TD):
         _, pull = jax.vjp(one, x_TD)
-        return jax.lax.map(lambda cotangent_TD: pull(cotangent_TD)[0], jnp.eye(x_TD.size).reshape(-1, *x_TD.shape))
+        return jax.lax.map(
+            lambda cotangent_TD: pull(cotangent_TD)[0],
+            jnp.eye(x_TD.size).reshape(-1, *x_TD.shape),
+        )
 
-    return np.array([np.asarray(every_output(x_TD)).reshape(*x_TD.shape, *x_TD.shape) for x_TD in states[number]])
+    return np.array(
+        [
+            np.asarray(every_output(x_TD)).reshape(*x_TD.shape, *x_TD.shape)
+            for x_TD in states[number]
+        ]
+    )
 
 
 def _describe(mean_IJ):
     width = len(mean_IJ)
     off = mean_IJ - np.diag(np.diag(mean_IJ))
     return {
-        "distance_from_identity": np.sqrt(np.sum((mean_IJ - np.eye(width)) ** 2)) / width,
+        "distance_from_identity": np.sqrt(np.sum((mean_IJ - np.eye(width)) ** 2))
+        / width,
         "relative_distance": np.sqrt(np.sum((mean_IJ - np.eye(width)) ** 2) / width),
         "off_diagonal": np.sqrt(np.sum(off**2) / (width**2 - width)),
         "diagonal_mean": np.trace(mean_IJ) / width,
@@ -49,10 +60,14 @@ def test_exact_equals_full_differentiation(trained):
             full_BSITJ = _full(subject, number)
             tokens_in_all = tokens.size
             expected = _describe(full_BSITJ.sum(axis=(0, 1, 3)) / tokens_in_all)
-            same_position = _describe(np.einsum("bsisj->ij", full_BSITJ) / tokens_in_all)
+            same_position = _describe(
+                np.einsum("bsisj->ij", full_BSITJ) / tokens_in_all
+            )
             for name, value in expected.items():
                 assert found[name][number] == pytest.approx(value, rel=1e-8), name
-                assert found["same_position"][name][number] == pytest.approx(same_position[name], rel=1e-8), name
+                assert found["same_position"][name][number] == pytest.approx(
+                    same_position[name], rel=1e-8
+                ), name
     assert found["method"] == found["same_position"]["method"] == "exact"
 
 
@@ -62,11 +77,16 @@ def test_the_estimate_agrees_and_says_how_well(trained):
     with subjects.analysed(cfg, tokens, params) as subject:
         exact = np.array(jacobian.exact(subject, tokens)["distance_from_identity"])
         found = jacobian.estimate(subject, tokens, seed=0)
-    estimated, error = np.array(found["distance_from_identity"]), np.array(found["standard_error"])
+    estimated, error = (
+        np.array(found["distance_from_identity"]),
+        np.array(found["standard_error"]),
+    )
     assert np.all(error <= 0.03 * estimated)
     assert np.all(np.abs(estimated - exact) < 3 * error)
     assert found["probes"] < jacobian.MOST_PROBES
-    np.testing.assert_allclose(found["relative_distance"], estimated * np.sqrt(cfg.d_model))
+    np.testing.assert_allclose(
+        found["relative_distance"], estimated * np.sqrt(cfg.d_model)
+    )
 
 
 def test_wide_models_are_estimated(monkeypatch):
@@ -75,12 +95,20 @@ def test_wide_models_are_estimated(monkeypatch):
     tokens = subjects.tokens(tiny_configs.MODEL)
     with subjects.analysed(tiny_configs.MODEL, tokens) as subject:
         found = jacobian.jacobian(subject, tokens, seed=0)
-    assert (found["method"], found["probes"], found["same_position"]["method"]) == ("estimate", 16, "estimate")
+    assert (found["method"], found["probes"], found["same_position"]["method"]) == (
+        "estimate",
+        16,
+        "estimate",
+    )
 
 
 def test_a_block_that_adds_nothing_is_the_identity():
     tokens = subjects.tokens(tiny_configs.MODEL)
-    with subjects.analysed(tiny_configs.MODEL, tokens, subjects.without_output(tiny_configs.init(tiny_configs.MODEL), 1)) as subject:
+    with subjects.analysed(
+        tiny_configs.MODEL,
+        tokens,
+        subjects.without_output(tiny_configs.init(tiny_configs.MODEL), 1),
+    ) as subject:
         found = jacobian.jacobian(subject, tokens, seed=0)
     assert found["distance_from_identity"][1] == pytest.approx(0, abs=1e-14)
     assert found["distance_from_identity"][0] > 0.01
@@ -97,4 +125,6 @@ def test_rows_that_fill_up_a_batch_do_not_count():
             found.append(jacobian.jacobian(subject, tokens, seed=0))
     for name in ("distance_from_identity", "spectral_norm"):
         np.testing.assert_allclose(found[0][name], found[1][name], rtol=1e-10)
-        np.testing.assert_allclose(found[0]["same_position"][name], found[1]["same_position"][name], rtol=1e-10)
+        np.testing.assert_allclose(
+            found[0]["same_position"][name], found[1]["same_position"][name], rtol=1e-10
+        )

@@ -9,7 +9,9 @@ from tests.support import numpy_model, subjects, tiny_configs
 
 
 def _expected(params, cfg, tokens):
-    intact = numpy_model.losses(params, numpy_model.states(params, tokens, cfg)[-1], tokens, cfg).mean()
+    intact = numpy_model.losses(
+        params, numpy_model.states(params, tokens, cfg)[-1], tokens, cfg
+    ).mean()
     matrix = np.zeros((cfg.n_layers, cfg.n_layers))
     for i in range(cfg.n_layers):
         for j in range(i + 1, cfg.n_layers):
@@ -18,7 +20,9 @@ def _expected(params, cfg, tokens):
             x = numpy_model.embed(params, tokens)
             for position, layer in enumerate(order):
                 x = numpy_model.block(params, layer, x, cfg, position)
-            matrix[i, j] = matrix[j, i] = abs(numpy_model.losses(params, x, tokens, cfg).mean() - intact) / intact
+            matrix[i, j] = matrix[j, i] = (
+                abs(numpy_model.losses(params, x, tokens, cfg).mean() - intact) / intact
+            )
     return matrix
 
 
@@ -29,7 +33,9 @@ def test_equals_numpy(trained):
         found = permutation(subject, tokens)
     expected = _expected(params, cfg, tokens)
     np.testing.assert_allclose(found["matrix"], expected, rtol=1e-6, atol=1e-12)
-    assert found["score"] == np.mean([found["matrix"][0][1], found["matrix"][0][2], found["matrix"][1][2]])
+    assert found["score"] == np.mean(
+        [found["matrix"][0][1], found["matrix"][0][2], found["matrix"][1][2]]
+    )
     assert found["ci95"][0] <= found["score"] <= found["ci95"][1]
 
 
@@ -37,12 +43,20 @@ def test_the_factor_of_layer_norm_scaling_stays_in_its_place():
     cfg = dataclasses.replace(tiny_configs.MODEL, layer_norm_scaling=True)
     params, tokens = tiny_configs.init(cfg), subjects.tokens(cfg)
     with subjects.analysed(cfg, tokens, params) as subject:
-        np.testing.assert_allclose(permutation(subject, tokens)["matrix"], _expected(params, cfg, tokens), rtol=1e-6)
+        np.testing.assert_allclose(
+            permutation(subject, tokens)["matrix"],
+            _expected(params, cfg, tokens),
+            rtol=1e-6,
+        )
 
 
 def test_identical_blocks_can_be_swapped():
     tokens = subjects.tokens(tiny_configs.MODEL)
-    with subjects.analysed(tiny_configs.MODEL, tokens, subjects.identical_blocks(tiny_configs.init(tiny_configs.MODEL))) as subject:
+    with subjects.analysed(
+        tiny_configs.MODEL,
+        tokens,
+        subjects.identical_blocks(tiny_configs.init(tiny_configs.MODEL)),
+    ) as subject:
         found = permutation(subject, tokens)
     np.testing.assert_allclose(found["matrix"], np.zeros((3, 3)), atol=1e-14)
 

@@ -12,7 +12,9 @@ def _softmax(logits):
 
 
 def _cosine(x, y):
-    return ((x * y).sum(-1) / np.linalg.norm(x, axis=-1) / np.linalg.norm(y, axis=-1)).mean()
+    return (
+        (x * y).sum(-1) / np.linalg.norm(x, axis=-1) / np.linalg.norm(y, axis=-1)
+    ).mean()
 
 
 def test_equals_numpy(trained):
@@ -30,8 +32,17 @@ def test_equals_numpy(trained):
         ffn = y - x - attention
         decoded = numpy_model.decode(params, y, cfg)
         here = np.argsort(-decoded, -1)[..., :5]
-        divergence = (_softmax(decoded) * (np.log(_softmax(decoded)) - np.log(_softmax(final)))).sum(-1).mean()
-        overlap = np.mean([len(set(h) & set(b)) / 5 for h, b in zip(here.reshape(-1, 5), best.reshape(-1, 5), strict=True)])
+        divergence = (
+            (_softmax(decoded) * (np.log(_softmax(decoded)) - np.log(_softmax(final))))
+            .sum(-1)
+            .mean()
+        )
+        overlap = np.mean(
+            [
+                len(set(h) & set(b)) / 5
+                for h, b in zip(here.reshape(-1, 5), best.reshape(-1, 5), strict=True)
+            ]
+        )
         expected = {
             "variance/residual": y.var(-1, ddof=1).mean(),
             "variance/attention": attention.var(-1, ddof=1).mean(),
@@ -39,16 +50,35 @@ def test_equals_numpy(trained):
             "norm/residual": np.linalg.norm(y, axis=-1).mean(),
             "cosine/update": _cosine(x, y - x),
             "block_influence": 1 - _cosine(x, y),
-            "relative_update/block": (np.linalg.norm(y - x, axis=-1) / np.linalg.norm(x, axis=-1)).mean(),
-            "relative_update/attention": (np.linalg.norm(attention, axis=-1) / np.linalg.norm(x, axis=-1)).mean(),
-            "relative_update/ffn": (np.linalg.norm(ffn, axis=-1) / np.linalg.norm(x + attention, axis=-1)).mean(),
+            "relative_update/block": (
+                np.linalg.norm(y - x, axis=-1) / np.linalg.norm(x, axis=-1)
+            ).mean(),
+            "relative_update/attention": (
+                np.linalg.norm(attention, axis=-1) / np.linalg.norm(x, axis=-1)
+            ).mean(),
+            "relative_update/ffn": (
+                np.linalg.norm(ffn, axis=-1) / np.linalg.norm(x + attention, axis=-1)
+            ).mean(),
             "lens_divergence": divergence,
             "lens_overlap": overlap,
-            "moments/residual/kurtosis": np.mean([((row - row.mean()) ** 4).mean() / row.std() ** 4 for row in y]),
-            "moments/residual/top_magnitude_ratio": np.mean([np.sqrt(np.sort(row.ravel() ** 2)[-10:].sum() / (row**2).sum()) for row in y]),
+            "moments/residual/kurtosis": np.mean(
+                [((row - row.mean()) ** 4).mean() / row.std() ** 4 for row in y]
+            ),
+            "moments/residual/top_magnitude_ratio": np.mean(
+                [
+                    np.sqrt(np.sort(row.ravel() ** 2)[-10:].sum() / (row**2).sum())
+                    for row in y
+                ]
+            ),
         }
         for name, value in expected.items():
-            np.testing.assert_allclose(found[name][layer], value, rtol=1e-2 if "kurtosis" in name else 1e-6, atol=1e-10, err_msg=name)
+            np.testing.assert_allclose(
+                found[name][layer],
+                value,
+                rtol=1e-2 if "kurtosis" in name else 1e-6,
+                atol=1e-10,
+                err_msg=name,
+            )
     np.testing.assert_allclose(variance, found["variance/residual"], rtol=1e-12)
 
 
@@ -59,5 +89,7 @@ def test_a_block_that_adds_nothing_has_no_influence(trained):
         found = profile(subject, tokens)
     np.testing.assert_allclose(found["block_influence"][2], 0, atol=1e-12)
     assert found["relative_update/block"][2] == 0
-    np.testing.assert_allclose(found["lens_divergence"][1], 0, atol=1e-12)  # all that is to be said is said before it
+    np.testing.assert_allclose(
+        found["lens_divergence"][1], 0, atol=1e-12
+    )  # all that is to be said is said before it
     np.testing.assert_allclose(found["lens_overlap"][1], 1)

@@ -68,7 +68,9 @@ def test_all_scores_of_a_run(run, tmp_path):
     assert len(found["jacobian"]["distance_from_identity"]) == layers
     assert found["jacobian"]["method"] == "exact"
     assert set(found["usefulness"]) >= {"score", "ci95", "in_sample", "as_published"}
-    assert ("experts" in found["sparsity"]) == (json.loads(run.config.read_text())["model"]["n_experts"] > 0)
+    assert ("experts" in found["sparsity"]) == (
+        json.loads(run.config.read_text())["model"]["n_experts"] > 0
+    )
     assert found["sequences"] == {
         "profile": 12,
         "usefulness": 12,
@@ -82,17 +84,33 @@ def test_all_scores_of_a_run(run, tmp_path):
     assert (tokens.dtype, tokens.shape) == (np.int32, (12, 16))
     assert found["data"]["sequences"] == 12
     assert found["model"]["step"] == 20
-    measured, predicted = np.array(found["theory"]["measured"]), np.array(found["theory"]["predicted"])
-    np.testing.assert_allclose(found["theory"]["relative_error"], predicted / measured - 1)
+    measured, predicted = (
+        np.array(found["theory"]["measured"]),
+        np.array(found["theory"]["predicted"]),
+    )
+    np.testing.assert_allclose(
+        found["theory"]["relative_error"], predicted / measured - 1
+    )
     logged = run.read_metrics()[-1]["variance/residual"]
-    np.testing.assert_allclose(found["variance"]["residual"], logged, rtol=0.3)  # other tokens, the state one update later
+    np.testing.assert_allclose(
+        found["variance"]["residual"], logged, rtol=0.3
+    )  # other tokens, the state one update later
 
     everything = analyze(
-        str(run.path), tokens=str(tmp_path / "analysis" / "tokens.npy"), scores="sparsity", every_sequence=True, out=str(tmp_path / "every")
+        str(run.path),
+        tokens=str(tmp_path / "analysis" / "tokens.npy"),
+        scores="sparsity",
+        every_sequence=True,
+        out=str(tmp_path / "every"),
     )
     assert _read(everything)["sequences"] == {"sparsity": 12}
 
-    again = analyze(str(run.path), tokens=str(tmp_path / "analysis" / "tokens.npy"), scores="causal,profile", out=str(tmp_path / "again"))
+    again = analyze(
+        str(run.path),
+        tokens=str(tmp_path / "analysis" / "tokens.npy"),
+        scores="causal,profile",
+        out=str(tmp_path / "again"),
+    )
     repeated = _read(again)
     assert repeated["causal"] == found["causal"]
     assert repeated["baseline_loss"] == found["baseline_loss"]
@@ -114,11 +132,15 @@ def test_goes_on_after_the_scores_that_are_there(run, tmp_path, capsys, monkeypa
     before = _read(tmp_path / "analysis" / "scores.json")
     assert {"variance", "causal"} < set(before)
     capsys.readouterr()
-    found = _read(analyze(str(run.path), scores="profile,causal,permutation", **SMALL, out=out))
+    found = _read(
+        analyze(str(run.path), scores="profile,causal,permutation", **SMALL, out=out)
+    )
     assert "profile is there already" in capsys.readouterr().out
     assert found["causal"] == before["causal"]
     assert found["permutation"]["score"] > 0
-    at_once = analyze(str(run.path), scores="profile,causal,permutation", **SMALL, out=f"{out}_2")
+    at_once = analyze(
+        str(run.path), scores="profile,causal,permutation", **SMALL, out=f"{out}_2"
+    )
     assert (tmp_path / "analysis" / "scores.json").read_bytes() == at_once.read_bytes()
 
 
@@ -126,15 +148,24 @@ def test_goes_on_after_the_scores_that_are_there(run, tmp_path, capsys, monkeypa
 def test_a_score_of_fewer_sequences_is_done_again(run, tmp_path):
     options = {"scores": "sparsity", **SMALL, "out": str(tmp_path / "analysis")}
     assert _read(analyze(str(run.path), **options))["sequences"] == {"sparsity": 8}
-    assert _read(analyze(str(run.path), **options, every_sequence=True))["sequences"] == {"sparsity": 12}
+    assert _read(analyze(str(run.path), **options, every_sequence=True))[
+        "sequences"
+    ] == {"sparsity": 12}
 
 
 @DENSE
 def test_a_jacobian_by_another_method_is_done_again(run, tmp_path):
     options = {"scores": "jacobian", **SMALL, "out": str(tmp_path / "analysis")}
     assert _read(analyze(str(run.path), **options))["jacobian"]["method"] == "exact"
-    assert _read(analyze(str(run.path), **options, jacobian="estimate"))["jacobian"]["method"] == "estimate"
-    assert _read(analyze(str(run.path), **options))["jacobian"]["method"] == "estimate"  # nothing else is asked for
+    assert (
+        _read(analyze(str(run.path), **options, jacobian="estimate"))["jacobian"][
+            "method"
+        ]
+        == "estimate"
+    )
+    assert (
+        _read(analyze(str(run.path), **options))["jacobian"]["method"] == "estimate"
+    )  # nothing else is asked for
 
 
 @DENSE
@@ -142,9 +173,17 @@ def test_scores_of_another_model_are_not_mixed(run, tokens, tmp_path):
     out = str(tmp_path / "analysis")
     analyze(str(run.path), scores="profile", **SMALL, out=out)
     model = config.from_dict(read_record(run.config)).model
-    other = tiny_configs.experiment(steps=20, seed=1, model=model, data={"path": str(tokens)}, checkpoint={"every": 20})
+    other = tiny_configs.experiment(
+        steps=20,
+        seed=1,
+        model=model,
+        data={"path": str(tokens)},
+        checkpoint={"every": 20},
+    )
     train(other, str(tmp_path / "other"))
-    with pytest.raises(ConfigError, match=r"holds scores of another model \(weights differ\)"):
+    with pytest.raises(
+        ConfigError, match=r"holds scores of another model \(weights differ\)"
+    ):
         analyze(str(tmp_path / "other"), scores="profile", **SMALL, out=out)
 
 
@@ -153,7 +192,10 @@ def test_scores_of_other_sequences_are_not_mixed(run, tmp_path):
     out = str(tmp_path / "analysis")
     analyze(str(run.path), scores="profile", **SMALL, out=out)
     before = (tmp_path / "analysis" / "tokens.npy").read_bytes()
-    with pytest.raises(ConfigError, match=r"holds scores of another data \(seed, digest differ\): move it away or give --out"):
+    with pytest.raises(
+        ConfigError,
+        match=r"holds scores of another data \(seed, digest differ\): move it away or give --out",
+    ):
         analyze(str(run.path), scores="causal", **SMALL, seed=1, out=out)
     assert (tmp_path / "analysis" / "tokens.npy").read_bytes() == before
 
@@ -162,23 +204,37 @@ def test_scores_of_other_sequences_are_not_mixed(run, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"scores": "profile,usefullness"}, r"--scores names \['usefullness'\]: choose from profile,"),
+        (
+            {"scores": "profile,usefullness"},
+            r"--scores names \['usefullness'\]: choose from profile,",
+        ),
         ({"tokens": "nowhere.npy"}, "--tokens=nowhere.npy can't be read"),
         ({"tokens": "FLOATS"}, "does not hold integers"),
         ({"tokens": "FLAT"}, "does not hold integers"),
         ({"tokens": "EMPTY"}, "can't be read"),
         ({"tokens": "PICKLED"}, "can't be read"),
-        ({"tokens": "GOOD", "sequences": 3, "split": "train"}, "so --sequences and --split can't: leave one out"),
+        (
+            {"tokens": "GOOD", "sequences": 3, "split": "train"},
+            "so --sequences and --split can't: leave one out",
+        ),
         ({"tokens": "LARGE"}, "reach from 999 to 999"),
         ({"tokens": "BEYOND"}, "reach from 0 to 4294967301"),
-        ({"sequences": 0}, "can't be scored: give --sequences and --seq_len of at least 2"),
-        ({"seq_len": 1}, "can't be scored: give --sequences and --seq_len of at least 2"),
+        (
+            {"sequences": 0},
+            "can't be scored: give --sequences and --seq_len of at least 2",
+        ),
+        (
+            {"seq_len": 1},
+            "can't be scored: give --sequences and --seq_len of at least 2",
+        ),
         ({"seed": -1}, "--seed=-1 is negative"),
         ({"sequences": 2, "seq_len": 8}, "can't fit a map"),
         ({"sequences": 10**6}, "lower --sequences or --seq_len"),
     ],
 )
-def test_mistakes_are_refused_before_anything_is_written(run, tmp_path, options, message):
+def test_mistakes_are_refused_before_anything_is_written(
+    run, tmp_path, options, message
+):
     arrays = {
         "FLOATS": np.zeros((3, 4)),
         "FLAT": np.arange(5),
@@ -199,11 +255,18 @@ def test_mistakes_are_refused_before_anything_is_written(run, tmp_path, options,
 
 @DENSE
 @pytest.mark.parametrize("name", ["scores.json", "tokens.npy", "notes.txt"])
-def test_a_folder_with_somebody_elses_files_is_refused_and_left_alone(run, tmp_path, name):
+def test_a_folder_with_somebody_elses_files_is_refused_and_left_alone(
+    run, tmp_path, name
+):
     (tmp_path / name).write_text('{"mine": 1}')
-    with pytest.raises(ConfigError, match=r"holds files but not scores of a model: choose another --out"):
+    with pytest.raises(
+        ConfigError,
+        match=r"holds files but not scores of a model: choose another --out",
+    ):
         analyze(str(run.path), scores="profile", **SMALL, out=str(tmp_path))
-    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {name: '{"mine": 1}'}
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        name: '{"mine": 1}'
+    }
 
 
 @DENSE
@@ -211,7 +274,13 @@ def test_the_second_of_two_that_score_at_once_is_turned_away(run, tmp_path):
     out = epath.Path(tmp_path) / "analysis"
     analyze(str(run.path), scores="profile", **SMALL, out=str(out))
     before = {path.name: path.read_bytes() for path in out.iterdir()}
-    with locked(out), pytest.raises(Fenced, match=r"another process is at work in .*/analysis: wait for it, or stop it first"):
+    with (
+        locked(out),
+        pytest.raises(
+            Fenced,
+            match=r"another process is at work in .*/analysis: wait for it, or stop it first",
+        ),
+    ):
         analyze(str(run.path), scores="sparsity", **SMALL, out=str(out))
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
@@ -227,7 +296,9 @@ def test_one_that_was_killed_before_its_first_score_goes_on(run, tmp_path, monke
         analyze(str(run.path), scores="profile", **SMALL, out=str(out))
     monkeypatch.undo()
     (out / "tokens.npy").unlink()
-    assert _read(analyze(str(run.path), scores="profile", **SMALL, out=str(out)))["sequences"] == {"profile": 12}
+    assert _read(analyze(str(run.path), scores="profile", **SMALL, out=str(out)))[
+        "sequences"
+    ] == {"profile": 12}
 
 
 @DENSE
@@ -236,7 +307,10 @@ def test_scores_that_were_changed_are_not_gone_on_with(run, tmp_path):
     analyze(str(run.path), scores="profile", **SMALL, out=str(file.parent))
     assert is_scored(RunDir(epath.Path(tmp_path)), "profile")
     file.write_text(file.read_text().replace("0.", "1.", 1))
-    with pytest.raises(ConfigError, match=r"scores\.json was changed after it was written: restore it from a copy"):
+    with pytest.raises(
+        ConfigError,
+        match=r"scores\.json was changed after it was written: restore it from a copy",
+    ):
         analyze(str(run.path), scores="sparsity", **SMALL, out=str(file.parent))
     assert not is_scored(RunDir(epath.Path(tmp_path)), "profile")
 
@@ -254,7 +328,10 @@ def test_a_jacobian_of_an_earlier_version_is_computed_again(run, tmp_path, capsy
     file.write_text(json.dumps(old))
     assert _read(analyze(str(run.path), **options))["jacobian"] == fresh
     said = capsys.readouterr().out
-    assert "the jacobian that is there may come from a faulty compiler and is computed again" in said
+    assert (
+        "the jacobian that is there may come from a faulty compiler and is computed again"
+        in said
+    )
     assert said.count("profile is there already") == 1
 
 
@@ -266,7 +343,16 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
 @DENSE
 def test_the_command_line(run, tmp_path, capsys, monkeypatch):
     out = tmp_path / "analysis"
-    main(["analyze", f"--workdir={run.path}", "--scores=permutation", "--sequences=4", "--seq_len=8", f"--out={out}"])
+    main(
+        [
+            "analyze",
+            f"--workdir={run.path}",
+            "--scores=permutation",
+            "--sequences=4",
+            "--seq_len=8",
+            f"--out={out}",
+        ]
+    )
     assert f"scores: {out / 'scores.json'}" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main(["analyze", "--help"])
@@ -275,7 +361,10 @@ def test_the_command_line(run, tmp_path, capsys, monkeypatch):
     with pytest.raises(SystemExit) as stopped:
         main(["analyze", f"--workdir={run.path}"])
     assert stopped.value.code == 78
-    assert "analyze is one process, with all the devices of its host: start it once" in capsys.readouterr().err
+    assert (
+        "analyze is one process, with all the devices of its host: start it once"
+        in capsys.readouterr().err
+    )
 
 
 @contextlib.contextmanager
@@ -299,7 +388,10 @@ def test_the_number_of_programs_does_not_depend_on_depth(name):
     for depth in (2, 3, 5):  # the first also compiles what the others share
         cfg = dataclasses.replace(tiny_configs.MODEL, n_layers=depth)
         tokens = subjects.tokens(cfg, sequences=8)
-        with subjects.analysed(cfg, tokens, dtype="float32") as subject, _counted_programs() as compiled:
+        with (
+            subjects.analysed(cfg, tokens, dtype="float32") as subject,
+            _counted_programs() as compiled,
+        ):
             scores.SCORES[name](subject, tokens, Options(0, None))
         counts.append(len(compiled))
     assert counts[1] == counts[2] > 0

@@ -18,7 +18,11 @@ pytestmark = pytest.mark.parametrize("run", ["dense"], indirect=True)
 
 def _choose(source, **options: Any):
     """What is not asked for is left to the default."""
-    return choose(source, **dict.fromkeys(("tokens", "data", "sequences", "seq_len", "split")) | options, seed=0)
+    return choose(
+        source,
+        **dict.fromkeys(("tokens", "data", "sequences", "seq_len", "split")) | options,
+        seed=0,
+    )
 
 
 def test_draws_different_windows_of_the_split(run, tokens):
@@ -29,7 +33,10 @@ def test_draws_different_windows_of_the_split(run, tokens):
     np.testing.assert_array_equal(drawn, draw(*data, "validation", 6, 16, seed=0))
     assert not np.array_equal(drawn, draw(*data, "validation", 6, 16, seed=1))
     assert not np.array_equal(drawn, draw(*data, "train", 6, 16, seed=0))
-    with pytest.raises(ConfigError, match=r"the validation split has \d+ windows of 16 tokens, not 9999: lower --sequences or --seq_len"):
+    with pytest.raises(
+        ConfigError,
+        match=r"the validation split has \d+ windows of 16 tokens, not 9999: lower --sequences or --seq_len",
+    ):
         draw(*data, "validation", 9999, 16, seed=0)
 
 
@@ -40,13 +47,21 @@ def test_named_data_stands_in_for_the_runs_own(run, tokens, tmp_path):
     named, origin = _choose(folder, sequences=3, seq_len=16, data=str(tokens))
     np.testing.assert_array_equal(named, own)
     assert origin == {"split": "validation", "seed": 0}
-    with pytest.raises(ConfigError, match="does not tell its data: name some with --data, or give --tokens"):
+    with pytest.raises(
+        ConfigError,
+        match="does not tell its data: name some with --data, or give --tokens",
+    ):
         _choose(folder)
 
 
 def test_data_of_another_tokenizer_is_refused(run, corpus, tmp_path):
-    prepare(Request(str(corpus), "bytes", validation_fraction=0.2), str(tmp_path / "bytes"))
-    with pytest.raises(ConfigError, match="another tokenizer than the model's: make some with `sparsecod data"):
+    prepare(
+        Request(str(corpus), "bytes", validation_fraction=0.2), str(tmp_path / "bytes")
+    )
+    with pytest.raises(
+        ConfigError,
+        match="another tokenizer than the model's: make some with `sparsecod data",
+    ):
         _choose(find_model(str(run.path)), data=str(tmp_path / "bytes"))
 
 

@@ -22,7 +22,9 @@ def test_tokens_the_model_does_not_know_are_refused(run):
 @pytest.mark.parametrize("run", ["dense"], indirect=True)
 def test_a_folder_says_how_many_tokens_it_takes(run, tmp_path):
     export(str(run.path), str(tmp_path / "hf"))
-    assert load(find_model(hf=str(tmp_path / "hf")), np.zeros((2, 32), np.int32)).tokens_NT.shape == (2, 32)
+    assert load(
+        find_model(hf=str(tmp_path / "hf")), np.zeros((2, 32), np.int32)
+    ).tokens_NT.shape == (2, 32)
     with pytest.raises(ConfigError, match="takes at most 32 tokens, not 33"):
         load(find_model(hf=str(tmp_path / "hf")), np.zeros((2, 33), np.int32))
 
@@ -32,16 +34,28 @@ def test_each_sequence_is_measured_once_and_in_order(mesh, monkeypatch):
     """Seven sequences, four at a time where there are four devices, else two."""
     cfg = tiny_configs.MODEL
     tokens, params = subjects.tokens(cfg, sequences=7), tiny_configs.init(cfg)
-    monkeypatch.setattr("sparsecod_jax.analysis.subject.STATES_BYTES", 2 * 4 * 12 * 32 * 8 // mesh[0])
+    monkeypatch.setattr(
+        "sparsecod_jax.analysis.subject.STATES_BYTES", 2 * 4 * 12 * 32 * 8 // mesh[0]
+    )
     with subjects.analysed(cfg, tokens, params, mesh=mesh) as subject:
         sizes = [len(rows.tokens) for rows in subject.rows(tokens)]
 
         def measure(rows, states_LBTD):
-            return np.array([network.tail_losses(subject.net, subject.params, states_LBTD[1], 1, rows)])
+            return np.array(
+                [
+                    network.tail_losses(
+                        subject.net, subject.params, states_LBTD[1], 1, rows
+                    )
+                ]
+            )
 
         found = per_sequence(subject, tokens, measure)
-    assert sizes == ([4, 4] if len(jax.devices()[: int(np.prod(mesh))]) > 1 else [2, 2, 2, 2])
-    expected = numpy_model.losses(params, numpy_model.states(params, tokens, cfg)[-1], tokens, cfg)
+    assert sizes == (
+        [4, 4] if len(jax.devices()[: int(np.prod(mesh))]) > 1 else [2, 2, 2, 2]
+    )
+    expected = numpy_model.losses(
+        params, numpy_model.states(params, tokens, cfg)[-1], tokens, cfg
+    )
     np.testing.assert_allclose(found, expected[None], rtol=1e-10)
 
 
@@ -55,5 +69,11 @@ def test_documents_are_kept_apart():
     for each in (tokens, other):
         with subjects.analysed(cfg, each, tiny_configs.init(cfg), eos_id=3) as subject:
             rows = next(subject.rows(each))
-            ends.append(np.asarray(network.states(subject.net, subject.params, rows.tokens, rows.segments)[-1, :, 5:]))
+            ends.append(
+                np.asarray(
+                    network.states(
+                        subject.net, subject.params, rows.tokens, rows.segments
+                    )[-1, :, 5:]
+                )
+            )
     np.testing.assert_array_equal(*ends)

@@ -90,7 +90,10 @@ def test_json_and_back_with_every_field_changed():
         _set(values, name, value)
     experiment = config.from_dict(values)
     assert config.to_dict(experiment) == values
-    assert config.from_dict(json.loads(json.dumps(config.to_dict(experiment)))) == experiment
+    assert (
+        config.from_dict(json.loads(json.dumps(config.to_dict(experiment))))
+        == experiment
+    )
 
 
 def _identity(experiment, fingerprint="abc"):
@@ -105,17 +108,25 @@ def _changed(changes, experiment):
 
 
 def test_every_field_is_inside_or_outside_the_identity():
-    assert {*DECIDES, *OF_DENSE, *OUTSIDE} == set(config.flatten(config.to_dict(tiny_configs.experiment())))
+    assert {*DECIDES, *OF_DENSE, *OUTSIDE} == set(
+        config.flatten(config.to_dict(tiny_configs.experiment()))
+    )
 
 
 TOGETHER = ("model.shared_expert", "model.d_shared")  # one without the other is refused
 
 
-@pytest.mark.parametrize("names", [TOGETHER, *((name,) for name in (*DECIDES, *OF_DENSE) if name not in TOGETHER)], ids=" ".join)
+@pytest.mark.parametrize(
+    "names",
+    [TOGETHER, *((name,) for name in (*DECIDES, *OF_DENSE) if name not in TOGETHER)],
+    ids=" ".join,
+)
 def test_what_decides_the_numbers_changes_the_identity(names):
     base = tiny_configs.experiment() if names[0] in OF_DENSE else _mixture()
     changed = _changed({name: (DECIDES | OF_DENSE)[name] for name in names}, base)
-    before, after = (identity_fields(experiment, "abc") for experiment in (base, changed))
+    before, after = (
+        identity_fields(experiment, "abc") for experiment in (base, changed)
+    )
     assert identity(before) != identity(after)
     assert tuple(field for field in before if before[field] != after[field]) == names
 

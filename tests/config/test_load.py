@@ -29,15 +29,24 @@ FILES = sorted((ROOT / "configs").glob("*.py"))
         ("--config.model.n_layer=8", 'Did you mean "n_layers" instead of "n_layer"'),
         ("--config.modle.n_layers=8", 'Did you mean "model" instead of "modle"'),
         ("--config.zzz=8", "unknown name 'zzz'"),
-        ("--config.model.n_layers=eight", r"--config\.model\.n_layers=eight: invalid literal for int"),
+        (
+            "--config.model.n_layers=eight",
+            r"--config\.model\.n_layers=eight: invalid literal for int",
+        ),
         ("--config.model.n_layers=8.5", "invalid literal for int"),
         ("--config.model.n_layers=", "invalid literal for int"),
         ("--config.model.n_layers", "Missing value for flag"),
         ("--config.optimizer.peak_lr=fast", "could not convert string to float"),
         ("--config.model.document_masking=maybe", "Non-boolean argument"),
         ("--config.model=5", "is not a dict"),
-        ("--config.optimizer.decayed=(1,2)", r"optimizer\.decayed=\(1, 2\) is not a list of names"),
-        ("--config.schedule.kind=linear", r"schedule\.kind='linear' is not known: choose from"),
+        (
+            "--config.optimizer.decayed=(1,2)",
+            r"optimizer\.decayed=\(1, 2\) is not a list of names",
+        ),
+        (
+            "--config.schedule.kind=linear",
+            r"schedule\.kind='linear' is not known: choose from",
+        ),
         ("--config.model.n_layers=0", r"model\.n_layers is 0: set it above 0"),
     ],
 )
@@ -50,27 +59,56 @@ def test_mistakes_in_overrides_are_one_sentence(override, sentence):
 @pytest.mark.parametrize(
     ("body", "sentence"),
     [
-        ("c.model.n_layer = 3; return c", r"^model\.n_layer is not a config field: did you mean model\.n_layers\?"),
-        ("c.optimiser = 3; return c", r"^optimiser is not a config field: did you mean optimizer\?"),
-        ("c.model.n_layers = '3'; return c", r"can't be read \(line 5: TypeError: Could not override field 'n_layers'"),
-        ("c.optimizer.peak_lr = -1.0; return c", r"^optimizer\.peak_lr is -1\.0: set it above 0"),
-        ("return scales.base('huge')", "there is no scale 'huge': choose from nano, mini, paper"),
+        (
+            "c.model.n_layer = 3; return c",
+            r"^model\.n_layer is not a config field: did you mean model\.n_layers\?",
+        ),
+        (
+            "c.optimiser = 3; return c",
+            r"^optimiser is not a config field: did you mean optimizer\?",
+        ),
+        (
+            "c.model.n_layers = '3'; return c",
+            r"can't be read \(line 5: TypeError: Could not override field 'n_layers'",
+        ),
+        (
+            "c.optimizer.peak_lr = -1.0; return c",
+            r"^optimizer\.peak_lr is -1\.0: set it above 0",
+        ),
+        (
+            "return scales.base('huge')",
+            "there is no scale 'huge': choose from nano, mini, paper",
+        ),
         ("return None", "returns no ConfigDict"),
         ("return {'steps': 3}", "returns no ConfigDict"),
-        ("open('/nowhere/at/all')", r"can't be read \(line 5: FileNotFoundError: .*'/nowhere/at/all'\): correct it"),
+        (
+            "open('/nowhere/at/all')",
+            r"can't be read \(line 5: FileNotFoundError: .*'/nowhere/at/all'\): correct it",
+        ),
         ("raise KeyError('width')", r"can't be read \(line 5: KeyError: 'width'\)"),
         ("raise RuntimeError", r"can't be read \(line 5: RuntimeError\)"),
-        ("return widht", r"can't be read \(line 5: NameError: name 'widht' is not defined\)"),
-        ("import nowhere", r"can't be read \(line 5: ModuleNotFoundError: No module named 'nowhere'\)"),
+        (
+            "return widht",
+            r"can't be read \(line 5: NameError: name 'widht' is not defined\)",
+        ),
+        (
+            "import nowhere",
+            r"can't be read \(line 5: ModuleNotFoundError: No module named 'nowhere'\)",
+        ),
         ("return c c", r"can't be read \(line 5: SyntaxError: invalid syntax\)"),
         ("raise SystemExit(3)", r"can't be read \(line 5: SystemExit: 3\)"),
         ("return get_config()", r"can't be read \(line 4: RecursionError: "),
-        ("c.data.seed = 2**70; return c", "data.seed is a huge number: choose a smaller one"),
+        (
+            "c.data.seed = 2**70; return c",
+            "data.seed is a huge number: choose a smaller one",
+        ),
     ],
 )
 def test_mistakes_in_a_config_file_are_one_sentence(body, sentence, tmp_path):
     file = tmp_path / "mine.py"
-    file.write_text(f"from sparsecod_jax.config import scales\n\ndef get_config():\n    c = scales.base('nano')\n    {body}\n")
+    file.write_text(
+        f"from sparsecod_jax.config import scales\n\ndef get_config():\n    c = scales.base('nano')\n    {body}\n"
+    )
     with pytest.raises(ConfigError, match=sentence) as caught:
         load_experiment(str(file))
     assert "\n" not in str(caught.value)
@@ -79,10 +117,16 @@ def test_mistakes_in_a_config_file_are_one_sentence(body, sentence, tmp_path):
 @pytest.mark.parametrize(
     ("spec", "sentence"),
     [
-        ("configs/nowhere.py", r"^there is no config file configs/nowhere\.py: give a path such as configs/smoke\.py$"),
+        (
+            "configs/nowhere.py",
+            r"^there is no config file configs/nowhere\.py: give a path such as configs/smoke\.py$",
+        ),
         ("configs/nowhere.py:nano", r"^there is no config file configs/nowhere\.py: "),
         (str(ROOT / "configs"), "^there is no config file .*/configs: "),
-        (f"{ROOT}/configs/dense_1b.py:huge", "^there is no scale 'huge': choose from nano, mini, paper$"),
+        (
+            f"{ROOT}/configs/dense_1b.py:huge",
+            "^there is no scale 'huge': choose from nano, mini, paper$",
+        ),
     ],
 )
 def test_a_missing_file_or_scale_is_one_sentence(spec, sentence):
@@ -92,11 +136,25 @@ def test_a_missing_file_or_scale_is_one_sentence(spec, sentence):
 
 
 def test_overrides_change_the_file_and_the_last_one_wins():
-    overrides = ["--config.steps=20", "--config.model.n_layers=7", "--config.steps=30", "--config.optimizer.decayed=('head', 'matrices')"]
+    overrides = [
+        "--config.steps=20",
+        "--config.model.n_layers=7",
+        "--config.steps=30",
+        "--config.optimizer.decayed=('head', 'matrices')",
+    ]
     experiment = load_experiment(SMOKE, overrides)
-    assert (experiment.steps, experiment.model.n_layers, experiment.optimizer.decayed) == (30, 7, ("head", "matrices"))
-    assert load_experiment(SMOKE, ["--config.optimizer.peak_lr=1"]).optimizer.peak_lr == 1.0
-    assert load_experiment(SMOKE).model.n_layers == 4  # an override does not outlive its call
+    assert (
+        experiment.steps,
+        experiment.model.n_layers,
+        experiment.optimizer.decayed,
+    ) == (30, 7, ("head", "matrices"))
+    assert (
+        load_experiment(SMOKE, ["--config.optimizer.peak_lr=1"]).optimizer.peak_lr
+        == 1.0
+    )
+    assert (
+        load_experiment(SMOKE).model.n_layers == 4
+    )  # an override does not outlive its call
 
 
 def _specs(file):
@@ -107,7 +165,11 @@ def _specs(file):
     loaded = importlib.util.module_from_spec(module)
     module.loader.exec_module(loaded)
     scaled = inspect.signature(loaded.get_config).parameters
-    return [f"configs/{file.name}:{scale}" for scale in SCALES] if scaled else [f"configs/{file.name}"]
+    return (
+        [f"configs/{file.name}:{scale}" for scale in SCALES]
+        if scaled
+        else [f"configs/{file.name}"]
+    )
 
 
 SPECS = [spec for file in FILES for spec in _specs(file)]
@@ -116,7 +178,10 @@ SPECS = [spec for file in FILES for spec in _specs(file)]
 @pytest.mark.parametrize("spec", SPECS)
 def test_json_and_back(spec):
     experiment = load_experiment(str(ROOT / spec))
-    assert config.from_dict(json.loads(json.dumps(config.to_dict(experiment)))) == experiment
+    assert (
+        config.from_dict(json.loads(json.dumps(config.to_dict(experiment))))
+        == experiment
+    )
 
 
 def _printed():
@@ -124,7 +189,11 @@ def _printed():
     lines = []
     for spec in SPECS:
         flat = config.flatten(config.to_dict(load_experiment(str(ROOT / spec))))
-        lines += [f"[{spec}]", *(f"{name} = {json.dumps(value)}" for name, value in flat.items()), ""]
+        lines += [
+            f"[{spec}]",
+            *(f"{name} = {json.dumps(value)}" for name, value in flat.items()),
+            "",
+        ]
     return "\n".join(lines)
 
 
@@ -133,9 +202,17 @@ def test_config_files_resolve_to_the_golden_text():
     if os.environ.get("SPARSECOD_UPDATE_GOLDEN") == "1":
         GOLDEN.write_text(printed)
     golden = GOLDEN.read_text() if GOLDEN.exists() else ""
-    difference = "\n".join(difflib.unified_diff(golden.splitlines(), printed.splitlines(), "golden", "now", n=0, lineterm=""))
-    command = f"SPARSECOD_UPDATE_GOLDEN=1 python -m pytest {Path(__file__).relative_to(ROOT)}"
-    assert printed == golden, f"a config changed; if that is meant, write the golden text again with `{command}`:\n{difference}"
+    difference = "\n".join(
+        difflib.unified_diff(
+            golden.splitlines(), printed.splitlines(), "golden", "now", n=0, lineterm=""
+        )
+    )
+    command = (
+        f"SPARSECOD_UPDATE_GOLDEN=1 python -m pytest {Path(__file__).relative_to(ROOT)}"
+    )
+    assert printed == golden, (
+        f"a config changed; if that is meant, write the golden text again with `{command}`:\n{difference}"
+    )
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
@@ -143,9 +220,13 @@ def test_docstrings_say_command_hardware_run_time_and_result(file):
     """The commands are those that the file needs: its data at each scale, and a run of each scale."""
     text = ast.get_docstring(ast.parse(file.read_text())) or ""
     for label in ("Command:", "Hardware:", "Run time:", "Result:"):
-        assert re.search(rf"^{label} +\S", text, re.MULTILINE), f"{file.name} has no line {label}"
+        assert re.search(rf"^{label} +\S", text, re.MULTILINE), (
+            f"{file.name} has no line {label}"
+        )
     assert not re.search(r"(TIME|RESULT|TODO)\b", text)
     specs = _specs(file)
     assert re.findall(r"sparsecod train --config=(\S+) --workdir=\S+", text) == specs
     for spec in specs:
-        assert prepare_command(load_experiment(str(ROOT / spec))) in " ".join(text.split()), f"{file.name} lacks the data of {spec}"
+        assert prepare_command(load_experiment(str(ROOT / spec))) in " ".join(
+            text.split()
+        ), f"{file.name} lacks the data of {spec}"

@@ -20,21 +20,45 @@ VOCABULARY, SEQ_LEN = 60_000, 64
 TOKENS = 3 * BLOCK // 2 + 500  # the last block is a short one
 
 
-def make(folder, *, recorded: bool = True, tokens: int = TOKENS) -> tuple[Manifest, list]:
+def make(
+    folder, *, recorded: bool = True, tokens: int = TOKENS
+) -> tuple[Manifest, list]:
     """A data directory of two training shards, one of them a range of a raw file; and their files."""
     shards, paths = [], []
     for number in range(2):
-        ids = np.random.default_rng(number).integers(0, VOCABULARY, tokens).astype("<u2")
+        ids = (
+            np.random.default_rng(number).integers(0, VOCABULARY, tokens).astype("<u2")
+        )
         path = folder / (f"train-{number}.npy" if number else "part-0.npy")
-        np.save(path, ids) if number else np.concatenate([ids[:77], ids, ids[:99]]).tofile(path)
+        np.save(path, ids) if number else np.concatenate(
+            [ids[:77], ids, ids[:99]]
+        ).tofile(path)
         content = path.read_bytes()
         offset = len(content) - ids.nbytes if number else 154
         whole = content if number else ids.tobytes()
         found = digests(ids.tobytes()) if recorded else ""
-        shards.append(Shard(path.name if number else str(path), offset, tokens, hashlib.sha256(whole).hexdigest(), found))
+        shards.append(
+            Shard(
+                path.name if number else str(path),
+                offset,
+                tokens,
+                hashlib.sha256(whole).hexdigest(),
+                found,
+            )
+        )
         paths.append(path)
     split = Split(1, 2 * tokens, 0, 1.0, tuple(shards))
-    manifest = Manifest({"source": "x"}, "tokenizer.json", VOCABULARY, 0, "uint16", split, split, 0, () if recorded else None)
+    manifest = Manifest(
+        {"source": "x"},
+        "tokenizer.json",
+        VOCABULARY,
+        0,
+        "uint16",
+        split,
+        split,
+        0,
+        () if recorded else None,
+    )
     text = manifest.to_json()
     if not recorded:
         text = _as_of_4097eee(text)
@@ -46,7 +70,15 @@ def make(folder, *, recorded: bool = True, tokens: int = TOKENS) -> tuple[Manife
 def _as_of_4097eee(text: str) -> str:
     """The same manifest without the fields that commit did not write."""
     values = json.loads(text)
-    for name in ("before", "near_duplicates", "duplicates_forgotten", "left_out", "round_trip", "tokenizer_digest", "checksum"):
+    for name in (
+        "before",
+        "near_duplicates",
+        "duplicates_forgotten",
+        "left_out",
+        "round_trip",
+        "tokenizer_digest",
+        "checksum",
+    ):
         del values[name]
     for split in ("train", "validation"):
         for shard in values[split]["shards"]:
@@ -63,11 +95,21 @@ def flip(path, place: int) -> None:
 @pytest.mark.parametrize("recorded", [True, False])
 def test_small_data_is_compared_at_the_start(tmp_path, recorded):
     manifest, paths = make(tmp_path, recorded=recorded)
-    assert read_manifest(epath.Path(tmp_path), "command").fingerprint == manifest.fingerprint
+    assert (
+        read_manifest(epath.Path(tmp_path), "command").fingerprint
+        == manifest.fingerprint
+    )
     for path in paths:
-        for place in np.random.default_rng(0).integers(154, path.stat().st_size - 198, 8).tolist():
+        for place in (
+            np.random.default_rng(0)
+            .integers(154, path.stat().st_size - 198, 8)
+            .tolist()
+        ):
             flip(path, place)
-            with pytest.raises(ConfigError, match=rf"{path.name} (is not the token file that was made: copy it again|has id)"):
+            with pytest.raises(
+                ConfigError,
+                match=rf"{path.name} (is not the token file that was made: copy it again|has id)",
+            ):
                 read_manifest(epath.Path(tmp_path), "command")
             flip(path, place)
     assert read_manifest(epath.Path(tmp_path), "command")
@@ -77,7 +119,9 @@ def test_a_window_is_compared_when_it_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(store, "SMALL", 0)
     manifest, paths = make(tmp_path)
     flip(paths[1], 128 + 5)
-    assert read_manifest(epath.Path(tmp_path), "command") == manifest, "large data is not read at the start"
+    assert read_manifest(epath.Path(tmp_path), "command") == manifest, (
+        "large data is not read at the start"
+    )
     windows = Windows(epath.Path(tmp_path), manifest, manifest.train, SEQ_LEN)
     damaged = TOKENS // SEQ_LEN + 1
     assert windows[0].size == SEQ_LEN + 1
@@ -94,7 +138,13 @@ def test_a_block_is_read_once(tmp_path, monkeypatch):
     manifest, _ = make(tmp_path)
     windows, read = Windows(epath.Path(tmp_path), manifest, manifest.train, SEQ_LEN), []
     original = blocks.read_bytes
-    monkeypatch.setattr(blocks, "read_bytes", lambda file, start, stop: read.append(stop - start) or original(file, start, stop))
+    monkeypatch.setattr(
+        blocks,
+        "read_bytes",
+        lambda file, start, stop: (
+            read.append(stop - start) or original(file, start, stop)
+        ),
+    )
     for _ in range(2):
         for number in range(len(windows)):
             windows[number]
@@ -113,7 +163,9 @@ def test_the_thread_finds_what_is_not_read(tmp_path, monkeypatch, recorded):
     deadline = time.monotonic() + 20
     while windows._blocks._found is None and time.monotonic() < deadline:
         time.sleep(0.01)
-    with pytest.raises(ConfigError, match=r"train-1\.npy (is not the token file|has id)"):
+    with pytest.raises(
+        ConfigError, match=r"train-1\.npy (is not the token file|has id)"
+    ):
         windows[0]
 
 
@@ -129,7 +181,10 @@ def test_a_file_that_shrinks_is_named(tmp_path):
 def test_an_id_beyond_the_vocabulary_is_named(tmp_path):
     manifest, paths = make(tmp_path)
     smaller = dataclasses.replace(manifest, vocab_size=1000)
-    with pytest.raises(ConfigError, match=rf"{paths[0].name} has id \d+, and the vocabulary ends at 999"):
+    with pytest.raises(
+        ConfigError,
+        match=rf"{paths[0].name} has id \d+, and the vocabulary ends at 999",
+    ):
         Windows(epath.Path(tmp_path), smaller, smaller.train, SEQ_LEN)[0]
 
 
@@ -138,10 +193,15 @@ def test_old_data_is_read_as_it_was_and_said_to_be_old(tmp_path, capfd):
     found = read_manifest(epath.Path(tmp_path), "command")
     assert found == manifest
     assert found.framing() == {"eos_id": 0, "start_id": 0, "before": []}
-    assert "was made before framing and digests of blocks were recorded" in capfd.readouterr().err
+    assert (
+        "was made before framing and digests of blocks were recorded"
+        in capfd.readouterr().err
+    )
 
 
 def test_digests_of_pieces_join(tmp_path):
     content = np.random.default_rng(0).bytes(3 * BLOCK + 17)
-    assert digests(content) == digests(content[: 2 * BLOCK]) + digests(content[2 * BLOCK :])
+    assert digests(content) == digests(content[: 2 * BLOCK]) + digests(
+        content[2 * BLOCK :]
+    )
     assert len(digests(content)) == 4 * blocks.DIGITS

@@ -28,14 +28,19 @@ def test_near_copy_goes_and_a_different_document_stays(seed):
     copy = list(original)
     for place in (50, 200, 400):
         copy[place] = "changed"
-    assert kept(" ".join(original), " ".join(copy), " ".join(words(seed + 100, 600))) == [True, False, True]
+    assert kept(
+        " ".join(original), " ".join(copy), " ".join(words(seed + 100, 600))
+    ) == [True, False, True]
 
 
 @pytest.mark.parametrize(("shared", "stays"), [(0.25, True), (0.75, False)])
 def test_half_of_the_grams_decides(shared, stays):
     original, other = words(1, 4000), words(2, 4000)
     cut = int(4000 * shared)
-    assert kept(" ".join(original), " ".join(original[:cut] + other[cut:])) == [True, stays]
+    assert kept(" ".join(original), " ".join(original[:cut] + other[cut:])) == [
+        True,
+        stays,
+    ]
 
 
 def test_same_phrases_in_another_order_are_another_document():
@@ -47,7 +52,9 @@ def test_same_phrases_in_another_order_are_another_document():
 def test_share_is_of_the_new_document_over_all_kept_ones():
     first, second = words(1, 2000), words(2, 2000)
     assert kept(" ".join(first + second), " ".join(first[:1000])) == [True, False]
-    assert kept(" ".join(first), " ".join(second), " ".join(first[:1000] + second[:1000])) == [True, True, False]
+    assert kept(
+        " ".join(first), " ".join(second), " ".join(first[:1000] + second[:1000])
+    ) == [True, True, False]
 
 
 def test_case_and_punctuation_do_not_matter():
@@ -56,9 +63,16 @@ def test_case_and_punctuation_do_not_matter():
 
 
 def test_short_documents_are_compared_exactly():
-    assert kept("To be or not", "to be, or not", "To be or not", "to be or") == [True, True, False, True]
+    assert kept("To be or not", "to be, or not", "To be or not", "to be or") == [
+        True,
+        True,
+        False,
+        True,
+    ]
     sentence = " ".join(words(7, 20))
-    assert kept(f"{sentence} one", f"{sentence} two") == [True, True], "a few shared grams are no evidence"
+    assert kept(f"{sentence} one", f"{sentence} two") == [True, True], (
+        "a few shared grams are no evidence"
+    )
 
 
 def test_vowel_signs_and_operators_are_part_of_the_text():
@@ -67,7 +81,9 @@ def test_vowel_signs_and_operators_are_part_of_the_text():
     hindi = [" ".join(rng.choice(syllables, 200)) for _ in range(6)]
     assert kept(*hindi) == [True] * 6
     assert kept(*syllables) == [True] * 8
-    code = [" ".join(f"x{n} {sign} y{n}" for n in range(100)) for sign in "+-*/%&|<>=!^"]
+    code = [
+        " ".join(f"x{n} {sign} y{n}" for n in range(100)) for sign in "+-*/%&|<>=!^"
+    ]
     assert kept(*code) == [True] * 12
 
 

@@ -23,7 +23,9 @@ def read(source, **options) -> tuple[list[str], dict[str, list[str]]]:
     """The documents, and what is left out by reason."""
     left_out = LeftOut()
     texts = list(documents(str(source), left_out=left_out, **options))
-    return texts, {reason: sorted(entry["examples"]) for reason, entry in left_out.record().items()}
+    return texts, {
+        reason: sorted(entry["examples"]) for reason, entry in left_out.record().items()
+    }
 
 
 def refusal(source, **options) -> str:
@@ -33,10 +35,29 @@ def refusal(source, **options) -> str:
 
 
 def test_a_snapshot_gives_its_training_split(tmp_path):
-    fill(tmp_path, ["README.md", "LICENSE", "LICENSE.txt", "data/train-00000-of-00002.jsonl", "data/train-00001-of-00002.jsonl"])
-    fill(tmp_path, ["data/test-00000-of-00001.jsonl", "data/validation-00000-of-00001.jsonl", "dataset_infos.json"])
+    fill(
+        tmp_path,
+        [
+            "README.md",
+            "LICENSE",
+            "LICENSE.txt",
+            "data/train-00000-of-00002.jsonl",
+            "data/train-00001-of-00002.jsonl",
+        ],
+    )
+    fill(
+        tmp_path,
+        [
+            "data/test-00000-of-00001.jsonl",
+            "data/validation-00000-of-00001.jsonl",
+            "dataset_infos.json",
+        ],
+    )
     texts, left = read(tmp_path)
-    assert texts == ["data/train-00000-of-00002.jsonl", "data/train-00001-of-00002.jsonl"]
+    assert texts == [
+        "data/train-00000-of-00002.jsonl",
+        "data/train-00001-of-00002.jsonl",
+    ]
     assert left == {
         "files of a kind that can't be read": ["LICENSE"],
         "files about the data": ["LICENSE.txt", "README.md", "dataset_infos.json"],
@@ -44,7 +65,9 @@ def test_a_snapshot_gives_its_training_split(tmp_path):
         "files of the split validation": ["data/validation-00000-of-00001.jsonl"],
     }
     assert read(tmp_path, split="test")[0] == ["data/test-00000-of-00001.jsonl"]
-    assert "has no split nowhere but test, train, validation" in refusal(tmp_path, split="nowhere")
+    assert "has no split nowhere but test, train, validation" in refusal(
+        tmp_path, split="nowhere"
+    )
 
 
 def test_the_readme_of_a_snapshot_tells_its_splits(tmp_path):
@@ -65,9 +88,16 @@ def test_the_readme_of_a_snapshot_tells_its_splits(tmp_path):
 def test_hostile_front_matter_harms_nobody(tmp_path):
     pytest.importorskip("yaml")
     fill(tmp_path, ["a.jsonl"])
-    bomb = "".join(f"k{n}: &m{n} {{<<: [{', '.join([f'*m{n - 1}'] * 9)}]}}\n" for n in range(1, 12))
+    bomb = "".join(
+        f"k{n}: &m{n} {{<<: [{', '.join([f'*m{n - 1}'] * 9)}]}}\n" for n in range(1, 12)
+    )
     many = f"d: &d [{', '.join('x' * 300)}]\nconfigs:\n- data_files: [{', '.join(['{split: train, path: *d}'] * 300)}]\n"
-    for front in ("x: !!bool maybe\n", "x: !!python/object/apply:os.getcwd []\n", f"k0: &m0 {{a: b}}\n{bomb}", "x: !!int y\n"):
+    for front in (
+        "x: !!bool maybe\n",
+        "x: !!python/object/apply:os.getcwd []\n",
+        f"k0: &m0 {{a: b}}\n{bomb}",
+        "x: !!int y\n",
+    ):
         (tmp_path / "README.md").write_text(f"---\n{front}---\n")
         assert read(tmp_path)[0] == ["a.jsonl"]
     (tmp_path / "README.md").write_text(f"---\n{many}---\n")
@@ -84,7 +114,9 @@ def test_reasons_are_printable_and_bounded(tmp_path):
 
 
 def test_names_of_c4_and_dolma(tmp_path):
-    fill(tmp_path, ["c4-train.00000-of-00002.json", "c4-validation.00000-of-00001.json"])
+    fill(
+        tmp_path, ["c4-train.00000-of-00002.json", "c4-validation.00000-of-00001.json"]
+    )
     assert read(tmp_path)[0] == ["c4-train.00000-of-00002.json"]
     fill(tmp_path / "dolma", ["cc_en_head-0000.json", "cc_en_head-0001.json"])
     assert len(read(tmp_path / "dolma")[0]) == 2
@@ -105,7 +137,10 @@ def test_texts_that_are_called_by_a_split(tmp_path):
 
 
 def test_hidden_files_are_left_out(tmp_path):
-    fill(tmp_path, ["a.jsonl", "._a.jsonl", ".git/b.txt", "__MACOSX/a.jsonl", ".DS_Store"])
+    fill(
+        tmp_path,
+        ["a.jsonl", "._a.jsonl", ".git/b.txt", "__MACOSX/a.jsonl", ".DS_Store"],
+    )
     texts, left = read(tmp_path)
     assert texts == ["a.jsonl"]
     assert left == {"hidden files": [".DS_Store", "._a.jsonl", ".git", "__MACOSX"]}
@@ -118,7 +153,12 @@ def test_links_of_a_folder_to_itself_are_not_followed(tmp_path):
     os.symlink(tmp_path / "deep", tmp_path / "other")
     texts, left = read(tmp_path)
     assert texts == ["a.txt", "deep/b.txt"]
-    assert left["folders that were seen under another name"] == ["deep/three", "one", "other", "two"]
+    assert left["folders that were seen under another name"] == [
+        "deep/three",
+        "one",
+        "other",
+        "two",
+    ]
 
 
 def test_links_to_files_are_followed_and_dangling_ones_refused(tmp_path):
@@ -156,12 +196,18 @@ def test_what_save_to_disk_wrote(tmp_path):
     datasets = pytest.importorskip("datasets")
     texts = ["one", "two"]
     rows = datasets.Dataset.from_dict({"text": texts, "body": texts[::-1]})
-    datasets.DatasetDict({"train": rows, "test": rows.select([0])}).save_to_disk(str(tmp_path / "both"))
+    datasets.DatasetDict({"train": rows, "test": rows.select([0])}).save_to_disk(
+        str(tmp_path / "both")
+    )
     found, left = read(tmp_path / "both")
     assert (found, left) == (texts, {"splits": ["test"]})
     assert read(tmp_path / "both", split="test")[0] == ["one"]
     assert read(tmp_path / "both", text_field="body")[0] == texts[::-1]
-    assert "has no split nowhere but train, test" in refusal(tmp_path / "both", split="nowhere")
+    assert "has no split nowhere but train, test" in refusal(
+        tmp_path / "both", split="nowhere"
+    )
     rows.save_to_disk(str(tmp_path / "single"))
     assert read(tmp_path / "single")[0] == texts
-    assert "has no 'other' but body, text" in refusal(tmp_path / "single", text_field="other")
+    assert "has no 'other' but body, text" in refusal(
+        tmp_path / "single", text_field="other"
+    )

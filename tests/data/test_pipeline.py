@@ -11,7 +11,14 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from sparsecod_jax.data.blocks import Shard
-from sparsecod_jax.data.pipeline import batches, evaluation_batches, example_stream, local_rows, segments, to_devices
+from sparsecod_jax.data.pipeline import (
+    batches,
+    evaluation_batches,
+    example_stream,
+    local_rows,
+    segments,
+    to_devices,
+)
 from sparsecod_jax.data.store import Manifest, Split, Windows
 
 LENGTH, WINDOWS, BATCH = 4, 22, 8  # an epoch ends within a batch
@@ -21,8 +28,19 @@ def windows_of(folder, tokens: int, seq_len: int = LENGTH) -> Windows:
     """Windows over the tokens 0, 1, 2, ..., so that a window's first token tells its place."""
     ids = np.arange(tokens, dtype="<u2")
     ids.tofile(folder / "train.npy")
-    split = Split(1, tokens, 0, 0.0, (Shard("train.npy", 0, tokens, hashlib.sha256(ids.tobytes()).hexdigest()),))
-    return Windows(epath.Path(folder), Manifest({}, "bytes", tokens, 0, "uint16", split, split, 0), split, seq_len)
+    split = Split(
+        1,
+        tokens,
+        0,
+        0.0,
+        (Shard("train.npy", 0, tokens, hashlib.sha256(ids.tobytes()).hexdigest()),),
+    )
+    return Windows(
+        epath.Path(folder),
+        Manifest({}, "bytes", tokens, 0, "uint16", split, split, 0),
+        split,
+        seq_len,
+    )
 
 
 @pytest.fixture
@@ -30,16 +48,28 @@ def windows(tmp_path):
     return windows_of(tmp_path, WINDOWS * LENGTH + 1)
 
 
-def take(count: int, windows, seed: int, batch: int, first_example: int, rows=None) -> np.ndarray:
+def take(
+    count: int, windows, seed: int, batch: int, first_example: int, rows=None
+) -> np.ndarray:
     """The first batches, [count, rows, T + 1]; all rows unless some are named."""
     rows = np.arange(batch) if rows is None else np.array(rows)
-    return np.stack(list(itertools.islice(batches(windows, seed, batch, first_example, rows), count)))
+    return np.stack(
+        list(
+            itertools.islice(batches(windows, seed, batch, first_example, rows), count)
+        )
+    )
 
 
 def epochs(windows: Windows, seed: int, count: int) -> list[list[int]]:
     """The windows' numbers in each of the first epochs."""
     stream = example_stream(windows, seed)
-    return [[int(np.asarray(stream[epoch * WINDOWS + n])[0]) // LENGTH for n in range(WINDOWS)] for epoch in range(count)]
+    return [
+        [
+            int(np.asarray(stream[epoch * WINDOWS + n])[0]) // LENGTH
+            for n in range(WINDOWS)
+        ]
+        for epoch in range(count)
+    ]
 
 
 def test_each_epoch_is_a_permutation_of_its_own(windows):
@@ -50,8 +80,14 @@ def test_each_epoch_is_a_permutation_of_its_own(windows):
 
 def test_order_follows_the_seed(windows):
     assert epochs(windows, 3, 2) == epochs(windows, 3, 2)
-    orders = [tuple(order) for seed in (0, 1, 2, 2**32 - 1) for order in epochs(windows, seed, 3)]
-    assert len(set(orders)) == len(orders), "no epoch of one seed is an epoch of another"
+    orders = [
+        tuple(order)
+        for seed in (0, 1, 2, 2**32 - 1)
+        for order in epochs(windows, seed, 3)
+    ]
+    assert len(set(orders)) == len(orders), (
+        "no epoch of one seed is an epoch of another"
+    )
 
 
 def test_step_s_is_rows_sB_to_sB_plus_B(windows):
@@ -63,17 +99,29 @@ def test_step_s_is_rows_sB_to_sB_plus_B(windows):
     np.testing.assert_array_equal(taken, taken[:, :, :1] + np.arange(LENGTH + 1))
 
 
-@pytest.mark.parametrize("shares", [[range(8)], [range(4), range(4, 8)], [(0, 3), (1, 2, 6), (4, 5, 7)], [(7,), range(7)]])
+@pytest.mark.parametrize(
+    "shares",
+    [
+        [range(8)],
+        [range(4), range(4, 8)],
+        [(0, 3), (1, 2, 6), (4, 5, 7)],
+        [(7,), range(7)],
+    ],
+)
 def test_the_rows_of_all_processes_are_the_global_batch(windows, shares):
     whole = take(7, windows, 5, BATCH, 2 * BATCH)
     for rows in shares:
-        np.testing.assert_array_equal(take(7, windows, 5, BATCH, 2 * BATCH, rows), whole[:, list(rows)])
+        np.testing.assert_array_equal(
+            take(7, windows, 5, BATCH, 2 * BATCH, rows), whole[:, list(rows)]
+        )
 
 
 @pytest.mark.parametrize("spec", [P("x"), P("y"), P(("x", "y")), P(("y", "x")), P()])
 def test_rows_reach_the_devices_that_hold_them(spec):
     """Also where devices lie in another order than their rows, or hold the same ones."""
-    mesh = jax.sharding.Mesh(np.array(jax.devices())[[5, 0, 7, 2, 4, 1, 6, 3]].reshape(2, 4), ("x", "y"))
+    mesh = jax.sharding.Mesh(
+        np.array(jax.devices())[[5, 0, 7, 2, 4, 1, 6, 3]].reshape(2, 4), ("x", "y")
+    )
     sharding, whole = NamedSharding(mesh, spec), np.arange(8 * 3).reshape(8, 3)
     rows = local_rows(sharding, 8)
     assert rows.tolist() == list(range(8)), "one process holds them all, each once"
@@ -87,13 +135,17 @@ def test_rows_reach_the_devices_that_hold_them(spec):
 def test_beginning_later_is_skipping(windows):
     whole = take(12, windows, 5, BATCH, 0)
     for skipped in (1, 2, 3, 9):  # the first epoch ends within the third batch
-        np.testing.assert_array_equal(take(3, windows, 5, BATCH, skipped * BATCH), whole[skipped : skipped + 3])
+        np.testing.assert_array_equal(
+            take(3, windows, 5, BATCH, skipped * BATCH), whole[skipped : skipped + 3]
+        )
 
 
 def test_another_batch_size_reads_the_same_stream(windows):
     first = take(4, windows, 5, 6, 0).reshape(24, LENGTH + 1)
     then = take(2, windows, 5, 3, 24).reshape(6, LENGTH + 1)
-    np.testing.assert_array_equal(np.concatenate([first, then]), take(5, windows, 5, 6, 0).reshape(30, LENGTH + 1))
+    np.testing.assert_array_equal(
+        np.concatenate([first, then]), take(5, windows, 5, 6, 0).reshape(30, LENGTH + 1)
+    )
 
 
 def test_batch_larger_than_an_epoch(windows):
@@ -106,7 +158,9 @@ def test_batch_larger_than_an_epoch(windows):
 @pytest.mark.parametrize("rows", [1, 3])
 def test_evaluation_counts_every_prediction_once(tmp_path, tokens, rows):
     inputs, targets, batches_seen = [], [], 0
-    for tokens_BT1, weights_BT in evaluation_batches(windows_of(tmp_path, tokens), rows, np.arange(rows), 0):
+    for tokens_BT1, weights_BT in evaluation_batches(
+        windows_of(tmp_path, tokens), rows, np.arange(rows), 0
+    ):
         assert (tokens_BT1.shape, tokens_BT1.dtype) == ((rows, LENGTH + 1), np.int32)
         assert (weights_BT.shape, weights_BT.dtype) == ((rows, LENGTH), np.float32)
         assert set(np.unique(weights_BT)) <= {0, 1}
@@ -118,9 +172,17 @@ def test_evaluation_counts_every_prediction_once(tmp_path, tokens, rows):
     assert batches_seen == -(-(tokens - 1) // (rows * LENGTH))
 
 
-@pytest.mark.parametrize(("max_tokens", "counted"), [(1, 4), (4, 4), (5, 8), (12, 12), (25, 26), (26, 26), (1000, 26)])
+@pytest.mark.parametrize(
+    ("max_tokens", "counted"),
+    [(1, 4), (4, 4), (5, 8), (12, 12), (25, 26), (26, 26), (1000, 26)],
+)
 def test_evaluation_takes_max_tokens_in_whole_windows(tmp_path, max_tokens, counted):
-    weights = [weights.sum() for _, weights in evaluation_batches(windows_of(tmp_path, 27), 2, np.arange(2), max_tokens)]
+    weights = [
+        weights.sum()
+        for _, weights in evaluation_batches(
+            windows_of(tmp_path, 27), 2, np.arange(2), max_tokens
+        )
+    ]
     assert sum(weights) == counted
 
 
@@ -137,14 +199,22 @@ def test_processes_evaluate_their_rows_of_the_same_batches(tmp_path, max_tokens)
     whole = list(evaluation_batches(windows, 4, np.arange(4), max_tokens))
     for rows in ([0, 1], [3], [1, 2]):
         parts = list(evaluation_batches(windows, 4, np.array(rows), max_tokens))
-        assert len(parts) == len(whole), "also a process whose rows of the last batch are padding takes part"
+        assert len(parts) == len(whole), (
+            "also a process whose rows of the last batch are padding takes part"
+        )
         for part, batch in zip(parts, whole, strict=True):
             for values, expected in zip(part, batch, strict=True):
                 np.testing.assert_array_equal(values, expected[rows])
 
 
 def test_segments_number_the_documents_of_each_window():
-    tokens = np.array([[5, 0, 6, 6, 0, 0, 7], [0, 1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6, 0]])
+    tokens = np.array(
+        [[5, 0, 6, 6, 0, 0, 7], [0, 1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6, 0]]
+    )
     numbers = segments(tokens, eos_id=0)
     assert numbers.dtype == np.int32
-    assert numbers.tolist() == [[0, 0, 1, 1, 1, 2, 3], [0, 1, 1, 1, 1, 1, 1], [0, 0, 0, 0, 0, 0, 0]]
+    assert numbers.tolist() == [
+        [0, 0, 1, 1, 1, 2, 3],
+        [0, 1, 1, 1, 1, 1, 1],
+        [0, 0, 0, 0, 0, 0, 0],
+    ]

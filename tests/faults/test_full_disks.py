@@ -92,7 +92,9 @@ def test_while_logging_on_a_disk_that_has_room_again(tokens, disk, whole):
     time.sleep(2)
     _mend(disk)
     output = process.finish(running)
-    print(f"\nlogging, _full: {output.count('training goes on')} warnings, went on to its end")
+    print(
+        f"\nlogging, _full: {output.count('training goes on')} warnings, went on to its end"
+    )
     assert output.count("metrics.jsonl can't be written") <= 1
     assert faults.lines(run) == whole
 
@@ -124,7 +126,9 @@ def test_while_saving(tokens, disk, whole, fault):
     process.wait_until_it_says(running, "step 199/")
     output = _end(running, (1,), f"saving, {fault.__name__}")
     assert "make room" in output
-    assert [path.name for path in run.checkpoints.iterdir() if path.name.isdigit()] == ["100"]
+    assert [path.name for path in run.checkpoints.iterdir() if path.name.isdigit()] == [
+        "100"
+    ]
     _mend(disk)
     assert "restored step 100" in process.finish(process.start(experiment, run.path))
     assert faults.lines(run.path) == whole
@@ -140,10 +144,14 @@ def test_while_evaluating(tokens, disk, fault):
     fault(disk)
     process.wait_until_it_says(running, "step 99/")
     _end(running, (1,), f"evaluating, {fault.__name__}")
-    assert [path.name for path in run.checkpoints.iterdir() if path.name.isdigit()] == ["50"]
+    assert [path.name for path in run.checkpoints.iterdir() if path.name.isdigit()] == [
+        "50"
+    ]
     _mend(disk)
     assert "restored step 50" in process.finish(process.start(experiment, run.path))
-    assert ["evaluation/loss" in line for line in faults.lines(run.path)[59:STEPS:60]] == [True] * 6
+    assert [
+        "evaluation/loss" in line for line in faults.lines(run.path)[59:STEPS:60]
+    ] == [True] * 6
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -158,14 +166,20 @@ def test_at_the_final_numbers(tokens, disk, whole, fault):
     if running.returncode:
         assert not run.final.exists()
     _mend(disk)
-    process.finish(process.start(_experiment(tokens, evaluation={"batch_size": 1}), run.path))
+    process.finish(
+        process.start(_experiment(tokens, evaluation={"batch_size": 1}), run.path)
+    )
     assert json.loads(run.status.read_text())["status"] == "finished"
     assert faults.lines(run.path) == whole
     assert output
 
 
 def test_a_checkpoint_that_can_never_fit_is_refused_before_training(tokens, disk):
-    experiment = _experiment(tokens, model={"d_model": 512, "d_ff": 1024, "n_heads": 4, "n_kv_heads": 2})
-    output = _end(process.start(experiment, disk / "run"), (1, 78), "too large a checkpoint")
+    experiment = _experiment(
+        tokens, model={"d_model": 512, "d_ff": 1024, "n_heads": 4, "n_kv_heads": 2}
+    )
+    output = _end(
+        process.start(experiment, disk / "run"), (1, 78), "too large a checkpoint"
+    )
     assert "a checkpoint takes" in output
     assert not (disk / "run").exists()

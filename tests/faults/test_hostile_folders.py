@@ -31,7 +31,14 @@ TRIALS = int(os.environ.get("SPARSECOD_FAULT_TRIALS", "60"))  # of each property
 @pytest.fixture(scope="module")
 def original(tmp_path_factory):
     folder = tmp_path_factory.mktemp("original")
-    export(str(saved_runs.run(folder / "run", dataclasses.replace(tiny_configs.MODEL, n_layers=1)).path), str(folder / "hf"))
+    export(
+        str(
+            saved_runs.run(
+                folder / "run", dataclasses.replace(tiny_configs.MODEL, n_layers=1)
+            ).path
+        ),
+        str(folder / "hf"),
+    )
     (folder / "hf" / "digests.json").unlink()
     return folder / "hf"
 
@@ -42,13 +49,19 @@ def _header(folder: Path) -> tuple[dict, bytes]:
     return json.loads(content[8 : 8 + size]), content[8 + size :]
 
 
-def _write(folder: Path, header: dict | bytes, body: bytes, size: int | None = None) -> None:
+def _write(
+    folder: Path, header: dict | bytes, body: bytes, size: int | None = None
+) -> None:
     words = header if isinstance(header, bytes) else json.dumps(header).encode()
-    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(words) if size is None else size) + words + body)
+    (folder / "model.safetensors").write_bytes(
+        struct.pack("<Q", len(words) if size is None else size) + words + body
+    )
 
 
 def _config(**values) -> Callable[[Path], object]:
-    return lambda folder: (folder / "config.json").write_text(json.dumps(json.loads((folder / "config.json").read_text()) | values))
+    return lambda folder: (folder / "config.json").write_text(
+        json.dumps(json.loads((folder / "config.json").read_text()) | values)
+    )
 
 
 def _tensor(**values) -> Callable[[Path], object]:
@@ -75,7 +88,9 @@ def _instead(name: str, make: Callable[[Path], object]) -> Callable[[Path], obje
 def _index(places: object) -> Callable[[Path], object]:
     def spoil(folder: Path) -> None:
         (folder / "model.safetensors").rename(folder / "one.safetensors")
-        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+        (folder / "model.safetensors.index.json").write_text(
+            json.dumps({"weight_map": places})
+        )
 
     return spoil
 
@@ -90,20 +105,43 @@ def _sparse(file: Path) -> None:
         opened.truncate(2**40)
 
 
-SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size", "vocab_size", "head_dim")
+SIZES = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "intermediate_size",
+    "vocab_size",
+    "head_dim",
+)
 NAMES = ("config.json", "model.safetensors", "tokenizer.json")
 HOSTILE: dict[str, Callable[[Path], object]] = {
-    **{f"{name} is {value}": _config(**{name: value}) for name in SIZES for value in (10**9, 10**12, -1, True, "many", [1], 1.5)},
-    **{f"{name} is a link": _instead(name, lambda file: file.symlink_to("/etc/passwd")) for name in NAMES},
+    **{
+        f"{name} is {value}": _config(**{name: value})
+        for name in SIZES
+        for value in (10**9, 10**12, -1, True, "many", [1], 1.5)
+    },
+    **{
+        f"{name} is a link": _instead(name, lambda file: file.symlink_to("/etc/passwd"))
+        for name in NAMES
+    },
     **{f"{name} is a pipe": _instead(name, os.mkfifo) for name in NAMES},
     **{f"{name} is a folder": _instead(name, os.mkdir) for name in NAMES},
-    **{f"{name} is a device": _instead(name, lambda file: file.symlink_to("/dev/zero")) for name in NAMES},
+    **{
+        f"{name} is a device": _instead(name, lambda file: file.symlink_to("/dev/zero"))
+        for name in NAMES
+    },
     **{f"{name} has a tebibyte": _instead(name, _sparse) for name in NAMES},
     **{f"{name} is deep": _content(name, b"[" * 10**6) for name in NAMES},
     **{f"{name} is empty": _content(name, b"") for name in NAMES},
-    **{f"{name} has a huge number": _content(name, b'{"a": ' + b"9" * 10**5 + b"}") for name in NAMES},
     **{
-        f"a header of {size} bytes": lambda folder, size=size: _write(folder, *_header(folder), size)
+        f"{name} has a huge number": _content(name, b'{"a": ' + b"9" * 10**5 + b"}")
+        for name in NAMES
+    },
+    **{
+        f"a header of {size} bytes": lambda folder, size=size: _write(
+            folder, *_header(folder), size
+        )
         for size in (0, 1, 2**31, 2**63, 2**64 - 1)
     },
     "a header that is deep": lambda folder: _write(folder, b'{"a":' * 10**5, b""),
@@ -120,17 +158,26 @@ HOSTILE: dict[str, Callable[[Path], object]] = {
     "an index of numbers": _index({"lm_head.weight": 3}),
     "an index that is a list": _index([1, 2]),
     "an index with a zero": _index({"lm_head.weight": "a\0b"}),
-    "an index of a hundred thousand files": _index({f"t{number}": f"{number}.safetensors" for number in range(10**5)}),
+    "an index of a hundred thousand files": _index(
+        {f"t{number}": f"{number}.safetensors" for number in range(10**5)}
+    ),
     "an index with terminal escapes": _index({"lm_head.weight": "\x1b]0;owned\x07"}),
     "code by auto_map": _config(auto_map={"AutoConfig": "evil.Config"}),
-    "code in the tokenizer's settings": _content("tokenizer_config.json", b'{"auto_map": {"AutoTokenizer": ["evil.T", null]}}'),
+    "code in the tokenizer's settings": _content(
+        "tokenizer_config.json", b'{"auto_map": {"AutoTokenizer": ["evil.T", null]}}'
+    ),
     "a pickle instead of weights": _instead(
-        "model.safetensors", lambda file: file.with_name("pytorch_model.bin").write_bytes(pickle.dumps(_Trap()))
+        "model.safetensors",
+        lambda file: file.with_name("pytorch_model.bin").write_bytes(
+            pickle.dumps(_Trap())
+        ),
     ),
     "a pickle named safetensors": _content("model.safetensors", pickle.dumps(_Trap())),
     "a linked card": _instead("README.md", lambda file: file.symlink_to("/etc/passwd")),
     "digests that are a list": _content("digests.json", b"[]"),
-    "digests of other files": _content("digests.json", b'{"tensors": {}, "files": {"config.json": "0"}}'),
+    "digests of other files": _content(
+        "digests.json", b'{"tensors": {}, "files": {"config.json": "0"}}'
+    ),
     "an unknown architecture": _config(architectures=["\x1b[31mEvil"]),
     "quantised": _config(quantization_config={"load_in_4bit": True}),
     "rotary traps": _config(rope_theta="1" * 10**5),
@@ -142,7 +189,10 @@ def _complaint(folder: Path, out: Path) -> str | None:
     """What is wrong with how a folder is refused."""
     began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     found = wrong_inputs.complaint(["import", f"--hf={folder}", f"--workdir={out}"])
-    taken, added = time.monotonic() - began, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    taken, added = (
+        time.monotonic() - began,
+        (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024,
+    )
     if taken > SECONDS or added > MEMORY:
         return f"{taken:.1f} s, {added / 2**20:.0f} MiB"
     return found or (f"{out} was made" if out.exists() else None)
@@ -157,23 +207,40 @@ def test_hostile_folders(original, tmp_path):
             failures[name] = found
         for made in (folder, tmp_path / "out"):
             shutil.rmtree(made, ignore_errors=True)
-    print(f"\nhostile folders: {len(HOSTILE)} tried, {len(failures)} not refused as they should be")
+    print(
+        f"\nhostile folders: {len(HOSTILE)} tried, {len(failures)} not refused as they should be"
+    )
     assert not failures, wrong_inputs.report(failures)
     assert len(HOSTILE) >= 100
     assert not sprung.exists()
 
 
-FIXTURES: Any = [hypothesis.HealthCheck.function_scoped_fixture, hypothesis.HealthCheck.too_slow]
-SETTINGS = hypothesis.settings(max_examples=TRIALS, deadline=None, suppress_health_check=FIXTURES, derandomize=True, database=None)
+FIXTURES: Any = [
+    hypothesis.HealthCheck.function_scoped_fixture,
+    hypothesis.HealthCheck.too_slow,
+]
+SETTINGS = hypothesis.settings(
+    max_examples=TRIALS,
+    deadline=None,
+    suppress_health_check=FIXTURES,
+    derandomize=True,
+    database=None,
+)
 numbers = st.integers(-(2**66), 2**66) | st.floats() | st.text(max_size=3) | st.none()
 entries = st.fixed_dictionaries(
     {"dtype": st.sampled_from(["F32", "BF16", "F64", "I8", "BOOL", "X", ""]) | numbers},
-    optional={"shape": st.lists(numbers, max_size=4) | numbers, "data_offsets": st.lists(numbers, max_size=3) | numbers, "more": numbers},
+    optional={
+        "shape": st.lists(numbers, max_size=4) | numbers,
+        "data_offsets": st.lists(numbers, max_size=3) | numbers,
+        "more": numbers,
+    },
 )
 
 
 @SETTINGS
-@hypothesis.given(name=st.sampled_from(["lm_head.weight", "model.norm.weight"]), entry=entries)
+@hypothesis.given(
+    name=st.sampled_from(["lm_head.weight", "model.norm.weight"]), entry=entries
+)
 def test_headers_of_any_kind(original, tmp_path_factory, name, entry):
     folder = Path(shutil.copytree(original, tmp_path_factory.mktemp("any") / "hf"))
     header, body = _header(folder)
@@ -196,23 +263,42 @@ def test_bytes_of_any_kind_in_the_header(original, tmp_path_factory, data, place
 
 def test_flips_in_every_file_of_an_export_are_noticed(tmp_path):
     """One bit at a time, evenly over each file, with the digests that an export has."""
-    run = saved_runs.run(tmp_path / "run", dataclasses.replace(tiny_configs.MODEL, n_layers=1))
-    folder, tried, silent = Path(export(str(run.path), str(tmp_path / "hf"))), Counter(), {}
+    run = saved_runs.run(
+        tmp_path / "run", dataclasses.replace(tiny_configs.MODEL, n_layers=1)
+    )
+    folder, tried, silent = (
+        Path(export(str(run.path), str(tmp_path / "hf"))),
+        Counter(),
+        {},
+    )
     for file in sorted(folder.iterdir()):
         content = file.read_bytes()
         for trial in range(TRIALS // 4):
             place = len(content) * trial // (TRIALS // 4)
-            file.write_bytes(content[:place] + bytes([content[place] ^ (1 << trial % 8)]) + content[place + 1 :])
+            file.write_bytes(
+                content[:place]
+                + bytes([content[place] ^ (1 << trial % 8)])
+                + content[place + 1 :]
+            )
             tried[file.name] += 1
-            found = wrong_inputs.complaint(["import", f"--hf={folder}", f"--workdir={tmp_path / 'out'}"])
-            if found and not (found.startswith("exit code 0") and _harmless(tmp_path / "out", folder, file)):
+            found = wrong_inputs.complaint(
+                ["import", f"--hf={folder}", f"--workdir={tmp_path / 'out'}"]
+            )
+            if found and not (
+                found.startswith("exit code 0")
+                and _harmless(tmp_path / "out", folder, file)
+            ):
                 silent[f"{file.name} {place}"] = found
             shutil.rmtree(tmp_path / "out", ignore_errors=True)
         file.write_bytes(content)
-    print(f"\nflips in an export: {tried.total()} tried ({dict(tried)}), {len(silent)} silent")
+    print(
+        f"\nflips in an export: {tried.total()} tried ({dict(tried)}), {len(silent)} silent"
+    )
     assert not silent, wrong_inputs.report(silent)
 
 
 def _harmless(out: Path, folder: Path, file: Path) -> bool:
     """A card is for people, and a change to it is said; in a header of weights some bytes mean nothing."""
-    return file.name == "README.md" or (file.name == "model.safetensors" and bool(safetensors.numpy.load_file(file)))
+    return file.name == "README.md" or (
+        file.name == "model.safetensors" and bool(safetensors.numpy.load_file(file))
+    )

@@ -17,7 +17,11 @@ USUAL = 5
 def training(tokens):
     """The words of a run of 30 steps with ten checkpoints."""
     experiment = tiny_configs.experiment(
-        steps=30, mesh=config.Mesh(1, 1, 1, 1), data={"path": str(tokens)}, checkpoint={"every": 3}, evaluation={"every": 10}
+        steps=30,
+        mesh=config.Mesh(1, 1, 1, 1),
+        data={"path": str(tokens)},
+        checkpoint={"every": 3},
+        evaluation={"every": 10},
     )
     return ["train", "--config=configs/smoke.py", *tiny_configs.flags(experiment)]
 
@@ -51,7 +55,10 @@ def test_training_killed_anywhere(training, trained, tmp_path):
         faults.finish(*words)
         assert faults.run_of(tmp_path / str(number)) == faults.run_of(whole), moments
 
-    moments = [(number, *(dice.uniform(0, 1.2 * seconds) for _ in range(2))) for number in range(faults.trials(USUAL))]
+    moments = [
+        (number, *(dice.uniform(0, 1.2 * seconds) for _ in range(2)))
+        for number in range(faults.trials(USUAL))
+    ]
     print(f"train: {2 * faults.side_by_side(trial, moments)} kills survived")
 
 
@@ -74,13 +81,22 @@ def test_training_killed_inside_saves(training, trained, tmp_path):
         faults.finish(*words)
         assert faults.run_of(tmp_path / str(number)) == faults.run_of(whole), moment
 
-    moments = [(number, dice.randint(1, 4), dice.uniform(0, 0.05)) for number in range(faults.trials(USUAL))]
+    moments = [
+        (number, dice.randint(1, 4), dice.uniform(0, 0.05))
+        for number in range(faults.trials(USUAL))
+    ]
     print(f"inside saves: {faults.side_by_side(trial, moments)} kills survived")
 
 
 def test_data_killed_anywhere(corpus, tmp_path):
     def words(name):
-        return ["data", f"--source={corpus}", f"--out={tmp_path / name}", "--vocab_size=300", "--validation_fraction=0.2"]
+        return [
+            "data",
+            f"--source={corpus}",
+            f"--out={tmp_path / name}",
+            "--vocab_size=300",
+            "--validation_fraction=0.2",
+        ]
 
     seconds = faults.finish(*words("whole"))
     whole, dice = faults.contents(tmp_path / "whole"), faults.dice()
@@ -92,16 +108,29 @@ def test_data_killed_anywhere(corpus, tmp_path):
         made = faults.contents(tmp_path / str(number))
         assert made == whole, moment
 
-    moments = [(number, dice.uniform(0, seconds)) for number in range(faults.trials(USUAL))]
+    moments = [
+        (number, dice.uniform(0, seconds)) for number in range(faults.trials(USUAL))
+    ]
     print(f"data: {faults.side_by_side(trial, moments)} kills survived")
 
 
 def test_a_sweep_killed_anywhere(tokens, tmp_path):
     """With its runs, so that the next one need not wait for them; test_local.py kills the sweep alone."""
-    spec = study_files.write(tmp_path, tokens, study_files.TWO, steps=12, every=3, analyze={"scores": "profile", "sequences": 4})
+    spec = study_files.write(
+        tmp_path,
+        tokens,
+        study_files.TWO,
+        steps=12,
+        every=3,
+        analyze={"scores": "profile", "sequences": 4},
+    )
 
     def words(name):
-        return ["sweep", f"--sweep={spec}", f"--workdir={tmp_path / 'studies' / name / 'study'}"]
+        return [
+            "sweep",
+            f"--sweep={spec}",
+            f"--workdir={tmp_path / 'studies' / name / 'study'}",
+        ]
 
     faults.finish(*words("first"))
     seconds = faults.finish(*words("whole"))
@@ -109,7 +138,10 @@ def test_a_sweep_killed_anywhere(tokens, tmp_path):
 
     def found(name):
         runs = tmp_path / "studies" / name / "study" / "runs"
-        each = {run.name: (faults.run_of(run), faults.contents(run / "analysis")) for run in runs.iterdir()}
+        each = {
+            run.name: (faults.run_of(run), faults.contents(run / "analysis"))
+            for run in runs.iterdir()
+        }
         assert set(each) == {"flat-s0", "deep-s0"}
         return each
 
@@ -119,17 +151,31 @@ def test_a_sweep_killed_anywhere(tokens, tmp_path):
         faults.finish(*words(str(number)))
         assert found(str(number)) == found("whole"), moment
 
-    moments = [(number, dice.uniform(0, seconds)) for number in range(faults.trials(USUAL))]
+    moments = [
+        (number, dice.uniform(0, seconds)) for number in range(faults.trials(USUAL))
+    ]
     print(f"sweep: {faults.side_by_side(trial, moments)} kills survived")
 
 
 @pytest.mark.parametrize("verb", ["analyze", "export"])
 def test_what_reads_a_run_killed_anywhere(verb, trained, tmp_path):
     """Nothing half written is left, neither under the name that was asked for nor beside it."""
-    options = {"analyze": ["--scores=profile,causal,sparsity", "--sequences=8", "--seq_len=16"], "export": []}
+    options = {
+        "analyze": [
+            "--scores=profile,causal,sparsity",
+            "--sequences=8",
+            "--seq_len=16",
+        ],
+        "export": [],
+    }
 
     def words(out: Path):
-        return [verb, f"--workdir={trained[0]}", f"--out={out / 'made'}", *options[verb]]
+        return [
+            verb,
+            f"--workdir={trained[0]}",
+            f"--out={out / 'made'}",
+            *options[verb],
+        ]
 
     for name in ("first", "whole"):
         (tmp_path / name).mkdir()
@@ -145,5 +191,7 @@ def test_what_reads_a_run_killed_anywhere(verb, trained, tmp_path):
             faults.finish(*words(folder))
         assert faults.contents(folder) == whole, moment
 
-    moments = [(number, dice.uniform(0, seconds)) for number in range(faults.trials(USUAL))]
+    moments = [
+        (number, dice.uniform(0, seconds)) for number in range(faults.trials(USUAL))
+    ]
     print(f"{verb}: {faults.side_by_side(trial, moments)} kills survived")

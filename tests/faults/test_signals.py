@@ -16,7 +16,9 @@ pytestmark = pytest.mark.faults
 
 LIMIT = 15.0  # seconds from the signal to the end
 STEPS = 60
-TRIALS = int(os.environ.get("SPARSECOD_FAULT_TRIALS", "1"))  # of each signal in each phase
+TRIALS = int(
+    os.environ.get("SPARSECOD_FAULT_TRIALS", "1")
+)  # of each signal in each phase
 
 # What the process says when a phase begins; None: before it says anything.
 PHASES = {
@@ -53,7 +55,9 @@ def whole(tokens, tmp_path_factory):
 
 @pytest.mark.parametrize("phase", PHASES)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_one_signal_saves_and_the_run_goes_on_bit_for_bit(tokens, tmp_path, whole, phase, number):
+def test_one_signal_saves_and_the_run_goes_on_bit_for_bit(
+    tokens, tmp_path, whole, phase, number
+):
     slowest = 0.0
     for trial in range(TRIALS):
         place = tmp_path / str(trial)
@@ -75,21 +79,29 @@ def test_one_signal_saves_and_the_run_goes_on_bit_for_bit(tokens, tmp_path, whol
             assert run.newest_checkpoint() == len(run.read_metrics()) > 0
         process.finish(process.start(_experiment(tokens), place))
         assert faults.lines(place) == whole
-    print(f"\n{number.name} while {phase}: {TRIALS} of {TRIALS} survived, out in {slowest:.1f} s at most")
+    print(
+        f"\n{number.name} while {phase}: {TRIALS} of {TRIALS} survived, out in {slowest:.1f} s at most"
+    )
     assert slowest < LIMIT
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
-def test_a_second_one_ends_it_at_once_and_nothing_that_was_saved_is_lost(tokens, tmp_path, whole, number):
+def test_a_second_one_ends_it_at_once_and_nothing_that_was_saved_is_lost(
+    tokens, tmp_path, whole, number
+):
     """The disk takes for ever to save, as far as the process can tell: it waits for a line in a FIFO."""
-    victim = process.start(_experiment(tokens), tmp_path, program=("tests/support/stuck.py", "save", "15"))
+    victim = process.start(
+        _experiment(tokens), tmp_path, program=("tests/support/stuck.py", "save", "15")
+    )
     process.wait_until_it_says(victim, "step 14/")
     victim.send_signal(number)
     time.sleep(2)
     assert victim.poll() is None
     began = time.monotonic()
     victim.send_signal(number)
-    assert f"{number.name} came again: stopped at once" in process.finish(victim, code=130)
+    assert f"{number.name} came again: stopped at once" in process.finish(
+        victim, code=130
+    )
     assert time.monotonic() - began < 5
     assert RunDir(epath.Path(tmp_path)).newest_checkpoint() == 10
     process.finish(process.start(_experiment(tokens), tmp_path))
@@ -99,7 +111,11 @@ def test_a_second_one_ends_it_at_once_and_nothing_that_was_saved_is_lost(tokens,
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_to_one_of_two_processes_stops_both(tokens, tmp_path, number):
     experiment = tiny_configs.experiment(
-        steps=10**5, data={"path": str(tokens)}, mesh=config.Mesh(1, 2, 1, 1), checkpoint={"every": 10**6}, evaluation={"every": 9}
+        steps=10**5,
+        data={"path": str(tokens)},
+        mesh=config.Mesh(1, 2, 1, 1),
+        checkpoint={"every": 10**6},
+        evaluation={"every": 9},
     )
     pair = process.start_several(experiment, tmp_path, 2)
     process.wait_for_line(pair[0], tmp_path / "metrics.jsonl", 4)

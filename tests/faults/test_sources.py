@@ -29,10 +29,15 @@ pytestmark = pytest.mark.faults
 LIMIT = 180  # seconds; a source that is read takes 3
 MEMORY = 6 * 2**30
 TRIALS = int(os.environ.get("SPARSECOD_FAULT_TRIALS", "200"))
-GOOD = "".join(json.dumps({"text": f"document {n} of some words {n * n}"}) + "\n" for n in range(30)).encode()
+GOOD = "".join(
+    json.dumps({"text": f"document {n} of some words {n * n}"}) + "\n"
+    for n in range(30)
+).encode()
 
 SUPPRESSED = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-MANY = settings(max_examples=TRIALS, deadline=None, suppress_health_check=SUPPRESSED, database=None)
+MANY = settings(
+    max_examples=TRIALS, deadline=None, suppress_health_check=SUPPRESSED, database=None
+)
 
 Made = dict[str, str]  # options of `sparsecod data`, beyond those that all have
 CASES: dict[str, Callable[[Path], Made]] = {}
@@ -115,29 +120,44 @@ CASES |= {
     "csv of one line": _files(a_csv=b"text," * 10**6),
     "parquet that is none": _files(a_parquet=b"PAR1 and nothing PAR1"),
     "parquet of zeros": _files(a_parquet=b"PAR1" + bytes(1000) + b"PAR1"),
-    "parquet with a long footer": _files(a_parquet=PARQUET[:-8] + struct.pack("<I", 2**31 - 1) + b"PAR1"),
+    "parquet with a long footer": _files(
+        a_parquet=PARQUET[:-8] + struct.pack("<I", 2**31 - 1) + b"PAR1"
+    ),
     "parquet cut": _files(a_parquet=PARQUET[: len(PARQUET) // 2]),
-    "parquet with a damaged page": _files(a_parquet=PARQUET[:100] + bytes(500) + PARQUET[600:]),
+    "parquet with a damaged page": _files(
+        a_parquet=PARQUET[:100] + bytes(500) + PARQUET[600:]
+    ),
     "parquet of integers": _files(a_parquet=_parquet([1, 2])),
     "parquet of nulls": _files(a_parquet=_parquet([None, None])),
     "parquet of structs": _files(a_parquet=_parquet([{"a": 1}])),
     "parquet of binary that is no text": _files(a_parquet=_parquet([b"\xff\xfe"])),
-    "pickle as npy": _files(**{"part-00000_npy": pickle.dumps({"a": 1}), "a_txt": b"x"}),
+    "pickle as npy": _files(
+        **{"part-00000_npy": pickle.dumps({"a": 1}), "a_txt": b"x"}
+    ),
     "README of python objects": _files(
-        README_md=b"---\nconfigs: !!python/object/apply:os.system ['touch CANARY']\n---\n", a_jsonl=GOOD, b_jsonl=b"x"
+        README_md=b"---\nconfigs: !!python/object/apply:os.system ['touch CANARY']\n---\n",
+        a_jsonl=GOOD,
+        b_jsonl=b"x",
     ),
     "README of aliases": _files(
         README_md=b"---\na: &a [x,x,x,x,x,x,x,x,x]\n"
-        + b"".join(b"%c: &%c [%s]\n" % (n, n, b",".join([b"*%c" % (n - 1)] * 9)) for n in range(98, 120))
+        + b"".join(
+            b"%c: &%c [%s]\n" % (n, n, b",".join([b"*%c" % (n - 1)] * 9))
+            for n in range(98, 120)
+        )
         + b"configs: *w\n---\n",
         a_jsonl=b"x",
     ),
     "README without an end": _files(README_md=b"---\n" + b"a: [" * 10**5, a_jsonl=b"x"),
     "state.json of nothing": _files(state_json=b"{}"),
-    "state.json of files elsewhere": _files(state_json=json.dumps({"_data_files": [{"filename": "../../x.arrow"}]}).encode()),
+    "state.json of files elsewhere": _files(
+        state_json=json.dumps({"_data_files": [{"filename": "../../x.arrow"}]}).encode()
+    ),
     "splits of nothing": _files(dataset_dict_json=b'{"splits": ["../train", "x"]}'),
     "damaged arrow": _files(
-        state_json=json.dumps({"_data_files": [{"filename": "a.arrow"}], "_format_type": None}).encode(),
+        state_json=json.dumps(
+            {"_data_files": [{"filename": "a.arrow"}], "_format_type": None}
+        ).encode(),
         dataset_info_json=b"{}",
         a_arrow=bytes(1000),
     ),
@@ -195,7 +215,9 @@ def bomb_of_one_word_in_parquet(folder):
     import pyarrow
     from pyarrow import parquet
 
-    word = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 100_000, pyarrow.int32()), pyarrow.array(["ab " * 10**6]))
+    word = pyarrow.DictionaryArray.from_arrays(
+        pyarrow.array([0] * 100_000, pyarrow.int32()), pyarrow.array(["ab " * 10**6])
+    )
     parquet.write_table(pyarrow.table({"text": word}), folder / "a.parquet")
     return {}
 
@@ -293,7 +315,9 @@ def deep_folders(folder):
 
 @case
 def script_of_a_data_set(folder):
-    (folder / f"{folder.name}.py").write_text(f"open({str(folder.parent / 'CANARY')!r}, 'w')\n")
+    (folder / f"{folder.name}.py").write_text(
+        f"open({str(folder.parent / 'CANARY')!r}, 'w')\n"
+    )
     return {"source": f"hf:{folder}"}
 
 
@@ -346,26 +370,60 @@ def _tokenizer(change: Callable[[dict], object]) -> Callable[[Path], Made]:
 
 
 def _normalizer(*rules: dict) -> Callable[[Path], Made]:
-    return _tokenizer(lambda values: values.update(normalizer={"type": "Sequence", "normalizers": list(rules)}))
+    return _tokenizer(
+        lambda values: values.update(
+            normalizer={"type": "Sequence", "normalizers": list(rules)}
+        )
+    )
 
 
 CASES |= {
-    "tokenizer of replacements": _normalizer(*[{"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 40}] * 10),
-    "tokenizer that repeats": _normalizer(*[{"type": "Replace", "pattern": {"Regex": "."}, "content": "abc"}] * 18),
-    "tokenizer with a broken table": _normalizer({"type": "Precompiled", "precompiled_charsmap": "AAAA"}),
-    "tokenizer with a bad pattern": _normalizer({"type": "Replace", "pattern": {"Regex": "("}, "content": ""}),
-    "tokenizer without a vocabulary": _tokenizer(lambda values: values["model"].update(vocab={}, merges=[])),
-    "tokenizer with huge ids": _tokenizer(lambda values: values["model"]["vocab"].update({"x": 2**32 - 1})),
-    "tokenizer with merges of nothing": _tokenizer(lambda values: values["model"].update(merges=[["zzz", "yyy"]])),
-    "tokenizer of another kind": _tokenizer(lambda values: values.update(model={"type": "Other"})),
-    "tokenizer without added tokens": _tokenizer(lambda values: values.update(added_tokens=[])),
+    "tokenizer of replacements": _normalizer(
+        *[{"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 40}] * 10
+    ),
+    "tokenizer that repeats": _normalizer(
+        *[{"type": "Replace", "pattern": {"Regex": "."}, "content": "abc"}] * 18
+    ),
+    "tokenizer with a broken table": _normalizer(
+        {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
+    ),
+    "tokenizer with a bad pattern": _normalizer(
+        {"type": "Replace", "pattern": {"Regex": "("}, "content": ""}
+    ),
+    "tokenizer without a vocabulary": _tokenizer(
+        lambda values: values["model"].update(vocab={}, merges=[])
+    ),
+    "tokenizer with huge ids": _tokenizer(
+        lambda values: values["model"]["vocab"].update({"x": 2**32 - 1})
+    ),
+    "tokenizer with merges of nothing": _tokenizer(
+        lambda values: values["model"].update(merges=[["zzz", "yyy"]])
+    ),
+    "tokenizer of another kind": _tokenizer(
+        lambda values: values.update(model={"type": "Other"})
+    ),
+    "tokenizer without added tokens": _tokenizer(
+        lambda values: values.update(added_tokens=[])
+    ),
 }
 
 
 def _run(folder: Path, made: Made) -> subprocess.CompletedProcess:
-    options = {"source": str(folder), "tokenizer": "bytes", "out": str(folder.parent / "out"), "validation_fraction": "0.3", **made}
+    options = {
+        "source": str(folder),
+        "tokenizer": "bytes",
+        "out": str(folder.parent / "out"),
+        "validation_fraction": "0.3",
+        **made,
+    }
     return subprocess.run(
-        [sys.executable, "-m", "sparsecod_jax", "data", *(f"--{name}={value}" for name, value in options.items())],
+        [
+            sys.executable,
+            "-m",
+            "sparsecod_jax",
+            "data",
+            *(f"--{name}={value}" for name, value in options.items()),
+        ],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         timeout=LIMIT,
@@ -384,12 +442,16 @@ def test_a_hostile_source_ends_with_a_sentence(tmp_path, name):
     done = _run(folder, made)
     said = done.stderr.decode()
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
-    print(f"{name}: code {done.returncode}, {time.monotonic() - before:.1f} s, {peak:.2f} GiB at most so far")
+    print(
+        f"{name}: code {done.returncode}, {time.monotonic() - before:.1f} s, {peak:.2f} GiB at most so far"
+    )
     assert "Traceback" not in said, said[-2000:]
     assert done.returncode in (0, 78), said[-2000:]
     assert not list(tmp_path.rglob("CANARY"))
     if done.returncode == 78:
-        (sentence,) = [line for line in said.splitlines() if line.startswith("sparsecod data: ")]
+        (sentence,) = [
+            line for line in said.splitlines() if line.startswith("sparsecod data: ")
+        ]
         assert sentence.isprintable()
         assert len(sentence) < 1500
         assert not (tmp_path / "out" / "manifest.json").exists()
@@ -415,7 +477,13 @@ def test_damage_anywhere_is_read_or_named(tmp_path, name):
     tried = {"read": 0, "named": 0}
 
     @settings(
-        max_examples=TRIALS, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], database=None
+        max_examples=TRIALS,
+        deadline=None,
+        suppress_health_check=[
+            HealthCheck.function_scoped_fixture,
+            HealthCheck.too_slow,
+        ],
+        database=None,
     )
     @given(st.data())
     def check(data):
@@ -427,7 +495,10 @@ def test_damage_anywhere_is_read_or_named(tmp_path, name):
             content = content or bytearray(b"x")
         (tmp_path / name).write_bytes(content)
         try:
-            tried["read"] += all(isinstance(text, str) for text in sources.documents(str(tmp_path / name)))
+            tried["read"] += all(
+                isinstance(text, str)
+                for text in sources.documents(str(tmp_path / name))
+            )
         except ConfigError as error:
             assert str(error).isprintable()  # noqa: PT017
             tried["named"] += 1
@@ -441,13 +512,21 @@ def test_damaged_tokenizers_are_read_or_named(tmp_path):
     good = bytearray(tokenizer.of_bytes().inner.to_str().encode())
 
     @settings(
-        max_examples=TRIALS, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], database=None
+        max_examples=TRIALS,
+        deadline=None,
+        suppress_health_check=[
+            HealthCheck.function_scoped_fixture,
+            HealthCheck.too_slow,
+        ],
+        database=None,
     )
     @given(st.data())
     def check(data):
         content = bytearray(good)
         for _ in range(data.draw(st.integers(1, 3))):
-            content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.sampled_from(b"019 az?\xff"))
+            content[data.draw(st.integers(0, len(content) - 1))] = data.draw(
+                st.sampled_from(b"019 az?\xff")
+            )
         (tmp_path / "t.json").write_bytes(content)
         from etils import epath
 

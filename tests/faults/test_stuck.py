@@ -22,7 +22,15 @@ STEPS = 40
 
 def _experiment(tokens, devices=1, **sections):
     mesh = config.Mesh(1, devices, 1, 1)
-    return tiny_configs.experiment(**{"steps": STEPS, "data": {"path": str(tokens)}, "mesh": mesh, "checkpoint": {"every": 5}, **sections})
+    return tiny_configs.experiment(
+        **{
+            "steps": STEPS,
+            "data": {"path": str(tokens)},
+            "mesh": mesh,
+            "checkpoint": {"every": 5},
+            **sections,
+        }
+    )
 
 
 def _limit(activity: str) -> float:
@@ -34,21 +42,36 @@ def _impatient(**environment) -> dict[str, str]:
     return {PATIENCE: str(SECONDS), **environment}
 
 
-@pytest.mark.parametrize(("where", "when", "doing"), [("read", "150", "reading data"), ("save", "15", "saving")])
-def test_a_stuck_process_is_ended_and_goes_on_bit_for_bit(tokens, tmp_path, where, when, doing):
+@pytest.mark.parametrize(
+    ("where", "when", "doing"),
+    [("read", "150", "reading data"), ("save", "15", "saving")],
+)
+def test_a_stuck_process_is_ended_and_goes_on_bit_for_bit(
+    tokens, tmp_path, where, when, doing
+):
     process.finish(process.start(_experiment(tokens), tmp_path / "whole"))
     place = tmp_path / "stuck"
     limit = _limit(doing)
     if where == "save":
-        limit = limit / SECONDS  # a patience of one second, as a save may take twelve times as long
+        limit = (
+            limit / SECONDS
+        )  # a patience of one second, as a save may take twelve times as long
     environment = {PATIENCE: "1"} if where == "save" else _impatient()
-    victim = process.start(_experiment(tokens), place, program=("tests/support/stuck.py", where, when), environment=environment)
+    victim = process.start(
+        _experiment(tokens),
+        place,
+        program=("tests/support/stuck.py", where, when),
+        environment=environment,
+    )
     output = process.finish(victim, code=STUCK)
     assert f"stuck while {doing}: nothing happened for" in output
     assert "_for_ever" in output  # where it is
     run = RunDir(epath.Path(place))
     status = json.loads(run.status.read_text())
-    assert (status["status"], status["reason"].split(":")[0]) == ("failed", f"stuck while {doing}")
+    assert (status["status"], status["reason"].split(":")[0]) == (
+        "failed",
+        f"stuck while {doing}",
+    )
     waited = float(status["reason"].rsplit(" ", 2)[1])
     print(f"\nstuck while {doing}: ended after {waited:.0f} s of at most {limit:.0f}")
     assert waited <= limit
@@ -59,25 +82,43 @@ def test_a_stuck_process_is_ended_and_goes_on_bit_for_bit(tokens, tmp_path, wher
 
 def test_one_that_is_stuck_before_it_begins_leaves_nothing_behind(tokens, tmp_path):
     program = ("tests/support/stuck.py", "compile", "0")
-    victim = process.start(_experiment(tokens), tmp_path / "run", program=program, environment={PATIENCE: "0.5"})
+    victim = process.start(
+        _experiment(tokens),
+        tmp_path / "run",
+        program=program,
+        environment={PATIENCE: "0.5"},
+    )
     assert "stuck while compiling" in process.finish(victim, code=STUCK)
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("stopped", [0, 1])
-def test_those_who_wait_for_a_stuck_peer_leave_within_the_limit(tokens, tmp_path, stopped):
+def test_those_who_wait_for_a_stuck_peer_leave_within_the_limit(
+    tokens, tmp_path, stopped
+):
     """A peer that is stopped, and one whose reads never return, which is alive for all that JAX can tell."""
-    endless = {"devices": 2, "steps": 10**5, "schedule": {"kind": "constant"}, "checkpoint": {"every": 50, "keep": 2}}
+    endless = {
+        "devices": 2,
+        "steps": 10**5,
+        "schedule": {"kind": "constant"},
+        "checkpoint": {"every": 50, "keep": 2},
+    }
     experiment = _experiment(tokens, **endless)
-    whole = process.start_several(_experiment(tokens, **{**endless, "steps": 60}), tmp_path / "whole", 2)
+    whole = process.start_several(
+        _experiment(tokens, **{**endless, "steps": 60}), tmp_path / "whole", 2
+    )
     process.finish_all(whole)
-    pair = process.start_several(experiment, tmp_path / "pair", 2, environment=_impatient())
+    pair = process.start_several(
+        experiment, tmp_path / "pair", 2, environment=_impatient()
+    )
     process.wait_for_line(pair[0], tmp_path / "pair" / "metrics.jsonl", 55)
     pair[stopped].send_signal(signal.SIGSTOP)
     began = time.monotonic()
     assert "nothing happened for" in process.finish(pair[1 - stopped], code=STUCK)
     seconds = time.monotonic() - began
-    print(f"\nwaited for process {stopped}, which was stopped: ended after {seconds:.0f} s of at most {_limit('training'):.0f}")
+    print(
+        f"\nwaited for process {stopped}, which was stopped: ended after {seconds:.0f} s of at most {_limit('training'):.0f}"
+    )
     assert seconds < _limit("training")
     pair[stopped].kill()
     pair[stopped].wait()
@@ -94,16 +135,23 @@ def test_those_who_wait_for_a_stuck_peer_leave_within_the_limit(tokens, tmp_path
 def test_a_peer_that_is_alive_but_stuck_ends_both(tokens, tmp_path):
     experiment = _experiment(tokens, devices=2, steps=10**5)
     programs = [("-m", "sparsecod_jax"), ("tests/support/stuck.py", "read", "150")]
-    pair = process.start_several(experiment, tmp_path, 2, programs=programs, environment=_impatient())
+    pair = process.start_several(
+        experiment, tmp_path, 2, programs=programs, environment=_impatient()
+    )
     codes = [member.wait(timeout=300) for member in pair]
     assert codes[1] == STUCK
-    assert codes[0] in (STUCK, -signal.SIGABRT)  # JAX ends the one that loses its peer a moment earlier
+    assert codes[0] in (
+        STUCK,
+        -signal.SIGABRT,
+    )  # JAX ends the one that loses its peer a moment earlier
 
 
 def test_a_pause_does_not_end_a_run(tokens, tmp_path):
     """Stopped for longer than the patience, as a laptop that sleeps."""
     process.finish(process.start(_experiment(tokens, steps=400), tmp_path / "whole"))
-    run = process.start(_experiment(tokens, steps=400), tmp_path / "paused", environment={PATIENCE: "8"})
+    run = process.start(
+        _experiment(tokens, steps=400), tmp_path / "paused", environment={PATIENCE: "8"}
+    )
     for lines in (5, 100):
         process.wait_for_line(run, tmp_path / "paused" / "metrics.jsonl", lines)
         run.send_signal(signal.SIGSTOP)
@@ -124,7 +172,10 @@ def _with_a_jumping_clock(folder, calls: int) -> dict[str, str]:
     """An environment in which the wall clock jumps by days, forward and back, each time it has been read so often."""
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(JUMPING_CLOCK.format(calls=calls))
-    return {PATIENCE: "8", "PYTHONPATH": os.pathsep.join((str(folder), str(process.ROOT)))}
+    return {
+        PATIENCE: "8",
+        "PYTHONPATH": os.pathsep.join((str(folder), str(process.ROOT))),
+    }
 
 
 def test_a_clock_that_jumps_does_not_end_a_run(tokens, tmp_path):
@@ -136,11 +187,16 @@ def test_a_clock_that_jumps_does_not_end_a_run(tokens, tmp_path):
     assert faults.lines(tmp_path / "run") == faults.lines(tmp_path / "whole")
 
 
-def test_a_clock_that_jumps_inside_a_save_costs_no_more_than_that_save(tokens, tmp_path):
+def test_a_clock_that_jumps_inside_a_save_costs_no_more_than_that_save(
+    tokens, tmp_path
+):
     """At every reading."""
     process.finish(process.start(_experiment(tokens), tmp_path / "whole"))
     environment = _with_a_jumping_clock(tmp_path / "clock", 1)
-    output = process.finish(process.start(_experiment(tokens), tmp_path / "run", environment=environment), code=1)
+    output = process.finish(
+        process.start(_experiment(tokens), tmp_path / "run", environment=environment),
+        code=1,
+    )
     assert "see that the disk answers and that the clock does not jump" in output
     process.finish(process.start(_experiment(tokens), tmp_path / "run"))
     assert faults.lines(tmp_path / "run") == faults.lines(tmp_path / "whole")

@@ -13,9 +13,15 @@ from tests.support import faults, process, tiny_configs
 pytestmark = pytest.mark.faults
 
 
-@pytest.mark.parametrize("live", [False, True], ids=["the new run was killed", "the new run is live"])
+@pytest.mark.parametrize(
+    "live", [False, True], ids=["the new run was killed", "the new run is live"]
+)
 def test_a_directory_made_anew_under_a_stopped_run(tokens, tmp_path, live):
-    sections = {"mesh": config.Mesh(1, 1, 1, 1), "data": {"path": str(tokens)}, "checkpoint": {"every": 10}}
+    sections = {
+        "mesh": config.Mesh(1, 1, 1, 1),
+        "data": {"path": str(tokens)},
+        "checkpoint": {"every": 10},
+    }
     old = tiny_configs.experiment(steps=60, optimizer={"peak_lr": 1e-2}, **sections)
     new = dataclasses.replace(old, optimizer=config.Optimizer(peak_lr=1e-3))
     process.finish(process.start(new, tmp_path / "whole"))
@@ -30,9 +36,15 @@ def test_a_directory_made_anew_under_a_stopped_run(tokens, tmp_path, live):
         second.kill()
         second.wait()
     first.send_signal(signal.SIGCONT)
-    assert "was removed or replaced under attempt 1: it stops before writing more" in process.finish(first, code=76)
+    assert (
+        "was removed or replaced under attempt 1: it stops before writing more"
+        in process.finish(first, code=76)
+    )
     if not live:
         second = process.start(new, workdir)
     process.finish(second)
     assert faults.run_of(workdir) == faults.run_of(tmp_path / "whole")
-    assert json.loads((workdir / "config.json").read_text())["optimizer"]["peak_lr"] == 1e-3
+    assert (
+        json.loads((workdir / "config.json").read_text())["optimizer"]["peak_lr"]
+        == 1e-3
+    )

@@ -23,13 +23,19 @@ def test_wrong_inputs(tokens, tmp_path):
         found = wrong_inputs.complaint(words)
         after = wrong_inputs.snapshot(root)
         if after != before:
-            changed = {name for name in {*before, *after} if before.get(name) != after.get(name)}
+            changed = {
+                name
+                for name in {*before, *after}
+                if before.get(name) != after.get(name)
+            }
             found = f"{found or 'refused'}, but changed {sorted(changed)[:3]}"
             before = after
         if (taken := time.monotonic() - began) > SLOW:
             print(f"{taken:.0f} s: {' '.join(words)[-150:]!r}", flush=True)
         if found:
             failures[" ".join(words)[-200:]] = found
-    print(f"\nwrong inputs: {tried.total()} tried, {len(failures)} not refused as they should be; {dict(tried)}")
+    print(
+        f"\nwrong inputs: {tried.total()} tried, {len(failures)} not refused as they should be; {dict(tried)}"
+    )
     assert not failures, wrong_inputs.report(failures)
     assert tried.total() >= 300

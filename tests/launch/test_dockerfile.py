@@ -10,7 +10,11 @@ LINES = re.sub(r"\\\n", " ", (ROOT / "Dockerfile").read_text()).splitlines()
 
 
 def arguments(instruction):
-    return [line.removeprefix(instruction).split() for line in LINES if line.startswith(f"{instruction} ")]
+    return [
+        line.removeprefix(instruction).split()
+        for line in LINES
+        if line.startswith(f"{instruction} ")
+    ]
 
 
 def test_what_is_copied_is_here_and_passed_to_the_builder():

@@ -36,7 +36,13 @@ def cluster(tmp_path_factory):
 def undisturbed(tokens, tmp_path_factory) -> dict[str, list[dict]]:
     """The steps and the final numbers of four runs that nobody disturbed, by name."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    sweep(study_files.write(folder, tokens, study_files.TWO, seeds=SEEDS, steps=STEPS, every=EVERY), str(folder / "studies" / "a"), jobs=2)
+    sweep(
+        study_files.write(
+            folder, tokens, study_files.TWO, seeds=SEEDS, steps=STEPS, every=EVERY
+        ),
+        str(folder / "studies" / "a"),
+        jobs=2,
+    )
     return {place.path.name: numbers(place) for place in runs(folder / "studies" / "a")}
 
 
@@ -48,7 +54,12 @@ def numbers(run: RunDir) -> list[dict]:
     """All that a run found, without times."""
     lines = [*run.read_metrics(), json.loads(run.final.read_text())]
     return [
-        {name: value for name, value in line.items() if "second" not in name and name not in ("mfu", "time", "attempt")} for line in lines
+        {
+            name: value
+            for name, value in line.items()
+            if "second" not in name and name not in ("mfu", "time", "attempt")
+        }
+        for line in lines
     ]
 
 
@@ -56,16 +67,35 @@ def attempts(run: RunDir) -> int:
     return len(list(run.attempts.iterdir()))
 
 
-def launch(verb: str, spec: str, study: Path, *options: str, **environment: str) -> subprocess.CompletedProcess:
-    return subprocess.run(command(verb, spec, study, *options), **surroundings(environment), capture_output=True, text=True, check=False)
+def launch(
+    verb: str, spec: str, study: Path, *options: str, **environment: str
+) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        command(verb, spec, study, *options),
+        **surroundings(environment),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def command(verb: str, spec: str, study: Path, *options: str) -> list[str]:
-    return [sys.executable, "launch/slurm.py", verb, f"--sweep={spec}", f"--workdir={study}", "--allow_dirty", *options]
+    return [
+        sys.executable,
+        "launch/slurm.py",
+        verb,
+        f"--sweep={spec}",
+        f"--workdir={study}",
+        "--allow_dirty",
+        *options,
+    ]
 
 
 def surroundings(environment: dict[str, str]) -> dict:
-    return {"cwd": process.ROOT, "env": os.environ | {"PYTHONPATH": str(process.ROOT)} | environment}
+    return {
+        "cwd": process.ROOT,
+        "env": os.environ | {"PYTHONPATH": str(process.ROOT)} | environment,
+    }
 
 
 def said(verb: str, spec: str, study: Path, *options: str, **environment: str) -> str:
@@ -76,7 +106,10 @@ def said(verb: str, spec: str, study: Path, *options: str, **environment: str) -
 
 def queue(form: str = "%i %T") -> list[str]:
     return subprocess.run(
-        ["squeue", "--noheader", "--array", f"--format={form}"], capture_output=True, text=True, check=True
+        ["squeue", "--noheader", "--array", f"--format={form}"],
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout.splitlines()
 
 
@@ -89,13 +122,31 @@ def wait_until(happened, seconds: float = 300) -> None:
 
 def take_its_place(cpus: int) -> None:
     """A job of more priority needs CPUs for a moment."""
-    subprocess.run(["sbatch", "--partition=urgent", f"--ntasks={cpus}", "--output=/dev/null", "--wrap=sleep 3"], check=True)
+    subprocess.run(
+        [
+            "sbatch",
+            "--partition=urgent",
+            f"--ntasks={cpus}",
+            "--output=/dev/null",
+            "--wrap=sleep 3",
+        ],
+        check=True,
+    )
 
 
 @pytest.mark.slow
-def test_a_preempted_run_goes_back_into_the_queue_and_all_runs_find_what_undisturbed_ones_find(tokens, tmp_path, undisturbed, cluster):
-    spec, study = study_files.write(tmp_path, tokens, study_files.TWO, seeds=SEEDS, steps=STEPS, every=EVERY), tmp_path / "studies" / "a"
-    assert said("submit", spec, study).splitlines() == [f"{name}  sent" for name in ("flat-s0", "deep-s0", "flat-s1", "deep-s1")]
+def test_a_preempted_run_goes_back_into_the_queue_and_all_runs_find_what_undisturbed_ones_find(
+    tokens, tmp_path, undisturbed, cluster
+):
+    spec, study = (
+        study_files.write(
+            tmp_path, tokens, study_files.TWO, seeds=SEEDS, steps=STEPS, every=EVERY
+        ),
+        tmp_path / "studies" / "a",
+    )
+    assert said("submit", spec, study).splitlines() == [
+        f"{name}  sent" for name in ("flat-s0", "deep-s0", "flat-s1", "deep-s1")
+    ]
     wait_until(lambda: len(list(study.glob("runs/*/checkpoints/[1-9]*"))) > 0)
     assert "running" in said("submit", spec, study).splitlines()[0]
     take_its_place(cpus=1)
@@ -108,21 +159,37 @@ def test_a_preempted_run_goes_back_into_the_queue_and_all_runs_find_what_undistu
     assert "restored step" in log
     assert cluster.completed().count("JobState=COMPLETED") >= 5
     assert said("collect", spec, study).startswith("4 of 4 runs are done")
-    assert set(said("submit", spec, study).split("\n")[:-1]) == {f"{run.path.name}  not sent: finished" for run in runs(study)}
+    assert set(said("submit", spec, study).split("\n")[:-1]) == {
+        f"{run.path.name}  not sent: finished" for run in runs(study)
+    }
 
 
 @pytest.mark.slow
-def test_a_script_that_hides_a_preemption_is_found_out_and_the_run_sent_again(tokens, tmp_path, undisturbed, cluster):
+def test_a_script_that_hides_a_preemption_is_found_out_and_the_run_sent_again(
+    tokens, tmp_path, undisturbed, cluster
+):
     """The negative control: to Slurm this run is completed."""
     spec, study = (
-        study_files.write(tmp_path, tokens, '{"flat": {"model.n_layers": 2}}', steps=STEPS, every=EVERY),
+        study_files.write(
+            tmp_path,
+            tokens,
+            '{"flat": {"model.n_layers": 2}}',
+            steps=STEPS,
+            every=EVERY,
+        ),
         tmp_path / "studies" / "a",
     )
     said("render", spec, study)
     (told,) = (study / "slurm").glob("runs-*.json")
     (run,) = json.loads(told.read_text())["runs"]
     (tmp_path / "naive.sh").write_text('#!/bin/bash\ntrap : TERM\nsrun "$@"\nexit 0\n')
-    naive = ["sbatch", "--job-name=naive", f"--output={tmp_path}/naive.log", f"--chdir={process.ROOT}", str(tmp_path / "naive.sh")]
+    naive = [
+        "sbatch",
+        "--job-name=naive",
+        f"--output={tmp_path}/naive.log",
+        f"--chdir={process.ROOT}",
+        str(tmp_path / "naive.sh"),
+    ]
     place = RunDir(epath.Path(run["workdir"]))
     subprocess.run([*naive, *run["commands"][0]], check=True)
     wait_until(lambda: place.newest_checkpoint() > 0)
@@ -137,7 +204,9 @@ def test_a_script_that_hides_a_preemption_is_found_out_and_the_run_sent_again(to
 
 
 @pytest.mark.slow
-def test_of_six_runs_one_diverges_and_one_is_misconfigured_and_the_others_finish(tokens, tmp_path):
+def test_of_six_runs_one_diverges_and_one_is_misconfigured_and_the_others_finish(
+    tokens, tmp_path
+):
     wild = '{"optimizer.peak_lr": 1e30, "execution.max_skipped_updates": 0}'
     others = '"a": {}, "b": {"model.n_layers": 2}, "e": {"steps": 5}, "f": {"steps": 4}'
     arms = f'{{{others}, "wild": {wild}, "small": {{"model.vocab_size": 200}}}}'
@@ -147,28 +216,47 @@ def test_of_six_runs_one_diverges_and_one_is_misconfigured_and_the_others_finish
     lines = said("collect", spec, study).splitlines()
     assert lines[0].startswith("4 of 6 runs are done")
     assert lines[1].startswith("wild-s0  diverged, train left: ")
-    assert lines[2].startswith("small-s0  failed, train left: ended with exit code 78: see ")
-    assert "vocab_size=200 is smaller than the tokenizer's" in Path(lines[2].split("see ")[1]).read_text()
+    assert lines[2].startswith(
+        "small-s0  failed, train left: ended with exit code 78: see "
+    )
+    assert (
+        "vocab_size=200 is smaller than the tokenizer's"
+        in Path(lines[2].split("see ")[1]).read_text()
+    )
     table = (study / "results.csv").read_text().splitlines()
-    assert [line.split(",")[:4] for line in table[1::4]] == [["a-s0", "a", "0", "finished"], ["wild-s0", "wild", "0", "diverged"]]
+    assert [line.split(",")[:4] for line in table[1::4]] == [
+        ["a-s0", "a", "0", "finished"],
+        ["wild-s0", "wild", "0", "diverged"],
+    ]
     assert [attempts(run) for run in runs(study) if run.attempts.exists()] == [1] * 5
     again = said("submit", spec, study, "--sbatch=--hold")
     assert "wild-s0  not sent: diverged" in again
-    assert [line for line in again.splitlines() if line.endswith("  sent")] == ["small-s0  sent"]
+    assert [line for line in again.splitlines() if line.endswith("  sent")] == [
+        "small-s0  sent"
+    ]
     said("cancel", spec, study)
     wait_until(lambda: not queue())
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
-def test_a_submission_that_is_killed_and_repeated_sends_every_run_once(moment, tokens, tmp_path):
-    spec, study = study_files.write(tmp_path, tokens, study_files.TWO), tmp_path / "studies" / "a"
+def test_a_submission_that_is_killed_and_repeated_sends_every_run_once(
+    moment, tokens, tmp_path
+):
+    spec, study = (
+        study_files.write(tmp_path, tokens, study_files.TWO),
+        tmp_path / "studies" / "a",
+    )
     real, stub = shutil.which("sbatch"), tmp_path / "bin" / "sbatch"
     stub.parent.mkdir()
     parts = [f'{real} --hold "$@"', f"touch {tmp_path}/there; sleep 600"]
-    stub.write_text("#!/bin/bash\n" + "\n".join(parts if moment == "after" else reversed(parts)))
+    stub.write_text(
+        "#!/bin/bash\n" + "\n".join(parts if moment == "after" else reversed(parts))
+    )
     stub.chmod(0o755)
     path = {"PATH": f"{stub.parent}:{os.environ['PATH']}"}
-    first = subprocess.Popen(command("submit", spec, study), **surroundings(path), start_new_session=True)
+    first = subprocess.Popen(
+        command("submit", spec, study), **surroundings(path), start_new_session=True
+    )
     wait_until((tmp_path / "there").exists)
     assert launch("submit", spec, study).returncode == 76
     os.killpg(first.pid, 9)
@@ -180,9 +268,13 @@ def test_a_submission_that_is_killed_and_repeated_sends_every_run_once(moment, t
     wait_until(lambda: not queue())
 
 
-def test_a_cancelled_run_saves_and_does_not_come_back_until_it_is_sent(tokens, tmp_path):
+def test_a_cancelled_run_saves_and_does_not_come_back_until_it_is_sent(
+    tokens, tmp_path
+):
     spec, study = (
-        study_files.write(tmp_path, tokens, '{"flat": {"model.n_layers": 2}}', steps=100_000, every=50),
+        study_files.write(
+            tmp_path, tokens, '{"flat": {"model.n_layers": 2}}', steps=100_000, every=50
+        ),
         tmp_path / "studies" / "a",
     )
     said("submit", spec, study)
@@ -200,12 +292,17 @@ def test_a_cancelled_run_saves_and_does_not_come_back_until_it_is_sent(tokens, t
 
 @pytest.mark.slow
 def test_a_run_that_dies_without_progress_is_tried_three_times(tokens, tmp_path):
-    spec, study = study_files.write(tmp_path, tokens, '{"flat": {"model.n_layers": 2}}'), tmp_path / "studies" / "a"
+    spec, study = (
+        study_files.write(tmp_path, tokens, '{"flat": {"model.n_layers": 2}}'),
+        tmp_path / "studies" / "a",
+    )
     said("submit", spec, study, XLA_FLAGS="--xla_no_such_flag")
     wait_until(lambda: not queue())
     log = study / "logs" / "flat-s0.log"
     assert log.read_text().count("Unknown flag") == 3
-    reason = "3 attempts in a row died without a newer checkpoint, the last with exit code "
+    reason = (
+        "3 attempts in a row died without a newer checkpoint, the last with exit code "
+    )
     assert f"flat-s0  failed, train left: {reason}" in said("collect", spec, study)
     assert said("submit", spec, study) == "flat-s0  sent\n"
     wait_until(lambda: not queue())
@@ -218,7 +315,10 @@ def test_hostile_values_arrive_unchanged_and_secrets_nowhere(tokens, tmp_path):
     shutil.copytree(tokens, data)
     study = tmp_path / "studies" / 'it\'s a "study"; $(touch PWNED)'
     spec = study_files.write(tmp_path, data, '{"flat": {"model.n_layers": 2}}')
-    printed = [launch(verb, spec, study, WANDB_API_KEY=CANARY) for verb in ("plan", "render", "submit", "status")]
+    printed = [
+        launch(verb, spec, study, WANDB_API_KEY=CANARY)
+        for verb in ("plan", "render", "submit", "status")
+    ]
     wait_until(lambda: not queue())
     printed.append(launch("collect", spec, study, WANDB_API_KEY=CANARY))
     assert [done.returncode for done in printed] == [0] * 5, printed
@@ -242,23 +342,47 @@ def test_hostile_values_arrive_unchanged_and_secrets_nowhere(tokens, tmp_path):
         ("a", ("--nodes=0",), "--nodes=0 is below 1"),
         ("a", ("--sbatch=-p gpu",), "is no long option"),
         ("a", ("--topology=v5p:2x2x1",), "is no matter for Slurm"),
-        ("a", ("--sbatch=--partition=nowhere",), "invalid partition specified: nowhere"),
+        (
+            "a",
+            ("--sbatch=--partition=nowhere",),
+            "invalid partition specified: nowhere",
+        ),
         ("a", ("--image=x",), "--image is for pods"),
     ],
 )
-def test_what_slurm_can_not_do_is_refused(folder, options, message, tokens, tmp_path, capsys):
+def test_what_slurm_can_not_do_is_refused(
+    folder, options, message, tokens, tmp_path, capsys
+):
     spec = study_files.write(tmp_path, tokens, study_files.TWO)
-    argv = ["submit", f"--sweep={spec}", f"--workdir={tmp_path / folder}", "--allow_dirty", *options]
+    argv = [
+        "submit",
+        f"--sweep={spec}",
+        f"--workdir={tmp_path / folder}",
+        "--allow_dirty",
+        *options,
+    ]
     code = launching.main(slurm.Slurm(), argv)
-    assert (code, (tmp_path / folder / "study.json").exists()) in ((78, False), (1, True))
+    assert (code, (tmp_path / folder / "study.json").exists()) in (
+        (78, False),
+        (1, True),
+    )
     assert message in capsys.readouterr().err
     assert queue() == []
 
 
 @pytest.mark.slow
-def test_all_processes_of_a_run_train_stop_together_and_go_on_and_one_scores(tokens, tmp_path):
+def test_all_processes_of_a_run_train_stop_together_and_go_on_and_one_scores(
+    tokens, tmp_path
+):
     analyze = {"scores": "profile", "sequences": 4, "seq_len": 16}
-    spec = study_files.write(tmp_path, tokens, '{"flat": {"model.n_layers": 2}}', steps=STEPS, every=EVERY, analyze=analyze)
+    spec = study_files.write(
+        tmp_path,
+        tokens,
+        '{"flat": {"model.n_layers": 2}}',
+        steps=STEPS,
+        every=EVERY,
+        analyze=analyze,
+    )
     study = tmp_path / "studies" / "a"
     said("submit", spec, study, "--processes=2")
     run = RunDir(epath.Path(study / "runs" / "flat-s0"))
@@ -274,7 +398,10 @@ def test_all_processes_of_a_run_train_stop_together_and_go_on_and_one_scores(tok
 
 
 def test_runs_of_a_wheel_use_the_code_that_was_sent(tokens, tmp_path):
-    spec, study = study_files.write(tmp_path, tokens, '{"flat": {"model.n_layers": 2}}'), tmp_path / "studies" / "a"
+    spec, study = (
+        study_files.write(tmp_path, tokens, '{"flat": {"model.n_layers": 2}}'),
+        tmp_path / "studies" / "a",
+    )
     said("submit", spec, study, "--package=wheel")
     wait_until(lambda: not queue())
     (run,) = runs(study)

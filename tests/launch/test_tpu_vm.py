@@ -57,7 +57,11 @@ def cloud(recorder):
 
 
 def described(topology="v5p:4x4x4", commands=(TRAIN,), shipment=IN_IMAGE, options=()):
-    files = ENGINE.render([sending.job(topology, commands)], shipment, sending.options(ENGINE, *WHERE, *options))
+    files = ENGINE.render(
+        [sending.job(topology, commands)],
+        shipment,
+        sending.options(ENGINE, *WHERE, *options),
+    )
     assert list(files) == ["tpu_vm_host.sh", "deep-s0.json"]
     return json.loads(files["deep-s0.json"])
 
@@ -75,7 +79,9 @@ def test_slices_have_the_names_that_xpk_has_for_them(topology):
     assert tpu_vm.accelerator_type(topology) == xpk.TYPES[topology]
 
 
-@pytest.mark.parametrize("topology", ["v5p:2x4x8", "v5p:4x4x12", "v5p:4x4x2", "v6e:4x2", "v4:2x2x8"])
+@pytest.mark.parametrize(
+    "topology", ["v5p:2x4x8", "v5p:4x4x12", "v5p:4x4x2", "v6e:4x2", "v4:2x2x8"]
+)
 def test_slices_whose_name_would_bring_others_are_refused(topology):
     with pytest.raises(ConfigError, match="has no name among TPU VMs"):
         described(topology)
@@ -83,14 +89,20 @@ def test_slices_whose_name_would_bring_others_are_refused(topology):
 
 @pytest.mark.parametrize(
     ("topology", "options", "message"),
-    [("h100:8", (), "is none of TPUs"), ("v5p:4x4", (), "is not known"), ("v5e:4x4", ("--max_restarts=-1",), "is below 0")],
+    [
+        ("h100:8", (), "is none of TPUs"),
+        ("v5p:4x4", (), "is not known"),
+        ("v5e:4x4", ("--max_restarts=-1",), "is below 0"),
+    ],
 )
 def test_what_cannot_be_a_tpu_vm_is_refused(topology, options, message):
     with pytest.raises(ConfigError, match=message):
         described(topology, options=options)
 
 
-@pytest.mark.parametrize("image", ["--privileged", "a b", "image;id", " ", "-v/:/host", "image\n"])
+@pytest.mark.parametrize(
+    "image", ["--privileged", "a b", "image;id", " ", "-v/:/host", "image\n"]
+)
 def test_what_is_no_image_is_refused(image):
     with pytest.raises(ConfigError, match="names no image"):
         described(shipment=dataclasses.replace(IN_IMAGE, image=image))
@@ -98,23 +110,49 @@ def test_what_is_no_image_is_refused(image):
 
 def test_what_a_host_does_with_an_image():
     login, pull, run = described(commands=(TRAIN, ANALYZE))["commands"]
-    assert login == ["gcloud", "auth", "configure-docker", "region-docker.pkg.dev", "--quiet"]
+    assert login == [
+        "gcloud",
+        "auth",
+        "configure-docker",
+        "region-docker.pkg.dev",
+        "--quiet",
+    ]
     assert pull == ["docker", "pull", "--quiet", IN_IMAGE.image]
     assert run[:2] == ["docker", "run"]
     words = run[run.index(IN_IMAGE.image) + 1 :]
-    assert words[: 4 + len(TRAIN)] == ["python", "-P", "-m", "sparsecod_jax.launching.host", *TRAIN]
+    assert words[: 4 + len(TRAIN)] == [
+        "python",
+        "-P",
+        "-m",
+        "sparsecod_jax.launching.host",
+        *TRAIN,
+    ]
     assert words[-len(ANALYZE) :] == list(ANALYZE)
     assert "TPU_PROCESS_BOUNDS=1,1,1" in words
-    assert "TPU_PROCESS_BOUNDS=1,1,1" not in described("v6e:2x4", (TRAIN, ANALYZE))["commands"][-1]
+    assert (
+        "TPU_PROCESS_BOUNDS=1,1,1"
+        not in described("v6e:2x4", (TRAIN, ANALYZE))["commands"][-1]
+    )
 
 
 def test_what_a_host_does_with_a_wheel():
     make, fetch, install, run = described(shipment=AS_WHEEL)["commands"]
     place = f"/code/{sending.SHA256[:16]}"
     assert make == ["mkdir", "--parents", "/code"]
-    assert fetch == ["gcloud", "storage", "cp", os.path.dirname(sending.WHEEL), "/code", "--recursive"]
+    assert fetch == [
+        "gcloud",
+        "storage",
+        "cp",
+        os.path.dirname(sending.WHEEL),
+        "/code",
+        "--recursive",
+    ]
     assert install[-1].endswith(f"#sha256={sending.SHA256}")
-    assert {"--env=PYTHONPATH=/code/site", f"--workdir={place}", "--volume=/code:/code"} <= set(run)
+    assert {
+        "--env=PYTHONPATH=/code/site",
+        f"--workdir={place}",
+        "--volume=/code:/code",
+    } <= set(run)
 
 
 def test_submitting_again_asks_for_nothing_again(cloud, tmp_path):
@@ -126,19 +164,27 @@ def test_submitting_again_asks_for_nothing_again(cloud, tmp_path):
     assert list(cloud.get("project")) == [NAME, NAME.replace("deep", "flat")]
 
 
-@pytest.mark.parametrize("state", ["ACTIVE", "PROVISIONING", "WAITING_FOR_RESOURCES", "ACCEPTED", "CREATING"])
+@pytest.mark.parametrize(
+    "state", ["ACTIVE", "PROVISIONING", "WAITING_FOR_RESOURCES", "ACCEPTED", "CREATING"]
+)
 def test_what_is_there_or_under_way_is_left_alone(state, cloud, tmp_path):
     cloud.put("project", {NAME: state})
     send(tmp_path, [sending.job("v5e:4x4")])
     assert verbs(cloud) == ["list"]
-    [word] = ENGINE.query([sending.job("v5e:4x4")], sending.options(ENGINE, *WHERE)).values()
+    [word] = ENGINE.query(
+        [sending.job("v5e:4x4")], sending.options(ENGINE, *WHERE)
+    ).values()
     assert word == ("running" if state == "ACTIVE" else "pending")
 
 
 @pytest.mark.parametrize("state", ["SUSPENDED", "FAILED"])
-def test_what_was_preempted_or_failed_is_deleted_and_asked_for_again(state, cloud, tmp_path):
+def test_what_was_preempted_or_failed_is_deleted_and_asked_for_again(
+    state, cloud, tmp_path
+):
     cloud.put("project", {NAME: state, "another": "ACTIVE"})
-    assert ENGINE.query([sending.job("v5e:4x4")], sending.options(ENGINE, *WHERE)) == {"deep-s0": state.lower()}
+    assert ENGINE.query([sending.job("v5e:4x4")], sending.options(ENGINE, *WHERE)) == {
+        "deep-s0": state.lower()
+    }
     send(tmp_path, [sending.job("v5e:4x4")], "--spot")
     assert verbs(cloud)[1:] == ["list", "delete", "create"]
     assert cloud.get("project") == {"another": "ACTIVE", NAME: "WAITING_FOR_RESOURCES"}
@@ -147,7 +193,9 @@ def test_what_was_preempted_or_failed_is_deleted_and_asked_for_again(state, clou
 @pytest.mark.parametrize("state", ["SUSPENDING", "DELETING"])
 def test_what_is_going_is_waited_for(state, cloud, tmp_path):
     cloud.put("project", {NAME: state})
-    with pytest.raises(SparsecodError, match=f"{NAME} is {state.lower()}: submit again in some minutes"):
+    with pytest.raises(
+        SparsecodError, match=f"{NAME} is {state.lower()}: submit again in some minutes"
+    ):
         send(tmp_path, [sending.job("v5e:4x4")])
     assert verbs(cloud) == ["list"]
 
@@ -161,7 +209,9 @@ def test_cancel_deletes_what_this_study_has_and_may_be_repeated(cloud):
     assert cloud.get("project") == {"another": "ACTIVE"}
 
 
-def test_a_canary_in_the_environment_appears_nowhere(cloud, tmp_path, monkeypatch, capfd):
+def test_a_canary_in_the_environment_appears_nowhere(
+    cloud, tmp_path, monkeypatch, capfd
+):
     monkeypatch.setenv("HF_TOKEN", CANARY)
     jobs = [sending.job("v5e:4x4")]
     send(tmp_path, jobs)
@@ -170,7 +220,9 @@ def test_a_canary_in_the_environment_appears_nowhere(cloud, tmp_path, monkeypatc
         ENGINE.query(jobs, sending.options(ENGINE, *WHERE))
     written = [file.read_text() for file in tmp_path.rglob("*") if file.is_file()]
     assert len(written) >= 4
-    assert not any(CANARY in text for text in (*written, *capfd.readouterr(), str(failed.value)))
+    assert not any(
+        CANARY in text for text in (*written, *capfd.readouterr(), str(failed.value))
+    )
 
 
 def test_a_comma_in_a_path_is_refused_as_gcloud_would_split_it(cloud, tmp_path):
@@ -185,38 +237,88 @@ def test_a_comma_in_a_path_is_refused_as_gcloud_would_split_it(cloud, tmp_path):
 
 def lint(commands, tmp_path):
     """What gcloud finds wrong with commands, by their text; it is asked without anyone's configuration."""
-    (tmp_path / "commands.json").write_text(json.dumps([{"command_string": command} for command in commands]))
-    asked = ["gcloud", "meta", "lint-gcloud-commands", f"--commands-file={tmp_path / 'commands.json'}"]
-    own = {"PATH": PATH, "CLOUDSDK_CONFIG": str(tmp_path / "gcloud"), "CLOUDSDK_CORE_DISABLE_USAGE_REPORTING": "true"}
-    answer = subprocess.run(asked, env=os.environ | own, check=True, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    (tmp_path / "commands.json").write_text(
+        json.dumps([{"command_string": command} for command in commands])
+    )
+    asked = [
+        "gcloud",
+        "meta",
+        "lint-gcloud-commands",
+        f"--commands-file={tmp_path / 'commands.json'}",
+    ]
+    own = {
+        "PATH": PATH,
+        "CLOUDSDK_CONFIG": str(tmp_path / "gcloud"),
+        "CLOUDSDK_CORE_DISABLE_USAGE_REPORTING": "true",
+    }
+    answer = subprocess.run(
+        asked,
+        env=os.environ | own,
+        check=True,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
     found = json.loads(answer.stdout)
     assert len(found) == len(set(commands))
-    return {each["command_string"]: each["error_message"] for each in found if not each["success"]}
+    return {
+        each["command_string"]: each["error_message"]
+        for each in found
+        if not each["success"]
+    }
 
 
-needs_gcloud = pytest.mark.skipif(not shutil.which("gcloud"), reason="gcloud is not installed")
+needs_gcloud = pytest.mark.skipif(
+    not shutil.which("gcloud"), reason="gcloud is not installed"
+)
 
 
 @needs_gcloud
 def test_gcloud_knows_every_command_that_is_sent(cloud, tmp_path):
-    capacities = ("--spot",), ("--reserved",), ("--flex=2d",), ("--service_account=me@project.iam.gserviceaccount.com",)
-    for topology, capacity in zip(("v4:2x2x2", "v5p:4x4x4*2", "v6e:8x8", "v5e:4x4"), capacities, strict=True):
+    capacities = (
+        ("--spot",),
+        ("--reserved",),
+        ("--flex=2d",),
+        ("--service_account=me@project.iam.gserviceaccount.com",),
+    )
+    for topology, capacity in zip(
+        ("v4:2x2x2", "v5p:4x4x4*2", "v6e:8x8", "v5e:4x4"), capacities, strict=True
+    ):
         cloud.put("project", {NAME: "SUSPENDED"})
         send(tmp_path, [sending.job(topology)], *capacity)
     commands = {shlex.join(["gcloud", *call]) for call in cloud.calls("gcloud")}
     assert len(commands) == 6
     for shipment in (IN_IMAGE, AS_WHEEL):
-        commands |= {shlex.join(command) for command in described(shipment=shipment)["commands"] if command[0] == "gcloud"}
+        commands |= {
+            shlex.join(command)
+            for command in described(shipment=shipment)["commands"]
+            if command[0] == "gcloud"
+        }
     assert len(commands) == 8
     assert lint(sorted(commands), tmp_path) == {}
-    assert lint(["gcloud compute tpus queued-resources list --zone=z --no-such-flag"], tmp_path)
+    assert lint(
+        ["gcloud compute tpus queued-resources list --zone=z --no-such-flag"], tmp_path
+    )
 
 
 @needs_gcloud
 def test_gcloud_knows_every_command_of_the_walk_through(tmp_path):
-    lines = [line.strip() for line in DOCS.read_text().splitlines() if line.startswith("    gcloud ")]
+    lines = [
+        line.strip()
+        for line in DOCS.read_text().splitlines()
+        if line.startswith("    gcloud ")
+    ]
     assert len(lines) >= 15
-    assert lint([re.sub(r"\$([A-Z]+)", lambda variable: variable[1].lower(), line) for line in lines], tmp_path) == {}
+    assert (
+        lint(
+            [
+                re.sub(r"\$([A-Z]+)", lambda variable: variable[1].lower(), line)
+                for line in lines
+            ],
+            tmp_path,
+        )
+        == {}
+    )
 
 
 # ---- the script of a host, run for real; what it reaches outside is played
@@ -240,42 +342,71 @@ sys.exit(code)
 
 def boot(recorder, wanted, codes=(0,), **metadata):
     """Boots a host whose container ends with these codes, one after the other."""
-    recorder.put("metadata", {"agent-worker-number": "0", "tpu-env": "ZONE: 'z'\n", "sparsecod-commands": json.dumps(wanted)} | metadata)
+    recorder.put(
+        "metadata",
+        {
+            "agent-worker-number": "0",
+            "tpu-env": "ZONE: 'z'\n",
+            "sparsecod-commands": json.dumps(wanted),
+        }
+        | metadata,
+    )
     recorder.put("codes", list(codes))
     recorder.add("curl", CURL)
     recorder.add("docker", DOCKER)
     recorder.add("gcloud")
     recorder.add("sleep")
-    return subprocess.run(["bash", tpu_vm.HOST_SCRIPT], capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(
+        ["bash", tpu_vm.HOST_SCRIPT],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
 
 
 def runs(recorder):
     return [call for call in recorder.calls("docker") if call[0] == "run"]
 
 
-def test_a_host_does_what_the_metadata_say_and_hostile_words_arrive_unchanged(recorder, tmp_path, monkeypatch):
+def test_a_host_does_what_the_metadata_say_and_hostile_words_arrive_unchanged(
+    recorder, tmp_path, monkeypatch
+):
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     wanted = described(commands=((*TRAIN, *HOSTILE), (*ANALYZE, *HOSTILE)))
     done = boot(recorder, wanted)
     assert done.returncode == 0, done.stderr
     assert recorder.calls("gcloud") == [wanted["commands"][0][1:]]
-    assert recorder.calls("docker") == [wanted["commands"][1][1:], wanted["commands"][2][1:]]
+    assert recorder.calls("docker") == [
+        wanted["commands"][1][1:],
+        wanted["commands"][2][1:],
+    ]
     assert recorder.calls("docker")[1][-len(HOSTILE) :] == list(HOSTILE)
     assert list((tmp_path / "elsewhere").iterdir()) == []
-    assert recorder.get("surroundings") == {"SPARSECOD_HOST": "0", "SPARSECOD_SLICE": "0", "HOME": "/root"}
+    assert recorder.get("surroundings") == {
+        "SPARSECOD_HOST": "0",
+        "SPARSECOD_SLICE": "0",
+        "HOME": "/root",
+    }
 
 
 def test_a_host_says_which_one_of_which_slice_it_is(recorder):
     environment = "ACCELERATOR_TYPE: 'v5p-128'\nMEGASCALE_NUM_SLICES: '2'\nMEGASCALE_SLICE_ID: '1'\n"
     boot(recorder, described(), **{"agent-worker-number": "15", "tpu-env": environment})
-    assert recorder.get("surroundings") == {"SPARSECOD_HOST": "15", "SPARSECOD_SLICE": "1", "HOME": "/root"}
+    assert recorder.get("surroundings") == {
+        "SPARSECOD_HOST": "15",
+        "SPARSECOD_SLICE": "1",
+        "HOME": "/root",
+    }
 
 
 def test_the_script_of_a_host_has_the_codes_that_are_final():
     """It meets no Python of ours, so it can't ask for them."""
     script = (Path(tpu_vm.__file__).parent / "tpu_vm_host.sh").read_text()
-    (line,) = re.findall(r"^ *(\d[\d |]*)\) ;; # would end so again$", script, re.MULTILINE)
+    (line,) = re.findall(
+        r"^ *(\d[\d |]*)\) ;; # would end so again$", script, re.MULTILINE
+    )
     assert {int(code) for code in line.split("|")} == {*errors.FINAL, Fenced.exit_code}
 
 
@@ -286,7 +417,9 @@ def test_a_host_does_not_repeat_what_would_end_so_again(code, recorder):
     assert f"docker ended with {code}" in done.stderr
 
 
-def test_a_host_repeats_failures_up_to_the_maximum_and_preemptions_without_counting(recorder):
+def test_a_host_repeats_failures_up_to_the_maximum_and_preemptions_without_counting(
+    recorder,
+):
     wanted = described(options=("--max_restarts=2",))
     done = boot(recorder, wanted, [75, 1, 75, 75, 137, 75, 0])
     assert (done.returncode, len(runs(recorder))) == (0, 7)
@@ -303,7 +436,14 @@ def test_a_host_without_commands_says_so(recorder):
     assert "the metadata has no commands" in done.stderr
 
 
-@pytest.mark.skipif(not shutil.which("shellcheck"), reason="shellcheck is not installed")
+@pytest.mark.skipif(
+    not shutil.which("shellcheck"), reason="shellcheck is not installed"
+)
 def test_shellcheck_finds_nothing_in_the_script():
-    found = subprocess.run(["shellcheck", "--severity=style", tpu_vm.HOST_SCRIPT], capture_output=True, text=True, check=False)
+    found = subprocess.run(
+        ["shellcheck", "--severity=style", tpu_vm.HOST_SCRIPT],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert (found.returncode, found.stdout) == (0, "")

@@ -23,7 +23,12 @@ def python(code, *words):
 def start(commands, *, several_tpu_hosts=False, **environment):
     words = host.argv(commands, several_tpu_hosts=several_tpu_hosts)
     surroundings = os.environ | {"PYTHONPATH": str(ROOT)} | environment
-    return subprocess.Popen([sys.executable, *words[1:]], env=surroundings, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, *words[1:]],
+        env=surroundings,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
 
 
 def run(commands, **options):
@@ -52,7 +57,10 @@ def test_only_the_first_host_goes_on_after_the_first_command(place, expected):
 @pytest.mark.parametrize("code", [1, 2, 70, 75, 76, 78])
 def test_the_exit_code_is_that_of_the_command_that_failed_and_ends_the_run(code):
     assert run([python(f"raise SystemExit({code})"), saying("analyze")]) == (code, [])
-    assert run([saying("train"), python(f"raise SystemExit({code})")]) == (code, ["train"])
+    assert run([saying("train"), python(f"raise SystemExit({code})")]) == (
+        code,
+        ["train"],
+    )
 
 
 def test_a_command_that_is_killed_counts_as_128_and_the_signal():
@@ -71,7 +79,9 @@ SLEEPS = "import signal, sys, time; {}; print('ready', flush=True); time.sleep(6
         ("0", 75),  # saved nothing new, but was told to go: no failure of its own
     ],
 )
-def test_a_host_that_is_taken_away_tells_its_command_and_asks_to_be_run_again(handler, code):
+def test_a_host_that_is_taken_away_tells_its_command_and_asks_to_be_run_again(
+    handler, code
+):
     process = start([python(SLEEPS.format(handler))])
     assert process.stdout
     assert process.stdout.readline() == "ready\n"
@@ -89,12 +99,19 @@ def test_nothing_tells_the_command_of_one_host_that_there_are_others():
     before, after = map(json.loads, output.splitlines())
     assert among.items() <= before.items()
     assert not set(among) & set(after)
-    assert (after["TPU_PROCESS_BOUNDS"], after["TPU_CHIPS_PER_PROCESS_BOUNDS"]) == ("1,1,1", "2,2,1")
+    assert (after["TPU_PROCESS_BOUNDS"], after["TPU_CHIPS_PER_PROCESS_BOUNDS"]) == (
+        "1,1,1",
+        "2,2,1",
+    )
     assert "TPU_PROCESS_BOUNDS" not in before
 
 
 def test_a_host_alone_uses_all_its_chips():
-    assert not [word for word in host.argv([("a",), ("b",)], several_tpu_hosts=False) if word.startswith("TPU_")]
+    assert not [
+        word
+        for word in host.argv([("a",), ("b",)], several_tpu_hosts=False)
+        if word.startswith("TPU_")
+    ]
 
 
 def test_the_word_between_commands_is_no_value():

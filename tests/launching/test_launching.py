@@ -17,7 +17,11 @@ from sparsecod_jax.storage.rundir import RunDir
 from sparsecod_jax.study.study import expand, load
 from tests.support import compilers, emulator, process, study_files
 
-LACKS = [package for package in ("gcsfs", "gcp_storage_emulator") if importlib.util.find_spec(package) is None]
+LACKS = [
+    package
+    for package in ("gcsfs", "gcp_storage_emulator")
+    if importlib.util.find_spec(package) is None
+]
 
 
 class Notebook:
@@ -34,11 +38,19 @@ class Notebook:
         parser.add_argument("--color", default="blue")
 
     def render(self, jobs, shipment, args):
-        told = [[job.name, job.index, job.workdir, job.commands, job.topology] for job in jobs]
+        told = [
+            [job.name, job.index, job.workdir, job.commands, job.topology]
+            for job in jobs
+        ]
         return {"jobs.json": json.dumps([args.color, shipment.dirty, told]).encode()}
 
     def submit(self, files, jobs, args):
-        self.sent.append(([job.name for job in jobs], {name: path.read_bytes() for name, path in files.items()}))
+        self.sent.append(
+            (
+                [job.name for job in jobs],
+                {name: path.read_bytes() for name, path in files.items()},
+            )
+        )
         self.held |= {job.name: "pending" for job in jobs}
 
     def query(self, jobs, args):
@@ -51,7 +63,9 @@ class Notebook:
 
 @pytest.fixture
 def study(tokens, tmp_path):
-    return study_files.write(tmp_path, tokens, study_files.TWO, seeds=(0, 1)), tmp_path / "studies" / "a"
+    return study_files.write(
+        tmp_path, tokens, study_files.TWO, seeds=(0, 1)
+    ), tmp_path / "studies" / "a"
 
 
 @pytest.fixture
@@ -75,7 +89,19 @@ def bucket(request):
 
 def launch(engine: Notebook, verb: str, study, *options: str, code: int = 0) -> None:
     spec, workdir = study
-    assert launching.main(engine, [verb, f"--sweep={spec}", f"--workdir={workdir}", "--allow_dirty", *options]) == code
+    assert (
+        launching.main(
+            engine,
+            [
+                verb,
+                f"--sweep={spec}",
+                f"--workdir={workdir}",
+                "--allow_dirty",
+                *options,
+            ],
+        )
+        == code
+    )
 
 
 def test_what_is_done_diverged_or_held_is_not_sent(here, study, capsys):
@@ -85,7 +111,14 @@ def test_what_is_done_diverged_or_held_is_not_sent(here, study, capsys):
     color, _, told = json.loads(rendered["jobs.json"])
     assert color == "red"
     assert [job[1] for job in told] == [0, 1, 2, 3]
-    assert told[1][3][0][:6] == ["python", "-P", "-m", "sparsecod_jax", "train", "--config=configs/smoke.py:nano"]
+    assert told[1][3][0][:6] == [
+        "python",
+        "-P",
+        "-m",
+        "sparsecod_jax",
+        "train",
+        "--config=configs/smoke.py:nano",
+    ]
     assert "--config.model.n_layers=3" in told[1][3][0]
     place = {name: RunDir(epath.Path(study[1]) / "runs" / name) for name in names}
     for name in ("flat-s0", "deep-s0", "flat-s1"):
@@ -119,7 +152,9 @@ def test_what_is_done_diverged_or_held_is_not_sent(here, study, capsys):
         "deep-s1  pending, train left",
     ]
     rows = json.loads((study[1] / "results.json").read_text())
-    assert [(row["name"], row["arm"], row["seed"], row["status"]) for row in rows[:2]] == [
+    assert [
+        (row["name"], row["arm"], row["seed"], row["status"]) for row in rows[:2]
+    ] == [
         ("flat-s0", "flat", 0, "finished"),
         ("deep-s0", "deep", 0, "diverged"),
     ]
@@ -140,11 +175,16 @@ def test_render_writes_what_submit_sends(here, study):
     assert here.sent[0][1] == {"jobs.json": before}
 
 
-def test_a_study_in_a_bucket_is_sent_from_there_with_its_data(there, tokens, tmp_path, bucket, capsys):
+def test_a_study_in_a_bucket_is_sent_from_there_with_its_data(
+    there, tokens, tmp_path, bucket, capsys
+):
     data = bucket / "data"
     with files.new_folder(data) as folder:
         shutil.copytree(tokens, folder, dirs_exist_ok=True)
-    study = study_files.write(tmp_path, "data/not/here", study_files.TWO), bucket / "studies" / "a"
+    study = (
+        study_files.write(tmp_path, "data/not/here", study_files.TWO),
+        bucket / "studies" / "a",
+    )
     options = ["--topology=v5e:2x2", f"--data={data}", "--image=name"]
     launch(there, "render", study, *options)
     told = json.loads((study[1] / "notebook" / "jobs.json").read_text())[2]
@@ -153,23 +193,39 @@ def test_a_study_in_a_bucket_is_sent_from_there_with_its_data(there, tokens, tmp
     files.write_json(RunDir(study[1] / "runs" / "flat-s0").final, {"loss": 1.5})
     capsys.readouterr()
     launch(there, "status", study)
-    assert capsys.readouterr().out.splitlines()[0] == "flat-s0  finished   step 6 of 6  scheduler: -"
+    assert (
+        capsys.readouterr().out.splitlines()[0]
+        == "flat-s0  finished   step 6 of 6  scheduler: -"
+    )
     other = study[0], bucket / "studies" / "b"
     launch(there, "render", other, *options)
     launch(there, "collect", other)  # a run of a study beside it is that run
-    assert json.loads((other[1] / "results.json").read_text())[0]["final"] == {"loss": 1.5}
+    assert json.loads((other[1] / "results.json").read_text())[0]["final"] == {
+        "loss": 1.5
+    }
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ((), "--topology says which devices a run gets: give it"),
-        (("--topology=v5e:2x2", "--image=x"), r"--workdir=.* is not seen from there: use gs://BUCKET/NAME"),
-        (("--topology=v5e:2x2", "--workdir=gs://bucket/a"), "say how code gets there: --image=NAME or --package=wheel"),
-        (("--topology=v5e:2x2", "--workdir=gs://bucket/a", "--image=x"), "the data .* is not seen from there: copy it to a bucket"),
+        (
+            ("--topology=v5e:2x2", "--image=x"),
+            r"--workdir=.* is not seen from there: use gs://BUCKET/NAME",
+        ),
+        (
+            ("--topology=v5e:2x2", "--workdir=gs://bucket/a"),
+            "say how code gets there: --image=NAME or --package=wheel",
+        ),
+        (
+            ("--topology=v5e:2x2", "--workdir=gs://bucket/a", "--image=x"),
+            "the data .* is not seen from there: copy it to a bucket",
+        ),
     ],
 )
-def test_what_pods_can_not_see_is_refused_before_anything_is_written(options, message, there, study, capsys):
+def test_what_pods_can_not_see_is_refused_before_anything_is_written(
+    options, message, there, study, capsys
+):
     launch(there, "submit", study, *options, code=78)
     assert re.search(f"notebook submit: {message}", capsys.readouterr().err)
     assert not study[1].exists()
@@ -177,8 +233,12 @@ def test_what_pods_can_not_see_is_refused_before_anything_is_written(options, me
 
 
 @pytest.mark.parametrize("verb", ["submit", "render", "status", "collect", "cancel"])
-def test_a_bucket_that_can_not_be_reached_is_told_soon(verb, there, study, monkeypatch, capsys):
-    monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{process.free_port()}")
+def test_a_bucket_that_can_not_be_reached_is_told_soon(
+    verb, there, study, monkeypatch, capsys
+):
+    monkeypatch.setenv(
+        "STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{process.free_port()}"
+    )
     options = ["--topology=v5e:2x2", "--image=x", "--data=gs://bucket/data"]
     began = time.monotonic()
     launch(there, verb, (study[0], "gs://bucket/a"), *options, code=1)
@@ -189,8 +249,13 @@ def test_a_bucket_that_can_not_be_reached_is_told_soon(verb, there, study, monke
 def test_data_that_is_not_there_or_not_one_is_refused(here, tokens, tmp_path, capsys):
     spec = study_files.write(tmp_path, tmp_path / "absent", study_files.TWO)
     launch(here, "submit", (spec, tmp_path / "a"), code=78)
-    assert f"there is no data in {tmp_path / 'absent'}: make it with `sparsecod data" in capsys.readouterr().err
-    two = study_files.write(tmp_path, tokens, f'{{"a": {{}}, "b": {{"data.path": {str(tmp_path)!r}}}}}')
+    assert (
+        f"there is no data in {tmp_path / 'absent'}: make it with `sparsecod data"
+        in capsys.readouterr().err
+    )
+    two = study_files.write(
+        tmp_path, tokens, f'{{"a": {{}}, "b": {{"data.path": {str(tmp_path)!r}}}}}'
+    )
     launch(here, "submit", (two, tmp_path / "a"), f"--data={tokens}", code=78)
     assert "--data would put one directory in place of" in capsys.readouterr().err
     launch(here, "status", (two, tmp_path / "a"), code=78)
@@ -201,12 +266,22 @@ def test_data_that_is_not_there_or_not_one_is_refused(here, tokens, tmp_path, ca
 def test_a_config_that_is_not_sent_along_is_refused(here, study, tmp_path, capsys):
     spec, workdir = study
     text = Path(spec.split(":")[0]).read_text()
-    (tmp_path / "other.py").write_text(text.replace("configs/smoke.py", str(Path("configs/smoke.py").resolve())))
-    launch(here, "submit", (f"{tmp_path / 'other.py'}:nano", workdir), "--package=wheel", code=78)
+    (tmp_path / "other.py").write_text(
+        text.replace("configs/smoke.py", str(Path("configs/smoke.py").resolve()))
+    )
+    launch(
+        here,
+        "submit",
+        (f"{tmp_path / 'other.py'}:nano", workdir),
+        "--package=wheel",
+        code=78,
+    )
     assert "is not sent along: move it to configs/" in capsys.readouterr().err
 
 
-def test_a_plan_without_a_topology_counts_and_says_that_nothing_was_compiled(here, study, capsys):
+def test_a_plan_without_a_topology_counts_and_says_that_nothing_was_compiled(
+    here, study, capsys
+):
     launch(here, "plan", study)
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert lines[1][:3] == ["flat-s0", "-", "-"]
@@ -218,7 +293,9 @@ def test_a_plan_without_a_topology_counts_and_says_that_nothing_was_compiled(her
 
 
 @compilers.needs_tpu_compiler
-def test_runs_that_differ_in_seeds_are_compiled_once_and_what_does_not_fit_is_refused(here, study, capsys):
+def test_runs_that_differ_in_seeds_are_compiled_once_and_what_does_not_fit_is_refused(
+    here, study, capsys
+):
     launch(here, "plan", study, "--topology=v5e:2x2")
     out = capsys.readouterr().out
     assert out.count("compiling for v5e:2x2") == 2
@@ -229,16 +306,34 @@ def test_runs_that_differ_in_seeds_are_compiled_once_and_what_does_not_fit_is_re
     assert "compiling" not in capsys.readouterr().out
     kept = sorted((study[1] / "plans").iterdir())
     for file in kept:
-        file.write_text(json.dumps(json.loads(file.read_text()) | {"fits": False, "reason": "too large", "change": "--config.mesh.fsdp=4"}))
+        file.write_text(
+            json.dumps(
+                json.loads(file.read_text())
+                | {
+                    "fits": False,
+                    "reason": "too large",
+                    "change": "--config.mesh.fsdp=4",
+                }
+            )
+        )
     here.held = {}
     launch(here, "submit", study, "--topology=v5e:2x2", code=78)
-    assert "flat-s0 does not fit on v5e:2x2 (too large): --config.mesh.fsdp=4" in capsys.readouterr().err
+    assert (
+        "flat-s0 does not fit on v5e:2x2 (too large): --config.mesh.fsdp=4"
+        in capsys.readouterr().err
+    )
     assert len(here.sent) == 1
 
 
 def test_totals_of_a_plan_are_sums(study, tmp_path):
     runs = expand(load(study[0]))
-    planned = {"hosts": 2, "devices": 8, "fits": True, "memory": {"peak": 3 * 2**30, "limit": 16 * 2**30}, "chip_hours": 1.25}
+    planned = {
+        "hosts": 2,
+        "devices": 8,
+        "fits": True,
+        "memory": {"peak": 3 * 2**30, "limit": 16 * 2**30},
+        "chip_hours": 1.25,
+    }
     table = plans.table(runs, {run.name: planned for run in runs}).splitlines()
     assert table[1].split()[1:6] == ["2", "8", "3.00", "of", "16.00"]
     assert table[-1].split()[-1] == "5.0"

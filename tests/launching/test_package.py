@@ -19,7 +19,9 @@ from tests.support import process
 def checkout(tmp_path, monkeypatch):
     """A clean clone of what is committed here."""
     clone = tmp_path / "clone"
-    subprocess.run(["git", "clone", "--quiet", str(process.ROOT), str(clone)], check=True)
+    subprocess.run(
+        ["git", "clone", "--quiet", str(process.ROOT), str(clone)], check=True
+    )
     monkeypatch.setattr(package, "ROOT", clone)
     return clone
 
@@ -37,12 +39,19 @@ def test_files_that_are_not_committed_are_refused_or_recorded(checkout, tmp_path
     package.check(args, shares_files=True)
     assert not package.ship(args).dirty
     (checkout / "sparsecod_jax" / "new.py").write_text("x = 1\n")
-    with pytest.raises(ConfigError, match="are not committed: commit them, or give --allow_dirty"):
+    with pytest.raises(
+        ConfigError, match="are not committed: commit them, or give --allow_dirty"
+    ):
         package.check(args, shares_files=True)
     package.check(_args(tmp_path, "--allow_dirty"), shares_files=True)
     shipment = package.ship(args)
     assert shipment.dirty
-    assert shipment.commit == subprocess.run(["git", "-C", checkout, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    assert (
+        shipment.commit
+        == subprocess.run(
+            ["git", "-C", checkout, "rev-parse", "HEAD"], capture_output=True, text=True
+        ).stdout.strip()
+    )
 
 
 @pytest.mark.parametrize(
@@ -54,11 +63,20 @@ def test_files_that_are_not_committed_are_refused_or_recorded(checkout, tmp_path
 )
 def test_every_pod_is_told_how_code_gets_there(words, shares_files, message, tmp_path):
     with pytest.raises(ConfigError, match=message):
-        package.check(_args(tmp_path, "--allow_dirty", *words), shares_files=shares_files)
+        package.check(
+            _args(tmp_path, "--allow_dirty", *words), shares_files=shares_files
+        )
 
 
-def test_the_same_commit_makes_the_same_wheel_whose_version_names_it_and_which_runs(checkout, tmp_path):
-    first, second = (package.ship(_args(tmp_path / name, "--package=wheel", "--data=gs://bucket/data")) for name in "ab")
+def test_the_same_commit_makes_the_same_wheel_whose_version_names_it_and_which_runs(
+    checkout, tmp_path
+):
+    first, second = (
+        package.ship(
+            _args(tmp_path / name, "--package=wheel", "--data=gs://bucket/data")
+        )
+        for name in "ab"
+    )
     assert first.sha256 == second.sha256
     assert first.data == "gs://bucket/data"
     wheel = Path(first.wheel or "")
@@ -70,12 +88,25 @@ def test_the_same_commit_makes_the_same_wheel_whose_version_names_it_and_which_r
     folder = wheel.parent
     for name in ("constraints/py311.txt", "configs/dense_1b.py", "launch/slurm_job.sh"):
         assert (folder / name).read_bytes() == (checkout / name).read_bytes()
-    where = "import sparsecod_jax; print(sparsecod_jax.__file__, sparsecod_jax.__version__)"
-    printed = subprocess.run([sys.executable, "-c", where], cwd=folder, capture_output=True, text=True, check=True).stdout
-    assert printed.split() == [str(folder / "sparsecod_jax" / "__init__.py"), f"{__version__}+g{first.commit}"]
+    where = (
+        "import sparsecod_jax; print(sparsecod_jax.__file__, sparsecod_jax.__version__)"
+    )
+    printed = subprocess.run(
+        [sys.executable, "-c", where],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert printed.split() == [
+        str(folder / "sparsecod_jax" / "__init__.py"),
+        f"{__version__}+g{first.commit}",
+    ]
 
 
-def test_a_wheel_of_files_that_are_not_committed_has_them_and_says_so(checkout, tmp_path):
+def test_a_wheel_of_files_that_are_not_committed_has_them_and_says_so(
+    checkout, tmp_path
+):
     (checkout / "sparsecod_jax" / "new.py").write_text("x = 1\n")
     (checkout / "LICENSE").unlink()
     shipment = package.ship(_args(tmp_path / "a", "--package=wheel", "--allow_dirty"))

@@ -28,7 +28,10 @@ each_size = pytest.mark.parametrize(("rows", "sizes"), SIZES.values(), ids=SIZES
 def _inputs(rows, sizes, dtype):
     """Rows, matrices, sizes and the output's gradient; rows of no group are large."""
     rng = np.random.default_rng(0)
-    x, w, grad = (rng.normal(size=shape).astype(dtype) for shape in ((rows, 6), (len(sizes), 6, 10), (rows, 10)))
+    x, w, grad = (
+        rng.normal(size=shape).astype(dtype)
+        for shape in ((rows, 6), (len(sizes), 6, 10), (rows, 10))
+    )
     x[sum(sizes) :] = 1e3
     grad[sum(sizes) :] = 1e3
     return x, w, np.array(sizes, np.int32), grad
@@ -44,7 +47,11 @@ _ours = jax.jit(lambda *inputs: _both_ways(grouped_matmul, *inputs))
 
 
 def _loop(x, w, sizes, grad):
-    out, grad_x, grad_w = np.zeros((len(x), w.shape[2])), np.zeros(x.shape), np.zeros(w.shape)
+    out, grad_x, grad_w = (
+        np.zeros((len(x), w.shape[2])),
+        np.zeros(x.shape),
+        np.zeros(w.shape),
+    )
     ends = np.cumsum(sizes)
     for e, (first, end) in enumerate(zip(ends - sizes, ends, strict=True)):
         out[first:end] = x[first:end] @ w[e]
@@ -66,7 +73,11 @@ def test_equals_a_loop_over_groups(rows, sizes):
 def test_is_the_same_when_all_rows_are_known_to_be_grouped(case):
     rows, sizes = SIZES[case]
     inputs = _inputs(rows, sizes, np.float32)
-    told = jax.jit(lambda *inputs: _both_ways(lambda x, w, sizes: grouped_matmul(x, w, sizes, True), *inputs))
+    told = jax.jit(
+        lambda *inputs: _both_ways(
+            lambda x, w, sizes: grouped_matmul(x, w, sizes, True), *inputs
+        )
+    )
     assert sum(sizes) == rows
     for actual, expected in zip(told(*inputs), _ours(*inputs), strict=True):
         np.testing.assert_array_equal(actual, expected)
@@ -82,17 +93,27 @@ def test_equals_ragged_dot(rows, sizes):
 
 def test_bfloat16_stays_and_sums_are_wider():
     """The inputs are exact in both, so that only the arithmetic and the last rounding can differ."""
-    rounded = [jnp.asarray(z, z.dtype if z.dtype == np.int32 else jnp.bfloat16) for z in _inputs(3000, [1700, 0, 1300], np.float32)]
+    rounded = [
+        jnp.asarray(z, z.dtype if z.dtype == np.int32 else jnp.bfloat16)
+        for z in _inputs(3000, [1700, 0, 1300], np.float32)
+    ]
     actual = _ours(*rounded)
     assert {z.dtype for z in actual} == {jnp.dtype("bfloat16")}
-    expected = _ours(*(z if z.dtype == jnp.int32 else z.astype(jnp.float32) for z in rounded))
+    expected = _ours(
+        *(z if z.dtype == jnp.int32 else z.astype(jnp.float32) for z in rounded)
+    )
     tiny_configs.assert_relative(actual, expected, 2.5e-3)
 
 
-@pytest.mark.parametrize(("platform", "ragged"), [("tpu", True), ("cuda", True), ("cpu", False)])
+@pytest.mark.parametrize(
+    ("platform", "ragged"), [("tpu", True), ("cuda", True), ("cpu", False)]
+)
 def test_which_platform_is_given_ragged_dot(platform, ragged):
     x, w, sizes, grad = _inputs(40, [21, 19], np.float32)
-    for traced in (jax.jit(grouped_matmul).trace(x, w, sizes), _ours.trace(x, w, sizes, grad)):
+    for traced in (
+        jax.jit(grouped_matmul).trace(x, w, sizes),
+        _ours.trace(x, w, sizes, grad),
+    ):
         text = traced.lower(lowering_platforms=(platform,)).as_text()
         assert ("ragged_dot" in text) == ragged
         assert ("stablehlo.while" in text) != ragged
@@ -109,12 +130,18 @@ def test_which_platform_is_given_ragged_dot(platform, ragged):
 )
 def test_a_hopper_is_given_kernels_of_its_own(kind, dtype, kernels):
     """For the devices of the mesh, though they are not here."""
-    device = jax.sharding.AbstractDevice(device_kind=kind, num_cores=132, platform="gpu")
+    device = jax.sharding.AbstractDevice(
+        device_kind=kind, num_cores=132, platform="gpu"
+    )
     x, w, sizes, grad = _inputs(40, [21, 19], np.float32)
     x, w, grad = (jnp.asarray(z, dtype) for z in (x, w, grad))
-    mesh = jax.sharding.AbstractMesh((1,), ("data",), (jax.sharding.AxisType.Auto,), abstract_device=device)
+    mesh = jax.sharding.AbstractMesh(
+        (1,), ("data",), (jax.sharding.AxisType.Auto,), abstract_device=device
+    )
     with jax.sharding.use_abstract_mesh(mesh):
-        traced = jax.jit(lambda *inputs: _both_ways(grouped_matmul, *inputs)).trace(x, w, sizes, grad)
+        traced = jax.jit(lambda *inputs: _both_ways(grouped_matmul, *inputs)).trace(
+            x, w, sizes, grad
+        )
         text = traced.lower(lowering_platforms=("cuda",)).as_text()
     assert text.count("@mosaic_gpu") == kernels
     assert ("ragged_dot" in text) == (not kernels)
@@ -123,5 +150,7 @@ def test_a_hopper_is_given_kernels_of_its_own(kind, dtype, kernels):
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])
 def test_the_gradients_of_ragged_dot_are_ragged_dots(platform):
     x, w, sizes, grad = _inputs(40, [21, 19], np.float32)
-    text = _ours.trace(x, w, sizes, grad).lower(lowering_platforms=(platform,)).as_text()
+    text = (
+        _ours.trace(x, w, sizes, grad).lower(lowering_platforms=(platform,)).as_text()
+    )
     assert text.count('"chlo.ragged_dot"') == 3

@@ -11,7 +11,13 @@ from tests.support import tiny_configs
 
 CASES = {
     "the larger mixture": (65536, 2048, 1024, [1 / 64] * 64, 65536),
-    "the smaller mixture, skewed": (8192, 768, 1536, [2.0**-n for n in range(1, 32)] + [2.0**-31], 8192),
+    "the smaller mixture, skewed": (
+        8192,
+        768,
+        1536,
+        [2.0**-n for n in range(1, 32)] + [2.0**-31],
+        8192,
+    ),
     "widths of the recipe": (4096, 1120, 1120, [1 / 64] * 64, 4096),
     "one group": (1000, 192, 448, [0, 0, 1, 0], 1000),
     "empty groups at both ends": (4096, 128, 128, [0, 0.5, 0.5, 0], 4096),
@@ -20,7 +26,9 @@ CASES = {
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(("rows", "width", "hidden", "shares", "filled"), CASES.values(), ids=CASES)
+@pytest.mark.parametrize(
+    ("rows", "width", "hidden", "shares", "filled"), CASES.values(), ids=CASES
+)
 def test_equals_numpy(rows, width, hidden, shares, filled):
     rng = np.random.default_rng(0)
     sizes = rng.multinomial(filled, shares).astype(np.int32)
@@ -29,9 +37,13 @@ def test_equals_numpy(rows, width, hidden, shares, filled):
     w = jax.random.normal(keys[1], (len(sizes), width, hidden), jnp.bfloat16)
     grad = jax.random.normal(keys[2], (rows, hidden), jnp.bfloat16)
     assert hopper.is_served(x)
-    y, pull = jax.vjp(lambda x, w: grouped_matmul(x, w, jnp.asarray(sizes), filled == rows), x, w)
+    y, pull = jax.vjp(
+        lambda x, w: grouped_matmul(x, w, jnp.asarray(sizes), filled == rows), x, w
+    )
     grad_x, grad_w = pull(grad)
-    x, w, grad, y, grad_x, grad_w = (np.asarray(z, np.float32) for z in (x, w, grad, y, grad_x, grad_w))
+    x, w, grad, y, grad_x, grad_w = (
+        np.asarray(z, np.float32) for z in (x, w, grad, y, grad_x, grad_w)
+    )
     assert not y[filled:].any()
     assert not grad_x[filled:].any()
     for e, end in enumerate(np.cumsum(sizes)):

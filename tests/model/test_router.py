@@ -29,15 +29,22 @@ def test_published_values(dtype):
     routing = _route(jnp.asarray(LOGITS, dtype), 2, normalize=False)
     np.testing.assert_array_equal(routing.experts_BTS, EXPERTS)
     np.testing.assert_array_equal(routing.stats["router/counts"], COUNTS)
-    assert float(routing.stats["router/load_balance_loss"]) == pytest.approx(LOAD_BALANCE, rel=1e-6)
+    assert float(routing.stats["router/load_balance_loss"]) == pytest.approx(
+        LOAD_BALANCE, rel=1e-6
+    )
     assert float(routing.stats["router/z_loss"]) == pytest.approx(Z, rel=1e-6)
-    assert {value.dtype for name, value in routing.stats.items() if name != "router/counts"} == {jnp.dtype(dtype)}
+    assert {
+        value.dtype for name, value in routing.stats.items() if name != "router/counts"
+    } == {jnp.dtype(dtype)}
 
 
 def test_published_mean_probabilities(dtype):
     """All tokens on one expert leave only its mean probability in the loss."""
     for e, expected in enumerate(MEAN_PROBABILITIES):
-        loss = load_balance_loss(jax.nn.softmax(jnp.asarray(LOGITS, dtype)), 12 * jax.nn.one_hot(e, 4, dtype=jnp.int32))
+        loss = load_balance_loss(
+            jax.nn.softmax(jnp.asarray(LOGITS, dtype)),
+            12 * jax.nn.one_hot(e, 4, dtype=jnp.int32),
+        )
         assert float(loss) / 4 == pytest.approx(expected, rel=1e-6)
 
 
@@ -46,17 +53,25 @@ def test_published_mean_probabilities(dtype):
 def test_gates_are_the_probabilities_of_the_chosen(top_k, normalize):
     with jax.enable_x64():
         routing = _route(LOGITS, top_k, normalize=normalize)
-        expected = np.take_along_axis(PROBABILITIES, np.asarray(routing.experts_BTS), -1)
+        expected = np.take_along_axis(
+            PROBABILITIES, np.asarray(routing.experts_BTS), -1
+        )
         if normalize:
             expected /= expected.sum(-1, keepdims=True)
             np.testing.assert_allclose(routing.gates_BTS.sum(-1), 1, rtol=1e-12)
         np.testing.assert_allclose(routing.gates_BTS, expected, rtol=1e-12)
-        assert float(routing.stats["router/gate_sum"]) == pytest.approx(expected.sum(-1).mean(), rel=1e-12)
-        assert float(routing.stats["router/gate_square_sum"]) == pytest.approx((expected**2).sum(-1).mean(), rel=1e-12)
+        assert float(routing.stats["router/gate_sum"]) == pytest.approx(
+            expected.sum(-1).mean(), rel=1e-12
+        )
+        assert float(routing.stats["router/gate_square_sum"]) == pytest.approx(
+            (expected**2).sum(-1).mean(), rel=1e-12
+        )
 
 
 def _gradient(name, logits=LOGITS):
-    return jax.jit(jax.grad(lambda logits: route(logits, 2, normalize=False).stats[name]))(logits)
+    return jax.jit(
+        jax.grad(lambda logits: route(logits, 2, normalize=False).stats[name])
+    )(logits)
 
 
 def test_load_balance_gradient_takes_the_counts_as_given():
@@ -70,7 +85,9 @@ def test_load_balance_gradient_takes_the_counts_as_given():
         step[at] = 1e-5
         expected[at] = (frozen(LOGITS + step) - frozen(LOGITS - step)) / 2e-5
     with jax.enable_x64():
-        np.testing.assert_allclose(_gradient("router/load_balance_loss"), expected, rtol=0, atol=1e-10)
+        np.testing.assert_allclose(
+            _gradient("router/load_balance_loss"), expected, rtol=0, atol=1e-10
+        )
     assert np.abs(expected).max() > 1e-2
 
 
@@ -94,4 +111,6 @@ def test_load_balance_of_a_uniform_router_is_1(top_k):
 
 def test_load_balance_of_a_collapsed_router_is_the_number_of_experts():
     collapsed = jnp.broadcast_to(50.0 * jax.nn.one_hot(3, 8), (2, 5, 8))
-    assert float(_route(collapsed, 1, normalize=False).stats["router/load_balance_loss"]) == pytest.approx(8, rel=1e-6)
+    assert float(
+        _route(collapsed, 1, normalize=False).stats["router/load_balance_loss"]
+    ) == pytest.approx(8, rel=1e-6)

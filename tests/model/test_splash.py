@@ -23,25 +23,44 @@ CASES = {  # B, T, H, J, K, whether there are segments, mesh
 }
 
 
-@pytest.mark.parametrize(("B", "T", "H", "J", "K", "segmented", "sizes"), CASES.values(), ids=CASES)
+@pytest.mark.parametrize(
+    ("B", "T", "H", "J", "K", "segmented", "sizes"), CASES.values(), ids=CASES
+)
 def test_equals_the_definition(B, T, H, J, K, segmented, sizes):
     """Value, and gradients of queries, keys and values."""
     rng = np.random.default_rng(0)
-    q, k, v = (jnp.asarray(rng.normal(size=(B, T, heads, K)), jnp.float32) for heads in (H, J, J))
-    segments = jnp.asarray(np.sort(rng.integers(0, 3, (B, T)), axis=1), jnp.int32) if segmented else None
-    mask = None if segments is None else (segments[:, :, None] == segments[:, None, :])[:, None]
+    q, k, v = (
+        jnp.asarray(rng.normal(size=(B, T, heads, K)), jnp.float32)
+        for heads in (H, J, J)
+    )
+    segments = (
+        jnp.asarray(np.sort(rng.integers(0, 3, (B, T)), axis=1), jnp.int32)
+        if segmented
+        else None
+    )
+    mask = (
+        None
+        if segments is None
+        else (segments[:, :, None] == segments[:, None, :])[:, None]
+    )
 
     def both_ways(attention):
         def weighted(q, k, v):
             out = attention(q, k, v)
             return jnp.sum(jnp.sin(out)), out
 
-        (_, out), gradients = jax.jit(jax.value_and_grad(weighted, (0, 1, 2), has_aux=True))(q, k, v)
+        (_, out), gradients = jax.jit(
+            jax.value_and_grad(weighted, (0, 1, 2), has_aux=True)
+        )(q, k, v)
         return out, gradients
 
     with jax.set_mesh(make_mesh(config.Mesh(*sizes), jax.devices()[: np.prod(sizes)])):
-        found = both_ways(lambda q, k, v: splash_attention(q, k, v, segments, interpret=True))
-    tiny_configs.assert_relative(found, both_ways(lambda q, k, v: reference_attention(q, k, v, mask)), 2e-6)
+        found = both_ways(
+            lambda q, k, v: splash_attention(q, k, v, segments, interpret=True)
+        )
+    tiny_configs.assert_relative(
+        found, both_ways(lambda q, k, v: reference_attention(q, k, v, mask)), 2e-6
+    )
 
 
 def test_a_bfloat16_model_gets_bfloat16():

@@ -17,7 +17,24 @@ from tests.support import numpy_model, tiny_configs
 
 TOKENS = np.random.default_rng(0).integers(0, 304, (2, 17))
 # Residual variance of each block at init, d=2048, from the specification of the paper's code.
-PUBLISHED = [0.78, 1.64, 2.51, 3.37, 4.24, 5.09, 5.97, 6.87, 7.74, 8.63, 9.51, 10.42, 11.31, 12.21, 13.07, 13.99]
+PUBLISHED = [
+    0.78,
+    1.64,
+    2.51,
+    3.37,
+    4.24,
+    5.09,
+    5.97,
+    6.87,
+    7.74,
+    8.63,
+    9.51,
+    10.42,
+    11.31,
+    12.21,
+    13.07,
+    13.99,
+]
 VARIANTS = {
     "grouped": {},
     "multi-head": {"n_kv_heads": 4},
@@ -26,8 +43,18 @@ VARIANTS = {
     "own head size": {"head_dim": 6},
     "scaled FFN": {"ffn_scale": 0.3},
     "mixture of experts": {"n_experts": 6, "top_k": 2},
-    "mixture with normalised gates": {"n_experts": 6, "top_k": 3, "normalize_gates": True, "layer_norm_scaling": True},
-    "mixture with a shared expert": {"n_experts": 4, "top_k": 1, "shared_expert": True, "d_shared": 80},
+    "mixture with normalised gates": {
+        "n_experts": 6,
+        "top_k": 3,
+        "normalize_gates": True,
+        "layer_norm_scaling": True,
+    },
+    "mixture with a shared expert": {
+        "n_experts": 4,
+        "top_k": 1,
+        "shared_expert": True,
+        "d_shared": 80,
+    },
     "mixture of one expert": {"n_experts": 1, "top_k": 1},
 }
 
@@ -42,13 +69,17 @@ def test_equals_numpy(change):
     np.testing.assert_allclose(logits, expected_logits, rtol=1e-4, atol=1e-5)
     assert set(stats) == set(expected_stats)
     for name, values in expected_stats.items():
-        np.testing.assert_allclose(np.atleast_1d(stats[name]), values, rtol=1e-5, atol=1e-6, err_msg=name)
+        np.testing.assert_allclose(
+            np.atleast_1d(stats[name]), values, rtol=1e-5, atol=1e-6, err_msg=name
+        )
 
 
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
 def test_logits_equal_the_llama_of_transformers(kv_heads):
     torch = pytest.importorskip("torch", reason="the parity extra is not installed")
-    transformers = pytest.importorskip("transformers", reason="the parity extra is not installed")
+    transformers = pytest.importorskip(
+        "transformers", reason="the parity extra is not installed"
+    )
     cfg = dataclasses.replace(tiny_configs.MODEL, n_kv_heads=kv_heads)
     params = jax.tree.map(np.array, tiny_configs.init(cfg))
     llama = transformers.LlamaForCausalLM(
@@ -78,12 +109,26 @@ def test_logits_equal_the_llama_of_transformers(kv_heads):
     for layer in range(cfg.n_layers):
         prefix = f"model.layers.{layer}."
         for theirs, ours in (("q", "query"), ("k", "key"), ("v", "value")):
-            weights[f"{prefix}self_attn.{theirs}_proj.weight"] = kernel(f"attention.{ours}", layer, cfg.d_model)
-        weights[f"{prefix}self_attn.o_proj.weight"] = kernel("attention.out", layer, cfg.n_heads * cfg.head_dim)
-        for name, rows in (("gate", cfg.d_model), ("up", cfg.d_model), ("down", cfg.d_ff)):
-            weights[f"{prefix}mlp.{name}_proj.weight"] = kernel(f"ffn.{name}", layer, rows)
-        weights[f"{prefix}input_layernorm.weight"] = torch.from_numpy(params["blocks"]["attention_norm"]["gain"][layer])
-        weights[f"{prefix}post_attention_layernorm.weight"] = torch.from_numpy(params["blocks"]["ffn_norm"]["gain"][layer])
+            weights[f"{prefix}self_attn.{theirs}_proj.weight"] = kernel(
+                f"attention.{ours}", layer, cfg.d_model
+            )
+        weights[f"{prefix}self_attn.o_proj.weight"] = kernel(
+            "attention.out", layer, cfg.n_heads * cfg.head_dim
+        )
+        for name, rows in (
+            ("gate", cfg.d_model),
+            ("up", cfg.d_model),
+            ("down", cfg.d_ff),
+        ):
+            weights[f"{prefix}mlp.{name}_proj.weight"] = kernel(
+                f"ffn.{name}", layer, rows
+            )
+        weights[f"{prefix}input_layernorm.weight"] = torch.from_numpy(
+            params["blocks"]["attention_norm"]["gain"][layer]
+        )
+        weights[f"{prefix}post_attention_layernorm.weight"] = torch.from_numpy(
+            params["blocks"]["ffn_norm"]["gain"][layer]
+        )
     llama.load_state_dict(weights, strict=True)
     with torch.no_grad():
         expected = llama(torch.from_numpy(TOKENS)).logits.numpy()
@@ -100,10 +145,20 @@ def _loss(cfg, kernels, params):
 def test_remat_changes_nothing(remat):
     params = tiny_configs.init(tiny_configs.MODEL)
     grad = jax.value_and_grad(_loss, argnums=2, has_aux=True)
-    without = jax.jit(lambda p: grad(tiny_configs.MODEL, Kernels(remat="none", attention="xla"), p))(params)
-    rematerialised = jax.jit(lambda p: grad(tiny_configs.MODEL, Kernels(remat=remat, attention="xla"), p))(params)
+    without = jax.jit(
+        lambda p: grad(tiny_configs.MODEL, Kernels(remat="none", attention="xla"), p)
+    )(params)
+    rematerialised = jax.jit(
+        lambda p: grad(tiny_configs.MODEL, Kernels(remat=remat, attention="xla"), p)
+    )(params)
     tiny_configs.assert_relative(rematerialised, without, 1e-5)
-    text = str(jax.make_jaxpr(lambda p: _loss(tiny_configs.MODEL, Kernels(remat=remat, attention="xla"), p))(params))
+    text = str(
+        jax.make_jaxpr(
+            lambda p: _loss(
+                tiny_configs.MODEL, Kernels(remat=remat, attention="xla"), p
+            )
+        )(params)
+    )
     assert "remat" in text
 
 
@@ -113,23 +168,37 @@ def test_unrolling_changes_nothing(remat):
     grad = jax.value_and_grad(_loss, argnums=2, has_aux=True)
 
     def run(**kernels):
-        return jax.jit(lambda p: grad(tiny_configs.MODEL, Kernels(attention="xla", **kernels), p)).lower(params)
+        return jax.jit(
+            lambda p: grad(tiny_configs.MODEL, Kernels(attention="xla", **kernels), p)
+        ).lower(params)
 
     looped, unrolled = run(remat=remat), run(remat=remat, unroll=True)
     assert "stablehlo.while" in looped.as_text()
     assert "stablehlo.while" not in unrolled.as_text()
     # Without a barrier the compiler would keep what `full` is to compute again.
     assert ("optimization_barrier" in unrolled.as_text()) == (remat == "full")
-    tiny_configs.assert_relative(unrolled.compile()(params), looped.compile()(params), 1e-5)
+    tiny_configs.assert_relative(
+        unrolled.compile()(params), looped.compile()(params), 1e-5
+    )
 
 
 def test_the_program_with_moments_keeps_its_loop():
-    net = Transformer(tiny_configs.MODEL, Kernels(attention="xla", unroll=True), with_moments=True)
-    assert "stablehlo.while" in jax.jit(net.apply).lower({"params": tiny_configs.init(tiny_configs.MODEL)}, TOKENS).as_text()
+    net = Transformer(
+        tiny_configs.MODEL, Kernels(attention="xla", unroll=True), with_moments=True
+    )
+    assert (
+        "stablehlo.while"
+        in jax.jit(net.apply)
+        .lower({"params": tiny_configs.init(tiny_configs.MODEL)}, TOKENS)
+        .as_text()
+    )
 
 
 def test_scan_equals_unrolled_and_jit_equals_no_jit():
-    cfg, kernels = dataclasses.replace(tiny_configs.MODEL, n_layers=2), Kernels(remat="none", attention="xla")
+    cfg, kernels = (
+        dataclasses.replace(tiny_configs.MODEL, n_layers=2),
+        Kernels(remat="none", attention="xla"),
+    )
     params = tiny_configs.init(cfg)
     block = Block(cfg, "xla", False)
     depth = Depth(norm_scale=jnp.float32(1))
@@ -149,24 +218,40 @@ def test_scan_equals_unrolled_and_jit_equals_no_jit():
 
     def scanned(params):
         loss, stats = _loss(cfg, kernels, params)
-        return loss, {name: value for name, value in stats.items() if name != "variance/final_norm"}
+        return loss, {
+            name: value
+            for name, value in stats.items()
+            if name != "variance/final_norm"
+        }
 
     expected = jax.value_and_grad(unrolled, has_aux=True)(params)
     with jax.disable_jit():
-        tiny_configs.assert_relative(jax.value_and_grad(scanned, has_aux=True)(params), expected, 1e-5)
-    tiny_configs.assert_relative(jax.jit(jax.value_and_grad(scanned, has_aux=True))(params), expected, 1e-5)
+        tiny_configs.assert_relative(
+            jax.value_and_grad(scanned, has_aux=True)(params), expected, 1e-5
+        )
+    tiny_configs.assert_relative(
+        jax.jit(jax.value_and_grad(scanned, has_aux=True))(params), expected, 1e-5
+    )
 
 
 def test_no_position_sees_a_later_one():
     """By gradients: the logits at t depend on the embeddings of positions 0..t and on no other."""
     cfg = tiny_configs.MODEL
     params = tiny_configs.init(cfg)
-    tokens = np.arange(12)[None]  # all different, so that a row of the table is a position
+    tokens = np.arange(12)[
+        None
+    ]  # all different, so that a row of the table is a position
 
     @jax.jit
     @jax.grad
     def gradient(table, t):
-        return jnp.sum(jnp.sin(Transformer(cfg).apply({"params": params | {"embedding": table}}, tokens)[0][0, t]))
+        return jnp.sum(
+            jnp.sin(
+                Transformer(cfg).apply(
+                    {"params": params | {"embedding": table}}, tokens
+                )[0][0, t]
+            )
+        )
 
     for t in (0, 5, 11):
         reach = jnp.abs(gradient(params["embedding"], t)).sum(-1)[:12] > 0
@@ -191,23 +276,37 @@ def test_dtypes_are_as_asked():
     cfg = dataclasses.replace(tiny_configs.MODEL, compute_dtype="bfloat16")
     for residual in ("float32", "bfloat16"):
         text = str(
-            jax.make_jaxpr(Transformer(dataclasses.replace(cfg, residual_dtype=residual)).apply)({"params": tiny_configs.init(cfg)}, TOKENS)
+            jax.make_jaxpr(
+                Transformer(dataclasses.replace(cfg, residual_dtype=residual)).apply
+            )({"params": tiny_configs.init(cfg)}, TOKENS)
         )
-        carries = [line for line in text.splitlines() if ":bf16[2,17,32]" in line and "= scan[" in line.replace("] =", "] =")]
+        carries = [
+            line
+            for line in text.splitlines()
+            if ":bf16[2,17,32]" in line and "= scan[" in line.replace("] =", "] =")
+        ]
         assert bool(carries) == (residual == "bfloat16")
-    logits, stats = jax.jit(Transformer(cfg).apply)({"params": tiny_configs.init(cfg)}, TOKENS)
+    logits, stats = jax.jit(Transformer(cfg).apply)(
+        {"params": tiny_configs.init(cfg)}, TOKENS
+    )
     assert logits.dtype == jnp.float32
     assert {value.dtype for value in stats.values()} == {jnp.dtype("float32")}
 
 
 def test_float64_stays_float64():
     with jax.enable_x64():
-        cfg = dataclasses.replace(tiny_configs.MODEL, compute_dtype="float64", residual_dtype="float64")
+        cfg = dataclasses.replace(
+            tiny_configs.MODEL, compute_dtype="float64", residual_dtype="float64"
+        )
         params = tiny_configs.init(cfg, dtype=jnp.float64)
-        logits, stats = jax.jit(Transformer(cfg, Kernels(attention="reference")).apply)({"params": params}, TOKENS)
+        logits, stats = jax.jit(Transformer(cfg, Kernels(attention="reference")).apply)(
+            {"params": params}, TOKENS
+        )
         expected, expected_stats = numpy_model.forward(params, TOKENS, cfg)
         np.testing.assert_allclose(logits, expected, rtol=1e-11, atol=1e-12)
-        np.testing.assert_allclose(stats["variance/residual"], expected_stats["variance/residual"], rtol=1e-12)
+        np.testing.assert_allclose(
+            stats["variance/residual"], expected_stats["variance/residual"], rtol=1e-12
+        )
 
 
 @pytest.mark.parametrize(("width", "heads"), [(64, 4), (128, 8)])
@@ -228,7 +327,9 @@ def test_scaled_widths_start_from_the_published_variance_profile(width, heads):
     @jax.jit
     def profile(key):
         model = Transformer(cfg)
-        return model.apply(model.init(key, tokens[:, :8]), tokens, method="hidden")[1]["variance/residual"]
+        return model.apply(model.init(key, tokens[:, :8]), tokens, method="hidden")[1][
+            "variance/residual"
+        ]
 
     mean = np.mean([profile(jax.random.key(seed)) for seed in range(4)], axis=0)
     np.testing.assert_allclose(mean, PUBLISHED, rtol=0.15)

@@ -23,14 +23,20 @@ def untold(monkeypatch):
 def test_in_the_folder_for_caches(untold, tmp_path):
     untold.setenv("XDG_CACHE_HOME", str(tmp_path))
     keep_programs()
-    assert jax.config.values["jax_compilation_cache_dir"] == f"{tmp_path}/sparsecod_jax/xla"
+    assert (
+        jax.config.values["jax_compilation_cache_dir"]
+        == f"{tmp_path}/sparsecod_jax/xla"
+    )
 
 
 def test_in_the_home_directory_by_default(untold, tmp_path):
     untold.delenv("XDG_CACHE_HOME")
     untold.setenv("HOME", str(tmp_path))
     keep_programs()
-    assert jax.config.values["jax_compilation_cache_dir"] == f"{tmp_path}/.cache/sparsecod_jax/xla"
+    assert (
+        jax.config.values["jax_compilation_cache_dir"]
+        == f"{tmp_path}/.cache/sparsecod_jax/xla"
+    )
 
 
 def test_where_jax_was_told(untold, tmp_path):
@@ -41,7 +47,12 @@ def test_where_jax_was_told(untold, tmp_path):
 
 def test_the_second_run_finds_the_program_of_the_first(tokens, tmp_path):
     """In the tests' own folder for caches; and it computes the same bits."""
-    experiment = tiny_configs.experiment(steps=3, data={"path": str(tokens)}, model={"d_ff": 40}, evaluation={"max_tokens": 64})
+    experiment = tiny_configs.experiment(
+        steps=3,
+        data={"path": str(tokens)},
+        model={"d_ff": 40},
+        evaluation={"max_tokens": 64},
+    )
     kept = Path(os.environ["XDG_CACHE_HOME"]) / "sparsecod_jax" / "xla"
     before = set(kept.glob("jit_train_step-*"))
     programs, metrics = [], []
@@ -49,7 +60,16 @@ def test_the_second_run_finds_the_program_of_the_first(tokens, tmp_path):
         process.finish(process.start(experiment, tmp_path / name))
         programs.append(set(kept.glob("jit_train_step-*")) - before)
         lines = RunDir(tmp_path / name).read_metrics()
-        metrics.append([{name: value for name, value in line.items() if name != "tokens_per_second"} for line in lines])
+        metrics.append(
+            [
+                {
+                    name: value
+                    for name, value in line.items()
+                    if name != "tokens_per_second"
+                }
+                for line in lines
+            ]
+        )
     assert len(programs[0]) == 1
     assert programs[1] == programs[0]
     assert metrics[1] == metrics[0]

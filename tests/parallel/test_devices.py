@@ -37,10 +37,14 @@ def test_devices_that_are_known(kind, peak, gibibytes):
 @pytest.mark.parametrize("name", devices.SHARES)
 def test_a_gpu_has_the_memory_that_jax_was_told_to_take(name, monkeypatch):
     monkeypatch.setenv(name, "0.4")
-    assert devices.find("NVIDIA H100 80GB HBM3") == devices.Device(989e12, 0.4 * 79 * GIB)
+    assert devices.find("NVIDIA H100 80GB HBM3") == devices.Device(
+        989e12, 0.4 * 79 * GIB
+    )
     assert devices.find("TPU v4") == devices.Device(275e12, 30.75 * GIB)
     monkeypatch.setenv(name, "0,4")
-    with pytest.raises(ConfigError, match=rf"{name}=0,4 is not a number: write it like 0\.9"):
+    with pytest.raises(
+        ConfigError, match=rf"{name}=0,4 is not a number: write it like 0\.9"
+    ):
         devices.find("NVIDIA H100 80GB HBM3")
 
 
@@ -52,6 +56,9 @@ def test_two_variables_for_one_share_are_refused(monkeypatch):
         devices.find("NVIDIA H100 80GB HBM3")
 
 
-@pytest.mark.parametrize("kind", ["NVIDIA RTX A1000", "NVIDIA GeForce RTX 4090", "TPU v3", "TPU v7x", "cpu", ""])
+@pytest.mark.parametrize(
+    "kind",
+    ["NVIDIA RTX A1000", "NVIDIA GeForce RTX 4090", "TPU v3", "TPU v7x", "cpu", ""],
+)
 def test_of_others_nothing_is_said(kind):
     assert devices.find(kind) is None

@@ -26,13 +26,25 @@ for environment, given in json.loads(sys.argv[1]):
     for name in environment:
         del os.environ[name]
 """
-SLURM = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_PROCID": "1", "SLURM_LOCALID": "1"}  # in the batch script, outside srun
+SLURM = {
+    "SLURM_JOB_ID": "7",
+    "SLURM_NTASKS": "4",
+    "SLURM_PROCID": "1",
+    "SLURM_LOCALID": "1",
+}  # in the batch script, outside srun
 
 
 def _places(*cases) -> list[str]:
     """What becomes of a process in each environment with each (coordinator, count, index), and nothing else is printed."""
     command = [sys.executable, "-c", PLACES, json.dumps(cases)]
-    done = subprocess.run(command, cwd=process.ROOT, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(
+        command,
+        cwd=process.ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
     assert done.stderr == ""
     return done.stdout.splitlines()
 
@@ -40,22 +52,36 @@ def _places(*cases) -> list[str]:
 def test_a_laptop_trains_alone_and_half_told_places_are_refused():
     """Otherwise each of several processes would train a copy."""
     nothing = [None, None, None]
-    alone, batch_script, forced, indexed_pod, mpi, address_only, partly, beyond = _places(
-        ({}, nothing),
-        (SLURM, nothing),
-        (SLURM, [None, 1, None]),
-        ({"JOB_COMPLETION_INDEX": "0"}, nothing),
-        ({"PMI_SIZE": "2"}, nothing),
-        ({"JAX_COORDINATOR_ADDRESS": "127.0.0.1:1"}, nothing),
-        ({}, ["127.0.0.1:1", 2, None]),
-        ({}, ["127.0.0.1:1", 2, 2]),
+    alone, batch_script, forced, indexed_pod, mpi, address_only, partly, beyond = (
+        _places(
+            ({}, nothing),
+            (SLURM, nothing),
+            (SLURM, [None, 1, None]),
+            ({"JOB_COMPLETION_INDEX": "0"}, nothing),
+            ({"PMI_SIZE": "2"}, nothing),
+            ({"JAX_COORDINATOR_ADDRESS": "127.0.0.1:1"}, nothing),
+            ({}, ["127.0.0.1:1", 2, None]),
+            ({}, ["127.0.0.1:1", 2, 2]),
+        )
     )
     assert alone == forced == "alone"
-    for sentence, sign in ((batch_script, "SLURM_NTASKS=4"), (indexed_pod, "JOB_COMPLETION_INDEX=0"), (mpi, "PMI_SIZE=2")):
-        assert sentence.startswith(f"{sign} says that this is one of several processes, and JAX can't tell which: ")
+    for sentence, sign in (
+        (batch_script, "SLURM_NTASKS=4"),
+        (indexed_pod, "JOB_COMPLETION_INDEX=0"),
+        (mpi, "PMI_SIZE=2"),
+    ):
+        assert sentence.startswith(
+            f"{sign} says that this is one of several processes, and JAX can't tell which: "
+        )
         assert sentence.endswith(ADVICE)
-    assert address_only == f"JAX can't join the other processes (Number of processes must be defined.): {ADVICE}"
-    assert partly == f"--coordinator, --process_count and --process_index belong together: {ADVICE}"
+    assert (
+        address_only
+        == f"JAX can't join the other processes (Number of processes must be defined.): {ADVICE}"
+    )
+    assert (
+        partly
+        == f"--coordinator, --process_count and --process_index belong together: {ADVICE}"
+    )
     assert "process_id < num_processes" in beyond
 
 
@@ -93,7 +119,11 @@ def test_what_runs_on_the_first_counts_for_both(two):
     assert zero["decided"] == one["decided"] == {"who": 0, "text": "ü" * 3000}
     assert zero["nothing"] is one["nothing"] is None
     assert zero["fenced"] == one["fenced"] == ["Fenced", "said by 0"]
-    assert zero["surprised"] == one["surprised"] == ["SparsecodError", "process 0 failed (OSError: disk 0 is full)"]
+    assert (
+        zero["surprised"]
+        == one["surprised"]
+        == ["SparsecodError", "process 0 failed (OSError: disk 0 is full)"]
+    )
 
 
 def test_what_runs_on_all_succeeds_on_all_or_fails_on_all(two):
@@ -107,7 +137,10 @@ def test_a_process_reads_the_rows_that_its_devices_hold(two):
     """Of 8 rows, on two devices a process: also where partners share rows, or need all of them."""
     zero, one = (json.loads(lines[-1]) for lines in two[0])
     assert (zero["data 4"], one["data 4"]) == ([0, 1, 2, 3], [4, 5, 6, 7])
-    assert (zero["expert 2, tensor 2"], one["expert 2, tensor 2"]) == ([0, 1, 2, 3], [4, 5, 6, 7])
+    assert (zero["expert 2, tensor 2"], one["expert 2, tensor 2"]) == (
+        [0, 1, 2, 3],
+        [4, 5, 6, 7],
+    )
     assert zero["tensor 4"] == one["tensor 4"] == list(range(8))
 
 

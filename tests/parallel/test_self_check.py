@@ -16,14 +16,19 @@ CHECK = "from sparsecod_jax.parallel.self_check import check_compiler; check_com
 
 def _check(flags: str) -> subprocess.CompletedProcess:
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    return subprocess.run([sys.executable, "-c", CHECK], env=environment, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-c", CHECK], env=environment, capture_output=True, text=True
+    )
 
 
 def test_the_tests_own_compiler_is_right():
     check_compiler()
 
 
-@pytest.mark.skipif(not importlib.metadata.version("jaxlib").startswith("0.10."), reason="the fault is of jaxlib 0.10")
+@pytest.mark.skipif(
+    not importlib.metadata.version("jaxlib").startswith("0.10."),
+    reason="the fault is of jaxlib 0.10",
+)
 def test_the_fault_is_noticed_and_the_sentence_names_the_flag():
     wrong = _check(LIBRARY_REDUCTIONS)
     assert wrong.returncode != 0

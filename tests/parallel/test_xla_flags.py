@@ -9,7 +9,10 @@ from sparsecod_jax import cli
 from sparsecod_jax.parallel import xla_flags
 
 PRODUCTS = (xla_flags.leave_products_to_libraries, "--xla_gpu_enable_triton_gemm")
-REDUCTIONS = (xla_flags.compute_own_reductions, "--xla_cpu_experimental_ynn_fusion_type")
+REDUCTIONS = (
+    xla_flags.compute_own_reductions,
+    "--xla_cpu_experimental_ynn_fusion_type",
+)
 
 
 @pytest.mark.parametrize(("add", "name"), [PRODUCTS, REDUCTIONS])
@@ -63,7 +66,9 @@ def test_subcommands_set_them_before_they_compute(words, function, flags, monkey
     monkeypatch.setenv("XLA_FLAGS", "")
     seen = []
     monkeypatch.setattr(function, lambda *_, **__: seen.append(os.environ["XLA_FLAGS"]))
-    monkeypatch.setattr("sparsecod_jax.parallel.compilation.keep_programs", lambda: None)
+    monkeypatch.setattr(
+        "sparsecod_jax.parallel.compilation.keep_programs", lambda: None
+    )
     cli.main(words)
     assert seen
     assert set(seen[0].split()) == set(flags)

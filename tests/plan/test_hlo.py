@@ -15,8 +15,12 @@ KIB = 1024  # of a device's part, [256] float32
 
 def _compiled(function, size=8 * 256):
     """Collectives of `function`, mapped over eight devices."""
-    mapped = jax.shard_map(function, mesh=MESH, in_specs=P("fsdp"), out_specs=P("fsdp"), check_vma=False)
-    return collectives(jax.jit(mapped).lower(jnp.zeros(size, jnp.float32)).compile().as_text() or "")
+    mapped = jax.shard_map(
+        function, mesh=MESH, in_specs=P("fsdp"), out_specs=P("fsdp"), check_vma=False
+    )
+    return collectives(
+        jax.jit(mapped).lower(jnp.zeros(size, jnp.float32)).compile().as_text() or ""
+    )
 
 
 def _all_reduce(x):
@@ -32,7 +36,9 @@ def _all_to_all(x):
 
 
 def _permute(x):
-    return jax.lax.ppermute(x, "fsdp", [(source, (source + 1) % 8) for source in range(8)])
+    return jax.lax.ppermute(
+        x, "fsdp", [(source, (source + 1) % 8) for source in range(8)]
+    )
 
 
 def _reduce_scatter(x):
@@ -58,13 +64,20 @@ def test_a_collective_counts_as_often_as_its_loop_runs(function, kind, size):
 
     assert _compiled(function) == {kind: Traffic(1, size)}
     assert _compiled(lambda x: loop(x, 7)) == {kind: Traffic(7, 7 * size)}
-    assert _compiled(lambda x: loop(function(nested(x)), 2)) == {kind: Traffic(18, 18 * size)}
+    assert _compiled(lambda x: loop(function(nested(x)), 2)) == {
+        kind: Traffic(18, 18 * size)
+    }
 
 
 def test_kinds_are_told_apart_and_narrow_numbers_weigh_less():
     def all_of_them(x):
         half = jax.lax.all_gather(x.astype(jnp.int8), "fsdp", tiled=True)
-        return _permute(x) + _permute(2 * x) + half.sum().astype(x.dtype) + jax.lax.psum(x.sum(), "fsdp")
+        return (
+            _permute(x)
+            + _permute(2 * x)
+            + half.sum().astype(x.dtype)
+            + jax.lax.psum(x.sum(), "fsdp")
+        )
 
     assert _compiled(all_of_them) == {
         "collective-permute": Traffic(2, 2 * KIB),
@@ -74,7 +87,10 @@ def test_kinds_are_told_apart_and_narrow_numbers_weigh_less():
 
 
 def test_one_device_sends_nothing():
-    assert collectives(jax.jit(jnp.sin).lower(jnp.zeros(3)).compile().as_text() or "") == {}
+    assert (
+        collectives(jax.jit(jnp.sin).lower(jnp.zeros(3)).compile().as_text() or "")
+        == {}
+    )
 
 
 def test_a_long_list_of_operands_is_added_up():
@@ -112,7 +128,10 @@ ENTRY %main (a: f32[16], b: bf16[1,2]) -> f32[128] {
   ROOT %copy = f32[128]{0} copy(%gathered)
 }
 """
-    assert collectives(text) == {"all-gather": Traffic(1, 512), "all-reduce": Traffic(2, 64 + 4)}
+    assert collectives(text) == {
+        "all-gather": Traffic(1, 512),
+        "all-reduce": Traffic(2, 64 + 4),
+    }
 
 
 def test_a_collective_that_a_tpu_spreads_over_fusions_counts_where_it_starts():
@@ -161,7 +180,10 @@ ENTRY %main (x: bf16[2048,16]) -> bf16[512,16] {
   ROOT %fusion = bf16[512,16]{1,0:T(8,128)(2,1)} fusion(%rest), kind=kCustom, calls=%all-reduce-scatter.7
 }
 """
-    assert collectives(text) == {"reduce-scatter": Traffic(1, 65536), "all-reduce": Traffic(1, 65536)}
+    assert collectives(text) == {
+        "reduce-scatter": Traffic(1, 65536),
+        "all-reduce": Traffic(1, 65536),
+    }
 
 
 def test_between_slices_a_tpu_sends_through_its_host():
@@ -210,11 +232,17 @@ ENTRY %main (x: f32[16]) -> (f32[16], s32[]) {
     [
         ("0", "", 16),
         ("1", "", 15),  # the first iteration was peeled off
-        ("0", ', backend_config={"known_trip_count":{"n":"4"},"known_init_step":{"init":"0","step":"1"}}', 4),
+        (
+            "0",
+            ', backend_config={"known_trip_count":{"n":"4"},"known_init_step":{"init":"0","step":"1"}}',
+            4,
+        ),
     ],
 )
 def test_a_loop_runs_as_often_as_its_condition_says(start, known, trips):
-    assert collectives(LOOP.replace("START", start).replace("KNOWN", known)) == {"all-reduce": Traffic(trips, 64 * trips)}
+    assert collectives(LOOP.replace("START", start).replace("KNOWN", known)) == {
+        "all-reduce": Traffic(trips, 64 * trips)
+    }
 
 
 def test_a_branch_counts_as_if_it_were_taken():

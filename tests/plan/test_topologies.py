@@ -28,7 +28,11 @@ from tests.support.compilers import needs_gpu_compiler, needs_tpu_compiler
 )
 def test_tpus(name, count, slices, kind, gibibytes):
     found = topologies.find(name)
-    assert (len(found.devices), found.slices, count_slices(found.devices)) == (count, slices, slices)
+    assert (len(found.devices), found.slices, count_slices(found.devices)) == (
+        count,
+        slices,
+        slices,
+    )
     assert {device.device_kind for device in found.devices} == {kind}
     known = devices.find(kind)
     assert known
@@ -36,35 +40,75 @@ def test_tpus(name, count, slices, kind, gibibytes):
 
 
 @needs_tpu_compiler
-@pytest.mark.parametrize("name", ["v4:2x2x2", "v4:2x2x1", "v5e:2x4", "v5e:4x4", "v5p:4x4x4", "v6e:2x2", "v6e:8x8", "v5p:2x2x2*2"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "v4:2x2x2",
+        "v4:2x2x1",
+        "v5e:2x4",
+        "v5e:4x4",
+        "v5p:4x4x4",
+        "v6e:2x2",
+        "v6e:8x8",
+        "v5p:2x2x2*2",
+    ],
+)
 def test_what_a_name_says_without_a_compiler_is_what_the_compiler_says(name):
     said, found = topologies.shape(name), topologies.find(name)
     hosts = {device.process_index for device in found.devices}
-    assert (said.slices, said.slices * said.chips, said.slices * said.hosts) == (found.slices, len(found.devices), len(hosts))
+    assert (said.slices, said.slices * said.chips, said.slices * said.hosts) == (
+        found.slices,
+        len(found.devices),
+        len(hosts),
+    )
     assert said.is_tpu
 
 
 def test_a_host_of_gpus_is_a_slice_of_its_own():
     shape = topologies.shape("h100:4x8")
-    assert (shape.slices, shape.hosts, shape.chips_of_host, shape.is_tpu) == (4, 1, 8, False)
+    assert (shape.slices, shape.hosts, shape.chips_of_host, shape.is_tpu) == (
+        4,
+        1,
+        8,
+        False,
+    )
 
 
 @needs_tpu_compiler
 def test_two_slices_are_the_halves_of_the_data_axis():
-    arranged = make_mesh(config.Mesh(4, 4, 1, 1), topologies.find("v5p:2x2x2*2").devices).devices
-    assert [{device.slice_index for device in half.flat} for half in np.split(arranged, 2)] == [{0}, {1}]
+    arranged = make_mesh(
+        config.Mesh(4, 4, 1, 1), topologies.find("v5p:2x2x2*2").devices
+    ).devices
+    assert [
+        {device.slice_index for device in half.flat} for half in np.split(arranged, 2)
+    ] == [{0}, {1}]
 
 
 @needs_gpu_compiler
-@pytest.mark.parametrize(("name", "count", "hosts"), [("h100:1", 1, 1), ("h100:8", 8, 1), ("h100:4x8", 32, 4)])
+@pytest.mark.parametrize(
+    ("name", "count", "hosts"),
+    [("h100:1", 1, 1), ("h100:8", 8, 1), ("h100:4x8", 32, 4)],
+)
 def test_gpus(name, count, hosts):
     found = topologies.find(name)
     assert (len(found.devices), found.slices) == (count, hosts)
     assert {device.device_kind for device in found.devices} == {"NVIDIA H100 80GB HBM3"}
-    assert make_mesh(config.Mesh(hosts, count // hosts, 1, 1), found.devices).devices.shape == (hosts, count // hosts, 1, 1)
+    assert make_mesh(
+        config.Mesh(hosts, count // hosts, 1, 1), found.devices
+    ).devices.shape == (hosts, count // hosts, 1, 1)
 
 
-OF_TPU = ["v5p", "v5p:4", "v5p:4x4", "v6e:2x2x2", "v7x:4x4", "v5p:4x4x4*", "v5p:4x4x4*0", "v5e:0x4", "v5p:4x-4x4"]
+OF_TPU = [
+    "v5p",
+    "v5p:4",
+    "v5p:4x4",
+    "v6e:2x2x2",
+    "v7x:4x4",
+    "v5p:4x4x4*",
+    "v5p:4x4x4*0",
+    "v5e:0x4",
+    "v5p:4x-4x4",
+]
 OF_GPU = ["h100", "h100:0", "h100:8x8x8", "h100:8*2", "h200:8"]
 
 
@@ -83,19 +127,36 @@ def test_other_names_are_refused(name):
 def test_slices_that_are_not_built_are_refused(name):
     with pytest.raises(ConfigError) as refused:
         topologies.find(name)
-    assert re.fullmatch(rf"--topology={re.escape(name)} is no slice that exists \([^\n]+\): write it like [^\n]+", str(refused.value))
+    assert re.fullmatch(
+        rf"--topology={re.escape(name)} is no slice that exists \([^\n]+\): write it like [^\n]+",
+        str(refused.value),
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "package", "sentence"),
     [
-        ("v5p:2x2x2", "libtpu", "compiling for a TPU needs its compiler: pip install 'sparsecod-jax[tpu]'"),
-        ("h100:8", "jax_cuda13_plugin", "compiling for an H100 needs its compiler: pip install 'sparsecod-jax[gpu]'"),
+        (
+            "v5p:2x2x2",
+            "libtpu",
+            "compiling for a TPU needs its compiler: pip install 'sparsecod-jax[tpu]'",
+        ),
+        (
+            "h100:8",
+            "jax_cuda13_plugin",
+            "compiling for an H100 needs its compiler: pip install 'sparsecod-jax[gpu]'",
+        ),
     ],
 )
-def test_without_its_compiler_a_topology_is_refused(name, package, sentence, monkeypatch):
+def test_without_its_compiler_a_topology_is_refused(
+    name, package, sentence, monkeypatch
+):
     installed = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda wanted: None if wanted == package else installed(wanted))
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda wanted: None if wanted == package else installed(wanted),
+    )
     with pytest.raises(ConfigError) as refused:
         topologies.find(name)
     assert str(refused.value) == sentence

@@ -21,19 +21,31 @@ from sparsecod_jax.pretrained.load import find_model, load_model
 from sparsecod_jax.storage.files import read_record, write_json, write_record
 from tests.support import saved_runs, tiny_configs
 
-TOKENS = np.random.default_rng(0).integers(0, tiny_configs.MODEL.vocab_size, (8, 21)).astype(np.int32)
+TOKENS = (
+    np.random.default_rng(0)
+    .integers(0, tiny_configs.MODEL.vocab_size, (8, 21))
+    .astype(np.int32)
+)
 WITHOUT_SHARED = {"shared_expert": False, "d_shared": 0}
 MODELS: dict[str, Model] = {
     "multi-head": dataclasses.replace(tiny_configs.MODEL, n_kv_heads=4),
     "grouped-query": tiny_configs.MODEL,
     "multi-query": dataclasses.replace(tiny_configs.MODEL, n_kv_heads=1, head_dim=6),
-    "LayerNorm Scaling": dataclasses.replace(tiny_configs.MODEL, layer_norm_scaling=True, rope_theta=500.0),
+    "LayerNorm Scaling": dataclasses.replace(
+        tiny_configs.MODEL, layer_norm_scaling=True, rope_theta=500.0
+    ),
     "scaled FFN": dataclasses.replace(tiny_configs.MODEL, ffn_scale=0.3),
     "mixture": dataclasses.replace(tiny_configs.MIXTURE, **WITHOUT_SHARED),
     "mixture, shared": dataclasses.replace(tiny_configs.MIXTURE, top_k=3),
-    "mixture, odd widths": dataclasses.replace(tiny_configs.MIXTURE, d_ff=19, d_shared=13),
-    "mixture, renormalised": dataclasses.replace(tiny_configs.MIXTURE, **WITHOUT_SHARED, normalize_gates=True),
-    "mixture, shared, renormalised": dataclasses.replace(tiny_configs.MIXTURE, normalize_gates=True, layer_norm_scaling=True),
+    "mixture, odd widths": dataclasses.replace(
+        tiny_configs.MIXTURE, d_ff=19, d_shared=13
+    ),
+    "mixture, renormalised": dataclasses.replace(
+        tiny_configs.MIXTURE, **WITHOUT_SHARED, normalize_gates=True
+    ),
+    "mixture, shared, renormalised": dataclasses.replace(
+        tiny_configs.MIXTURE, normalize_gates=True, layer_norm_scaling=True
+    ),
 }
 
 
@@ -42,7 +54,11 @@ def _files(folder: Path) -> dict[str, bytes]:
 
 
 def _weights(folder: Path) -> dict[str, np.ndarray]:
-    return {name: array for file in folder.glob("*.safetensors") for name, array in safetensors.numpy.load_file(file).items()}
+    return {
+        name: array
+        for file in folder.glob("*.safetensors")
+        for name, array in safetensors.numpy.load_file(file).items()
+    }
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -56,9 +72,13 @@ def exported(request, tmp_path_factory):
 
 def test_logits_equal_those_of_transformers(exported):
     torch = pytest.importorskip("torch", reason="the parity extra is not installed")
-    transformers = pytest.importorskip("transformers", reason="the parity extra is not installed")
+    transformers = pytest.importorskip(
+        "transformers", reason="the parity extra is not installed"
+    )
     run, folder = exported
-    theirs, info = transformers.AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, dtype=torch.float32)
+    theirs, info = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, output_loading_info=True, dtype=torch.float32
+    )
     assert not any(info.values()), info
     with torch.no_grad():
         expected = theirs(torch.tensor(TOKENS)).logits.numpy()
@@ -74,14 +94,22 @@ def test_goes_in_and_out_without_a_changed_byte(exported, tmp_path):
     imported = import_model(str(folder), str(tmp_path / "imported"))
     export(str(imported), str(tmp_path / "back"))
     assert _files(tmp_path / "back") == _files(folder)
-    ours, back = (saved_runs.logits(load_model(find_model(str(path))), TOKENS) for path in (run.path, imported))
+    ours, back = (
+        saved_runs.logits(load_model(find_model(str(path))), TOKENS)
+        for path in (run.path, imported)
+    )
     np.testing.assert_allclose(back, ours, rtol=0, atol=2e-5)
 
 
 def test_tokenizer_and_settings_are_those_of_the_run(exported):
-    transformers = pytest.importorskip("transformers", reason="the parity extra is not installed")
+    transformers = pytest.importorskip(
+        "transformers", reason="the parity extra is not installed"
+    )
     run, folder = exported
-    theirs, ours = transformers.AutoTokenizer.from_pretrained(folder), find_model(str(run.path)).tokenizer()
+    theirs, ours = (
+        transformers.AutoTokenizer.from_pretrained(folder),
+        find_model(str(run.path)).tokenizer(),
+    )
     text = " größer\n two  spaces"
     assert theirs(text)["input_ids"] == ours.ids(text)
     assert theirs.decode(ours.ids(text)) == text
@@ -98,13 +126,19 @@ def test_sixteen_bits_are_the_rounded_weights(dtype, name, tmp_path):
     export(str(run.path), str(tmp_path / "narrow"), dtype=dtype)
     kind = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16}[dtype]
     for name, array in _weights(tmp_path / "wide").items():
-        np.testing.assert_array_equal(_weights(tmp_path / "narrow")[name], array.astype(kind))
+        np.testing.assert_array_equal(
+            _weights(tmp_path / "narrow")[name], array.astype(kind)
+        )
     imported = import_model(str(tmp_path / "narrow"), str(tmp_path / "imported"))
     export(str(imported), str(tmp_path / "back"), dtype=dtype)
     assert _files(tmp_path / "back") == _files(tmp_path / "narrow")
 
-    transformers = pytest.importorskip("transformers", reason="the parity extra is not installed")
-    theirs, info = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "narrow", output_loading_info=True)
+    transformers = pytest.importorskip(
+        "transformers", reason="the parity extra is not installed"
+    )
+    theirs, info = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "narrow", output_loading_info=True
+    )
     assert not any(info.values()), info
     assert str(theirs.dtype) == f"torch.{dtype}"
 
@@ -114,34 +148,71 @@ def test_a_large_model_is_written_as_shards(tmp_path):
     export(str(run.path), str(tmp_path / "whole"))
     export(str(run.path), str(tmp_path / "shards"), shard_bytes=60_000)
     whole, shards = _weights(tmp_path / "whole"), _weights(tmp_path / "shards")
-    index = json.loads((tmp_path / "shards" / "model.safetensors.index.json").read_text())
-    assert index["metadata"]["total_size"] == sum(array.nbytes for array in whole.values())
+    index = json.loads(
+        (tmp_path / "shards" / "model.safetensors.index.json").read_text()
+    )
+    assert index["metadata"]["total_size"] == sum(
+        array.nbytes for array in whole.values()
+    )
     assert set(index["weight_map"]) == set(whole) == set(shards)
     for name in whole:
         np.testing.assert_array_equal(whole[name], shards[name])
     for file in (tmp_path / "shards").glob("*.safetensors"):
         contained = safetensors.numpy.load_file(file)
-        assert {name for name, place in index["weight_map"].items() if place == file.name} == set(contained)
+        assert {
+            name for name, place in index["weight_map"].items() if place == file.name
+        } == set(contained)
         assert sum(array.nbytes for array in contained.values()) <= 60_000
     imported = import_model(str(tmp_path / "shards"), str(tmp_path / "imported"))
     export(str(imported), str(tmp_path / "back"), shard_bytes=60_000)
     assert _files(tmp_path / "back") == _files(tmp_path / "shards")
-    transformers = pytest.importorskip("transformers", reason="the parity extra is not installed")
-    _, info = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "shards", output_loading_info=True)
+    transformers = pytest.importorskip(
+        "transformers", reason="the parity extra is not installed"
+    )
+    _, info = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "shards", output_loading_info=True
+    )
     assert not any(info.values()), info
 
 
 def test_the_card_tells_of_training_results_and_layers(tmp_path):
-    run = saved_runs.run(tmp_path / "run", dataclasses.replace(tiny_configs.MODEL, document_masking=True))
+    run = saved_runs.run(
+        tmp_path / "run", dataclasses.replace(tiny_configs.MODEL, document_masking=True)
+    )
     weights = load_model(find_model(str(run.path))).weights
-    write_json(run.final, {"steps": 3, "loss": 1.25, "perplexity": 3.49, "bits_per_byte": 0.9})
-    found = {"usefulness": {"loss_ratio": [1.5, 1.25, 1.125]}, "block_influence": [0.3, 0.2, 0.1]}
+    write_json(
+        run.final, {"steps": 3, "loss": 1.25, "perplexity": 3.49, "bits_per_byte": 0.9}
+    )
+    found = {
+        "usefulness": {"loss_ratio": [1.5, 1.25, 1.125]},
+        "block_influence": [0.3, 0.2, 0.1],
+    }
     run.analysis.path.mkdir()
-    write_json(run.analysis.scores, {"model": {"weights": weights}, "data": {"sequences": 5, "seq_len": 9}, **found})
+    write_json(
+        run.analysis.scores,
+        {
+            "model": {"weights": weights},
+            "data": {"sequences": 5, "seq_len": 9},
+            **found,
+        },
+    )
     card = (export(str(run.path), str(tmp_path / "a")) / "README.md").read_text()
-    for expected in ("| loss | 1.2500 |", "| 3 | 1.125 | 0.1 |", '"commit": "none"', "one document at a time", "5 sequences of 9 tokens"):
+    for expected in (
+        "| loss | 1.2500 |",
+        "| 3 | 1.125 | 0.1 |",
+        '"commit": "none"',
+        "one document at a time",
+        "5 sequences of 9 tokens",
+    ):
         assert expected in card
-    write_json(run.analysis.scores, {"model": {"weights": "of another step"}, "data": {"sequences": 5, "seq_len": 9}, **found})
+    write_json(
+        run.analysis.scores,
+        {
+            "model": {"weights": "of another step"},
+            "data": {"sequences": 5, "seq_len": 9},
+            **found,
+        },
+    )
     write_json(run.final, {"steps": 4, "loss": 1.25})
     card = (export(str(run.path), str(tmp_path / "b")) / "README.md").read_text()
     assert "1.125" not in card
@@ -169,7 +240,10 @@ def test_nothing_is_left_of_an_export_that_fails(tmp_path):
     params = tiny_configs.init(tiny_configs.MODEL)
     params["final_norm"]["gain"] = params["final_norm"]["gain"].at[3].set(1e5)
     run = saved_runs.run(tmp_path / "run", tiny_configs.MODEL, params)
-    with pytest.raises(ConfigError, match=r"model\.norm\.weight reaches 100000, which float16 does not hold: export another --dtype"):
+    with pytest.raises(
+        ConfigError,
+        match=r"model\.norm\.weight reaches 100000, which float16 does not hold: export another --dtype",
+    ):
         export(str(run.path), str(tmp_path / "hf"), dtype="float16")
     assert {path.name for path in tmp_path.iterdir()} == {"run"}
     export(str(run.path), str(tmp_path / "hf"), dtype="bfloat16")
@@ -179,7 +253,10 @@ def test_a_diverged_run_does_not_leave(tmp_path):
     params = tiny_configs.init(tiny_configs.MODEL)
     params["final_norm"]["gain"] = params["final_norm"]["gain"].at[3].set(np.nan)
     run = saved_runs.run(tmp_path / "run", tiny_configs.MODEL, params)
-    with pytest.raises(ConfigError, match=r"model\.norm\.weight has values that are not finite: the run has diverged"):
+    with pytest.raises(
+        ConfigError,
+        match=r"model\.norm\.weight has values that are not finite: the run has diverged",
+    ):
         export(str(run.path), str(tmp_path / "hf"))
 
 
@@ -190,7 +267,9 @@ def test_what_lies_beside_is_left_alone(tmp_path):
     export(str(run.path), str(tmp_path / "hf"))
     assert {path.name for path in tmp_path.iterdir()} == {"run", "hf", "hf.partial"}
     assert (tmp_path / "hf.partial" / "precious").exists()
-    modes = {file.name: file.stat().st_mode & 0o777 for file in (tmp_path / "hf").iterdir()}
+    modes = {
+        file.name: file.stat().st_mode & 0o777 for file in (tmp_path / "hf").iterdir()
+    }
     assert set(modes.values()) == {modes["config.json"]}
     with pytest.raises(ConfigError, match=r"can't be made .*: choose another place"):
         export(str(run.path), str(tmp_path / "hf" / "config.json" / "inner"))
@@ -215,12 +294,21 @@ def test_a_damaged_checkpoint_does_not_leave(tmp_path):
 
 def test_verbs(tmp_path, capsys):
     run = saved_runs.run(tmp_path / "run", tiny_configs.MODEL)
-    main(["export", f"--workdir={run.path}", f"--out={tmp_path / 'hf'}", "--dtype=bfloat16"])
+    main(
+        [
+            "export",
+            f"--workdir={run.path}",
+            f"--out={tmp_path / 'hf'}",
+            "--dtype=bfloat16",
+        ]
+    )
     main(["import", f"--hf={tmp_path / 'hf'}", f"--workdir={tmp_path / 'imported'}"])
     text = capsys.readouterr().out
     assert f"exported: {tmp_path / 'hf'}" in text
     assert f"imported: {tmp_path / 'imported'}" in text
-    assert json.loads((tmp_path / "hf" / "config.json").read_text())["dtype"] == "bfloat16"
+    assert (
+        json.loads((tmp_path / "hf" / "config.json").read_text())["dtype"] == "bfloat16"
+    )
 
 
 def test_what_an_origin_has_that_is_no_word_stays(tmp_path):
@@ -254,11 +342,16 @@ def test_an_origin_that_leads_elsewhere_is_refused(tmp_path, plant):
     elif plant == "pipe":
         os.mkfifo(origin / "LICENSE")
     elif plant == "code":
-        (origin / "tokenizer_config.json").write_text('{"auto_map": {"AutoTokenizer": ["theirs/repository--evil.Tokenizer", null]}}')
+        (origin / "tokenizer_config.json").write_text(
+            '{"auto_map": {"AutoTokenizer": ["theirs/repository--evil.Tokenizer", null]}}'
+        )
     else:
         with open(origin / "README.md", "wb") as file:
             file.truncate(2**40)
-    with pytest.raises(ConfigError, match=r"is a link|is not a plain file|names code of its own|bytes, where|says more than"):
+    with pytest.raises(
+        ConfigError,
+        match=r"is a link|is not a plain file|names code of its own|bytes, where|says more than",
+    ):
         export(str(run.path), str(tmp_path / "hf"))
     assert not (tmp_path / "hf").exists()
 
@@ -268,9 +361,14 @@ def test_an_origin_that_is_no_folder_of_the_run_is_refused(tmp_path):
     origin, private = Path(run.origin), tmp_path / "private"
     private.mkdir()
     (private / "README.md").write_text("secret")
-    for plant in (lambda: origin.symlink_to(private), lambda: origin.write_text("secret")):
+    for plant in (
+        lambda: origin.symlink_to(private),
+        lambda: origin.write_text("secret"),
+    ):
         plant()
-        with pytest.raises(ConfigError, match="origin is not a folder of the run itself"):
+        with pytest.raises(
+            ConfigError, match="origin is not a folder of the run itself"
+        ):
             export(str(run.path), str(tmp_path / "hf"))
         origin.unlink()
 
@@ -278,13 +376,23 @@ def test_an_origin_that_is_no_folder_of_the_run_is_refused(tmp_path):
 def test_the_card_does_not_tell_where_things_lay(tmp_path):
     run = saved_runs.run(tmp_path / "run", tiny_configs.MODEL)
     values = read_record(run.config)
-    values["data"] |= {"path": "/home/someone/private/sotu", "source": "../corpus/", "tokenizer": "gs://bucket/words/tokenizer.json"}
+    values["data"] |= {
+        "path": "/home/someone/private/sotu",
+        "source": "../corpus/",
+        "tokenizer": "gs://bucket/words/tokenizer.json",
+    }
     write_record(run.config, values)
     places = {"host": "cluster-7", "data": {"place": "/home/someone/sotu"}}
     write_record(run.manifest, read_record(run.manifest) | places)
     export(str(run.path), str(tmp_path / "hf"))
     for file in (tmp_path / "hf").iterdir():
-        for private in (b"someone", b"bucket", b"cluster-7", b"../", str(tmp_path).encode()):
+        for private in (
+            b"someone",
+            b"bucket",
+            b"cluster-7",
+            b"../",
+            str(tmp_path).encode(),
+        ):
             assert private not in file.read_bytes(), file
     assert '"path": "sotu"' in (tmp_path / "hf" / "README.md").read_text()
 
@@ -298,12 +406,23 @@ def _flip(file: Path, place: int) -> None:
 def test_a_flipped_bit_of_an_export_is_named(tmp_path):
     run = saved_runs.run(tmp_path / "run", tiny_configs.MODEL)
     folder = Path(export(str(run.path), str(tmp_path / "hf")))
-    for place, name in ((-1, r"\S+"), (-tiny_configs.MODEL.d_model * 4 - 1, r"\S+"), (20_000, r"\S+")):
+    for place, name in (
+        (-1, r"\S+"),
+        (-tiny_configs.MODEL.d_model * 4 - 1, r"\S+"),
+        (20_000, r"\S+"),
+    ):
         _flip(folder / "model.safetensors", place)
-        with pytest.raises(ConfigError, match=rf"^{name} of .* was changed after it was exported"):
+        with pytest.raises(
+            ConfigError, match=rf"^{name} of .* was changed after it was exported"
+        ):
             import_model(str(folder), str(tmp_path / "imported"))
         _flip(folder / "model.safetensors", place)
-    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "digests.json"):
+    for name in (
+        "config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "digests.json",
+    ):
         place = (folder / name).read_bytes().index(b"a")
         _flip(folder / name, place)
         with pytest.raises(ConfigError, match=rf"{name} was changed after it was"):
@@ -322,11 +441,17 @@ CONFIGS = sorted(path.stem for path in Path("configs").glob("*.py"))
 def test_stock_transformers_run_every_config_at_nano(name, dtype, tmp_path):
     """With the implementations that they choose themselves, on which the widths of our experts have to agree."""
     torch = pytest.importorskip("torch", reason="the parity extra is not installed")
-    transformers = pytest.importorskip("transformers", reason="the parity extra is not installed")
-    model = dataclasses.replace(load_experiment(f"configs/{name}.py:nano").model, vocab_size=304, n_layers=2)
+    transformers = pytest.importorskip(
+        "transformers", reason="the parity extra is not installed"
+    )
+    model = dataclasses.replace(
+        load_experiment(f"configs/{name}.py:nano").model, vocab_size=304, n_layers=2
+    )
     run = saved_runs.run(tmp_path / "run", model)
     folder = export(str(run.path), str(tmp_path / "hf"), dtype=dtype)
-    theirs, info = transformers.AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, dtype=getattr(torch, dtype))
+    theirs, info = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, output_loading_info=True, dtype=getattr(torch, dtype)
+    )
     assert not any(info.values()), info
     with torch.no_grad():
         found = theirs(torch.tensor(TOKENS)).logits.float().numpy()

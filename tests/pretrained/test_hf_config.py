@@ -12,17 +12,29 @@ PLAIN = to_config(tiny_configs.MODEL, 64, "float32", 5, 5)
 
 
 @pytest.mark.parametrize(
-    "model", [tiny_configs.MODEL, tiny_configs.MIXTURE, dataclasses.replace(tiny_configs.MIXTURE, shared_expert=False, d_shared=0)]
+    "model",
+    [
+        tiny_configs.MODEL,
+        tiny_configs.MIXTURE,
+        dataclasses.replace(tiny_configs.MIXTURE, shared_expert=False, d_shared=0),
+    ],
 )
 def test_there_and_back(model):
     again, longest = from_config(to_config(model, 64, "float32", 5, 5))
     assert longest == 64
-    assert again == dataclasses.replace(model, init_std=again.init_std, router_z_weight=again.router_z_weight)
+    assert again == dataclasses.replace(
+        model, init_std=again.init_std, router_z_weight=again.router_z_weight
+    )
 
 
-@pytest.mark.parametrize("name", ["GPT2LMHeadModel", "Qwen3ForCausalLM", "MixtralForCausalLM", None])
+@pytest.mark.parametrize(
+    "name", ["GPT2LMHeadModel", "Qwen3ForCausalLM", "MixtralForCausalLM", None]
+)
 def test_other_architectures_are_refused_by_name(name):
-    with pytest.raises(ConfigError, match=f"architecture {name!r}: only LlamaForCausalLM, MistralForCausalLM, Qwen2MoeForCausalLM"):
+    with pytest.raises(
+        ConfigError,
+        match=f"architecture {name!r}: only LlamaForCausalLM, MistralForCausalLM, Qwen2MoeForCausalLM",
+    ):
         from_config(PLAIN | {"architectures": [name]})
 
 
@@ -37,18 +49,36 @@ def test_two_architectures_are_none():
         ({"hidden_act": "gelu"}, "has hidden_act='gelu', only 'silu' is computed here"),
         ({"attention_bias": True}, "attention_bias=True"),
         ({"mlp_bias": True}, "mlp_bias=True"),
-        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "scales rotary positions .*llama3"),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "scales rotary positions .*linear"),
-        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "scales rotary positions .*yarn"),
+        (
+            {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
+            "scales rotary positions .*llama3",
+        ),
+        (
+            {"rope_scaling": {"type": "linear", "factor": 2.0}},
+            "scales rotary positions .*linear",
+        ),
+        (
+            {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}},
+            "scales rotary positions .*yarn",
+        ),
         ({"quantization_config": {"bits": 4}}, "quantization_config="),
         ({"auto_map": {"AutoModelForCausalLM": "modeling.Evil"}}, "auto_map="),
         ({"model_type": "qwen3"}, "model_type='qwen3', only 'llama'"),
         ({"pretraining_tp": 2}, "pretraining_tp=2"),
         ({"rope_scaling": "linear"}, r"scales rotary positions \('linear'\)"),
         ({"rope_scaling": {"rope_type": ["x"]}}, "rope_type"),
-        ({"rope_parameters": {"full_attention": {"rope_type": "yarn"}}}, "full_attention"),
-        ({"rope_theta": 5e5}, r"rope_theta as \[10000\.0, 500000\.0\]: correct one of them"),
-        ({"hidden_size": "32"}, "hidden_size='32': correct it to a whole number above 0"),
+        (
+            {"rope_parameters": {"full_attention": {"rope_type": "yarn"}}},
+            "full_attention",
+        ),
+        (
+            {"rope_theta": 5e5},
+            r"rope_theta as \[10000\.0, 500000\.0\]: correct one of them",
+        ),
+        (
+            {"hidden_size": "32"},
+            "hidden_size='32': correct it to a whole number above 0",
+        ),
         ({"hidden_size": 10**400}, "hidden_size=a huge number"),
         ({"num_hidden_layers": -1}, "num_hidden_layers=-1"),
         ({"num_attention_heads": True}, "num_attention_heads=True"),
@@ -68,23 +98,43 @@ def test_settings_that_are_not_computed_here_are_refused_by_name(change, message
 
 def test_a_missing_size_is_named():
     with pytest.raises(ConfigError, match="has intermediate_size=None: correct it"):
-        from_config({name: value for name, value in PLAIN.items() if name != "intermediate_size"})
+        from_config(
+            {
+                name: value
+                for name, value in PLAIN.items()
+                if name != "intermediate_size"
+            }
+        )
 
 
 def test_windows_are_without_effect_or_refused():
-    mistral = PLAIN | {"architectures": ["MistralForCausalLM"], "model_type": "mistral", "max_position_embeddings": 4096}
+    mistral = PLAIN | {
+        "architectures": ["MistralForCausalLM"],
+        "model_type": "mistral",
+        "max_position_embeddings": 4096,
+    }
     assert from_config(mistral | {"sliding_window": 4096})[1] == 4096
     assert from_config(mistral | {"sliding_window": None})[1] == 4096
-    with pytest.raises(ConfigError, match="lower max_position_embeddings to 1024, within which they are without effect"):
+    with pytest.raises(
+        ConfigError,
+        match="lower max_position_embeddings to 1024, within which they are without effect",
+    ):
         from_config(mistral | {"sliding_window": 1024})
     for window in ("4096", -1, True):
-        with pytest.raises(ConfigError, match=r"sliding_window=.*: correct it to a whole number above 0"):
+        with pytest.raises(
+            ConfigError,
+            match=r"sliding_window=.*: correct it to a whole number above 0",
+        ):
             from_config(mistral | {"sliding_window": window})
 
 
 def test_a_shared_expert_that_would_be_taken_for_none_does_not_leave():
-    with pytest.raises(ConfigError, match="a shared expert of width 1 can't be told from none"):
-        to_config(dataclasses.replace(tiny_configs.MIXTURE, d_shared=1), 64, "float32", 5, 5)
+    with pytest.raises(
+        ConfigError, match="a shared expert of width 1 can't be told from none"
+    ):
+        to_config(
+            dataclasses.replace(tiny_configs.MIXTURE, d_shared=1), 64, "float32", 5, 5
+        )
 
 
 def test_a_mixture_by_its_bare_name_is_one():
@@ -97,19 +147,35 @@ def test_a_mixture_by_its_bare_name_is_one():
 def test_rows_of_a_mixture_are_whole_16_bytes():
     narrow = dataclasses.replace(tiny_configs.MIXTURE, d_model=12)
     assert to_config(narrow, 64, "float32", 5, 5)["hidden_size"] == 12
-    with pytest.raises(ConfigError, match=r"model\.d_model=12 is no multiple of 8, as stock code for mixtures of bfloat16 needs"):
+    with pytest.raises(
+        ConfigError,
+        match=r"model\.d_model=12 is no multiple of 8, as stock code for mixtures of bfloat16 needs",
+    ):
         to_config(narrow, 64, "bfloat16", 5, 5)
 
 
 def test_mixtures_without_biases_are_refused():
     with pytest.raises(ConfigError, match="qkv_bias=False, only True"):
-        from_config(to_config(tiny_configs.MIXTURE, 64, "float32", 5, 5) | {"qkv_bias": False})
+        from_config(
+            to_config(tiny_configs.MIXTURE, 64, "float32", 5, 5) | {"qkv_bias": False}
+        )
 
 
 def test_silence_means_what_transformers_means_by_it():
-    transformers = pytest.importorskip("transformers", reason="the parity extra is not installed")
-    for name, kind in (("LlamaForCausalLM", transformers.LlamaConfig), ("MistralForCausalLM", transformers.MistralConfig)):
-        sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 8, "intermediate_size": 48, "vocab_size": 304}
+    transformers = pytest.importorskip(
+        "transformers", reason="the parity extra is not installed"
+    )
+    for name, kind in (
+        ("LlamaForCausalLM", transformers.LlamaConfig),
+        ("MistralForCausalLM", transformers.MistralConfig),
+    ):
+        sizes = {
+            "hidden_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 8,
+            "intermediate_size": 48,
+            "vocab_size": 304,
+        }
         theirs = kind(**sizes)
         window = {"sliding_window": None} if name == "MistralForCausalLM" else {}
         model, longest = from_config({"architectures": [name], **sizes, **window})

@@ -13,19 +13,39 @@ from tests.support import tiny_configs
 
 
 @pytest.mark.parametrize(
-    "model", [tiny_configs.MODEL, tiny_configs.MIXTURE, dataclasses.replace(tiny_configs.MIXTURE, shared_expert=False, d_shared=0, d_ff=19)]
+    "model",
+    [
+        tiny_configs.MODEL,
+        tiny_configs.MIXTURE,
+        dataclasses.replace(
+            tiny_configs.MIXTURE, shared_expert=False, d_shared=0, d_ff=19
+        ),
+    ],
 )
 def test_every_value_has_one_place(model):
     sizes = dict.fromkeys(names(tree := tiny_configs.init(model)), 0)
     for tensor in tensors(model):
         if tensor.path:
             sizes[tensor.path] += int(np.prod(tensor.used or tensor.shape))
-    assert sizes == {name: leaf.size for name, leaf in zip(names(tree), jax.tree.leaves(tree), strict=True)}
+    assert sizes == {
+        name: leaf.size
+        for name, leaf in zip(names(tree), jax.tree.leaves(tree), strict=True)
+    }
     assert max(Counter(tensor.name for tensor in tensors(model)).values()) == 1
-    assert max(Counter((tensor.path, tensor.index) for tensor in tensors(model) if tensor.path).values()) == 1
+    assert (
+        max(
+            Counter(
+                (tensor.path, tensor.index) for tensor in tensors(model) if tensor.path
+            ).values()
+        )
+        == 1
+    )
 
 
-@pytest.mark.parametrize("factor", [k / (k + 1) for k in (1, 2, 4, 6, 8)] + [2 / (k + 1) for k in (2, 4, 6, 8)])
+@pytest.mark.parametrize(
+    "factor",
+    [k / (k + 1) for k in (1, 2, 4, 6, 8)] + [2 / (k + 1) for k in (2, 4, 6, 8)],
+)
 def test_folded_factors_are_undone_exactly(factor):
     """Not so that ours come back, of which several may give the same value, but so that exporting again gives the same bytes."""
     ours = np.random.default_rng(0).standard_normal((300, 200)).astype(np.float32)

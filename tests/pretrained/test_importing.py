@@ -31,9 +31,18 @@ def test_an_import_is_a_run_to_every_reader(folder, tmp_path):
         analyze(str(run.path), **options)
     assert not run.analysis.path.exists()
     np.save(tmp_path / "tokens.npy", np.random.default_rng(0).integers(0, 257, (4, 16)))
-    from_run = json.loads(analyze(str(run.path), tokens=str(tmp_path / "tokens.npy"), scores="profile,causal").read_text())
+    from_run = json.loads(
+        analyze(
+            str(run.path), tokens=str(tmp_path / "tokens.npy"), scores="profile,causal"
+        ).read_text()
+    )
     from_folder = json.loads(
-        analyze(hf=str(folder), tokens=str(tmp_path / "tokens.npy"), scores="profile,causal", out=str(tmp_path / "scores")).read_text()
+        analyze(
+            hf=str(folder),
+            tokens=str(tmp_path / "tokens.npy"),
+            scores="profile,causal",
+            out=str(tmp_path / "scores"),
+        ).read_text()
     )
     assert from_run["causal"] == from_folder["causal"]
     assert from_run["model"]["weights"] == from_folder["model"]["weights"]
@@ -49,7 +58,9 @@ def test_what_the_folder_says_about_itself_leaves_with_it(folder, tmp_path):
     (folder / "modeling.py").write_text("raise SystemExit('this is code')")
     run = import_model(str(folder), str(tmp_path / "imported"))
     back = Path(export(str(run), str(tmp_path / "back")))
-    assert {file.name for file in back.iterdir()} == {file.name for file in folder.iterdir()} - {"modeling.py"}
+    assert {file.name for file in back.iterdir()} == {
+        file.name for file in folder.iterdir()
+    } - {"modeling.py"}
     for file in back.iterdir():
         if file.name != DIGESTS:  # which now includes those of the new words
             assert file.read_bytes() == (folder / file.name).read_bytes()
@@ -72,21 +83,32 @@ def test_what_a_folder_does_not_say_is_said_for_it(folder, tmp_path, capsys):
     run = import_model(str(folder), str(tmp_path / "imported"))
     assert "not taken along: vocab.txt" in capsys.readouterr().out
     back = Path(export(str(run), str(tmp_path / "back")))
-    assert json.loads((back / "generation_config.json").read_text())["eos_token_id"] == 256
+    assert (
+        json.loads((back / "generation_config.json").read_text())["eos_token_id"] == 256
+    )
     assert "# imported" in (back / "README.md").read_text()
 
 
 def test_a_run_is_not_overwritten(folder, tmp_path):
     before = (tmp_path / "run" / "config.json").read_bytes()
-    with pytest.raises(ConfigError, match="holds files but not a run to be made: choose another --workdir, a folder that is new or empty"):
+    with pytest.raises(
+        ConfigError,
+        match="holds files but not a run to be made: choose another --workdir, a folder that is new or empty",
+    ):
         import_model(str(folder), str(tmp_path / "run"))
     assert (tmp_path / "run" / "config.json").read_bytes() == before
 
 
 def test_an_import_is_not_trained_on_by_mistake(folder, tokens, tmp_path):
     import_model(str(folder), str(tmp_path / "imported"))
-    with pytest.raises(ConfigError, match=r"holds another run \(.*: undo the change or choose another --workdir"):
-        train(tiny_configs.experiment(data={"path": str(tokens)}), str(tmp_path / "imported"))
+    with pytest.raises(
+        ConfigError,
+        match=r"holds another run \(.*: undo the change or choose another --workdir",
+    ):
+        train(
+            tiny_configs.experiment(data={"path": str(tokens)}),
+            str(tmp_path / "imported"),
+        )
 
 
 def test_a_refused_folder_leaves_no_run(folder, tmp_path):

@@ -13,25 +13,58 @@ SCORES = {
         "score": 0.2077,
         "ci95": [0.19, 0.22],
         "share_above": {"1.10": {"share": 0.5}},
-        "as_published": {"loss_ratio": [1.6, 1.2], "share_above": {"1.10": {"share": 1.0}}},
+        "as_published": {
+            "loss_ratio": [1.6, 1.2],
+            "share_above": {"1.10": {"share": 1.0}},
+        },
     },
-    "causal": {"matrix": [[0.0, 0.4], [0.0, 0.0]], "score": 0.4, "future": {"matrix": [[0.0, 0.1], [0.0, 0.0]]}},
+    "causal": {
+        "matrix": [[0.0, 0.4], [0.0, 0.0]],
+        "score": 0.4,
+        "future": {"matrix": [[0.0, 0.1], [0.0, 0.0]]},
+    },
     "permutation": {"matrix": [[0.0, 0.3], [0.3, 0.0]], "score": 0.3},
-    "jacobian": {"distance_from_identity": [0.02, 0.005], "same_position": {"distance_from_identity": [0.01, 0.004]}},
-    "block_influence": [0.2, 0.1],
-    "profile": {"relative_update/block": [2.0, 0.5], "lens_divergence": [0.7, 0.0], "lens_overlap": [0.5, 1.0]},
-    "sparsity": {
-        "attention": {"probe_length": 64, "heads": {"density": [[0.5, 0.7], [0.2, 0.4]]}},
-        "activations": {"massive": [3.0, 4.0]},
-        "experts": {"utilisation": [[0.25, 0.75], [0.5, 0.5]], "importance": [[-0.1, 0.3], [0.0, 0.2]]},
-        "weights": {"kinds": {"ffn/down": {"rms": [0.1, 0.11], "near_zero_0.1": [0.08, 0.09]}}},
+    "jacobian": {
+        "distance_from_identity": [0.02, 0.005],
+        "same_position": {"distance_from_identity": [0.01, 0.004]},
     },
-    "theory": {"predicted": [1.0, 2.0], "measured": [1.1, 4.0], "relative_error": [-0.1, -0.5]},
+    "block_influence": [0.2, 0.1],
+    "profile": {
+        "relative_update/block": [2.0, 0.5],
+        "lens_divergence": [0.7, 0.0],
+        "lens_overlap": [0.5, 1.0],
+    },
+    "sparsity": {
+        "attention": {
+            "probe_length": 64,
+            "heads": {"density": [[0.5, 0.7], [0.2, 0.4]]},
+        },
+        "activations": {"massive": [3.0, 4.0]},
+        "experts": {
+            "utilisation": [[0.25, 0.75], [0.5, 0.5]],
+            "importance": [[-0.1, 0.3], [0.0, 0.2]],
+        },
+        "weights": {
+            "kinds": {"ffn/down": {"rms": [0.1, 0.11], "near_zero_0.1": [0.08, 0.09]}}
+        },
+    },
+    "theory": {
+        "predicted": [1.0, 2.0],
+        "measured": [1.1, 4.0],
+        "relative_error": [-0.1, -0.5],
+    },
 }
 
 
 def _run(name="deep", scores=None):
-    model = {"n_layers": 2, "d_model": 32, "n_heads": 2, "d_ff": 64, "vocab_size": 100, "n_experts": 0}
+    model = {
+        "n_layers": 2,
+        "d_model": 32,
+        "n_heads": 2,
+        "d_ff": 64,
+        "vocab_size": 100,
+        "n_experts": 0,
+    }
     return RunData(name, "finished", {"model": model}, [], None, scores)
 
 
@@ -57,7 +90,10 @@ def test_every_score_has_its_figure():
     assert (experts.signed, experts.largest) == (True, 0.3)
     theory = drawn["Predicted and measured variance"]
     assert isinstance(theory, Figure)
-    assert [(series.label, series.dashed) for series in theory.series] == [("deep, predicted", True), ("deep, measured", False)]
+    assert [(series.label, series.dashed) for series in theory.series] == [
+        ("deep, predicted", True),
+        ("deep, measured", False),
+    ]
     assert all(figure.reading for figure in drawn.values())
 
 
@@ -67,7 +103,10 @@ def test_only_what_was_scored_is_drawn():
         _run("other", {"permutation": {"matrix": [[0.0]], "score": None}}),
         _run("none"),
     ]
-    assert [figure.title for figure in depth.figures(runs)] == ["Swapped blocks: deep", "Swapped blocks: other"]
+    assert [figure.title for figure in depth.figures(runs)] == [
+        "Swapped blocks: deep",
+        "Swapped blocks: other",
+    ]
     assert depth.figures([_run("none")]) == []
     assert depth.cells(runs[1]) == ["–"] * len(depth.COLUMNS)
 
@@ -90,8 +129,13 @@ def test_columns():
 
 def test_colours_compare_between_runs():
     pale = {"permutation": {"matrix": [[0.0, 1e-6], [1e-6, 0.0]], "score": 1e-6}}
-    drawn = depth.figures([_run("pale", pale), _run("dark", {"permutation": SCORES["permutation"]})])
-    assert [figure.largest for figure in drawn if isinstance(figure, Heatmap)] == [0.3, 0.3]
+    drawn = depth.figures(
+        [_run("pale", pale), _run("dark", {"permutation": SCORES["permutation"]})]
+    )
+    assert [figure.largest for figure in drawn if isinstance(figure, Heatmap)] == [
+        0.3,
+        0.3,
+    ]
 
 
 def test_what_is_not_finite_is_left_out():
@@ -99,7 +143,12 @@ def test_what_is_not_finite_is_left_out():
         "block_influence": [0.1, None],
         "usefulness": {"score": None, "ci95": [None, None]},
         "permutation": {"matrix": [[0.0, None], [None, 0.0]], "score": None},
-        "sparsity": {"attention": {"probe_length": 8, "heads": {"density": [[0.5, None], [0.2, 0.4]]}}},
+        "sparsity": {
+            "attention": {
+                "probe_length": 8,
+                "heads": {"density": [[0.5, None], [0.2, 0.4]]},
+            }
+        },
     }
     drawn = {figure.title: figure for figure in depth.figures([_run(scores=broken)])}
     influence, density = drawn["Block influence"], drawn["Attention density"]

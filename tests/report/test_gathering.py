@@ -46,13 +46,29 @@ def test_plain_runs_beside_a_study_are_shown(tmp_path):
 def test_a_foreign_study_is_left_out(tmp_path):
     study_dirs.write(tmp_path / "depth", study_dirs.seeds(1))
     (tmp_path / "theirs").mkdir()
-    (tmp_path / "theirs" / "study.json").write_text('{"title": "a study of something else"}')
+    (tmp_path / "theirs" / "study.json").write_text(
+        '{"title": "a study of something else"}'
+    )
     page = write_report(str(tmp_path)).read_text()
     assert "2 of 2 runs finished" in page
     assert "Left out: theirs (" in page
 
 
-@pytest.mark.parametrize("place", ["../../../etc", "/etc", "runs/../../x", "../a/b/c", "runs/..", "..", "", "../../runs/x", 3, None])
+@pytest.mark.parametrize(
+    "place",
+    [
+        "../../../etc",
+        "/etc",
+        "runs/../../x",
+        "../a/b/c",
+        "runs/..",
+        "..",
+        "",
+        "../../runs/x",
+        3,
+        None,
+    ],
+)
 def test_a_study_names_no_place_outside(tmp_path, place):
     directory = study_dirs.write(tmp_path / "study", study_dirs.seeds(1))
     described = json.loads(directory.described.read_text())
@@ -66,7 +82,9 @@ def test_a_study_names_no_place_outside(tmp_path, place):
 def test_a_damaged_run_of_a_study_is_named_in_its_report(tmp_path):
     directory = study_dirs.write(tmp_path / "study", study_dirs.seeds(2))
     directory.run("flat-s0").config.write_text("{")
-    directory.run("flat-s1").metrics.write_text('{"step": 1, "tokens": "many", "loss": {}}\n')
+    directory.run("flat-s1").metrics.write_text(
+        '{"step": 1, "tokens": "many", "loss": {}}\n'
+    )
     page = write_report(str(tmp_path / "study")).read_text()
     assert "2 of 4 runs finished: " in page
     assert "flat-s0 is left out (" in page
@@ -107,7 +125,9 @@ def test_nothing_but_a_report_is_replaced(tmp_path, name):
     own = tmp_path / "studies" / name
     own.parent.mkdir(exist_ok=True)
     own.write_text("mine")
-    with pytest.raises(ConfigError, match=r"is there and no report of ours: move it away, or give"):
+    with pytest.raises(
+        ConfigError, match=r"is there and no report of ours: move it away, or give"
+    ):
         write_report(str(tmp_path / "studies"))
     assert own.read_text() == "mine"
 
@@ -137,13 +157,19 @@ def test_a_disk_that_is_full(tmp_path):
 DAMAGES = {
     "missing": lambda file: file.unlink(),
     "empty": lambda file: file.write_bytes(b""),
-    "truncated": lambda file: file.write_bytes(file.read_bytes()[: file.stat().st_size // 2]),
-    "flipped": lambda file: file.write_bytes(bytes(byte ^ (number == 40) for number, byte in enumerate(file.read_bytes()))),
+    "truncated": lambda file: file.write_bytes(
+        file.read_bytes()[: file.stat().st_size // 2]
+    ),
+    "flipped": lambda file: file.write_bytes(
+        bytes(byte ^ (number == 40) for number, byte in enumerate(file.read_bytes()))
+    ),
     "not UTF-8": lambda file: file.write_bytes(b"\xff" + file.read_bytes()),
     "a list": lambda file: file.write_text("[1]"),
     "a number": lambda file: file.write_text("3"),
     "empty object": lambda file: file.write_text("{}"),
-    "numbers as words": lambda file: file.write_text(file.read_text().replace(": 1", ': "1').replace(": 2", ': {"2": []}, "_":')),
+    "numbers as words": lambda file: file.write_text(
+        file.read_text().replace(": 1", ': "1').replace(": 2", ': {"2": []}, "_":')
+    ),
     "a folder": lambda file: (file.unlink(), file.mkdir()),
     "a pipe": lambda file: (file.unlink(), os.mkfifo(file)),
     "a dangling link": lambda file: (file.unlink(), file.symlink_to("nowhere")),
@@ -160,10 +186,14 @@ def test_damaged_runs_beside_a_whole_one(tmp_path, capsys):
     for name in FILES:
         for kind, damage in DAMAGES.items():
             copy = RunDir(shutil.copytree(whole.path, tmp_path / f"{name} {kind}"))  # pyright: ignore[reportArgumentType]
-            damage(Path(copy.analysis.scores if name == "scores" else getattr(copy, name)))
+            damage(
+                Path(copy.analysis.scores if name == "scores" else getattr(copy, name))
+            )
     page = write_report(str(tmp_path)).read_text()
     assert "<td>whole</td>" in page
-    said = capsys.readouterr().out.splitlines()  # what is left out, and where lines of metrics are missing
+    said = (
+        capsys.readouterr().out.splitlines()
+    )  # what is left out, and where lines of metrics are missing
     assert len(said) > 40
     for kind in ("empty", "a list", "a pipe", "deep"):
         assert any(line.startswith(f"config {kind} is left out: ") for line in said)

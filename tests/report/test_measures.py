@@ -32,7 +32,15 @@ def test_a_number_is_found_by_its_name(name, value, study):
     assert measure(study.runs["flat", 0], name) == pytest.approx(value)
 
 
-@pytest.mark.parametrize("name", ["final/mfu", "final/nothing", "last/router/gate_square_sum/mean", "scores/experts/mean"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "final/mfu",
+        "final/nothing",
+        "last/router/gate_square_sum/mean",
+        "scores/experts/mean",
+    ],
+)
 def test_what_a_run_lacks_is_none(name, study):
     assert measure(study.runs["flat", 0], name) is None
 
@@ -40,7 +48,12 @@ def test_what_a_run_lacks_is_none(name, study):
 def test_a_run_that_is_under_way_has_only_lines(study):
     run = study.runs["flat", 1]
     assert measure(run, "last/loss") == pytest.approx(5 / 3)
-    assert measure(run, "final/loss") is measure(run, "scores/causal/score") is measure(run, "derived/density") is None
+    assert (
+        measure(run, "final/loss")
+        is measure(run, "scores/causal/score")
+        is measure(run, "derived/density")
+        is None
+    )
 
 
 @pytest.mark.parametrize("variance", [[None, 2.0], [2.0, None], [0.0, 2.0]])

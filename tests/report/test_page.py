@@ -41,7 +41,10 @@ def _line(step, layers, **changes):
 def _run(path, status, *, lines=(), final=None, layers=3, **model):
     """A run directory as `train` leaves it."""
     path.mkdir(parents=True)
-    run, experiment = RunDir(path), tiny_configs.experiment(model={"n_layers": layers, **model})
+    run, experiment = (
+        RunDir(path),
+        tiny_configs.experiment(model={"n_layers": layers, **model}),
+    )
     write_json(run.config, config.to_dict(experiment))
     if status:
         run.set_status(status)
@@ -56,8 +59,17 @@ def _run(path, status, *, lines=(), final=None, layers=3, **model):
 
 
 def _finished(path, layers, loss):
-    lines = [_line(step, layers) for step in range(1, 6)] + [_line(6, layers) | {"evaluation/loss": loss + 0.1}]
-    final = {"loss": loss, "bits_per_byte": 2.25, "unigram_entropy": 5.5, "steps": 6, "seconds": 90.0, "mfu": None}
+    lines = [_line(step, layers) for step in range(1, 6)] + [
+        _line(6, layers) | {"evaluation/loss": loss + 0.1}
+    ]
+    final = {
+        "loss": loss,
+        "bits_per_byte": 2.25,
+        "unigram_entropy": 5.5,
+        "steps": 6,
+        "seconds": 90.0,
+        "mfu": None,
+    }
     _run(path, "finished", lines=lines, final=final, layers=layers)
 
 
@@ -124,14 +136,26 @@ def test_names_both_runs_with_their_numbers(study):
 
 def test_a_mixture_shows_the_health_of_its_router_beside_the_dense_run(study):
     router = {f"router/{name}": np.full(3, 0.5) for name in figures.ROUTER}
-    _run(study / "mixture", "running", lines=[_line(1, 3, **router), _line(2, 3, **router)], n_experts=4, top_k=2)
+    _run(
+        study / "mixture",
+        "running",
+        lines=[_line(1, 3, **router), _line(2, 3, **router)],
+        n_experts=4,
+        top_k=2,
+    )
     page = _Page(write_report(str(study)))
     for title, _, _ in figures.ROUTER.values():
         assert f"{title} against layer" in page.text
     mixture = next(row for row in page.rows if row[0] == "mixture")
-    total, activated = (int(mixture[page.rows[0].index(name)].replace(",", "")) for name in ("parameters", "activated"))
+    total, activated = (
+        int(mixture[page.rows[0].index(name)].replace(",", ""))
+        for name in ("parameters", "activated")
+    )
     assert total - activated == 3 * 2 * 3 * 32 * 48
-    assert "Load entropy against layer" not in _Page(write_report(str(study / "depth_04"))).text
+    assert (
+        "Load entropy against layer"
+        not in _Page(write_report(str(study / "depth_04"))).text
+    )
 
 
 def test_a_run_of_before_the_experts_is_read(study):
@@ -155,8 +179,13 @@ def test_needs_nothing_from_elsewhere(study):
     assert sum(tag == "script" for tag, _ in page.tags) == 1
     for tag, attributes in page.tags:
         assert tag not in ("link", "iframe", "img", "object", "embed", "base")
-        assert not {"src", "href", "srcset", "data", "action"} & set(attributes), (tag, attributes)
-    style = re.search(r"<style>(.*?)</style>", (study / "report.html").read_text(), re.DOTALL)
+        assert not {"src", "href", "srcset", "data", "action"} & set(attributes), (
+            tag,
+            attributes,
+        )
+    style = re.search(
+        r"<style>(.*?)</style>", (study / "report.html").read_text(), re.DOTALL
+    )
     assert style
     assert not re.search(r"url\(|@import", style[1])
 
@@ -172,7 +201,10 @@ def test_every_figure_has_its_place_and_the_code_that_draws_it(study):
     path = write_report(str(study))
     places = re.findall(r'<div id="(figure-\d+)"', path.read_text())
     assert len(places) > 3
-    assert re.findall(r'^Plotly.newPlot\("(figure-\d+)", {', _unpacked(path), re.MULTILINE) == places
+    assert (
+        re.findall(r'^Plotly.newPlot\("(figure-\d+)", {', _unpacked(path), re.MULTILINE)
+        == places
+    )
     assert _unpacked(path).startswith("/**")  # Plotly's own
 
 
@@ -195,14 +227,21 @@ def test_the_headline_names_a_run_that_is_not_finished(study, status):
     _run(study / "depth_99", status, lines=[_line(1, 3)])
     page = _Page(write_report(str(study)))
     assert page.headline == f"2 of 3 runs finished: depth_99 is {status or 'pending'}."
-    marked = [attributes for tag, attributes in page.tags if tag == "td" and attributes.get("class") == "bad"]
+    marked = [
+        attributes
+        for tag, attributes in page.tags
+        if tag == "td" and attributes.get("class") == "bad"
+    ]
     assert len(marked) == 1
 
 
 def test_a_run_without_any_line_and_values_that_are_not_finite(tmp_path):
     root = epath.Path(tmp_path)
     _run(root / "fresh", "running")
-    lines = [_line(1, 3), _line(2, 3, loss=np.nan, **{"variance/residual": np.array([1.0, 2.0, np.inf])})]
+    lines = [
+        _line(1, 3),
+        _line(2, 3, loss=np.nan, **{"variance/residual": np.array([1.0, 2.0, np.inf])}),
+    ]
     assert lines[1]["variance/residual"] == [1.0, 2.0, None]
     _run(root / "wild", "diverged", lines=lines)
     page = _Page(write_report(str(root)))
@@ -219,17 +258,41 @@ def test_a_browser_draws_every_figure(tmp_path):
     root = epath.Path(tmp_path) / "study"
     _finished(root / HOSTILE, 4, 3.25)
     _run(root / "fresh", "running")
-    _run(root / "wild", "diverged", lines=[_line(1, 3), _line(2, 3, loss=np.inf, **{"variance/residual": np.full(3, np.nan)})])
+    _run(
+        root / "wild",
+        "diverged",
+        lines=[
+            _line(1, 3),
+            _line(2, 3, loss=np.inf, **{"variance/residual": np.full(3, np.nan)}),
+        ],
+    )
     page = write_report(str(root))
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--virtual-time-budget=8000"]
-    command = [CHROMIUM, *flags, f"--user-data-dir={tmp_path}/profile", "--dump-dom", f"file://{page}"]
-    drawn = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    flags = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-background-networking",
+        "--virtual-time-budget=8000",
+    ]
+    command = [
+        CHROMIUM,
+        *flags,
+        f"--user-data-dir={tmp_path}/profile",
+        "--dump-dom",
+        f"file://{page}",
+    ]
+    drawn = subprocess.run(
+        command, capture_output=True, text=True, timeout=120, check=True
+    ).stdout
     sections = re.findall(r"<section>.*?</section>", drawn, re.DOTALL)
     assert len(sections) == page.read_text().count("<section>") > 3
     for section in sections:
         title = re.search(r"<h2>(.*?)</h2>", section)
         assert 'class="main-svg"' in section, title
         assert 'class="xtick"' in section, title
-    legends = [html.unescape(text) for text in re.findall(r'class="legendtext"[^>]*>(.*?)</text>', drawn)]
+    legends = [
+        html.unescape(text)
+        for text in re.findall(r'class="legendtext"[^>]*>(.*?)</text>', drawn)
+    ]
     assert f"{HOSTILE}, block 4 of 4" in legends  # as text: Plotly makes bold of <b>
     assert "<script>alert" not in drawn

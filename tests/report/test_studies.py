@@ -16,24 +16,50 @@ from tests.support import study_dirs
 @pytest.fixture
 def folder(tmp_path):
     """Two studies; the second shares the flat runs of the first."""
-    first = study_dirs.loaded(tmp_path / "depth", lambda run: (2.0, 8.0 + run.experiment.model.n_layers + run.seed))
-    study = dataclasses.replace(study_dirs.STUDY, arms={"flat": {"model.n_layers": 2}, "wide": {"model.d_ff": 512}}, claims=())
-    second = study_dirs.loaded(tmp_path / "width", lambda run: (2.0, 20.0 - run.seed), study)
+    first = study_dirs.loaded(
+        tmp_path / "depth",
+        lambda run: (2.0, 8.0 + run.experiment.model.n_layers + run.seed),
+    )
+    study = dataclasses.replace(
+        study_dirs.STUDY,
+        arms={"flat": {"model.n_layers": 2}, "wide": {"model.d_ff": 512}},
+        claims=(),
+    )
+    second = study_dirs.loaded(
+        tmp_path / "width", lambda run: (2.0, 20.0 - run.seed), study
+    )
     return tmp_path, [first, second]
 
 
 def _table(document, column):
-    return next(part for part in document.parts if isinstance(part, Table) and column in part.columns)
+    return next(
+        part
+        for part in document.parts
+        if isinstance(part, Table) and column in part.columns
+    )
 
 
 def test_one_figure_has_the_runs_of_all_studies(folder):
     document = studies.document("all", folder[1])
-    figure = next(part for part in document.parts if isinstance(part, Figure) and part.title == "Last-block variance against density")
+    figure = next(
+        part
+        for part in document.parts
+        if isinstance(part, Figure)
+        and part.title == "Last-block variance against density"
+    )
     assert [series.label for series in figure.series] == ["depth", "width"]
     assert [len(series.x) for series in figure.series] == [6, 6]
     assert figure.series[0].y[0] == pytest.approx(10.0)
-    assert any("a correlation across them is no effect" in part.text for part in document.parts if isinstance(part, Text))
-    scales = {part.title: (part.log_x, part.log_y) for part in document.parts if isinstance(part, Figure)}
+    assert any(
+        "a correlation across them is no effect" in part.text
+        for part in document.parts
+        if isinstance(part, Text)
+    )
+    scales = {
+        part.title: (part.log_x, part.log_y)
+        for part in document.parts
+        if isinstance(part, Figure)
+    }
     assert scales["Last-block variance against density"] == (False, True)
     assert scales["Usefulness against last-block variance"] == (True, False)
 
@@ -42,7 +68,9 @@ def test_rank_correlations_are_those_of_scipy_and_shared_runs_count_once(folder)
     table = _table(studies.document("all", folder[1]), "density and causal")
     column = list(table.columns).index("last-block variance and usefulness")
     by_study = {row[0]: row for row in table.rows}
-    assert by_study["depth"][column].startswith("-1.00")  # usefulness was made 1 / variance
+    assert by_study["depth"][column].startswith(
+        "-1.00"
+    )  # usefulness was made 1 / variance
     assert by_study["across all"][column] == "-1.00 (9)"
     variances = [10.0, 11.0, 12.0, 12.0, 13.0, 14.0]
     causal = list(table.columns).index("last-block variance and causal")

@@ -21,7 +21,12 @@ def _judge(tmp_path, claim, flat, deep):
         value = values[run.arm][run.seed]
         return (value, 8.0) if claim.metric.startswith("final") else (2.0, value)
 
-    return judge(claim, study_dirs.loaded(tmp_path / "study", numbers, study_dirs.seeds(len(flat))).finished)
+    return judge(
+        claim,
+        study_dirs.loaded(
+            tmp_path / "study", numbers, study_dirs.seeds(len(flat))
+        ).finished,
+    )
 
 
 @pytest.mark.parametrize("seeds", [2, 3, 5])
@@ -38,19 +43,43 @@ def test_the_interval_is_that_of_a_paired_t_test(seeds, tmp_path):
 def test_a_ratio_is_compared_by_logarithms(tmp_path):
     flat, deep = np.array([4.0, 5.0, 6.0]), np.array([13.0, 14.0, 19.0])
     verdict = _judge(tmp_path, study_dirs.DEEPER, flat.tolist(), deep.tolist())
-    expected = scipy.stats.ttest_rel(np.log(deep), np.log(flat)).confidence_interval(0.95)
+    expected = scipy.stats.ttest_rel(np.log(deep), np.log(flat)).confidence_interval(
+        0.95
+    )
     assert verdict.outcome == "seen"
     assert verdict.effect == pytest.approx(np.exp(np.log(deep / flat).mean()))
-    assert verdict.interval == pytest.approx((np.exp(expected.low), np.exp(expected.high)))
+    assert verdict.interval == pytest.approx(
+        (np.exp(expected.low), np.exp(expected.high))
+    )
 
 
 CASES = {  # flat, deep -> outcome, why
     "present": ([2.5, 2.6, 2.7], [2.0, 2.1, 2.22], "seen", ""),
     "reversed": ([2.0, 2.1, 2.22], [2.5, 2.6, 2.7], "opposite", ""),
-    "noise": ([2.0, 2.5, 2.2], [2.4, 2.1, 2.2], "undecided", "the interval holds no effect and a large one alike"),
-    "large but unsure": ([2.9, 2.1, 2.4], [2.0, 2.1, 2.2], "undecided", "the interval holds no effect and a large one alike"),
-    "large, unsure and reversed": ([2.0, 2.1, 2.2], [2.9, 2.1, 2.4], "undecided", "the interval holds no effect and a large one alike"),
-    "sure but small": ([2.05, 2.15, 2.25], [2.0, 2.1, 2.2001], "undecided", "smaller than what counts"),
+    "noise": (
+        [2.0, 2.5, 2.2],
+        [2.4, 2.1, 2.2],
+        "undecided",
+        "the interval holds no effect and a large one alike",
+    ),
+    "large but unsure": (
+        [2.9, 2.1, 2.4],
+        [2.0, 2.1, 2.2],
+        "undecided",
+        "the interval holds no effect and a large one alike",
+    ),
+    "large, unsure and reversed": (
+        [2.0, 2.1, 2.2],
+        [2.9, 2.1, 2.4],
+        "undecided",
+        "the interval holds no effect and a large one alike",
+    ),
+    "sure but small": (
+        [2.05, 2.15, 2.25],
+        [2.0, 2.1, 2.2001],
+        "undecided",
+        "smaller than what counts",
+    ),
     "sure, but of open size": (
         [2.0, 2.1, 2.2],
         [1.94, 2.0, 2.099],
@@ -61,15 +90,27 @@ CASES = {  # flat, deep -> outcome, why
 }
 
 
-@pytest.mark.parametrize(("flat", "deep", "outcome", "reason"), CASES.values(), ids=CASES)
+@pytest.mark.parametrize(
+    ("flat", "deep", "outcome", "reason"), CASES.values(), ids=CASES
+)
 def test_outcomes(flat, deep, outcome, reason, tmp_path):
     verdict = _judge(tmp_path, HIGHER, flat, deep)
     assert (verdict.outcome, verdict.reason) == (outcome, reason)
 
 
 def test_a_seed_without_both_numbers_is_left_out(tmp_path):
-    study = study_dirs.loaded(tmp_path / "study", lambda run: (2.0 + (run.arm == "flat") + 0.01 * run.seed, 8.0), deep_s1="diverged")
+    study = study_dirs.loaded(
+        tmp_path / "study",
+        lambda run: (2.0 + (run.arm == "flat") + 0.01 * run.seed, 8.0),
+        deep_s1="diverged",
+    )
     verdict = judge(HIGHER, study.finished)
     assert set(verdict.pairs) == {0, 2}
-    nowhere = judge(dataclasses.replace(HIGHER, metric="last/router/gate_sum/mean"), study.finished)
-    assert (nowhere.outcome, nowhere.effect, nowhere.reason) == ("undecided", None, "no seed has both numbers")
+    nowhere = judge(
+        dataclasses.replace(HIGHER, metric="last/router/gate_sum/mean"), study.finished
+    )
+    assert (nowhere.outcome, nowhere.effect, nowhere.reason) == (
+        "undecided",
+        None,
+        "no seed has both numbers",
+    )

@@ -28,14 +28,23 @@ print(time.monotonic() - began, file=open(sys.argv[1], "w"))
 
 def _start(took, lines: int, **streams) -> subprocess.Popen:
     environment = os.environ | {"PYTHONPATH": str(process.ROOT)}
-    return subprocess.Popen([sys.executable, "-c", PROGRAM.format(lines=lines), took], env=environment, text=True, **streams)
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM.format(lines=lines), took],
+        env=environment,
+        text=True,
+        **streams,
+    )
 
 
 def test_everything_arrives_in_order(tmp_path):
-    running = _start(tmp_path / "took", 500, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    running = _start(
+        tmp_path / "took", 500, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
     output, errors = running.communicate()
     assert running.returncode == 0
-    assert [line.split()[0] for line in output.splitlines()] == [str(number) for number in range(500)]
+    assert [line.split()[0] for line in output.splitlines()] == [
+        str(number) for number in range(500)
+    ]
     assert errors == "an error\n"
 
 
@@ -52,7 +61,9 @@ def test_nobody_reads(tmp_path):
 
 def test_the_reader_has_left(tmp_path):
     read, write = os.pipe()
-    running = _start(tmp_path / "took", 20 * LINES, stdout=write, stderr=subprocess.PIPE)
+    running = _start(
+        tmp_path / "took", 20 * LINES, stdout=write, stderr=subprocess.PIPE
+    )
     os.close(write)
     os.close(read)
     _, errors = running.communicate()
@@ -84,8 +95,16 @@ print("third", flush=True)
 def test_a_disk_that_is_full_for_a_while_takes_only_what_is_printed_then(tmp_path):
     with open(tmp_path / "log", "wb") as log:
         environment = os.environ | {"PYTHONPATH": str(process.ROOT)}
-        subprocess.run([sys.executable, "-c", SHORT_OF_ROOM], env=environment, stdout=log, check=True)
-    assert (tmp_path / "log").read_text() == "first\nthird\n[1 lines were not printed, as there was no room for them]\n"
+        subprocess.run(
+            [sys.executable, "-c", SHORT_OF_ROOM],
+            env=environment,
+            stdout=log,
+            check=True,
+        )
+    assert (
+        (tmp_path / "log").read_text()
+        == "first\nthird\n[1 lines were not printed, as there was no room for them]\n"
+    )
 
 
 def test_a_pipe_that_does_not_wait_loses_nothing(tmp_path):
@@ -95,11 +114,15 @@ def test_a_pipe_that_does_not_wait_loses_nothing(tmp_path):
     os.close(write)
     time.sleep(1)  # the pipe is full
     with open(read) as reader:
-        assert [line.split()[0] for line in reader] == [str(number) for number in range(5000)]
+        assert [line.split()[0] for line in reader] == [
+            str(number) for number in range(5000)
+        ]
     assert running.wait() == 0
 
 
-def test_a_training_goes_on_without_a_reader_and_heeds_sigterm_when_its_pipe_is_full(tokens, tmp_path):
+def test_a_training_goes_on_without_a_reader_and_heeds_sigterm_when_its_pipe_is_full(
+    tokens, tmp_path
+):
     experiment = tiny_configs.experiment(
         steps=10**5,
         data={"path": str(tokens)},
@@ -108,7 +131,9 @@ def test_a_training_goes_on_without_a_reader_and_heeds_sigterm_when_its_pipe_is_
         log={"every": 1, "moments_every": 0},
     )
     read, write = os.pipe()
-    full = process.start(experiment, tmp_path / "full", streams={"stdout": write, "stderr": write})
+    full = process.start(
+        experiment, tmp_path / "full", streams={"stdout": write, "stderr": write}
+    )
     os.set_blocking(write, False)
     try:
         while True:

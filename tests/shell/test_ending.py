@@ -29,7 +29,13 @@ def _end(error, capsys):
 
 @pytest.mark.parametrize(
     ("error", "code"),
-    [(UsageError("x"), 2), (Diverged("x"), 70), (Preempted("x"), 75), (Fenced("x"), 76), (ConfigError("x"), 78)],
+    [
+        (UsageError("x"), 2),
+        (Diverged("x"), 70),
+        (Preempted("x"), 75),
+        (Fenced("x"), 76),
+        (ConfigError("x"), 78),
+    ],
     ids=lambda value: type(value).__name__,
 )
 def test_errors_of_ours(error, code, capsys):
@@ -40,7 +46,11 @@ def test_errors_of_ours(error, code, capsys):
     ("number", "code", "words"),
     [
         (errno.ENOSPC, 1, "/a/b can't be used (No space left on device): make room"),
-        (errno.EROFS, 78, "/a/b can't be used (Read-only file system): correct the path"),
+        (
+            errno.EROFS,
+            78,
+            "/a/b can't be used (Read-only file system): correct the path",
+        ),
         (errno.EACCES, 78, "/a/b can't be used (Permission denied): "),
         (errno.ENOTDIR, 78, "/a/b can't be used (Not a directory): "),
         (errno.EISDIR, 78, "/a/b can't be used (Is a directory): "),
@@ -52,7 +62,9 @@ def test_what_the_system_says_is_no_bug(number, code, words, capsys):
     assert sentence.startswith(f"program: {words}")
 
 
-@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("RESOURCE_EXHAUSTED: out of 80 GiB\nby much")])
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("RESOURCE_EXHAUSTED: out of 80 GiB\nby much")]
+)
 def test_too_little_memory_is_no_bug(error, capsys):
     code, sentence = _end(error, capsys)
     assert code == 1
@@ -82,7 +94,9 @@ def test_an_interruption(capsys):
     assert _end(KeyboardInterrupt(), capsys) == (130, "program: interrupted")
 
 
-@pytest.mark.parametrize("text", ["\x1b]0;owned\x07", "a\rb", "‮gnp.exe", "\ud800", "a\nb", "\x00", "‎"])
+@pytest.mark.parametrize(
+    "text", ["\x1b]0;owned\x07", "a\rb", "‮gnp.exe", "\ud800", "a\nb", "\x00", "‎"]
+)
 def test_names_of_others_do_not_reach_the_terminal(text, capsys):
     _, sentence = _end(ConfigError(f"{text} can't be read"), capsys)
     assert sentence.isprintable()
@@ -101,7 +115,13 @@ def test_whoever_reads_may_leave(tmp_path):
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run(
-        [sys.executable, "-c", script], cwd=process.ROOT, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=60, check=False
+        [sys.executable, "-c", script],
+        cwd=process.ROOT,
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        check=False,
     )
     os.close(writing)
     assert (done.returncode, done.stderr) == (141, "")
@@ -111,7 +131,14 @@ def test_streams_that_are_closed_are_no_bug():
     script = "from sparsecod_jax.shell.ending import exit_code_of; import sys; sys.exit(exit_code_of('x', lambda: print('word')))"
     for closed in (">&-", "2>&-", ">&- 2>&-"):
         command = ["sh", "-c", f'"$0" -c "$1" {closed}', sys.executable, script]
-        done = subprocess.run(command, cwd=process.ROOT, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(
+            command,
+            cwd=process.ROOT,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
         assert (done.returncode, done.stderr) == (0, "")
 
 

@@ -15,32 +15,55 @@ COUNTS = {  # tokens of each expert, then largest load over the mean, entropy ov
 }
 
 
-@pytest.mark.parametrize(("counts", "largest", "entropy", "dead"), COUNTS.values(), ids=COUNTS)
+@pytest.mark.parametrize(
+    ("counts", "largest", "entropy", "dead"), COUNTS.values(), ids=COUNTS
+)
 def test_known_loads(counts, largest, entropy, dead):
     measured = jax.jit(load)(jnp.array([counts, counts], jnp.int32))
-    expected = {"router/max_load": largest, "router/load_entropy": entropy, "router/dead_experts": dead}
+    expected = {
+        "router/max_load": largest,
+        "router/load_entropy": entropy,
+        "router/dead_experts": dead,
+    }
     assert set(measured) == set(expected)
     for name, value in expected.items():
         assert measured[name].dtype == jnp.float32
-        np.testing.assert_allclose(measured[name], [value, value], rtol=1e-6, atol=1e-7, err_msg=name)
+        np.testing.assert_allclose(
+            measured[name], [value, value], rtol=1e-6, atol=1e-7, err_msg=name
+        )
 
 
 def test_every_layer_is_measured_by_itself():
     counts_LE = np.random.default_rng(0).integers(0, 9, (5, 7)) * (np.arange(7) != 2)
     share_LE = counts_LE / counts_LE.sum(-1, keepdims=True)
     measured = jax.jit(load)(jnp.asarray(counts_LE, jnp.int32))
-    np.testing.assert_allclose(measured["router/max_load"], counts_LE.max(-1) / counts_LE.mean(-1), rtol=1e-6)
-    entropy = [-sum(share * np.log(share) for share in layer if share) / np.log(7) for layer in share_LE]
+    np.testing.assert_allclose(
+        measured["router/max_load"], counts_LE.max(-1) / counts_LE.mean(-1), rtol=1e-6
+    )
+    entropy = [
+        -sum(share * np.log(share) for share in layer if share) / np.log(7)
+        for layer in share_LE
+    ]
     np.testing.assert_allclose(measured["router/load_entropy"], entropy, rtol=1e-6)
-    np.testing.assert_allclose(measured["router/dead_experts"], (counts_LE == 0).sum(-1) / 7, rtol=1e-6)
+    np.testing.assert_allclose(
+        measured["router/dead_experts"], (counts_LE == 0).sum(-1) / 7, rtol=1e-6
+    )
 
 
 def test_counts_are_replaced_by_the_load_and_the_rest_is_kept():
-    stats = {"router/counts": jnp.array([[3, 1], [2, 2]]), "router/z_loss": jnp.array([0.5, 0.25]), "variance/residual": jnp.ones(2)}
+    stats = {
+        "router/counts": jnp.array([[3, 1], [2, 2]]),
+        "router/z_loss": jnp.array([0.5, 0.25]),
+        "variance/residual": jnp.ones(2),
+    }
     given = dict(stats)
     summary = summarise(stats)
     kept = {"router/z_loss", "variance/residual"}
-    assert set(summary) == kept | {"router/max_load", "router/load_entropy", "router/dead_experts"}
+    assert set(summary) == kept | {
+        "router/max_load",
+        "router/load_entropy",
+        "router/dead_experts",
+    }
     assert all(summary[name] is stats[name] for name in kept)
     np.testing.assert_allclose(summary["router/max_load"], [1.5, 1])
     assert stats == given

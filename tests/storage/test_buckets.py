@@ -35,7 +35,10 @@ def _point_to(monkeypatch, address: str) -> None:
 def test_no_network(monkeypatch, host):
     _point_to(monkeypatch, f"http://{host}:{process.free_port()}")
     began = time.monotonic()
-    with pytest.raises(SparsecodError, match=r"gs://bucket/run can't be reached \(.*\): check the network") as caught:
+    with pytest.raises(
+        SparsecodError,
+        match=r"gs://bucket/run can't be reached \(.*\): check the network",
+    ) as caught:
         check_reachable("gs://bucket/run")
     assert time.monotonic() - began < LIMIT + 3
     assert caught.value.exit_code == 1  # may work later
@@ -45,7 +48,10 @@ def test_no_credentials(monkeypatch):
     with http.server.HTTPServer(("127.0.0.1", 0), _Refusing) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         _point_to(monkeypatch, f"http://127.0.0.1:{server.server_port}")
-        with pytest.raises(ConfigError, match=r"can't be used with the credentials found here .*: log in"):
+        with pytest.raises(
+            ConfigError,
+            match=r"can't be used with the credentials found here .*: log in",
+        ):
             check_reachable("gs://bucket/run")
         server.shutdown()
 
@@ -57,12 +63,26 @@ def test_a_store_that_takes_calls_and_never_answers():
             "STORAGE_EMULATOR_HOST": f"http://127.0.0.1:{silent.getsockname()[1]}",
             "PYTHONPATH": str(process.ROOT),
         }
-        command = [sys.executable, "-m", "sparsecod_jax", "report", "--workdir=gs://bucket/runs"]
+        command = [
+            sys.executable,
+            "-m",
+            "sparsecod_jax",
+            "report",
+            "--workdir=gs://bucket/runs",
+        ]
         began = time.monotonic()
-        done = subprocess.run(command, cwd=process.ROOT, env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command,
+            cwd=process.ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         seconds = time.monotonic() - began
     assert done.returncode == 1
     assert (
-        done.stderr == f"sparsecod report: gs://bucket/runs can't be reached: no answer in {LIMIT:.0f} s, check the network and try again\n"
+        done.stderr
+        == f"sparsecod report: gs://bucket/runs can't be reached: no answer in {LIMIT:.0f} s, check the network and try again\n"
     )
     assert seconds < LIMIT + 10

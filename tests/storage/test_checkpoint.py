@@ -24,12 +24,23 @@ from sparsecod_jax.storage.rundir import RunDir
 
 def _state(value: float):
     key = jax.random.key(int(value))
-    return {"weights": jax.random.normal(key, (16, 24)), "deep": {"gain": jnp.full((8,), value)}, "step": jnp.int32(value)}
+    return {
+        "weights": jax.random.normal(key, (16, 24)),
+        "deep": {"gain": jnp.full((8,), value)},
+        "step": jnp.int32(value),
+    }
 
 
 def _abstract(state, sharding=None):
     sharding = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return {"state": jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), state)}
+    return {
+        "state": jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(
+                leaf.shape, leaf.dtype, sharding=sharding
+            ),
+            state,
+        )
+    }
 
 
 @pytest.fixture
@@ -55,7 +66,9 @@ def _restore(run):
 
 
 def _equal(restored, step):
-    return jax.tree.all(jax.tree.map(np.array_equal, restored.items["state"], _state(step)))
+    return jax.tree.all(
+        jax.tree.map(np.array_equal, restored.items["state"], _state(step))
+    )
 
 
 def test_round_trip_and_retention(run):
@@ -74,7 +87,9 @@ def test_restores_onto_another_mesh(run):
     mesh = make_mesh(config.Mesh(2, 2, 1, 2))
     spread = NamedSharding(mesh, P(("data", "fsdp")))
     abstract = _abstract(_state(0), NamedSharding(mesh, P()))
-    abstract["state"]["weights"] = jax.ShapeDtypeStruct((16, 24), jnp.float32, sharding=spread)
+    abstract["state"]["weights"] = jax.ShapeDtypeStruct(
+        (16, 24), jnp.float32, sharding=spread
+    )
     checkpointer = Checkpointer(run, keep=3)
     restored = checkpointer.restore_latest(abstract)
     checkpointer.close()
@@ -83,9 +98,15 @@ def test_restores_onto_another_mesh(run):
     assert restored.items["state"]["weights"].sharding == spread
 
 
-def test_one_flipped_bit_anywhere_gives_the_same_bits_or_the_older_step_by_name(run, tmp_path, capsys):
+def test_one_flipped_bit_anywhere_gives_the_same_bits_or_the_older_step_by_name(
+    run, tmp_path, capsys
+):
     _save(run, 10, 20)
-    files = sorted(path for path in (tmp_path / "checkpoints" / "20").rglob("*") if path.is_file() and path.stat().st_size)
+    files = sorted(
+        path
+        for path in (tmp_path / "checkpoints" / "20").rglob("*")
+        if path.is_file() and path.stat().st_size
+    )
     assert len(files) > 5
     rng = np.random.default_rng()
     outcomes = {"same": 0, "older": 0}
@@ -99,7 +120,9 @@ def test_one_flipped_bit_anywhere_gives_the_same_bits_or_the_older_step_by_name(
             restored = _restore(run)
             output = capsys.readouterr().out
             if restored.step == 20:
-                assert _equal(restored, 20), f"bit {bit} of {file} changed the state in silence"
+                assert _equal(restored, 20), (
+                    f"bit {bit} of {file} changed the state in silence"
+                )
                 outcomes["same"] += 1
                 file.write_bytes(content)
             else:
@@ -114,7 +137,9 @@ def test_one_flipped_bit_anywhere_gives_the_same_bits_or_the_older_step_by_name(
     assert outcomes["older"] > 0
 
 
-def test_a_truncated_newest_step_is_quarantined_and_can_be_saved_again(run, tmp_path, capsys):
+def test_a_truncated_newest_step_is_quarantined_and_can_be_saved_again(
+    run, tmp_path, capsys
+):
     _save(run, 10, 20)
     for file in (tmp_path / "checkpoints" / "20" / "state").rglob("*"):
         if file.is_file():
@@ -147,7 +172,10 @@ def test_another_model_is_refused_by_name_and_shape(run):
     _save(run, 10)
     checkpointer = Checkpointer(run, keep=3)
     wider = _state(0) | {"weights": jnp.zeros((16, 25))}
-    with pytest.raises(ConfigError, match=r"state/weights as \[\[16, 24\], 'float32'\], the model needs \[\[16, 25\]"):
+    with pytest.raises(
+        ConfigError,
+        match=r"state/weights as \[\[16, 24\], 'float32'\], the model needs \[\[16, 25\]",
+    ):
         checkpointer.restore_latest(_abstract(wider))
     with pytest.raises(ConfigError, match=r"lacks state/extra"):
         checkpointer.restore_latest(_abstract(_state(0) | {"extra": jnp.zeros(3)}))
@@ -164,7 +192,9 @@ def test_a_save_that_fails_in_the_background_is_an_error(run):
     resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, limits[1]))
     try:
         checkpointer.save(2, {"state": large}, {})
-        with pytest.raises(SparsecodError, match=r"saving step 2 failed \(.*File too large"):
+        with pytest.raises(
+            SparsecodError, match=r"saving step 2 failed \(.*File too large"
+        ):
             _poll(checkpointer)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -198,14 +228,23 @@ def test_a_step_is_on_the_disk_before_it_has_its_name(run, monkeypatch):
     def record(descriptor):
         place = os.readlink(f"/proc/self/fd/{descriptor}")
         states.append((run.checkpoints / "10").exists())
-        synced[place.split(".orbax-checkpoint-tmp")[0] if states[-1] else place] = len(states)
+        synced[place.split(".orbax-checkpoint-tmp")[0] if states[-1] else place] = len(
+            states
+        )
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", record)
     _save(run, 10)
     written = [path for path in Path(run.checkpoints).rglob("*") if path.is_file()]
     before = [place for place, at in synced.items() if not states[at - 1]]
-    assert sum(place.endswith(str(path.relative_to(run.checkpoints / "10"))) for path in written for place in before) >= len(written) - 1
+    assert (
+        sum(
+            place.endswith(str(path.relative_to(run.checkpoints / "10")))
+            for path in written
+            for place in before
+        )
+        >= len(written) - 1
+    )
     assert {str(path) for path in [*written, Path(run.checkpoints)]} <= set(synced)
 
 
@@ -216,7 +255,9 @@ def test_a_step_is_not_committed_for_one_who_does_not_own_the_run_any_more(run):
     _save(run, 10)
     checkpointer = Checkpointer(run, keep=3, check_owner=overtaken)
     checkpointer.save(20, {"state": _state(20)}, {})
-    with pytest.raises(SparsecodError, match=r"saving step 20 failed \(.*attempt 2 took over"):
+    with pytest.raises(
+        SparsecodError, match=r"saving step 20 failed \(.*attempt 2 took over"
+    ):
         checkpointer.wait()
     checkpointer.close()
     assert not (run.checkpoints / "20").exists()
@@ -227,7 +268,10 @@ def test_a_run_that_lost_its_checkpoints_is_not_begun_again(run):
     _save(run, 10)
     assert read_record(run.committed) == {"first_step": 10}
     (run.checkpoints / "10").rmtree()
-    with pytest.raises(ConfigError, match="holds no checkpoint any more: put back a copy of one, or choose another --workdir"):
+    with pytest.raises(
+        ConfigError,
+        match="holds no checkpoint any more: put back a copy of one, or choose another --workdir",
+    ):
         _restore(run)
 
 
@@ -240,8 +284,12 @@ def test_what_is_written_last_may_be_lost(run, name):
 
 def test_a_store_that_tells_no_size_has_room(tmp_path, monkeypatch):
     tree = {"weights": np.zeros(4, np.float32)}
-    monkeypatch.setattr(shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(0, 0, 0))  # pyright: ignore
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(0, 0, 0)
+    )  # pyright: ignore
     check_room(epath.Path(tmp_path), tree)
-    monkeypatch.setattr(shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(20, 5, 15))  # pyright: ignore
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(20, 5, 15)
+    )  # pyright: ignore
     with pytest.raises(SparsecodError, match="make room there"):
         check_room(epath.Path(tmp_path), tree)

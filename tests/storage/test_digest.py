@@ -11,13 +11,21 @@ from jax.sharding import PartitionSpec as P
 
 from sparsecod_jax.storage.digest import digests, names
 
-DTYPES = {"float32": "uint32", "bfloat16": "uint16", "int32": "uint32", "uint8": "uint8", "float64": "uint64"}
+DTYPES = {
+    "float32": "uint32",
+    "bfloat16": "uint16",
+    "int32": "uint32",
+    "uint8": "uint8",
+    "float64": "uint64",
+}
 
 
 def _array(dtype, shape, seed=0):
     """Random bits, read as `dtype`."""
     unsigned = np.dtype(DTYPES[dtype])
-    bits = np.random.default_rng(seed).integers(0, np.iinfo(unsigned).max, shape, unsigned, endpoint=True)
+    bits = np.random.default_rng(seed).integers(
+        0, np.iinfo(unsigned).max, shape, unsigned, endpoint=True
+    )
     return bits.view(jnp.dtype(dtype))
 
 
@@ -54,7 +62,9 @@ def test_every_moved_element_shows(dtype):
             moved = array.reshape(-1).copy()
             i, j = rng.choice(210, 2, replace=False)
             moved[[i, j]] = moved[[j, i]]
-            assert _digest(jnp.asarray(moved.reshape(6, 5, 7))) != before, f"elements {i} and {j}"
+            assert _digest(jnp.asarray(moved.reshape(6, 5, 7))) != before, (
+                f"elements {i} and {j}"
+            )
         for axis in range(3):
             assert _digest(jnp.asarray(np.flip(array, axis))) != before
             assert _digest(jnp.asarray(np.roll(array, 1, axis))) != before
@@ -66,7 +76,11 @@ def test_the_layout_does_not_show(dtype):
     with _precision(dtype):
         expected = _digest(jnp.asarray(array))
         for devices in (1, 2, 4, 8):
-            mesh = jax.make_mesh((devices // 2 or 1, min(devices, 2)), ("a", "b"), devices=jax.devices()[:devices])
+            mesh = jax.make_mesh(
+                (devices // 2 or 1, min(devices, 2)),
+                ("a", "b"),
+                devices=jax.devices()[:devices],
+            )
             for layout in (P("a"), P(None, ("b", "a")), P("b", None, "a")):
                 spread = jax.device_put(array, jax.sharding.NamedSharding(mesh, layout))
                 assert _digest(spread) == expected, f"{layout} on {devices} devices"
@@ -74,8 +88,14 @@ def test_the_layout_does_not_show(dtype):
 
 def test_the_definition_stays():
     """Checkpoints hold digests: a change of the definition would quarantine every older one. Computed by hand with Python integers."""
-    assert _digest(jnp.arange(12, dtype=jnp.int32).reshape(3, 4)) == [448646922, 1225632606]
-    assert _digest(jnp.linspace(-1, 1, 5, dtype=jnp.float32)) == [3087007744, 4110417920]
+    assert _digest(jnp.arange(12, dtype=jnp.int32).reshape(3, 4)) == [
+        448646922,
+        1225632606,
+    ]
+    assert _digest(jnp.linspace(-1, 1, 5, dtype=jnp.float32)) == [
+        3087007744,
+        4110417920,
+    ]
     assert _digest(jnp.float32(1.0)) == [1065353216, 813694976]
 
 
@@ -85,8 +105,17 @@ def test_names_are_paths_in_the_order_of_the_leaves():
         step: int
         params: dict
 
-    tree = State(step=1, params={"head": 2, "blocks": {"ffn": {"up": 3}}, "chain": [4, (5, 6)]})
-    assert names(tree) == ["step", "params/blocks/ffn/up", "params/chain/0", "params/chain/1/0", "params/chain/1/1", "params/head"]
+    tree = State(
+        step=1, params={"head": 2, "blocks": {"ffn": {"up": 3}}, "chain": [4, (5, 6)]}
+    )
+    assert names(tree) == [
+        "step",
+        "params/blocks/ffn/up",
+        "params/chain/0",
+        "params/chain/1/0",
+        "params/chain/1/1",
+        "params/head",
+    ]
     assert jax.tree.leaves(tree) == [1, 3, 4, 5, 6, 2]
 
 

@@ -24,7 +24,10 @@ def folder(tmp_path):
 
 
 def test_readers_never_see_half_a_file(folder):
-    path, values = folder / "status.json", [{"value": [number] * 20000} for number in (0, 1)]
+    path, values = (
+        folder / "status.json",
+        [{"value": [number] * 20000} for number in (0, 1)],
+    )
     files.write_json(path, values[0])
     stop = threading.Event()
 
@@ -54,10 +57,15 @@ def test_a_failed_or_interrupted_write_leaves_the_old_file(folder):
     assert [path.name for path in folder.iterdir()] == ["final.json"]
 
 
-@pytest.mark.parametrize("content", [b'{"seed": ', b"", b'{"seed": "\xff"}', b"[" * 100_000])
+@pytest.mark.parametrize(
+    "content", [b'{"seed": ', b"", b'{"seed": "\xff"}', b"[" * 100_000]
+)
 def test_a_damaged_file_is_named(folder, content):
     (folder / "config.json").write_bytes(content)
-    with pytest.raises(ConfigError, match=r"/config\.json is not JSON .*: restore it from a copy, or start in another --workdir"):
+    with pytest.raises(
+        ConfigError,
+        match=r"/config\.json is not JSON .*: restore it from a copy, or start in another --workdir",
+    ):
         files.read_json(folder / "config.json")
 
 
@@ -70,7 +78,9 @@ def test_one_of_many_creates_a_file(folder):
         return number
 
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        (winner,) = [number for number in pool.map(create, range(8)) if number is not None]
+        (winner,) = [
+            number for number in pool.map(create, range(8)) if number is not None
+        ]
     assert (folder / "0001.json").read_bytes() == b"%d" % winner
 
 
@@ -97,27 +107,53 @@ def test_paths_become_absolute(folder, monkeypatch):
     assert not files.is_remote(folder)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("gcsfs") is None, reason="gcsfs is not installed")
+@pytest.mark.skipif(
+    importlib.util.find_spec("gcsfs") is None, reason="gcsfs is not installed"
+)
 def test_a_place_in_a_bucket():
     place = files.absolute("gs://bucket/runs/a")
-    assert (str(place), str(files.absolute(place)), place.name) == ("gs://bucket/runs/a", "gs://bucket/runs/a", "a")
+    assert (str(place), str(files.absolute(place)), place.name) == (
+        "gs://bucket/runs/a",
+        "gs://bucket/runs/a",
+        "a",
+    )
     assert files.is_remote(place / "config.json")
 
 
-@pytest.mark.parametrize("place", ["s3://bucket/run", "hf://datasets/x", "https://host/run", "GS://bucket/run", "gs://"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        "s3://bucket/run",
+        "hf://datasets/x",
+        "https://host/run",
+        "GS://bucket/run",
+        "gs://",
+    ],
+)
 def test_other_stores_are_refused(place):
-    with pytest.raises(ConfigError, match=rf"^{place} is neither .*: use a local path or gs://BUCKET/NAME"):
+    with pytest.raises(
+        ConfigError,
+        match=rf"^{place} is neither .*: use a local path or gs://BUCKET/NAME",
+    ):
         files.absolute(place)
 
 
 def test_a_bucket_needs_gcsfs(monkeypatch):
     monkeypatch.setitem(sys.modules, "gcsfs", None)  # as where it is not installed
-    with pytest.raises(ConfigError, match=r"^gs://bucket/run can't be reached without gcsfs: pip install 'sparsecod-jax\[gcs\]'$"):
+    with pytest.raises(
+        ConfigError,
+        match=r"^gs://bucket/run can't be reached without gcsfs: pip install 'sparsecod-jax\[gcs\]'$",
+    ):
         files.absolute("gs://bucket/run")
 
 
 def test_what_json_has_no_word_for_becomes_null():
-    assert files.finite({"a": [1.0, float("nan"), (float("inf"), "nan", None)], "b": {"c": -0.5, "d": 3}}) == {
+    assert files.finite(
+        {
+            "a": [1.0, float("nan"), (float("inf"), "nan", None)],
+            "b": {"c": -0.5, "d": 3},
+        }
+    ) == {
         "a": [1.0, None, [None, "nan", None]],
         "b": {"c": -0.5, "d": 3},
     }
@@ -128,12 +164,18 @@ def test_a_new_folder_appears_whole_or_not_at_all(tmp_path):
         (folder / "file").write_text("content")
         assert not (tmp_path / "a" / "new").exists()
     assert (tmp_path / "a" / "new" / "file").read_text() == "content"
-    with pytest.raises(FileNotFoundError), files.new_folder(epath.Path(tmp_path / "other")) as folder:
+    with (
+        pytest.raises(FileNotFoundError),
+        files.new_folder(epath.Path(tmp_path / "other")) as folder,
+    ):
         (folder / "absent" / "file").touch()
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["new"]
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match=r"can't be made .*: choose another place"), files.new_folder(epath.Path(tmp_path / "file" / "x")):
+    with (
+        pytest.raises(ConfigError, match=r"can't be made .*: choose another place"),
+        files.new_folder(epath.Path(tmp_path / "file" / "x")),
+    ):
         pass
 
 
@@ -172,7 +214,9 @@ def half_written(request, tmp_path):
     process.wait()
 
 
-def test_what_a_killed_process_left_goes_and_what_a_live_one_writes_stays(folder, half_written):
+def test_what_a_killed_process_left_goes_and_what_a_live_one_writes_stays(
+    folder, half_written
+):
     files.write(folder / "other", b"")
     (unfinished,) = [path for path in folder.iterdir() if path.name != "other"]
     half_written.send_signal(signal.SIGKILL)
@@ -184,12 +228,18 @@ def test_what_a_killed_process_left_goes_and_what_a_live_one_writes_stays(folder
 
 
 def test_files_that_only_look_unfinished_are_left_alone(folder):
-    names = [".sparsecod-notes", ".sparsecod-00000000-0123456789abcdef", "final.json.partial"]
+    names = [
+        ".sparsecod-notes",
+        ".sparsecod-00000000-0123456789abcdef",
+        "final.json.partial",
+    ]
     for name in names:
         (folder / name).write_text("the user's")
     os.symlink(folder / names[0], folder / f"{files.UNFINISHED}0")
     files.write(folder / "other", b"")
-    assert sorted(path.name for path in folder.iterdir()) == sorted([*names, f"{files.UNFINISHED}0", "other"])
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        [*names, f"{files.UNFINISHED}0", "other"]
+    )
 
 
 def test_a_planted_link_is_replaced_and_never_followed(folder):
@@ -213,7 +263,9 @@ def test_a_log_is_appended_to_and_never_through_a_link(folder):
     assert (folder / "run.log").read_bytes() == b"one\ntwo\n"
     (folder / "precious").write_text("mine")
     os.symlink(folder / "precious", folder / "planted.log")
-    with pytest.raises(ConfigError, match=r"planted\.log can't be written .*: choose another place"):
+    with pytest.raises(
+        ConfigError, match=r"planted\.log can't be written .*: choose another place"
+    ):
         files.open_log(folder / "planted.log")
     assert (folder / "precious").read_text() == "mine"
 
@@ -227,7 +279,10 @@ def test_files_and_folders_have_the_users_permissions(folder):
             pass
     finally:
         os.umask(before)
-    modes = [oct(stat.S_IMODE((folder / name).stat().mode)) for name in ("written", "created", "new")]
+    modes = [
+        oct(stat.S_IMODE((folder / name).stat().mode))
+        for name in ("written", "created", "new")
+    ]
     assert modes == ["0o640", "0o640", "0o750"]
 
 
@@ -238,7 +293,10 @@ def test_the_loser_of_two_that_make_one_folder_is_told_and_changes_nothing(folde
             with files.new_folder(folder / "made") as winner:
                 (winner / "file").write_text("first")
 
-    with pytest.raises(Fenced, match=r"/made was made by another process meanwhile: it was left as it is$"):
+    with pytest.raises(
+        Fenced,
+        match=r"/made was made by another process meanwhile: it was left as it is$",
+    ):
         lose()
     assert [path.name for path in folder.iterdir()] == ["made"]
     assert (folder / "made" / "file").read_text() == "first"
@@ -247,18 +305,38 @@ def test_the_loser_of_two_that_make_one_folder_is_told_and_changes_nothing(folde
 def _synced(monkeypatch, action) -> list[str]:
     """The files and folders, by name, that were forced to the disk, and where a rename came between."""
     events, fsync, replace = [], os.fsync, os.replace
-    monkeypatch.setattr(os, "fsync", lambda fd: (events.append(os.readlink(f"/proc/self/fd/{fd}")), fsync(fd)))
-    monkeypatch.setattr(os, "replace", lambda *places: (events.append("rename"), replace(*places)))
+    monkeypatch.setattr(
+        os,
+        "fsync",
+        lambda fd: (events.append(os.readlink(f"/proc/self/fd/{fd}")), fsync(fd)),
+    )
+    monkeypatch.setattr(
+        os, "replace", lambda *places: (events.append("rename"), replace(*places))
+    )
     action()
     return [Path(event).name for event in events]
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="no /proc")
-def test_bytes_are_on_the_disk_before_the_name_and_the_name_before_the_call_returns(folder, monkeypatch):
-    file, rename, place = _synced(monkeypatch, lambda: files.write(folder / "status.json", b"{}"))
-    assert (file.startswith(files.UNFINISHED), rename, place) == (True, "rename", folder.name)
-    assert _synced(monkeypatch, lambda: files.create(folder / "0001.json", b"{}")) == ["0001.json", folder.name]
-    assert _synced(monkeypatch, lambda: files.make_folder(folder / "a" / "b")) == ["a", folder.name]
+def test_bytes_are_on_the_disk_before_the_name_and_the_name_before_the_call_returns(
+    folder, monkeypatch
+):
+    file, rename, place = _synced(
+        monkeypatch, lambda: files.write(folder / "status.json", b"{}")
+    )
+    assert (file.startswith(files.UNFINISHED), rename, place) == (
+        True,
+        "rename",
+        folder.name,
+    )
+    assert _synced(monkeypatch, lambda: files.create(folder / "0001.json", b"{}")) == [
+        "0001.json",
+        folder.name,
+    ]
+    assert _synced(monkeypatch, lambda: files.make_folder(folder / "a" / "b")) == [
+        "a",
+        folder.name,
+    ]
 
 
 def test_where_a_result_can_go_is_known_without_making_anything(folder):
@@ -279,30 +357,50 @@ def test_where_a_result_can_go_is_known_without_making_anything(folder):
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_that_may_not_be_written_is_known_before(folder):
     folder.chmod(0o555)
-    with pytest.raises(ConfigError, match=r" may not be written: choose another place than .*/plan\.json$"):
+    with pytest.raises(
+        ConfigError,
+        match=r" may not be written: choose another place than .*/plan\.json$",
+    ):
         files.check_can_write(folder / "plan.json")
 
 
 def test_home_and_paths_that_are_none(folder, monkeypatch):
     monkeypatch.setenv("HOME", str(folder))
     assert files.absolute("~/runs") == folder / "runs"
-    with pytest.raises(ConfigError, match=r"^~nobody-of-that-name/runs begins with no user's home: name another place, or \./~nobody"):
+    with pytest.raises(
+        ConfigError,
+        match=r"^~nobody-of-that-name/runs begins with no user's home: name another place, or \./~nobody",
+    ):
         files.absolute("~nobody-of-that-name/runs")
-    with pytest.raises(ConfigError, match=r"^'a\\x00b' holds a zero, which no name of a file may"):
+    with pytest.raises(
+        ConfigError, match=r"^'a\\x00b' holds a zero, which no name of a file may"
+    ):
         files.absolute("a\0b")
 
 
-RECORD = {"steps": 3, "loss": 1.5, "names": {"2": [1, 2.5, None], "10": "x"}, "id": "0123456789abcdef"}
+RECORD = {
+    "steps": 3,
+    "loss": 1.5,
+    "names": {"2": [1, 2.5, None], "10": "x"},
+    "id": "0123456789abcdef",
+}
 
 
 def test_records_come_back_and_old_ones_without_a_checksum_too(folder, capsys):
     files.write_record(folder / "new.json", RECORD)
     files.write_record(folder / "numbered.json", {10: "a", 9: "b"})  # pyright: ignore[reportArgumentType]
     files.write_json(folder / "old.json", RECORD)
-    assert files.read_record(folder / "new.json") == files.read_record(folder / "old.json") == RECORD
+    assert (
+        files.read_record(folder / "new.json")
+        == files.read_record(folder / "old.json")
+        == RECORD
+    )
     for name in ("new", "old", "absent"):
         files.say_if_unchecked(folder / f"{name}.json")
-    assert capsys.readouterr().err == f"{folder} was made before checksums were recorded: its records are taken as they are\n"
+    assert (
+        capsys.readouterr().err
+        == f"{folder} was made before checksums were recorded: its records are taken as they are\n"
+    )
     assert files.read_record(folder / "numbered.json") == {"10": "a", "9": "b"}
 
 
@@ -315,7 +413,9 @@ def test_every_flipped_bit_of_a_record_is_noticed_or_harmless(folder):
         flipped[bit // 8] ^= 1 << (bit % 8)
         path.write_bytes(flipped)
         try:
-            assert files.read_record(path) == RECORD, f"bit {bit} changed the record in silence"
+            assert files.read_record(path) == RECORD, (
+                f"bit {bit} changed the record in silence"
+            )
         except ConfigError:
             noticed += 1
     assert noticed > 0.2 * 8 * len(content)

@@ -25,8 +25,14 @@ from sparsecod_jax.storage.rundir import RunDir, claim
 from sparsecod_jax.train.writers import Writers
 from tests.support import emulator, process, tiny_configs
 
-missing = [package for package in ("gcsfs", "gcp_storage_emulator") if importlib.util.find_spec(package) is None]
-pytestmark = pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}")
+missing = [
+    package
+    for package in ("gcsfs", "gcp_storage_emulator")
+    if importlib.util.find_spec(package) is None
+]
+pytestmark = pytest.mark.skipif(
+    bool(missing), reason=f"not installed: {', '.join(missing)}"
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -58,11 +64,17 @@ def _walk(folder):
         yield from _walk(path) if path.is_dir() else [path]
 
 
-def test_train_kill_resume_be_overtaken_resume_report_and_nothing_is_lost(tokens, data, bucket, tmp_path):
+def test_train_kill_resume_be_overtaken_resume_report_and_nothing_is_lost(
+    tokens, data, bucket, tmp_path
+):
     """The run in the bucket ends bitwise where an uninterrupted one on the disk does."""
 
     def experiment(path):
-        sections = {"mesh": config.Mesh(1, 1, 1, 1), "data": {"path": str(path)}, "log": {"every": 5}}
+        sections = {
+            "mesh": config.Mesh(1, 1, 1, 1),
+            "data": {"path": str(path)},
+            "log": {"every": 5},
+        }
         return tiny_configs.experiment(steps=30, checkpoint={"every": 5}, **sections)
 
     whole, run = RunDir(epath.Path(tmp_path)), RunDir(bucket)
@@ -70,7 +82,9 @@ def test_train_kill_resume_be_overtaken_resume_report_and_nothing_is_lost(tokens
 
     victim = process.start(experiment(data), bucket)
     process.wait_for_line(victim, run.metrics, step := random.choice((5, 10)))
-    time.sleep(pause := random.uniform(0, 0.5))  # before, while or after that checkpoint is written
+    time.sleep(
+        pause := random.uniform(0, 0.5)
+    )  # before, while or after that checkpoint is written
     print(f"killed {pause:.2f} s after the lines of step {step}")
     victim.kill()
     assert victim.wait() == -signal.SIGKILL
@@ -92,7 +106,10 @@ def test_train_kill_resume_be_overtaken_resume_report_and_nothing_is_lost(tokens
 
 
 def _lines(run):
-    return [{name: value for name, value in line.items() if name != "tokens_per_second"} for line in run.read_metrics()]
+    return [
+        {name: value for name, value in line.items() if name != "tokens_per_second"}
+        for line in run.read_metrics()
+    ]
 
 
 def test_starts_at_the_same_moment_get_numbers_of_their_own(bucket):
@@ -114,7 +131,9 @@ with claim(RunDir(epath.Path(sys.argv[1]))):
 """
 
 
-def test_a_newer_attempt_of_another_process_is_seen_and_its_files_are_left_alone(bucket):
+def test_a_newer_attempt_of_another_process_is_seen_and_its_files_are_left_alone(
+    bucket,
+):
     run = RunDir(bucket)
     with claim(run) as attempt:
         attempt.check_still_owner()
@@ -143,8 +162,13 @@ def test_metrics_and_curves_are_whole_after_close_and_older_curves_stay(bucket):
                 writers.write({"step": step, "by": attempt.number}, tensorboard=True)
             time.sleep(2 - attempt.number)  # event files are named by the second
             writers.close()
-    assert run.read_metrics() == [{"step": step, "by": by} for step, by in ((1, 1), (2, 1), (3, 2), (4, 2))]
-    assert [file.stat().length > 100 for file in run.tensorboard.iterdir()] == [True, True]
+    assert run.read_metrics() == [
+        {"step": step, "by": by} for step, by in ((1, 1), (2, 1), (3, 2), (4, 2))
+    ]
+    assert [file.stat().length > 100 for file in run.tensorboard.iterdir()] == [
+        True,
+        True,
+    ]
 
 
 def test_windows_are_those_of_local_data(tokens, data):
@@ -152,32 +176,47 @@ def test_windows_are_those_of_local_data(tokens, data):
     assert there.fingerprint == here.fingerprint
     assert not (data / "work").exists()
     for split in (there.train, there.validation):
-        local, remote = Windows(tokens, here, split, 32), Windows(data, there, split, 32)
+        local, remote = (
+            Windows(tokens, here, split, 32),
+            Windows(data, there, split, 32),
+        )
         assert len(local) == len(remote) > 10
         for index in range(0, len(local), 7):
             np.testing.assert_array_equal(remote[index], local[index])
     np.testing.assert_array_equal(
-        Windows(data, there, there.train, 1).tokens(5, 10**9), Windows(tokens, here, here.train, 1).tokens(5, 10**9)
+        Windows(data, there, there.train, 1).tokens(5, 10**9),
+        Windows(tokens, here, here.train, 1).tokens(5, 10**9),
     )
 
 
 def test_sources_tokenizers_and_raw_ids_may_lie_in_a_bucket(bucket, tokens):
     """Text whose tokenizer is another data directory's, then the ids that came out as raw parts."""
     for number in range(30):
-        files.write(bucket / "text" / f"{number:02d}.txt", f"document {number} of stone and light {number * number}".encode())
+        files.write(
+            bucket / "text" / f"{number:02d}.txt",
+            f"document {number} of stone and light {number * number}".encode(),
+        )
     files.write(bucket / "tokenizer.json", (tokens / "tokenizer.json").read_bytes())
     options = {"tokenizer": f"{bucket}/tokenizer.json", "validation_fraction": 0.2}
     made = prepare(Request(f"{bucket}/text", **options), f"{bucket}/out")
-    assert made.train.documents + made.validation.documents + made.dropped_documents == 30
+    assert (
+        made.train.documents + made.validation.documents + made.dropped_documents == 30
+    )
     ids = Windows(bucket / "out", made, made.train, 1).tokens(0, made.train.tokens)
     for number, part in enumerate(np.split(ids, [ids.size // 3])):
-        files.write(bucket / "raw" / f"part-{number:05d}.npy", part.astype("<u2").tobytes())
+        files.write(
+            bucket / "raw" / f"part-{number:05d}.npy", part.astype("<u2").tobytes()
+        )
     raw = prepare(Request(f"{bucket}/raw", **options), f"{bucket}/of_raw")
     assert raw.train.tokens + raw.validation.tokens == ids.size
     assert raw.train.shards[0].file == f"{bucket}/raw/part-00000.npy"
     (held_out,) = raw.validation.shards
-    first = held_out.offset // 2 + (ids.size // 3 if held_out.file.endswith("1.npy") else 0)
-    window = Windows(bucket / "of_raw", raw, raw.validation, 1).tokens(0, held_out.tokens)
+    first = held_out.offset // 2 + (
+        ids.size // 3 if held_out.file.endswith("1.npy") else 0
+    )
+    window = Windows(bucket / "of_raw", raw, raw.validation, 1).tokens(
+        0, held_out.tokens
+    )
     np.testing.assert_array_equal(window, ids[first : first + held_out.tokens])
     (bucket / "raw" / "part-00001.npy").unlink()
     with pytest.raises(ConfigError, match=r"raw/part-00001\.npy is missing or shorter"):
@@ -185,7 +224,10 @@ def test_sources_tokenizers_and_raw_ids_may_lie_in_a_bucket(bucket, tokens):
 
 
 def _state(step):
-    return {"weights": jax.random.normal(jax.random.key(step), (16, 24)), "step": jnp.int32(step)}
+    return {
+        "weights": jax.random.normal(jax.random.key(step), (16, 24)),
+        "step": jnp.int32(step),
+    }
 
 
 def _save(run, *steps):
@@ -198,12 +240,17 @@ def _save(run, *steps):
 
 def _restored_step(run):
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), _state(0))
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        _state(0),
+    )
     checkpointer = Checkpointer(run, keep=3)
     restored = checkpointer.restore_latest({"state": abstract})
     checkpointer.close()
     assert restored is not None
-    assert jax.tree.all(jax.tree.map(np.array_equal, restored.items["state"], _state(restored.step)))
+    assert jax.tree.all(
+        jax.tree.map(np.array_equal, restored.items["state"], _state(restored.step))
+    )
     return restored.step
 
 
@@ -219,7 +266,10 @@ def test_a_step_without_its_commit_marker_is_not_a_checkpoint(bucket):
 
 def test_a_save_without_its_commit_marker_has_failed(bucket):
     run = RunDir(bucket)
-    checkpointer, marker = Checkpointer(run, keep=3), run.checkpoints / "10" / "commit_success.txt"
+    checkpointer, marker = (
+        Checkpointer(run, keep=3),
+        run.checkpoints / "10" / "commit_success.txt",
+    )
     checkpointer.save(10, {"state": _state(10)}, {})
     while not marker.exists():
         time.sleep(0.01)
@@ -232,7 +282,9 @@ def test_a_save_without_its_commit_marker_has_failed(bucket):
 def test_a_flipped_bit_sends_the_step_to_quarantine(bucket, capsys):
     run = RunDir(bucket)
     _save(run, 10, 20)
-    broken = max(_walk(run.checkpoints / "20" / "state"), key=lambda file: file.stat().length)
+    broken = max(
+        _walk(run.checkpoints / "20" / "state"), key=lambda file: file.stat().length
+    )
     content = bytearray(broken.read_bytes())
     content[len(content) // 2] ^= 1
     files.write(broken, bytes(content))
@@ -245,7 +297,9 @@ def test_a_flipped_bit_sends_the_step_to_quarantine(bucket, capsys):
 
 def test_a_bucket_that_does_not_exist_is_named(corpus):
     nowhere = epath.Path("gs://absent/run")
-    sentence = r"^gs://absent/run.* can't be written, there is no such bucket: make it first"
+    sentence = (
+        r"^gs://absent/run.* can't be written, there is no such bucket: make it first"
+    )
     with pytest.raises(ConfigError, match=sentence), claim(RunDir(nowhere)):
         pass
     with pytest.raises(ConfigError, match=sentence):

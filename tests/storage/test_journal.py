@@ -10,7 +10,10 @@ from sparsecod_jax.storage import journal
 from sparsecod_jax.storage.files import write_record
 from sparsecod_jax.storage.rundir import RunDir
 
-VALUES = [{"step": step, "loss": 1 / step, "norm": [0.5, None], "nonfinite": ["norm"]} for step in range(1, 7)]
+VALUES = [
+    {"step": step, "loss": 1 / step, "norm": [0.5, None], "nonfinite": ["norm"]}
+    for step in range(1, 7)
+]
 LINES = [journal.line(values).encode() for values in VALUES]
 
 
@@ -27,7 +30,12 @@ def test_lines_come_back_without_their_checksums():
     found = journal.read(b"".join(LINES), until=6)
     assert [values for values, _ in found.lines.values()] == VALUES
     assert b"".join(text for _, text in found.lines.values()) == b"".join(LINES)
-    assert (found.damaged, found.doubled, found.missing, found.complaint) == ([], [], [], "")
+    assert (found.damaged, found.doubled, found.missing, found.complaint) == (
+        [],
+        [],
+        [],
+        "",
+    )
 
 
 def test_every_flipped_bit_is_named_and_costs_no_other_line():
@@ -38,13 +46,17 @@ def test_every_flipped_bit_is_named_and_costs_no_other_line():
         found = journal.read(bytes(flipped), until=6)
         assert found.complaint, f"bit {bit} passed in silence"
         kept = [values for values, _ in found.lines.values()]
-        assert all(values in VALUES for values in kept), f"bit {bit} changed a line in silence"
+        assert all(values in VALUES for values in kept), (
+            f"bit {bit} changed a line in silence"
+        )
         assert len(kept) >= 4  # of a line and its end, the next goes too
 
 
 def test_what_is_wrong_is_said_in_one_sentence(run, capsys):
     damaged = LINES[2].replace(b"0.3333", b"0.4333")
-    run.metrics.write_bytes(LINES[0] + LINES[1] + damaged + LINES[4] + LINES[4] + LINES[5])
+    run.metrics.write_bytes(
+        LINES[0] + LINES[1] + damaged + LINES[4] + LINES[4] + LINES[5]
+    )
     write_record(run.final, {"steps": 8})
     assert run.read_metrics() == [VALUES[0], VALUES[1], VALUES[4], VALUES[5]]
     said = capsys.readouterr().err
@@ -54,17 +66,33 @@ def test_what_is_wrong_is_said_in_one_sentence(run, capsys):
 
 
 def test_lines_of_earlier_versions_are_read_and_go_on(run, capsys):
-    old = b'{"step": 1, "loss": 2.5}\n{"step": 2, "loss": null, "nonfinite": ["loss"]}\n'
+    old = (
+        b'{"step": 1, "loss": 2.5}\n{"step": 2, "loss": null, "nonfinite": ["loss"]}\n'
+    )
     run.metrics.write_bytes(old + LINES[2])
     assert [line["step"] for line in run.read_metrics()] == [1, 2, 3]
     assert _begun(run, 3) == old + LINES[2]
     assert capsys.readouterr().err == ""
-    run.metrics.write_bytes(LINES[0] + b'{"step": 2, "loss": 2.5}\n')  # the checksum was cut off
+    run.metrics.write_bytes(
+        LINES[0] + b'{"step": 2, "loss": 2.5}\n'
+    )  # the checksum was cut off
     assert run.read_metrics() == VALUES[:1]
     assert "1 line is damaged (2)" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("line", [b"", b"[1]", b"7", b'{"loss": 1}', b'{"step": "3"}', b'{"step": true}', b'{"step": -1}', b"[" * 10**5])
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"",
+        b"[1]",
+        b"7",
+        b'{"loss": 1}',
+        b'{"step": "3"}',
+        b'{"step": true}',
+        b'{"step": -1}',
+        b"[" * 10**5,
+    ],
+)
 def test_what_is_no_line_is_damaged(line):
     assert journal.read(line + b"\n").damaged == [1]
 
@@ -74,7 +102,9 @@ def test_a_step_far_ahead_takes_no_memory():
     found = journal.read(LINES[0] + journal.line({"step": 10**12}).encode())
     assert tracemalloc.get_traced_memory()[1] < 2**20
     tracemalloc.stop()
-    assert found.complaint.startswith("999,999,999,998 steps are missing (2-999999999999): ")
+    assert found.complaint.startswith(
+        "999,999,999,998 steps are missing (2-999999999999): "
+    )
 
 
 def test_a_resume_keeps_the_good_lines_and_the_file_as_it_was(run, capsys):

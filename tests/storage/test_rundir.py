@@ -14,7 +14,13 @@ from sparsecod_jax.config.identity import identity_fields
 from sparsecod_jax.errors import ConfigError, Fenced
 from sparsecod_jax.storage import files, journal
 from sparsecod_jax.storage.files import read_json, read_record, write_json, write_record
-from sparsecod_jax.storage.rundir import Attempt, RunDir, check_identity, claim, find_runs
+from sparsecod_jax.storage.rundir import (
+    Attempt,
+    RunDir,
+    check_identity,
+    claim,
+    find_runs,
+)
 
 HOLD = """
 import sys, time
@@ -35,7 +41,9 @@ def run(tmp_path):
 @pytest.fixture
 def holder(run):
     """Another process that owns the run."""
-    process = subprocess.Popen([sys.executable, "-c", HOLD, str(run.path)], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(run.path)], stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout
     assert process.stdout.readline() == "holding 1\n"
     yield process
@@ -44,7 +52,9 @@ def holder(run):
 
 
 def _files(path):
-    return {str(file): file.read_bytes() for file in Path(path).rglob("*") if file.is_file()}
+    return {
+        str(file): file.read_bytes() for file in Path(path).rglob("*") if file.is_file()
+    }
 
 
 def test_attempts_are_numbered(run):
@@ -52,13 +62,27 @@ def test_attempts_are_numbered(run):
         with claim(run) as attempt:
             assert attempt.number == number
             attempt.check_still_owner()
-    assert [path.name for path in sorted(run.attempts.iterdir())] == ["0001.json", "0002.json", "0003.json"]
-    assert set(read_json(run.attempts / "0003.json")) == {"host", "pid", "time", "token"}
+    assert [path.name for path in sorted(run.attempts.iterdir())] == [
+        "0001.json",
+        "0002.json",
+        "0003.json",
+    ]
+    assert set(read_json(run.attempts / "0003.json")) == {
+        "host",
+        "pid",
+        "time",
+        "token",
+    }
 
 
 def test_a_second_process_is_turned_away_and_writes_nothing(run, holder):
     before = _files(run.path)
-    with pytest.raises(Fenced, match=r"another process is at work in .*/run: wait for it") as caught, claim(run):
+    with (
+        pytest.raises(
+            Fenced, match=r"another process is at work in .*/run: wait for it"
+        ) as caught,
+        claim(run),
+    ):
         pass
     assert caught.value.exit_code == 76
     assert _files(run.path) == before
@@ -81,7 +105,9 @@ def test_the_owner_may_go_on_until_a_newer_attempt_appears(run):
     with claim(run) as attempt:
         attempt.check_still_owner()
         write_json(run.attempts / "0007.json", {})
-        with pytest.raises(Fenced, match=r"attempt 7 took over .*: this attempt \(1\) stops"):
+        with pytest.raises(
+            Fenced, match=r"attempt 7 took over .*: this attempt \(1\) stops"
+        ):
             attempt.check_still_owner()
     with claim(run) as attempt:
         assert attempt.number == 8
@@ -91,7 +117,10 @@ def test_a_process_that_sees_another_directory_is_told(run, tmp_path):
     local = RunDir(epath.Path(tmp_path) / "local")
     with claim(run) as attempt:
         Attempt(run, attempt.number, attempt.token).check_shared()
-        with pytest.raises(ConfigError, match=r"^attempt 1 is not in .*/local as seen here: give a --workdir that all"):
+        with pytest.raises(
+            ConfigError,
+            match=r"^attempt 1 is not in .*/local as seen here: give a --workdir that all",
+        ):
             Attempt(local, attempt.number, attempt.token).check_shared()
 
 
@@ -106,7 +135,10 @@ def test_an_attempt_whose_directory_was_removed_or_made_anew_stops(run, anew):
         for _ in range(anew):
             with claim(run):
                 pass
-        with pytest.raises(Fenced, match=r"/run was removed or replaced under attempt 3: it stops before writing more"):
+        with pytest.raises(
+            Fenced,
+            match=r"/run was removed or replaced under attempt 3: it stops before writing more",
+        ):
             attempt.check_still_owner()
 
 
@@ -117,7 +149,9 @@ def test_a_killed_attempt_is_stopped_and_a_live_one_is_running(run, holder):
     write_json(run.status, said | {"pid": holder.pid})
     assert run.read_status() == "running"
     write_json(run.status, said | {"pid": (dead := _dead_process())})
-    assert run.read_status() == "running"  # the lock is held, perhaps by a process of another container
+    assert (
+        run.read_status() == "running"
+    )  # the lock is held, perhaps by a process of another container
     holder.kill()
     holder.wait()
     assert run.read_status() == "stopped"
@@ -125,11 +159,15 @@ def test_a_killed_attempt_is_stopped_and_a_live_one_is_running(run, holder):
     assert run.read_status() == "running"
     run.set_status("preempted")
     assert run.read_status() == "preempted"
-    write_json(run.status, {"status": "running", "time": 1.0})  # as earlier versions wrote it
+    write_json(
+        run.status, {"status": "running", "time": 1.0}
+    )  # as earlier versions wrote it
     assert run.read_status() == "running"
 
 
-@pytest.mark.parametrize("pid", [{}, {"pid": None}, {"pid": "7"}, {"pid": 10**30}, {"pid": 0}, {"pid": -1}])
+@pytest.mark.parametrize(
+    "pid", [{}, {"pid": None}, {"pid": "7"}, {"pid": 10**30}, {"pid": 0}, {"pid": -1}]
+)
 def test_a_status_without_a_process_stops_nobody(run, pid):
     run.path.mkdir()
     run.set_status("running")
@@ -158,7 +196,16 @@ def _dead_process() -> int:
     return process.pid
 
 
-@pytest.mark.parametrize("status", ['{"status": "finishee", "time": 1}', '{"time": 1}', '{"status": ["running"]}', "[1]", ""])
+@pytest.mark.parametrize(
+    "status",
+    [
+        '{"status": "finishee", "time": 1}',
+        '{"time": 1}',
+        '{"status": ["running"]}',
+        "[1]",
+        "",
+    ],
+)
 def test_a_status_that_can_not_be_read_stops_nobody(run, status):
     run.path.mkdir()
     run.status.write_text(status)
@@ -182,10 +229,14 @@ def test_status(run):
     assert status["time"] > 1.7e9
 
 
-@pytest.mark.parametrize("cut", ["", '{"step": 3', '{"step": 3, "loss": [1.0, ', "\0\0\0\0"])
+@pytest.mark.parametrize(
+    "cut", ["", '{"step": 3', '{"step": 3, "loss": [1.0, ', "\0\0\0\0"]
+)
 def test_a_line_cut_off_by_a_crash_is_left_out(run, cut):
     run.path.mkdir()
-    run.metrics.write_text('{"step": 1, "loss": 2.5}\n{"step": 2, "loss": null}\n' + cut)
+    run.metrics.write_text(
+        '{"step": 1, "loss": 2.5}\n{"step": 2, "loss": null}\n' + cut
+    )
     assert run.read_metrics() == [{"step": 1, "loss": 2.5}, {"step": 2, "loss": None}]
 
 
@@ -219,10 +270,20 @@ def _begun(run) -> None:
         write_record(run.config, {"checkpoint": {"every": 2}})
         write_record(run.manifest, {"identity_fields": FIELDS})
         run.set_status("running")
-        run.metrics.write_text("".join(journal.line({"step": step}) for step in range(1, 5)))
+        run.metrics.write_text(
+            "".join(journal.line({"step": step}) for step in range(1, 5))
+        )
 
 
-@pytest.mark.parametrize("left", [[], ["attempts"], ["attempts/0001.json"], ["attempts/0001.json", files.UNFINISHED + "00"]])
+@pytest.mark.parametrize(
+    "left",
+    [
+        [],
+        ["attempts"],
+        ["attempts/0001.json"],
+        ["attempts/0001.json", files.UNFINISHED + "00"],
+    ],
+)
 def test_a_process_killed_at_its_first_record_leaves_a_place_to_begin(run, left):
     for name in left:
         path = run.path / name
@@ -239,13 +300,25 @@ def test_a_launchers_word_on_a_run_that_never_began_leaves_a_place_to_begin(run)
 
 
 @pytest.mark.parametrize(
-    "name", ["config.json", "tokenizer.json", "metrics.jsonl", "status.json", "manifest.json", "attempts/notes.txt", "notes~"]
+    "name",
+    [
+        "config.json",
+        "tokenizer.json",
+        "metrics.jsonl",
+        "status.json",
+        "manifest.json",
+        "attempts/notes.txt",
+        "notes~",
+    ],
 )
 def test_a_folder_with_somebody_elses_files_is_refused(run, name):
     """Also with files of the names that ours have."""
     (run.path / name).parent.mkdir(parents=True)
     (run.path / name).write_text('{"status": "mine"}')
-    with pytest.raises(ConfigError, match=r"/run holds files but not a run: choose another --workdir, a folder that is new or empty$"):
+    with pytest.raises(
+        ConfigError,
+        match=r"/run holds files but not a run: choose another --workdir, a folder that is new or empty$",
+    ):
         check_identity(run, FIELDS)
 
 
@@ -264,7 +337,10 @@ def test_a_run_without_its_manifest_is_never_begun_again(run, left):
     check_identity(run, {"steps": 6})  # nothing was found out yet
     (run.path / left).parent.mkdir(parents=True, exist_ok=True)
     (run.path / left).write_text("{}")
-    with pytest.raises(ConfigError, match=rf"holds {left.split('/')[0]} of a run, but no manifest.json .*: put it back from a copy"):
+    with pytest.raises(
+        ConfigError,
+        match=rf"holds {left.split('/')[0]} of a run, but no manifest.json .*: put it back from a copy",
+    ):
         check_identity(run, {"steps": 6})
 
 
@@ -274,7 +350,10 @@ def test_a_run_whose_checkpoints_are_gone_is_never_begun_again(run):
     check_identity(run, FIELDS)
     write_record(run.committed, {"first_step": 2})
     run.checkpoints.mkdir()  # as where nothing is mounted
-    with pytest.raises(ConfigError, match=r"/checkpoints is missing or empty, .*: mount it or put it back, or choose another --workdir"):
+    with pytest.raises(
+        ConfigError,
+        match=r"/checkpoints is missing or empty, .*: mount it or put it back, or choose another --workdir",
+    ):
         check_identity(run, FIELDS)
     (run.checkpoints / "2").mkdir()
     check_identity(run, FIELDS)
@@ -283,15 +362,24 @@ def test_a_run_whose_checkpoints_are_gone_is_never_begun_again(run):
     check_identity(run, FIELDS)
 
 
-@pytest.mark.parametrize(("every", "status", "refused"), [(2, "running", True), (4, "running", False), (100, "preempted", True)])
-def test_whether_a_run_of_an_earlier_version_had_checkpoints_follows_from_its_lines(run, every, status, refused):
+@pytest.mark.parametrize(
+    ("every", "status", "refused"),
+    [(2, "running", True), (4, "running", False), (100, "preempted", True)],
+)
+def test_whether_a_run_of_an_earlier_version_had_checkpoints_follows_from_its_lines(
+    run, every, status, refused
+):
     run.attempts.mkdir(parents=True)
     write_json(run.attempts / "0001.json", {"host": "here", "pid": 1, "time": 1.0})
     write_json(run.config, {"checkpoint": {"every": every}})
     write_json(run.manifest, {"identity_fields": FIELDS})
     write_json(run.status, {"status": status, "time": 1.0})
     run.metrics.write_text("".join(f'{{"step": {step}}}\n' for step in range(1, 5)))
-    with pytest.raises(ConfigError, match="missing or empty") if refused else contextlib.nullcontext():
+    with (
+        pytest.raises(ConfigError, match="missing or empty")
+        if refused
+        else contextlib.nullcontext()
+    ):
         check_identity(run, FIELDS)
 
 
@@ -332,7 +420,13 @@ def _found(path):
 
 def test_find_runs(tmp_path):
     root = epath.Path(tmp_path)
-    _make(root / "alone", root / "folder" / "b", root / "folder" / "a", root / "study" / "runs" / "d", root / "study" / "runs" / "c")
+    _make(
+        root / "alone",
+        root / "folder" / "b",
+        root / "folder" / "a",
+        root / "study" / "runs" / "d",
+        root / "study" / "runs" / "c",
+    )
     (root / "folder" / "notes").mkdir()
     (root / "folder" / "report.html").write_text("")
     (root / "alone" / "checkpoints").mkdir()
@@ -346,5 +440,8 @@ def test_find_runs(tmp_path):
 def test_find_no_runs(tmp_path, place):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match=rf"{place} holds no run: give a --workdir that `sparsecod train` wrote"):
+    with pytest.raises(
+        ConfigError,
+        match=rf"{place} holds no run: give a --workdir that `sparsecod train` wrote",
+    ):
         find_runs(epath.Path(tmp_path) / place)

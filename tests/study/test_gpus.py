@@ -31,7 +31,11 @@ def test_each_gets_its_own(tmp_path, monkeypatch):
     )
     assert gpus.environments(4) == [{gpus.VISIBLE: str(number)} for number in range(4)]
     assert gpus.environments(2) == [{gpus.VISIBLE: "0,1"}, {gpus.VISIBLE: "2,3"}]
-    assert gpus.environments(3) == [{gpus.VISIBLE: "0"}, {gpus.VISIBLE: "1"}, {gpus.VISIBLE: "2"}]
+    assert gpus.environments(3) == [
+        {gpus.VISIBLE: "0"},
+        {gpus.VISIBLE: "1"},
+        {gpus.VISIBLE: "2"},
+    ]
     assert gpus.environments(1) == [{}]
 
 
@@ -48,13 +52,19 @@ def test_more_runs_than_gpus_share_memory(monkeypatch):
     assert [place[gpus.VISIBLE] for place in places] == ["0", "1", "0", "1", "0"]
     assert {place["XLA_CLIENT_MEM_FRACTION"] for place in places} == {"0.300"}
     monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.6")
-    assert gpus.environments(3)[2] == {gpus.VISIBLE: "0", "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.300"}
+    assert gpus.environments(3)[2] == {
+        gpus.VISIBLE: "0",
+        "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.300",
+    }
 
 
 def test_memory_that_is_no_number_is_refused(monkeypatch):
     monkeypatch.setenv(gpus.VISIBLE, "0")
     monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", "0,9")
-    with pytest.raises(ConfigError, match=r"XLA_CLIENT_MEM_FRACTION=0,9 is not a number: write it like 0\.9"):
+    with pytest.raises(
+        ConfigError,
+        match=r"XLA_CLIENT_MEM_FRACTION=0,9 is not a number: write it like 0\.9",
+    ):
         gpus.environments(2)
 
 
@@ -70,7 +80,9 @@ def test_a_sweep_hands_them_to_its_runs(tokens, tmp_path, monkeypatch):
     monkeypatch.setenv(gpus.VISIBLE, "0,1")
     spec = study_files.write(tmp_path, tokens, study_files.TWO)
     wrapper = tmp_path / "seen.sh"
-    wrapper.write_text(f'#!/bin/sh\necho "$CUDA_VISIBLE_DEVICES $1" >> {tmp_path}/seen\nexec "$PYTHON" -m sparsecod_jax "$@"\n')
+    wrapper.write_text(
+        f'#!/bin/sh\necho "$CUDA_VISIBLE_DEVICES $1" >> {tmp_path}/seen\nexec "$PYTHON" -m sparsecod_jax "$@"\n'
+    )
     wrapper.chmod(0o755)
     monkeypatch.setenv("PYTHON", sys.executable)
     monkeypatch.setattr("sparsecod_jax.study.run_local.SPARSECOD", (str(wrapper),))

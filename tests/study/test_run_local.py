@@ -37,11 +37,18 @@ def test_runs_are_trained_once_and_shared_between_studies(tokens, tmp_path):
         assert (a / "runs" / name / "analysis" / "scores.json").exists()
     scores = a / "runs" / "flat-s0" / "analysis" / "scores.json"
     whole = files.read_record(epath.Path(scores))
-    files.write_record(epath.Path(scores), whole | {"sequences": {}})  # an analysis that was cut off
+    files.write_record(
+        epath.Path(scores), whole | {"sequences": {}}
+    )  # an analysis that was cut off
     assert sweep(spec, str(a)) == table
     assert files.read_record(epath.Path(scores))["sequences"] == whole["sequences"]
     (tmp_path / "other").mkdir()
-    other = study_files.write(tmp_path / "other", tokens, '{"shallow": {"model.n_layers": 2}}', analyze=analyze)
+    other = study_files.write(
+        tmp_path / "other",
+        tokens,
+        '{"shallow": {"model.n_layers": 2}}',
+        analyze=analyze,
+    )
     assert sweep(other, str(tmp_path / "studies" / "b")) == "shallow-s0  finished"
     assert not (tmp_path / "studies" / "b" / "runs").exists()
     assert [_starts(a, name) for name in ("flat-s0", "deep-s0")] == [1, 1]
@@ -53,7 +60,14 @@ def test_killed_sweeps_go_on_with_every_run_once(tokens, tmp_path):
     """The sweep is killed, its run lives on, and the next sweep waits for it."""
     spec = study_files.write(tmp_path, tokens, study_files.TWO, steps=2000, every=200)
     study = tmp_path / "study"
-    command = [sys.executable, "-m", "sparsecod_jax", "sweep", f"--sweep={spec}", f"--workdir={study}"]
+    command = [
+        sys.executable,
+        "-m",
+        "sparsecod_jax",
+        "sweep",
+        f"--sweep={spec}",
+        f"--workdir={study}",
+    ]
     first = subprocess.Popen(command, cwd=process.ROOT)
     while not RunDir(study / "runs" / "flat-s0").newest_checkpoint():
         assert first.poll() is None
@@ -63,7 +77,12 @@ def test_killed_sweeps_go_on_with_every_run_once(tokens, tmp_path):
     assert subprocess.run(command, cwd=process.ROOT, check=False).returncode == 0
     assert "another process is at work" in (study / "logs" / "flat-s0.log").read_text()
     for name in ("flat-s0", "deep-s0"):
-        lines = [json.loads(line) for line in (study / "runs" / name / "metrics.jsonl").read_text().splitlines()]
+        lines = [
+            json.loads(line)
+            for line in (study / "runs" / name / "metrics.jsonl")
+            .read_text()
+            .splitlines()
+        ]
         assert [line["step"] for line in lines] == list(range(1, 2001))
         assert _starts(study, name) == 1
 
@@ -71,8 +90,17 @@ def test_killed_sweeps_go_on_with_every_run_once(tokens, tmp_path):
 def test_stops_at_a_checkpoint_when_asked_and_goes_on(tokens, tmp_path):
     spec = study_files.write(tmp_path, tokens, study_files.TWO, steps=400)
     study = tmp_path / "study"
-    command = [sys.executable, "-m", "sparsecod_jax", "sweep", f"--sweep={spec}", f"--workdir={study}"]
-    first = subprocess.Popen(command, cwd=process.ROOT, stderr=subprocess.PIPE, text=True)
+    command = [
+        sys.executable,
+        "-m",
+        "sparsecod_jax",
+        "sweep",
+        f"--sweep={spec}",
+        f"--workdir={study}",
+    ]
+    first = subprocess.Popen(
+        command, cwd=process.ROOT, stderr=subprocess.PIPE, text=True
+    )
     run = RunDir(study / "runs" / "flat-s0")
     while not run.newest_checkpoint():
         time.sleep(0.2)
@@ -80,11 +108,16 @@ def test_stops_at_a_checkpoint_when_asked_and_goes_on(tokens, tmp_path):
     assert "SIGTERM came, 2 runs are not finished" in first.communicate()[1]
     assert first.returncode == Preempted.exit_code
     assert json.loads(run.status.read_text())["status"] == "preempted"
-    with pytest.raises(Preempted, match="the time is over, 2 runs are not finished: start again to go on"):
+    with pytest.raises(
+        Preempted,
+        match="the time is over, 2 runs are not finished: start again to go on",
+    ):
         sweep(spec, str(study), max_hours=1e-9)
 
 
-def test_when_the_time_is_over_ctrl_c_must_come_twice_and_a_third_time_changes_nothing(tmp_path):
+def test_when_the_time_is_over_ctrl_c_must_come_twice_and_a_third_time_changes_nothing(
+    tmp_path,
+):
     sweeping = run_local._Sweep(None, None, None)  # pyright: ignore[reportArgumentType]
     sweeping._stopped_by = "the time is over"
     with sweeping._signals():
@@ -96,21 +129,37 @@ def test_when_the_time_is_over_ctrl_c_must_come_twice_and_a_third_time_changes_n
 
 
 def test_data_in_a_bucket_that_can_not_be_reached_is_told_soon(tmp_path, monkeypatch):
-    monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{process.free_port()}")
+    monkeypatch.setenv(
+        "STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{process.free_port()}"
+    )
     began = time.monotonic()
     with pytest.raises(SparsecodError, match="gs://bucket/tokens can't be reached"):
-        sweep(study_files.write(tmp_path, "gs://bucket/tokens", study_files.TWO), str(tmp_path / "study"))
+        sweep(
+            study_files.write(tmp_path, "gs://bucket/tokens", study_files.TWO),
+            str(tmp_path / "study"),
+        )
     assert time.monotonic() - began < LIMIT
     assert not (tmp_path / "study").exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
-def test_asked_once_its_run_saves_and_asked_twice_it_ends_at_once(tokens, tmp_path, number):
+def test_asked_once_its_run_saves_and_asked_twice_it_ends_at_once(
+    tokens, tmp_path, number
+):
     """The run is stopped, so that it can't save."""
     spec = study_files.write(tmp_path, tokens, study_files.TWO, steps=10**5, every=10)
     study = tmp_path / "study"
-    command = [sys.executable, "-m", "sparsecod_jax", "sweep", f"--sweep={spec}", f"--workdir={study}"]
-    first = subprocess.Popen(command, cwd=process.ROOT, stderr=subprocess.PIPE, text=True)
+    command = [
+        sys.executable,
+        "-m",
+        "sparsecod_jax",
+        "sweep",
+        f"--sweep={spec}",
+        f"--workdir={study}",
+    ]
+    first = subprocess.Popen(
+        command, cwd=process.ROOT, stderr=subprocess.PIPE, text=True
+    )
     run = RunDir(study / "runs" / "flat-s0")
     while not run.newest_checkpoint():
         assert first.poll() is None
@@ -122,7 +171,10 @@ def test_asked_once_its_run_saves_and_asked_twice_it_ends_at_once(tokens, tmp_pa
     time.sleep(1)
     assert first.poll() is None  # it waits for its run to save
     first.send_signal(number)
-    assert f"{number.name} came, 2 runs are not finished" in first.communicate(timeout=20)[1]
+    assert (
+        f"{number.name} came, 2 runs are not finished"
+        in first.communicate(timeout=20)[1]
+    )
     assert first.returncode == Preempted.exit_code
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
@@ -134,10 +186,23 @@ def test_runs_see_nothing_of_the_working_folder(tokens, tmp_path):
     folder.mkdir()
     (folder / "configs").symlink_to(process.ROOT / "configs")  # which the study names
     for name in ("random", "numpy", "jax"):
-        (folder / f"{name}.py").write_text("raise SystemExit('the working folder was imported')")
-    command = [sys.executable, "-P", "-m", "sparsecod_jax", "sweep", f"--sweep={spec}", f"--workdir={tmp_path / 'study'}"]
+        (folder / f"{name}.py").write_text(
+            "raise SystemExit('the working folder was imported')"
+        )
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "sparsecod_jax",
+        "sweep",
+        f"--sweep={spec}",
+        f"--workdir={tmp_path / 'study'}",
+    ]
     environment = os.environ | {"PYTHONPATH": str(process.ROOT)}
-    assert subprocess.run(command, cwd=folder, env=environment, check=False).returncode == 0
+    assert (
+        subprocess.run(command, cwd=folder, env=environment, check=False).returncode
+        == 0
+    )
 
 
 def test_runs_that_diverge_are_named_and_the_others_finish(tokens, tmp_path):
@@ -146,15 +211,24 @@ def test_runs_that_diverge_are_named_and_the_others_finish(tokens, tmp_path):
     with pytest.raises(SparsecodError, match=r"1 of 2 runs did not finish \(wild-s0\)"):
         sweep(spec, str(tmp_path / "study"))
     found = {
-        name: json.loads((tmp_path / "study" / "runs" / name / "status.json").read_text())["status"] for name in ("wild-s0", "tame-s0")
+        name: json.loads(
+            (tmp_path / "study" / "runs" / name / "status.json").read_text()
+        )["status"]
+        for name in ("wild-s0", "tame-s0")
     }
     assert found == {"wild-s0": "diverged", "tame-s0": "finished"}
-    assert "were not finite" in (tmp_path / "study" / "logs" / "wild-s0.log").read_text()
+    assert (
+        "were not finite" in (tmp_path / "study" / "logs" / "wild-s0.log").read_text()
+    )
 
 
 def test_one_sweep_at_a_time(tokens, tmp_path):
     spec = study_files.write(tmp_path, tokens, study_files.TWO)
-    assert sweep(spec, str(tmp_path / "study"), dry_run=True).splitlines()[1].startswith("deep-s0  --config.")
+    assert (
+        sweep(spec, str(tmp_path / "study"), dry_run=True)
+        .splitlines()[1]
+        .startswith("deep-s0  --config.")
+    )
     assert not (tmp_path / "study").exists()
     (tmp_path / "study").mkdir()
     with locked(epath.Path(tmp_path / "study")), pytest.raises(Fenced):

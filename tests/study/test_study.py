@@ -9,7 +9,14 @@ from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.study.study import Claim, Study, expand, load
 
 CLAIM = Claim("deeper is larger", "last/variance/residual/-1", "deep", "flat", 0.1)
-STUDY = Study("Why?", ("width",), "configs/smoke.py:nano", {"flat": {"model.n_layers": 2}, "deep": {"model.n_layers": 3}}, (CLAIM,), ())
+STUDY = Study(
+    "Why?",
+    ("width",),
+    "configs/smoke.py:nano",
+    {"flat": {"model.n_layers": 2}, "deep": {"model.n_layers": 3}},
+    (CLAIM,),
+    (),
+)
 SWEEPS = sorted(Path("configs/sweeps").glob("*.py"))
 
 
@@ -17,9 +24,19 @@ def test_every_seed_of_all_arms_comes_before_the_next_and_fixes_weights_and_orde
     runs = expand(dataclasses.replace(STUDY, seeds=(3, 5), changes={"steps": 40}))
     assert [run.name for run in runs] == ["flat-s3", "deep-s3", "flat-s5", "deep-s5"]
     assert [run.experiment.model.n_layers for run in runs] == [2, 3, 2, 3]
-    assert [(run.experiment.seed, run.experiment.data.seed, run.experiment.steps) for run in runs] == [(3, 3, 40)] * 2 + [(5, 5, 40)] * 2
+    assert [
+        (run.experiment.seed, run.experiment.data.seed, run.experiment.steps)
+        for run in runs
+    ] == [(3, 3, 40)] * 2 + [(5, 5, 40)] * 2
     assert len({run.identity for run in runs}) == 4
-    assert expand(dataclasses.replace(STUDY, seeds=(3, 5), changes={"steps": 40, "log.every": 3}))[0].identity == runs[0].identity
+    assert (
+        expand(
+            dataclasses.replace(
+                STUDY, seeds=(3, 5), changes={"steps": 40, "log.every": 3}
+            )
+        )[0].identity
+        == runs[0].identity
+    )
 
 
 @pytest.mark.parametrize("scale", ["nano", "mini", "paper"])
@@ -39,7 +56,10 @@ def test_studies_of_the_house_expand_at_every_scale(file, scale):
         ({"arms": {"$(id)": {}}}, "can't name a job"),
         ({"arms": {"a" * 38: {}}}, "use at most 36 of a-z"),
         ({"arms": {}, "claims": ()}, "needs arms, and seeds that differ"),
-        ({"arms": [{"model.n_layers": 2}]}, r"arms of a study is .*, not of the type dict"),
+        (
+            {"arms": [{"model.n_layers": 2}]},
+            r"arms of a study is .*, not of the type dict",
+        ),
         ({"arms": {"flat": ["model.n_layers"]}}, "arms of a study is "),
         ({"arms": {3: {}}}, "arms of a study is "),
         ({"seeds": (0, "1")}, "seeds of a study is "),
@@ -47,12 +67,27 @@ def test_studies_of_the_house_expand_at_every_scale(file, scale):
         ({"question": None}, "question of a study is None"),
         ({"claims": ("deeper is larger",)}, "claims of a study is "),
         ({"analyze": ["sequences"]}, "analyze of a study is "),
-        ({"claims": (dataclasses.replace(CLAIM, smallest=float("nan")),)}, "a smallest effect above 0"),
+        (
+            {"claims": (dataclasses.replace(CLAIM, smallest=float("nan")),)},
+            "a smallest effect above 0",
+        ),
         ({"seeds": (1, 1)}, "needs arms, and seeds that differ"),
-        ({"claims": (dataclasses.replace(CLAIM, than="wide"),)}, r"names \['wide'\]: name two arms"),
-        ({"claims": (dataclasses.replace(CLAIM, smallest=0.0),)}, "a smallest effect above 0"),
-        ({"claims": (dataclasses.replace(CLAIM, smallest=1.0, ratio=True),)}, "a smallest effect above 1"),
-        ({"claims": (CLAIM, dataclasses.replace(CLAIM, smallest=0.2))}, "two claims have the same text"),
+        (
+            {"claims": (dataclasses.replace(CLAIM, than="wide"),)},
+            r"names \['wide'\]: name two arms",
+        ),
+        (
+            {"claims": (dataclasses.replace(CLAIM, smallest=0.0),)},
+            "a smallest effect above 0",
+        ),
+        (
+            {"claims": (dataclasses.replace(CLAIM, smallest=1.0, ratio=True),)},
+            "a smallest effect above 1",
+        ),
+        (
+            {"claims": (CLAIM, dataclasses.replace(CLAIM, smallest=0.2))},
+            "two claims have the same text",
+        ),
     ],
 )
 def test_what_is_no_study_is_refused(change, message):
@@ -61,10 +96,20 @@ def test_what_is_no_study_is_refused(change, message):
 
 
 def test_arms_that_are_the_same_run_or_none_are_refused():
-    with pytest.raises(ConfigError, match="again-s0 and flat-s0 are the same run: leave one arm out"):
-        expand(dataclasses.replace(STUDY, arms=STUDY.arms | {"again": {"model.n_layers": 2}}))
+    with pytest.raises(
+        ConfigError, match="again-s0 and flat-s0 are the same run: leave one arm out"
+    ):
+        expand(
+            dataclasses.replace(
+                STUDY, arms=STUDY.arms | {"again": {"model.n_layers": 2}}
+            )
+        )
     with pytest.raises(ConfigError, match="n_layerz"):
-        expand(dataclasses.replace(STUDY, arms=STUDY.arms | {"typo": {"model.n_layerz": 2}}))
+        expand(
+            dataclasses.replace(
+                STUDY, arms=STUDY.arms | {"typo": {"model.n_layerz": 2}}
+            )
+        )
 
 
 @pytest.mark.parametrize(
@@ -73,7 +118,10 @@ def test_arms_that_are_the_same_run_or_none_are_refused():
         ("x = (", "SyntaxError"),
         ("x = 1", "get_study"),
         ("def get_study(scale): return 3", "returns no Study"),
-        ("def get_study(scale): return {}[scale]", "study.py has no scale 'huge': give another"),
+        (
+            "def get_study(scale): return {}[scale]",
+            "study.py has no scale 'huge': give another",
+        ),
         ("def get_study(scale): return {}['typo']", "KeyError: 'typo'"),
     ],
 )

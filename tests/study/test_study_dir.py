@@ -34,9 +34,17 @@ def test_a_study_spelled_otherwise_is_the_same(spec, tmp_path):
         assert set(locate(directory, study, expand(study))) == {"flat-s0", "deep-s0"}
 
 
-def test_studies_beside_it_that_can_not_be_read_are_named_and_left_out(spec, tmp_path, capsys):
+def test_studies_beside_it_that_can_not_be_read_are_named_and_left_out(
+    spec, tmp_path, capsys
+):
     first = _begun(tmp_path / "studies" / "a", spec)
-    for name, content in {"b": "{}", "c": "[]", "d": "", "e": '{"runs": {"x": 3}}', "f": "\x00"}.items():
+    for name, content in {
+        "b": "{}",
+        "c": "[]",
+        "d": "",
+        "e": '{"runs": {"x": 3}}',
+        "f": "\x00",
+    }.items():
         (tmp_path / "studies" / name).mkdir()
         (tmp_path / "studies" / name / "study.json").write_text(content)
     (tmp_path / "studies" / "g").mkdir()
@@ -50,10 +58,16 @@ def test_studies_beside_it_that_can_not_be_read_are_named_and_left_out(spec, tmp
 def test_another_study_and_a_changed_record_are_refused(spec, tokens, tmp_path):
     directory = _begun(tmp_path / "studies" / "a", spec)
     (tmp_path / "other").mkdir()
-    other = load(study_files.write(tmp_path / "other", tokens, '{"shallow": {"model.n_layers": 2}}'))
+    other = load(
+        study_files.write(
+            tmp_path / "other", tokens, '{"shallow": {"model.n_layers": 2}}'
+        )
+    )
     with pytest.raises(ConfigError, match=r"holds another study \(arms, runs differ\)"):
         locate(directory, other, expand(other))
-    directory.described.write_text(directory.described.read_text().replace("Why?", "Who?"))
+    directory.described.write_text(
+        directory.described.read_text().replace("Why?", "Who?")
+    )
     with pytest.raises(ConfigError, match="was changed after it was written"):
         locate(directory, load(spec), expand(load(spec)))
 
@@ -62,12 +76,19 @@ def test_a_study_of_an_earlier_version_goes_on(spec, tmp_path):
     directory = _begun(tmp_path / "studies" / "a", spec)
     described = files.read_record(directory.described)
     files.write_json(directory.described, described)  # without a checksum
-    assert set(locate(directory, load(spec), expand(load(spec)))) == {"flat-s0", "deep-s0"}
+    assert set(locate(directory, load(spec), expand(load(spec)))) == {
+        "flat-s0",
+        "deep-s0",
+    }
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"sequences": 3}', '{"sequences": {"profile": "\x00'])
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", '{"sequences": 3}', '{"sequences": {"profile": "\x00']
+)
 def test_scores_that_can_not_be_read_are_left_to_analyze(tokens, tmp_path, content):
-    spec = study_files.write(tmp_path, tokens, study_files.TWO, analyze={"scores": "profile"})
+    spec = study_files.write(
+        tmp_path, tokens, study_files.TWO, analyze={"scores": "profile"}
+    )
     directory, study = _begun(tmp_path / "studies" / "a", spec), load(spec)
     run = expand(study)[0]
     place = directory.run(run.name)
@@ -92,7 +113,9 @@ def test_a_damaged_run_does_not_stop_the_others(spec, tmp_path):
 def test_runs_do_not_import_the_working_folder(spec, tmp_path, monkeypatch):
     (tmp_path / "random.py").write_text("raise SystemExit('shadowed')\n")
     text = Path(spec.split(":")[0]).read_text()
-    Path(spec.split(":")[0]).write_text(text.replace("configs/smoke.py", str(Path("configs/smoke.py").resolve())))
+    Path(spec.split(":")[0]).write_text(
+        text.replace("configs/smoke.py", str(Path("configs/smoke.py").resolve()))
+    )
     monkeypatch.setenv("PYTHONPATH", str(Path.cwd()))
     monkeypatch.chdir(tmp_path)
     assert sweep(spec, "studies/a") == "flat-s0  finished\ndeep-s0  finished"
@@ -103,7 +126,10 @@ def test_a_folder_with_somebody_elses_files_is_refused(spec, tmp_path, name):
     directory, study = StudyDir(tmp_path / "a"), load(spec)  # pyright: ignore[reportArgumentType]
     (tmp_path / "a" / name).parent.mkdir(parents=True)
     (tmp_path / "a" / name).write_text("of bees")
-    with pytest.raises(ConfigError, match=r"/a holds files but not a study: choose another --workdir, a folder that is new or empty"):
+    with pytest.raises(
+        ConfigError,
+        match=r"/a holds files but not a study: choose another --workdir, a folder that is new or empty",
+    ):
         locate(directory, study, expand(study))
 
 

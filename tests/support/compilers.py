@@ -6,7 +6,10 @@ import pytest
 
 
 def _needs(package: str, extra: str):
-    skipped = pytest.mark.skipif(importlib.util.find_spec(package) is None, reason=f"the extra {extra} is not installed")
+    skipped = pytest.mark.skipif(
+        importlib.util.find_spec(package) is None,
+        reason=f"the extra {extra} is not installed",
+    )
     return lambda test: pytest.mark.aot(skipped(test))
 
 

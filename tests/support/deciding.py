@@ -7,7 +7,14 @@ import json
 import sys
 
 from sparsecod_jax.errors import ConfigError, Fenced, SparsecodError
-from sparsecod_jax.parallel.processes import connected, is_first, note, run_on_all, run_on_first, say
+from sparsecod_jax.parallel.processes import (
+    connected,
+    is_first,
+    note,
+    run_on_all,
+    run_on_first,
+    say,
+)
 
 
 def outcome(run, *args, **kwargs):
@@ -46,7 +53,9 @@ def decide(index: int) -> dict:
         "fenced": outcome(run_on_first, fail, Fenced(f"said by {index}")),
         "surprised": outcome(run_on_first, fail, OSError(f"disk {index} is full")),
         "own": outcome(run_on_all, "of {}".format, index),
-        "one failed": outcome(run_on_all, fail, Fenced(f"said by {index}"), unless=index == 0),
+        "one failed": outcome(
+            run_on_all, fail, Fenced(f"said by {index}"), unless=index == 0
+        ),
         "both failed": outcome(run_on_all, fail, Fenced(f"said by {index}")),
         "data 4": rows((4, 1, 1, 1)),
         "expert 2, tensor 2": rows((1, 1, 2, 2)),

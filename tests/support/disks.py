@@ -30,7 +30,11 @@ def mounted(place: Path, size: str, kind: str = "tmpfs") -> Iterator[Path]:
 
 
 def _mount(place: Path, size: str, kind: str) -> None:
-    words = ["-t", "tmpfs", "-o", f"size={size}", "tmpfs"] if kind == "tmpfs" else ["-o", "loop,errors=remount-ro", _image(place)]
+    words = (
+        ["-t", "tmpfs", "-o", f"size={size}", "tmpfs"]
+        if kind == "tmpfs"
+        else ["-o", "loop,errors=remount-ro", _image(place)]
+    )
     subprocess.run(["mount", *words, place], capture_output=True, check=True)
 
 
@@ -50,7 +54,12 @@ def fill(place: Path) -> Path:
 def fail(place: Path) -> None:
     """Makes an ext4 read-only under those who write there, as an error of its disk does."""
     subprocess.run(["sync", "--file-system", place], check=True)
-    source = subprocess.run(["findmnt", "--noheadings", "--output=SOURCE", place], capture_output=True, text=True, check=True).stdout
+    source = subprocess.run(
+        ["findmnt", "--noheadings", "--output=SOURCE", place],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
     Path("/sys/fs/ext4", Path(source.strip()).name, "trigger_fs_error").write_text("1")
 
 

@@ -19,7 +19,12 @@ from etils import epath
 from sparsecod_jax.storage.rundir import RunDir
 from tests.support.process import ROOT
 
-TIMES = ("tokens_per_second", "seconds", "compile_seconds", "mfu")  # what no two runs have alike
+TIMES = (
+    "tokens_per_second",
+    "seconds",
+    "compile_seconds",
+    "mfu",
+)  # what no two runs have alike
 
 
 def trials(usual: int) -> int:
@@ -39,7 +44,9 @@ def start(*argv: str) -> subprocess.Popen:
     surroundings = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "-m", "sparsecod_jax", *argv]
     pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    return subprocess.Popen(command, cwd=ROOT, env=surroundings, text=True, start_new_session=True, **pipes)
+    return subprocess.Popen(
+        command, cwd=ROOT, env=surroundings, text=True, start_new_session=True, **pipes
+    )
 
 
 def finish(*argv: str) -> float:
@@ -62,7 +69,12 @@ def kill(process: subprocess.Popen) -> None:
 
 def _descendants(number: int) -> list[int]:
     try:
-        children = [int(word) for word in Path(f"/proc/{number}/task/{number}/children").read_text().split()]
+        children = [
+            int(word)
+            for word in Path(f"/proc/{number}/task/{number}/children")
+            .read_text()
+            .split()
+        ]
     except FileNotFoundError:
         return []
     return [each for child in children for each in (child, *_descendants(child))]
@@ -76,23 +88,42 @@ def side_by_side(trial: Callable[[Any], None], each: Iterable[Any]) -> int:
 
 def run_of(workdir: Path) -> dict[str, Any]:
     """What a finished run has found, down to the bits of its last checkpoint, without times."""
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line)
+        for line in (workdir / "metrics.jsonl").read_text().splitlines()
+    ]
     final = json.loads((workdir / "final.json").read_text())
-    newest = max((step for step in (workdir / "checkpoints").iterdir() if step.name.isdigit()), key=lambda step: int(step.name))
-    sealed = json.loads(json.loads((newest / "record" / "metadata").read_text())["body"])
+    newest = max(
+        (step for step in (workdir / "checkpoints").iterdir() if step.name.isdigit()),
+        key=lambda step: int(step.name),
+    )
+    sealed = json.loads(
+        json.loads((newest / "record" / "metadata").read_text())["body"]
+    )
     found = {"final": final, "digests": sealed["digests"], "step": sealed["step"]}
-    found["lines"] = [{name: value for name, value in line.items() if name not in (*TIMES, "crc32")} for line in lines]
-    found["final"] = {name: value for name, value in final.items() if name not in (*TIMES, "checksum")}
+    found["lines"] = [
+        {name: value for name, value in line.items() if name not in (*TIMES, "crc32")}
+        for line in lines
+    ]
+    found["final"] = {
+        name: value for name, value in final.items() if name not in (*TIMES, "checksum")
+    }
     return found
 
 
 def contents(folder: Path) -> dict[str, str]:
     """A digest of every file below a folder, by name."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in paths
+    }
 
 
 def lines(workdir: epath.PathLike) -> list[dict[str, Any]]:
     """The metrics of a run without what no two runs have alike."""
     found = RunDir(epath.Path(workdir)).read_metrics()
-    return [{name: value for name, value in line.items() if name != "tokens_per_second"} for line in found]
+    return [
+        {name: value for name, value in line.items() if name != "tokens_per_second"}
+        for line in found
+    ]

@@ -47,8 +47,17 @@ def finished(
     """A finished model on a mesh of these sizes."""
     mesh = make_mesh(config.Mesh(*sizes), jax.devices()[: int(np.prod(sizes))])
     net = Transformer(model, config.Kernels(attention="xla", remat="none"))
-    boxed = jax.eval_shape(net.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 8), np.int32))["params"]
+    boxed = jax.eval_shape(
+        net.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 8), np.int32)
+    )["params"]
     params = sharpened(model) if params is None else params
     placed = jax.tree.map(jax.device_put, params, tree_shardings(mesh, boxed))
-    source = ModelSource(epath.Path("tiny"), model, longest, None, lambda abstract: (3, params), lambda: cast(Any, tokenizer or Letters()))
+    source = ModelSource(
+        epath.Path("tiny"),
+        model,
+        longest,
+        None,
+        lambda abstract: (3, params),
+        lambda: cast(Any, tokenizer or Letters()),
+    )
     return LoadedModel(source, net, nn.unbox(placed), mesh, 3, "digest")

@@ -24,17 +24,25 @@ def main(model_json: str, tokens_file: str, microbatches: str, out: str) -> None
         model=model,
         global_batch=rows,
         data={"seq_len": length},
-        execution={"accumulation": int(microbatches), "remat": "full", "attention": "auto"},
+        execution={
+            "accumulation": int(microbatches),
+            "remat": "full",
+            "attention": "auto",
+        },
     )
     program = build(experiment, jax.devices())
-    compute = jax.jit(partial(loss_and_gradients, model, program.layout, with_moments=True))
+    compute = jax.jit(
+        partial(loss_and_gradients, model, program.layout, with_moments=True)
+    )
     shardings = jax.tree.map(lambda leaf: leaf.sharding, program.abstract_state.params)
     with jax.set_mesh(program.mesh), jax.default_matmul_precision("highest"):
         params = jax.tree.map(jax.device_put, finishing.sharpened(model), shardings)
         batch = Batch(jax.device_put(tokens, program.abstract_batch.tokens.sharding))
         loss, grads, stats = jax.device_get(compute(params, batch))
     by_name = dict(zip(names(grads), jax.tree.leaves(grads), strict=True))
-    np.savez(out, loss=loss, **{f"gradient/{n}": g for n, g in by_name.items()}, **stats)
+    np.savez(
+        out, loss=loss, **{f"gradient/{n}": g for n, g in by_name.items()}, **stats
+    )
 
 
 if __name__ == "__main__":

@@ -6,7 +6,16 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 
 from sparsecod_jax import config
 
-MODEL = config.Model(d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, d_ff=48, vocab_size=320, compute_dtype="float32", norm_eps=1e-5)
+MODEL = config.Model(
+    d_model=32,
+    n_layers=2,
+    n_heads=4,
+    n_kv_heads=2,
+    d_ff=48,
+    vocab_size=320,
+    compute_dtype="float32",
+    norm_eps=1e-5,
+)
 
 
 def save_tokenizer(folder, texts: list[str], *, framed: bool) -> None:
@@ -15,13 +24,23 @@ def save_tokenizer(folder, texts: list[str], *, framed: bool) -> None:
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore[reportAttributeAccessIssue]
     inner.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=alphabet,
+        show_progress=False,
+    )
     inner.train_from_iterator(texts, trainer)
     if framed:
         start = ("<|endoftext|>", 0)
-        inner.post_processor = processors.TemplateProcessing(single=f"{start[0]} $A", special_tokens=[start])  # pyright: ignore[reportAttributeAccessIssue]
+        inner.post_processor = processors.TemplateProcessing(
+            single=f"{start[0]} $A", special_tokens=[start]
+        )  # pyright: ignore[reportAttributeAccessIssue]
     inner.save(str(folder / "tokenizer.json"))
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|endoftext|>"}
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": "<|endoftext|>",
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 

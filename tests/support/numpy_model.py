@@ -14,7 +14,9 @@ def forward(params, tokens_BT, model):
         for name, value in (_measure(x, a, m, y) | router_stats).items():
             stats.setdefault(name, []).append(value)
         x = y
-    stats["variance/final_norm"] = [_variance(_norm(x, _Tree(params)("final_norm", "gain"), model))]
+    stats["variance/final_norm"] = [
+        _variance(_norm(x, _Tree(params)("final_norm", "gain"), model))
+    ]
     return decode(params, x, model), stats
 
 
@@ -26,14 +28,23 @@ def embed(params, tokens_BT):
 def attention_branch(params, layer, x, model, position=None):
     """What attention adds in block `layer`, at depth `position` (its own when None)."""
     block = _Tree(params["blocks"], layer)
-    return _attention(_norm(x, block("attention_norm", "gain"), model) * _scale(layer, position, model), block, model)
+    return _attention(
+        _norm(x, block("attention_norm", "gain"), model)
+        * _scale(layer, position, model),
+        block,
+        model,
+    )
 
 
 def ffn_branch(params, layer, u, model, position=None):
     """What the FFN adds, and the router's statistics."""
     block = _Tree(params["blocks"], layer)
     normed = _norm(u, block("ffn_norm", "gain"), model) * _scale(layer, position, model)
-    return _mixture(normed, block, model) if model.n_experts else (model.ffn_scale * _ffn(normed, block, "ffn"), {})
+    return (
+        _mixture(normed, block, model)
+        if model.n_experts
+        else (model.ffn_scale * _ffn(normed, block, "ffn"), {})
+    )
 
 
 def block(params, layer, x, model, position=None):
@@ -58,8 +69,12 @@ def decode(params, x, model):
 def losses(params, x, tokens_BT, model):
     """Mean cross-entropy of each row's T - 1 predictions."""
     logits = decode(params, x, model)[:, :-1]
-    normalizer = np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1)) + logits.max(-1)
-    return (normalizer - np.take_along_axis(logits, tokens_BT[:, 1:, None], -1)[..., 0]).mean(-1)
+    normalizer = np.log(
+        np.exp(logits - logits.max(-1, keepdims=True)).sum(-1)
+    ) + logits.max(-1)
+    return (
+        normalizer - np.take_along_axis(logits, tokens_BT[:, 1:, None], -1)[..., 0]
+    ).mean(-1)
 
 
 def _scale(layer, position, model):
@@ -96,13 +111,19 @@ def _rotate(x, theta):
 
 
 def _attention(x, block, model):
-    q = _rotate(np.einsum("btd,dhk->bthk", x, block("attention", "query")), model.rope_theta)
-    k = _rotate(np.einsum("btd,dhk->bthk", x, block("attention", "key")), model.rope_theta)
+    q = _rotate(
+        np.einsum("btd,dhk->bthk", x, block("attention", "query")), model.rope_theta
+    )
+    k = _rotate(
+        np.einsum("btd,dhk->bthk", x, block("attention", "key")), model.rope_theta
+    )
     v = np.einsum("btd,dhk->bthk", x, block("attention", "value"))
     group = model.n_heads // model.n_kv_heads
     out = np.zeros(x.shape)
     for head in range(model.n_heads):
-        scores = np.einsum("btk,bsk->bts", q[:, :, head], k[:, :, head // group]) / np.sqrt(model.head_dim)
+        scores = np.einsum(
+            "btk,bsk->bts", q[:, :, head], k[:, :, head // group]
+        ) / np.sqrt(model.head_dim)
         scores = np.where(np.tril(np.ones(scores.shape[1:], bool)), scores, -np.inf)
         weights = np.exp(scores - scores.max(-1, keepdims=True))
         weights /= weights.sum(-1, keepdims=True)
@@ -122,7 +143,9 @@ def _ffn(x, block, *path):
 def _mixture(x, block, model):
     """Token by token: the sum over its best experts, and what became of all choices."""
     experts, k = model.n_experts, model.top_k
-    router, gate, up, down = (block("ffn", name) for name in ("router", "gate", "up", "down"))
+    router, gate, up, down = (
+        block("ffn", name) for name in ("router", "gate", "up", "down")
+    )
     y = np.zeros(x.shape)
     counts, probability_sums = np.zeros(experts), np.zeros(experts)
     squared_logsumexp, gate_sums, gate_square_sums = [], [], []
@@ -130,7 +153,9 @@ def _mixture(x, block, model):
         logits = x[at] @ router
         probabilities = np.exp(logits) / np.exp(logits).sum()
         chosen = np.argsort(-probabilities)[:k]
-        gates = probabilities[chosen] / (probabilities[chosen].sum() if model.normalize_gates else 1)
+        gates = probabilities[chosen] / (
+            probabilities[chosen].sum() if model.normalize_gates else 1
+        )
         for e, weight in zip(chosen, gates, strict=True):
             y[at] += weight * _swiglu(x[at], gate[e], up[e], down[e])
             counts[e] += 1
@@ -143,12 +168,14 @@ def _mixture(x, block, model):
     tokens = len(gate_sums)
     share = counts / (tokens * k)
     return y, {
-        "router/load_balance_loss": experts * float((share * probability_sums / tokens).sum()),
+        "router/load_balance_loss": experts
+        * float((share * probability_sums / tokens).sum()),
         "router/z_loss": float(np.mean(squared_logsumexp)),
         "router/gate_sum": float(np.mean(gate_sums)),
         "router/gate_square_sum": float(np.mean(gate_square_sums)),
         "router/max_load": float(counts.max() / counts.mean()),
-        "router/load_entropy": -sum(p * np.log(p) for p in share if p) / np.log(max(experts, 2)),
+        "router/load_entropy": -sum(p * np.log(p) for p in share if p)
+        / np.log(max(experts, 2)),
         "router/dead_experts": float((counts == 0).mean()),
         "router/dropped": 0.0,
     }
@@ -160,7 +187,11 @@ def _variance(z):
 
 def _measure(x, a, m, y):
     update = y - x
-    cosine = (x * update).sum(-1) / np.linalg.norm(x, axis=-1) / np.linalg.norm(update, axis=-1)
+    cosine = (
+        (x * update).sum(-1)
+        / np.linalg.norm(x, axis=-1)
+        / np.linalg.norm(update, axis=-1)
+    )
     return {
         "variance/residual": _variance(y),
         "variance/attention": _variance(a),

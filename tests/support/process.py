@@ -17,11 +17,22 @@ from tests.support import tiny_configs
 ROOT = Path(__file__).resolve().parents[2]
 
 for number in (signal.SIGINT, signal.SIGHUP):
-    if signal.getsignal(number) is signal.SIG_IGN:  # as a shell has it for what runs in the background; children would inherit it
+    if (
+        signal.getsignal(number) is signal.SIG_IGN
+    ):  # as a shell has it for what runs in the background; children would inherit it
         signal.signal(number, signal.SIG_DFL)
 
 
-def start(experiment, workdir, *, devices=1, flags=(), environment=None, program=("-m", "sparsecod_jax"), streams=None) -> subprocess.Popen:
+def start(
+    experiment,
+    workdir,
+    *,
+    devices=1,
+    flags=(),
+    environment=None,
+    program=("-m", "sparsecod_jax"),
+    streams=None,
+) -> subprocess.Popen:
     """`sparsecod train` of `experiment` in a process of its own, on that many CPU devices."""
     command = [
         sys.executable,
@@ -32,20 +43,42 @@ def start(experiment, workdir, *, devices=1, flags=(), environment=None, program
         *tiny_configs.flags(experiment),
         *flags,
     ]
-    xla_flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
-    surroundings = os.environ | {"XLA_FLAGS": xla_flags, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"} | (environment or {})
-    outputs: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, **(streams or {})}
+    xla_flags = (
+        f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
+    )
+    surroundings = (
+        os.environ
+        | {"XLA_FLAGS": xla_flags, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+        | (environment or {})
+    )
+    outputs: dict[str, Any] = {
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.STDOUT,
+        **(streams or {}),
+    }
     return subprocess.Popen(command, cwd=ROOT, env=surroundings, text=True, **outputs)
 
 
-def start_several(experiments, workdir, count: int, *, programs=None, **options) -> list[subprocess.Popen]:
+def start_several(
+    experiments, workdir, count: int, *, programs=None, **options
+) -> list[subprocess.Popen]:
     """`sparsecod train` in `count` processes that work together, of one experiment, or of one each."""
     flags = [f"--coordinator=127.0.0.1:{free_port()}", f"--process_count={count}"]
-    experiments = experiments if isinstance(experiments, list) else [experiments] * count
+    experiments = (
+        experiments if isinstance(experiments, list) else [experiments] * count
+    )
     programs = programs or [("-m", "sparsecod_jax")] * count
     return [
-        start(experiment, workdir, flags=[*flags, f"--process_index={index}"], program=program, **options)
-        for index, (experiment, program) in enumerate(zip(experiments, programs, strict=True))
+        start(
+            experiment,
+            workdir,
+            flags=[*flags, f"--process_index={index}"],
+            program=program,
+            **options,
+        )
+        for index, (experiment, program) in enumerate(
+            zip(experiments, programs, strict=True)
+        )
     ]
 
 
@@ -59,13 +92,17 @@ def free_port() -> int:
 def finish(process: subprocess.Popen, code: int = 0) -> str:
     """Waits for the process, checks its exit code and returns what it printed."""
     output, _ = process.communicate(timeout=300)
-    assert process.returncode == code, f"exit code {process.returncode}, not {code}:\n{output}"
+    assert process.returncode == code, (
+        f"exit code {process.returncode}, not {code}:\n{output}"
+    )
     return output
 
 
 def finish_all(processes: list[subprocess.Popen], code: int = 0) -> list[str]:
     """`finish` for processes that work together."""
-    with concurrent.futures.ThreadPoolExecutor(len(processes)) as pool:  # so that none waits for room in its pipe
+    with concurrent.futures.ThreadPoolExecutor(
+        len(processes)
+    ) as pool:  # so that none waits for room in its pipe
         return list(pool.map(lambda process: finish(process, code), processes))
 
 
@@ -80,16 +117,25 @@ def wait_until_it_says(process: subprocess.Popen, words: str) -> str:
     raise AssertionError(f"ended without {words!r}:\n{said}")
 
 
-def wait_for_line(process: subprocess.Popen, metrics: Path | epath.Path, lines: int) -> None:
+def wait_for_line(
+    process: subprocess.Popen, metrics: Path | epath.Path, lines: int
+) -> None:
     """Returns once `metrics` has that many lines."""
     deadline = time.time() + 240
     while not metrics.exists() or metrics.read_text().count("\n") < lines:
-        assert process.poll() is None, f"ended too early:\n{process.stdout.read() if process.stdout else ''}"
+        assert process.poll() is None, (
+            f"ended too early:\n{process.stdout.read() if process.stdout else ''}"
+        )
         assert time.time() < deadline, "no progress"
         time.sleep(0.005)
 
 
-def signal_at_line(process: subprocess.Popen, metrics: Path | epath.Path, lines: int, number: signal.Signals) -> None:
+def signal_at_line(
+    process: subprocess.Popen,
+    metrics: Path | epath.Path,
+    lines: int,
+    number: signal.Signals,
+) -> None:
     """Signals the process once `metrics` has that many lines."""
     wait_for_line(process, metrics, lines)
     process.send_signal(number)

@@ -7,7 +7,18 @@ import lm_eval.tasks
 from lm_eval.tasks import TaskManager
 
 TASKS = Path(lm_eval.tasks.__file__).parent
-FEW = ("arc", "hellaswag", "piqa", "sciq", "siqa", "openbookqa", "winogrande", "super_glue/boolq", "mmlu/default", "triviaqa")
+FEW = (
+    "arc",
+    "hellaswag",
+    "piqa",
+    "sciq",
+    "siqa",
+    "openbookqa",
+    "winogrande",
+    "super_glue/boolq",
+    "mmlu/default",
+    "triviaqa",
+)
 
 GENERATES = """
 task: writes
@@ -34,7 +45,13 @@ metric_list:
 
 def few_tasks(include_path=None) -> TaskManager:
     """Like TaskManager, which takes many seconds to read all tasks that there are."""
-    return TaskManager(include_path=[*(TASKS / name for name in FEW), *([include_path] if include_path else [])], include_defaults=False)
+    return TaskManager(
+        include_path=[
+            *(TASKS / name for name in FEW),
+            *([include_path] if include_path else []),
+        ],
+        include_defaults=False,
+    )
 
 
 def save(folder, path: str, rows: list[dict]) -> None:
@@ -48,7 +65,13 @@ def arc(count: int, begin: str) -> list[dict]:
         {
             "id": f"{begin}{number}",
             "question": f"{begin} {number} is what",
-            "choices": {"text": [f"{word} {number}" for word in ("stone", "a river", "light", "old paper")], "label": list("ABCD")},
+            "choices": {
+                "text": [
+                    f"{word} {number}"
+                    for word in ("stone", "a river", "light", "old paper")
+                ],
+                "label": list("ABCD"),
+            },
             "answerKey": "ABCD"[number % 4],
         }
         for number in range(count)
@@ -56,12 +79,24 @@ def arc(count: int, begin: str) -> list[dict]:
 
 
 def boolq(count: int) -> list[dict]:
-    return [{"question": f"is it {number}", "passage": f"it is {number}", "answer": number % 3 == 0} for number in range(count)]
+    return [
+        {
+            "question": f"is it {number}",
+            "passage": f"it is {number}",
+            "answer": number % 3 == 0,
+        }
+        for number in range(count)
+    ]
 
 
 def mmlu(count: int, begin: str) -> list[dict]:
     return [
-        {"question": f"{begin} {number}", "subject": "anatomy", "choices": ["a", "b", "c", "d"], "answer": number % 4}
+        {
+            "question": f"{begin} {number}",
+            "subject": "anatomy",
+            "choices": ["a", "b", "c", "d"],
+            "answer": number % 4,
+        }
         for number in range(count)
     ]
 
@@ -74,7 +109,12 @@ def hellaswag(count: int) -> list[dict]:
             "ctx_a": f"She walks {number}.",
             "ctx_b": "then she",
             "ctx": f"She walks {number}. then she",
-            "endings": ["walks on.", "is a stone.", "sees light [title] there.", "rests."],
+            "endings": [
+                "walks on.",
+                "is a stone.",
+                "sees light [title] there.",
+                "rests.",
+            ],
             "label": str(number % 4),
         }
         for number in range(count)

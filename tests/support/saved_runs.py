@@ -25,10 +25,26 @@ def run(path: Path, model: config.Model, params=None, *, seed: int = 0) -> RunDi
     tokenizer.save(made.path)
     described = config.to_dict(tiny_configs.experiment(model=model))
     write_record(made.config, described)
-    write_json(made.manifest, {"tokenizer": {"eos_id": tokenizer.eos_id, "start_id": tokenizer.eos_id}, "commit": "none"})
+    write_json(
+        made.manifest,
+        {
+            "tokenizer": {"eos_id": tokenizer.eos_id, "start_id": tokenizer.eos_id},
+            "commit": "none",
+        },
+    )
     made.set_status("finished")
     with contextlib.closing(Checkpointer(made, keep=1)) as checkpointer:
-        checkpointer.save(3, {"state": {"params": tiny_configs.init(model, seed) if params is None else params}}, {"config": described})
+        checkpointer.save(
+            3,
+            {
+                "state": {
+                    "params": tiny_configs.init(model, seed)
+                    if params is None
+                    else params
+                }
+            },
+            {"config": described},
+        )
         checkpointer.wait()
     return made
 
@@ -36,5 +52,7 @@ def run(path: Path, model: config.Model, params=None, *, seed: int = 0) -> RunDi
 def logits(model: LoadedModel, tokens_BT) -> np.ndarray:
     """What a finished model says, [B, T, V]."""
     with jax.set_mesh(model.mesh), jax.default_matmul_precision("highest"):
-        apply = jax.jit(lambda params, tokens: model.net.apply({"params": params}, tokens)[0])
+        apply = jax.jit(
+            lambda params, tokens: model.net.apply({"params": params}, tokens)[0]
+        )
         return np.asarray(apply(model.params, jnp.asarray(tokens_BT)))

@@ -9,11 +9,33 @@ from pathlib import Path
 from sparsecod_jax.launching.launching import Job
 from sparsecod_jax.launching.package import Shipment
 
-TRAIN = ("python", "-P", "-m", "sparsecod_jax", "train", "--config=configs/dense_1b.py:paper", "--workdir=gs://bucket/study/runs/deep-s0")
-ANALYZE = ("python", "-P", "-m", "sparsecod_jax", "analyze", "--workdir=gs://bucket/study/runs/deep-s0")
+TRAIN = (
+    "python",
+    "-P",
+    "-m",
+    "sparsecod_jax",
+    "train",
+    "--config=configs/dense_1b.py:paper",
+    "--workdir=gs://bucket/study/runs/deep-s0",
+)
+ANALYZE = (
+    "python",
+    "-P",
+    "-m",
+    "sparsecod_jax",
+    "analyze",
+    "--workdir=gs://bucket/study/runs/deep-s0",
+)
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 SHA256 = "ab" * 32
-IN_IMAGE = Shipment("region-docker.pkg.dev/project/sparsecod@sha256:" + SHA256, None, None, COMMIT, False, None)
+IN_IMAGE = Shipment(
+    "region-docker.pkg.dev/project/sparsecod@sha256:" + SHA256,
+    None,
+    None,
+    COMMIT,
+    False,
+    None,
+)
 WHEEL = f"gs://bucket/study/package/{SHA256[:16]}/sparsecod_jax-0.1.0+g{COMMIT}-py3-none-any.whl"
 AS_WHEEL = Shipment(None, WHEEL, SHA256, COMMIT, False, None)
 
@@ -34,7 +56,11 @@ HOSTILE = (
 )
 
 
-def job(topology: str, commands: tuple[tuple[str, ...], ...] = (TRAIN,), name: str = "deep-s0") -> Job:
+def job(
+    topology: str,
+    commands: tuple[tuple[str, ...], ...] = (TRAIN,),
+    name: str = "deep-s0",
+) -> Job:
     return Job(name, 0, f"gs://bucket/study/runs/{name}", commands, topology)
 
 
@@ -65,15 +91,27 @@ class Recorder:
 
     def add(self, name: str, body: str = "") -> None:
         """Makes the program; `body` is Python that follows, with its words as `words`."""
-        lines = ["#!" + sys.executable, "import json, sys, os", f"folder = {str(self._folder)!r}", "words = sys.argv[1:]"]
-        lines += [f"with open(folder + '/{name}.calls', 'a') as file: file.write(json.dumps(words) + chr(10))", body]
+        lines = [
+            "#!" + sys.executable,
+            "import json, sys, os",
+            f"folder = {str(self._folder)!r}",
+            "words = sys.argv[1:]",
+        ]
+        lines += [
+            f"with open(folder + '/{name}.calls', 'a') as file: file.write(json.dumps(words) + chr(10))",
+            body,
+        ]
         (self._folder / name).write_text("\n".join(lines))
         (self._folder / name).chmod(0o755)
 
     def calls(self, name: str) -> list[list[str]]:
         """Words of each call so far."""
         file = self._folder / f"{name}.calls"
-        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+        return (
+            [json.loads(line) for line in file.read_text().splitlines()]
+            if file.exists()
+            else []
+        )
 
     def put(self, name: str, value) -> None:
         """Leaves JSON for programs to read, as folder/NAME."""

@@ -14,7 +14,9 @@ from pathlib import Path
 from tests.support import process
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
-MISSING = [name for name in PROGRAMS if not shutil.which(name)] or ([] if os.geteuid() == 0 else ["root"])
+MISSING = [name for name in PROGRAMS if not shutil.which(name)] or (
+    [] if os.geteuid() == 0 else ["root"]
+)
 
 # Jobs of the partition urgent take the place of those of cheap, which get a few seconds to save and go back into the queue.
 CONFIG = """
@@ -51,7 +53,13 @@ PartitionName=urgent Nodes={host} State=UP PriorityTier=10 PreemptMode=OFF
 """
 
 
-MUNGE = {"key-file": "key", "socket": "socket", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
+MUNGE = {
+    "key-file": "key",
+    "socket": "socket",
+    "pid-file": "pid",
+    "log-file": "log",
+    "seed-file": "seed",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,15 +78,29 @@ def running(folder: Path) -> Iterator[Box]:
     for name in ("state", "spool"):
         (folder / name).mkdir(parents=True)
     ports = {"controller": process.free_port(), "node": process.free_port()}
-    config.write_text(CONFIG.format(folder=folder, host=socket.gethostname().split(".")[0], **ports))
+    config.write_text(
+        CONFIG.format(folder=folder, host=socket.gethostname().split(".")[0], **ports)
+    )
     (folder / "munge.key").write_bytes(os.urandom(1024))
     (folder / "munge.key").chmod(0o600)
-    munged = ["munged", "--foreground", "--force", *(f"--{name}={folder}/munge.{end}" for name, end in MUNGE.items())]
+    munged = [
+        "munged",
+        "--foreground",
+        "--force",
+        *(f"--{name}={folder}/munge.{end}" for name, end in MUNGE.items()),
+    ]
     daemons: list[subprocess.Popen] = []
-    with unittest.mock.patch.dict(os.environ, {"SLURM_CONF": os.fspath(config)}), open(folder / "daemons.log", "wb") as log:
+    with (
+        unittest.mock.patch.dict(os.environ, {"SLURM_CONF": os.fspath(config)}),
+        open(folder / "daemons.log", "wb") as log,
+    ):
         try:
             for command in (munged, ["slurmctld", "-D"], ["slurmd", "-D"]):
-                daemons.append(subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True))
+                daemons.append(
+                    subprocess.Popen(
+                        command, stdout=log, stderr=log, start_new_session=True
+                    )
+                )
             _wait(folder)
             yield Box(folder)
         finally:
@@ -90,6 +112,16 @@ def running(folder: Path) -> Iterator[Box]:
 
 def _wait(folder: Path) -> None:
     deadline = time.time() + 60
-    while "idle" not in subprocess.run(["sinfo", "--noheader", "--format=%T"], capture_output=True, text=True, check=False).stdout:
-        assert time.time() < deadline, f"Slurm did not start: {(folder / 'slurmctld.log').read_text()[-2000:]}"
+    while (
+        "idle"
+        not in subprocess.run(
+            ["sinfo", "--noheader", "--format=%T"],
+            capture_output=True,
+            text=True,
+            check=False,
+        ).stdout
+    ):
+        assert time.time() < deadline, (
+            f"Slurm did not start: {(folder / 'slurmctld.log').read_text()[-2000:]}"
+        )
         time.sleep(0.2)

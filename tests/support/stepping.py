@@ -27,7 +27,9 @@ class Stepped(NamedTuple):
 
 
 def tokens(rows: int = 8, length: int = 32, vocab: int = 304) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, vocab, (rows, length + 1)).astype(np.int32)
+    return (
+        np.random.default_rng(0).integers(0, vocab, (rows, length + 1)).astype(np.int32)
+    )
 
 
 def gradients(experiment: config.Experiment):
@@ -40,9 +42,15 @@ def gradients(experiment: config.Experiment):
 @functools.cache
 def on_mesh(model: config.Model, *sizes: int) -> Stepped:
     """One step of a tiny experiment; without clipping and with b1 = 0 Adam's first moment is the gradient."""
-    experiment = tiny_configs.experiment(model=model, mesh=config.Mesh(*sizes), optimizer={"b1": 0.0, "clip_norm": 1e9})
+    experiment = tiny_configs.experiment(
+        model=model, mesh=config.Mesh(*sizes), optimizer={"b1": 0.0, "clip_norm": 1e9}
+    )
     program = build(experiment, jax.devices()[: np.prod(sizes)])
-    batch = Batch(jax.device_put(tokens(vocab=model.vocab_size), program.abstract_batch.tokens.sharding))
+    batch = Batch(
+        jax.device_put(
+            tokens(vocab=model.vocab_size), program.abstract_batch.tokens.sharding
+        )
+    )
     state = program.init()
     parts = jax.tree.map(lambda leaf: leaf.addressable_shards[0].data, state)
     state_bytes = sum(part.nbytes for part in jax.tree.leaves(parts))
@@ -52,5 +60,15 @@ def on_mesh(model: config.Model, *sizes: int) -> Stepped:
     memory = compiled.memory_analysis()
     assert memory
     state, metrics = compiled(state, batch)
-    metrics, grads = jax.device_get((metrics, optax.tree_utils.tree_get(state.opt_state, "mu")))
-    return Stepped(params, metrics, grads, shapes, state_bytes, memory.temp_size_in_bytes, compiled.as_text() or "")
+    metrics, grads = jax.device_get(
+        (metrics, optax.tree_utils.tree_get(state.opt_state, "mu"))
+    )
+    return Stepped(
+        params,
+        metrics,
+        grads,
+        shapes,
+        state_bytes,
+        memory.temp_size_in_bytes,
+        compiled.as_text() or "",
+    )

@@ -19,12 +19,24 @@ def _stick(where: str, when: int) -> None:
         from sparsecod_jax.storage.checkpoint import Checkpointer
 
         save = Checkpointer.save
-        patch(Checkpointer, "save", lambda self, step, *rest: (save if step < when else _for_ever)(self, step, *rest))
+        patch(
+            Checkpointer,
+            "save",
+            lambda self, step, *rest: (save if step < when else _for_ever)(
+                self, step, *rest
+            ),
+        )
     elif where == "read":
         from sparsecod_jax.data.store import Windows
 
         read, reads = Windows.__getitem__, iter(range(10**9))
-        patch(Windows, "__getitem__", lambda self, index: read(self, index) if next(reads) < when else _for_ever())
+        patch(
+            Windows,
+            "__getitem__",
+            lambda self, index: (
+                read(self, index) if next(reads) < when else _for_ever()
+            ),
+        )
     else:
         from sparsecod_jax.train.step import Program
 

@@ -15,7 +15,14 @@ from sparsecod_jax.storage.rundir import RunDir, Status
 from sparsecod_jax.study.study import Claim, Run, Study, expand
 from sparsecod_jax.study.study_dir import StudyDir, begin
 
-DEEPER = Claim("the deep stream varies more", "last/variance/residual/-1", "deep", "flat", 1.25, ratio=True)
+DEEPER = Claim(
+    "the deep stream varies more",
+    "last/variance/residual/-1",
+    "deep",
+    "flat",
+    1.25,
+    ratio=True,
+)
 BETTER = Claim("depth lowers the loss", "final/bits_per_byte", "flat", "deep", 0.01)
 STUDY = Study(
     question="Does depth pay?",
@@ -24,13 +31,19 @@ STUDY = Study(
     arms={"flat": {"model.n_layers": 2}, "deep": {"model.n_layers": 4}},
     claims=(DEEPER, BETTER),
     not_testable=("accuracy",),
-    published=("tables/depth_scores", "curves/last_layer_variance_by_step/depth", "curves/jacobian_distance_by_block"),
+    published=(
+        "tables/depth_scores",
+        "curves/last_layer_variance_by_step/depth",
+        "curves/jacobian_distance_by_block",
+    ),
     mechanism={"learning rate x decay": "derived/decay"},
     analyze={"sequences": 4},
 )
 
 
-def write(path: Path, study: Study = STUDY, numbers: Any = None, **statuses: Status) -> StudyDir:
+def write(
+    path: Path, study: Study = STUDY, numbers: Any = None, **statuses: Status
+) -> StudyDir:
     """A study directory; `numbers(run)` gives (bits per byte, variance of the last block), and `statuses` those that did not finish."""
     directory = StudyDir(path)  # pyright: ignore[reportArgumentType]
     directory.path.mkdir(parents=True)
@@ -40,11 +53,19 @@ def write(path: Path, study: Study = STUDY, numbers: Any = None, **statuses: Sta
         if places[run.name].path.exists():  # another study's
             continue
         bits, variance = (numbers or (lambda run: (2.0, 8.0)))(run)
-        write_run(places[run.name], run, bits, variance, statuses.get(run.name.replace("-", "_"), "finished"))
+        write_run(
+            places[run.name],
+            run,
+            bits,
+            variance,
+            statuses.get(run.name.replace("-", "_"), "finished"),
+        )
     return directory
 
 
-def write_run(place: RunDir, run: Run, bits: float, variance: float, status: Status = "finished") -> None:
+def write_run(
+    place: RunDir, run: Run, bits: float, variance: float, status: Status = "finished"
+) -> None:
     """A run directory; a run that did not finish has no result."""
     layers = run.experiment.model.n_layers
     place.path.mkdir(parents=True)
@@ -54,7 +75,15 @@ def write_run(place: RunDir, run: Run, bits: float, variance: float, status: Sta
     place.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
     if status != "finished":
         return
-    final = {"loss": bits, "bits_per_byte": bits, "perplexity": 2**bits, "unigram_entropy": 6.0, "steps": 3, "seconds": 60.0, "mfu": None}
+    final = {
+        "loss": bits,
+        "bits_per_byte": bits,
+        "perplexity": 2**bits,
+        "unigram_entropy": 6.0,
+        "steps": 3,
+        "seconds": 60.0,
+        "mfu": None,
+    }
     write_json(place.final, final)
     place.analysis.path.mkdir()
     write_json(place.analysis.scores, scores(layers, variance))
@@ -62,8 +91,17 @@ def write_run(place: RunDir, run: Run, bits: float, variance: float, status: Sta
 
 def _line(step: int, variance_L) -> dict[str, Any]:
     profile = variance_L.tolist()
-    variances = {f"variance/{name}": profile for name in ("residual", "attention", "ffn")}
-    return {"step": step, "tokens": 100 * step, "loss": 5.0 / step, "lr": 1e-3 * step, "cosine/update": profile, **variances}
+    variances = {
+        f"variance/{name}": profile for name in ("residual", "attention", "ffn")
+    }
+    return {
+        "step": step,
+        "tokens": 100 * step,
+        "loss": 5.0 / step,
+        "lr": 1e-3 * step,
+        "cosine/update": profile,
+        **variances,
+    }
 
 
 def scores(layers: int, variance: float) -> dict[str, Any]:
@@ -77,24 +115,45 @@ def scores(layers: int, variance: float) -> dict[str, Any]:
             "score": 1 / variance,
             "ci95": [0.0, 1.0],
             "share_above": {"1.10": {"share": 0.5}},
-            "as_published": {"loss_ratio": ones, "share_above": {"1.10": {"share": 0.75}}},
+            "as_published": {
+                "loss_ratio": ones,
+                "share_above": {"1.10": {"share": 0.75}},
+            },
         },
-        "causal": {"matrix": [ones] * layers, "score": 2 / variance, "future": {"matrix": [ones] * layers}},
+        "causal": {
+            "matrix": [ones] * layers,
+            "score": 2 / variance,
+            "future": {"matrix": [ones] * layers},
+        },
         "permutation": {"matrix": [ones] * layers, "score": 3 / variance},
         "computed_with": {"jacobian": {"jax": "0.10.2", "platform": "cpu"}},
-        "jacobian": {"distance_from_identity": ones, "same_position": {"distance_from_identity": ones}},
+        "jacobian": {
+            "distance_from_identity": ones,
+            "same_position": {"distance_from_identity": ones},
+        },
         "block_influence": ones,
-        "profile": {"relative_update/block": ones, "lens_divergence": ones, "lens_overlap": ones},
+        "profile": {
+            "relative_update/block": ones,
+            "lens_divergence": ones,
+            "lens_overlap": ones,
+        },
         "sparsity": {
-            "attention": {"probe_length": 8, "heads": {"density": [[0.4, 0.6]] * layers}},
+            "attention": {
+                "probe_length": 8,
+                "heads": {"density": [[0.4, 0.6]] * layers},
+            },
             "activations": {"massive": ones},
-            "weights": {"kinds": {"ffn/down": {"rms": ones, "near_zero_0.1": [0.1] * layers}}},
+            "weights": {
+                "kinds": {"ffn/down": {"rms": ones, "near_zero_0.1": [0.1] * layers}}
+            },
         },
         "theory": {"predicted": ones, "measured": ones, "relative_error": ones},
     }
 
 
-def loaded(path: Path, numbers: Any = None, study: Study = STUDY, **statuses: Status) -> StudyData:
+def loaded(
+    path: Path, numbers: Any = None, study: Study = STUDY, **statuses: Status
+) -> StudyData:
     """The same, read back as a report reads it."""
     return load_study(write(path, study, numbers, **statuses))
 

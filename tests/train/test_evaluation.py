@@ -27,7 +27,9 @@ def params():
 @pytest.fixture(scope="module")
 def held_out(tokens):
     """The validation stream, read from its files."""
-    return np.concatenate([np.load(file) for file in sorted(tokens.glob("validation-*.npy"))]).astype(np.int64)
+    return np.concatenate(
+        [np.load(file) for file in sorted(tokens.glob("validation-*.npy"))]
+    ).astype(np.int64)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +50,9 @@ def _evaluate(tokens, params, *, devices=1, **evaluation):
     experiment = dataclasses.replace(experiment, mesh=config.Mesh(1, devices, 1, 1))
     layout = resolve(experiment, here)
     mesh = make_mesh(layout.mesh, here)
-    return evaluator(experiment, layout, mesh, tokens, read_manifest(tokens, ""))(params)
+    return evaluator(experiment, layout, mesh, tokens, read_manifest(tokens, ""))(
+        params
+    )
 
 
 def test_equals_numpy_over_all_predictions(tokens, params, held_out, losses):
@@ -64,7 +68,9 @@ def test_equals_numpy_over_all_predictions(tokens, params, held_out, losses):
 
 
 @pytest.mark.parametrize(("batch_size", "devices"), [(3, 1), (3, 8), (16, 8)])
-def test_does_not_depend_on_batch_or_devices(tokens, params, losses, batch_size, devices):
+def test_does_not_depend_on_batch_or_devices(
+    tokens, params, losses, batch_size, devices
+):
     found = _evaluate(tokens, params, batch_size=batch_size, devices=devices)
     assert found["evaluation_tokens"] == len(losses)
     assert found["loss"] == pytest.approx(losses.mean(), rel=1e-6)
@@ -73,7 +79,12 @@ def test_does_not_depend_on_batch_or_devices(tokens, params, losses, batch_size,
 def test_max_tokens_is_rounded_up_to_whole_windows(tokens, params, losses):
     found = _evaluate(tokens, params, batch_size=2, max_tokens=2 * LENGTH + 1)
     in_all = -(-len(losses) // LENGTH)
-    spread = np.mean([losses[start * LENGTH : (start + 1) * LENGTH].mean() for start in (0, in_all // 3, 2 * in_all // 3)])
+    spread = np.mean(
+        [
+            losses[start * LENGTH : (start + 1) * LENGTH].mean()
+            for start in (0, in_all // 3, 2 * in_all // 3)
+        ]
+    )
     assert found["evaluation_tokens"] == 3 * LENGTH
     assert found["loss"] == pytest.approx(spread, rel=1e-6)
     assert abs(spread - losses.mean()) > 1e-4 * losses.mean()
@@ -84,18 +95,36 @@ def test_max_tokens_is_rounded_up_to_whole_windows(tokens, params, losses):
 def test_bits_per_byte(tokens, corpus, params, losses):
     """Nats become bits, tokens become the bytes of their text; every file of the corpus is in one of the splits."""
     manifest = read_manifest(tokens, "")
-    assert manifest.train.text_bytes + manifest.validation.text_bytes == sum(len(file.read_bytes()) for file in corpus.glob("*.txt"))
+    assert manifest.train.text_bytes + manifest.validation.text_bytes == sum(
+        len(file.read_bytes()) for file in corpus.glob("*.txt")
+    )
     found = _evaluate(tokens, params, batch_size=8)
-    by_hand = losses.mean() / math.log(2) * manifest.validation.tokens / manifest.validation.text_bytes
+    by_hand = (
+        losses.mean()
+        / math.log(2)
+        * manifest.validation.tokens
+        / manifest.validation.text_bytes
+    )
     assert found["bits_per_byte"] == pytest.approx(by_hand, rel=1e-6)
     split = dataclasses.replace(manifest.validation, tokens=1000, text_bytes=4000)
-    two_bits_a_token = summary(2 * math.log(2), 999, dataclasses.replace(manifest, validation=split))
-    assert two_bits_a_token == pytest.approx({"loss": 2 * math.log(2), "perplexity": 4, "evaluation_tokens": 999, "bits_per_byte": 0.5})
+    two_bits_a_token = summary(
+        2 * math.log(2), 999, dataclasses.replace(manifest, validation=split)
+    )
+    assert two_bits_a_token == pytest.approx(
+        {
+            "loss": 2 * math.log(2),
+            "perplexity": 4,
+            "evaluation_tokens": 999,
+            "bits_per_byte": 0.5,
+        }
+    )
 
 
 def test_bits_per_byte_is_left_out_where_only_tokens_are_known(tokens):
     manifest = read_manifest(tokens, "")
-    unknown = dataclasses.replace(manifest, validation=dataclasses.replace(manifest.validation, text_bytes=0))
+    unknown = dataclasses.replace(
+        manifest, validation=dataclasses.replace(manifest.validation, text_bytes=0)
+    )
     assert set(summary(1.0, 10, unknown)) == {"loss", "perplexity", "evaluation_tokens"}
 
 

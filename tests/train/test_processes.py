@@ -21,8 +21,14 @@ SAME = ("step", "tokens", "first_example", "batch_digest")
 
 def _experiment(tokens, **sections):
     sections["data"] = {"path": str(tokens), **sections.get("data", {})}
-    sections = {"mesh": config.Mesh(1, DEVICES, 1, 1), "evaluation": {"max_tokens": 1000}, **sections}
-    return tiny_configs.experiment(**{"steps": STEPS, "global_batch": BATCH, **sections})
+    sections = {
+        "mesh": config.Mesh(1, DEVICES, 1, 1),
+        "evaluation": {"max_tokens": 1000},
+        **sections,
+    }
+    return tiny_configs.experiment(
+        **{"steps": STEPS, "global_batch": BATCH, **sections}
+    )
 
 
 def _lines(workdir):
@@ -31,15 +37,28 @@ def _lines(workdir):
 
 def _slurm(index: int, count: int, port: int) -> dict[str, str]:
     """What a process finds under srun on one host."""
-    values = {"JOB_ID": port, "STEP_NODELIST": "localhost", "NTASKS": count, "PROCID": index, "LOCALID": index}
-    return {f"SLURM_{name}": str(value) for name, value in values.items()} | {"JAX_COORDINATOR_PORT": str(port)}
+    values = {
+        "JOB_ID": port,
+        "STEP_NODELIST": "localhost",
+        "NTASKS": count,
+        "PROCID": index,
+        "LOCALID": index,
+    }
+    return {f"SLURM_{name}": str(value) for name, value in values.items()} | {
+        "JAX_COORDINATOR_PORT": str(port)
+    }
 
 
 def _assert_same_run(lines, expected, tolerance=1e-5):
     for name in SAME:
         assert [line[name] for line in lines] == [line[name] for line in expected]
     for name in ("loss", "grad_norm", "variance/residual"):
-        np.testing.assert_allclose([line[name] for line in lines], [line[name] for line in expected], rtol=tolerance, err_msg=name)
+        np.testing.assert_allclose(
+            [line[name] for line in lines],
+            [line[name] for line in expected],
+            rtol=tolerance,
+            err_msg=name,
+        )
 
 
 @pytest.fixture(scope="module")
@@ -51,13 +70,28 @@ def runs(tokens, tmp_path_factory):
     def program(count, index):
         return ("tests/support/recording.py", str(folder / f"reads-{count}-{index}"))
 
-    alone = process.start(experiment, folder / "1", devices=DEVICES, program=program(1, 0))
+    alone = process.start(
+        experiment, folder / "1", devices=DEVICES, program=program(1, 0)
+    )
     pair = [
-        process.start(experiment, folder / "2", devices=2, program=program(2, index), environment=_slurm(index, 2, port))
+        process.start(
+            experiment,
+            folder / "2",
+            devices=2,
+            program=program(2, index),
+            environment=_slurm(index, 2, port),
+        )
         for index in range(2)
     ]
-    outputs = {1: [process.finish(alone)], 2: [process.finish(member) for member in pair]}
-    outputs[4] = process.finish_all(process.start_several(experiment, folder / "4", 4, programs=[program(4, i) for i in range(4)]))
+    outputs = {
+        1: [process.finish(alone)],
+        2: [process.finish(member) for member in pair],
+    }
+    outputs[4] = process.finish_all(
+        process.start_several(
+            experiment, folder / "4", 4, programs=[program(4, i) for i in range(4)]
+        )
+    )
     return folder, outputs
 
 
@@ -73,7 +107,11 @@ def test_the_numbers_do_not_depend_on_the_processes(runs):
         assert finals[count]["evaluation_tokens"] == finals[1]["evaluation_tokens"]
         assert finals[count]["compile_seconds"] > 0
         manifest = json.loads((folder / str(count) / "manifest.json").read_text())
-        assert manifest["devices"] == {"kind": "cpu", "count": DEVICES, "processes": count}
+        assert manifest["devices"] == {
+            "kind": "cpu",
+            "count": DEVICES,
+            "processes": count,
+        }
         assert len(list((folder / str(count) / "tensorboard").iterdir())) == 1
         assert len(list((folder / str(count) / "attempts").iterdir())) == 1
         first, *others = outputs[count]
@@ -86,14 +124,25 @@ def test_each_process_reads_its_rows_and_no_others(runs, tokens):
     order = _order_of_windows(tokens)
     in_epoch = len(order) // BATCH
     for count in (1, 2, 4):
-        reads = [[int(line) for line in (folder / f"reads-{count}-{index}").read_text().split()] for index in range(count)]
+        reads = [
+            [
+                int(line)
+                for line in (folder / f"reads-{count}-{index}").read_text().split()
+            ]
+            for index in range(count)
+        ]
         rows = BATCH // count
         for index, read in enumerate(reads):
             assert len(set(read)) == len(read), "a window was read twice"
-            slices = [order[step * BATCH + index * rows : step * BATCH + (index + 1) * rows] for step in range(in_epoch)]
+            slices = [
+                order[step * BATCH + index * rows : step * BATCH + (index + 1) * rows]
+                for step in range(in_epoch)
+            ]
             assert set(read) >= {window for part in slices[:STEPS] for window in part}
             assert set(read) <= {window for part in slices for window in part}
-        assert sum(map(len, reads)) == len({window for read in reads for window in read}), "two processes read the same window"
+        assert sum(map(len, reads)) == len(
+            {window for read in reads for window in read}
+        ), "two processes read the same window"
 
 
 def _order_of_windows(tokens) -> list[int]:
@@ -122,26 +171,50 @@ def test_checkpoints_pass_from_four_processes_to_one_and_back(runs, tokens, tmp_
     (moved / "final.json").unlink()
     shutil.rmtree(moved / "checkpoints" / "6")
     damaged.rename(moved / "checkpoints" / "6")
-    for share in (moved / "checkpoints" / "6" / "state" / "ocdbt.process_2" / "d").iterdir():
+    for share in (
+        moved / "checkpoints" / "6" / "state" / "ocdbt.process_2" / "d"
+    ).iterdir():
         share.write_bytes(share.read_bytes()[:100])
-    first, *_ = process.finish_all(process.start_several(_experiment(tokens, mesh=config.Mesh(1, 2, 1, 2)), moved, 4))
+    first, *_ = process.finish_all(
+        process.start_several(
+            _experiment(tokens, mesh=config.Mesh(1, 2, 1, 2)), moved, 4
+        )
+    )
     assert "checkpoint 6 can't be used (SparsecodError: process " in first
     assert "restored step 4" in first
     assert [path.name for path in (moved / "quarantine").iterdir()] == ["6-0"]
     _assert_same_run(_lines(moved), _lines(folder / "1"))
-    assert sorted(path.name for path in (moved / "checkpoints").iterdir()) == ["2", "4", "6"]
-    assert sorted(path.name for path in (moved / "attempts").iterdir()) == ["0001.json", "0002.json", "0003.json"]
+    assert sorted(path.name for path in (moved / "checkpoints").iterdir()) == [
+        "2",
+        "4",
+        "6",
+    ]
+    assert sorted(path.name for path in (moved / "attempts").iterdir()) == [
+        "0001.json",
+        "0002.json",
+        "0003.json",
+    ]
 
 
 def test_sigterm_to_one_stops_all_and_a_second_job_is_turned_away(tokens, tmp_path):
     """A mixture whose experts are spread over the processes; before the signal its numbers are those of one process."""
-    endless = {"model": tiny_configs.MIXTURE, "schedule": {"kind": "constant"}, "checkpoint": {"every": 10**6}}
-    experiment = _experiment(tokens, steps=10**5, mesh=config.Mesh(1, 1, 2, 1), **endless)
+    endless = {
+        "model": tiny_configs.MIXTURE,
+        "schedule": {"kind": "constant"},
+        "checkpoint": {"every": 10**6},
+    }
+    experiment = _experiment(
+        tokens, steps=10**5, mesh=config.Mesh(1, 1, 2, 1), **endless
+    )
     pair = process.start_several(experiment, tmp_path / "pair", 2)
     process.wait_for_line(pair[0], tmp_path / "pair" / "metrics.jsonl", 4)
     for member in pair:
-        member.send_signal(signal.SIGSTOP)  # leaves the processor to the second job, and the directory to the first
-    for output in process.finish_all(process.start_several(experiment, tmp_path / "pair", 2), code=76):
+        member.send_signal(
+            signal.SIGSTOP
+        )  # leaves the processor to the second job, and the directory to the first
+    for output in process.finish_all(
+        process.start_several(experiment, tmp_path / "pair", 2), code=76
+    ):
         assert "another process is at work in" in output
     for member in pair:
         member.send_signal(signal.SIGCONT)
@@ -149,22 +222,44 @@ def test_sigterm_to_one_stops_all_and_a_second_job_is_turned_away(tokens, tmp_pa
     outputs = process.finish_all(pair, code=75)
     lines = _lines(tmp_path / "pair")
     for output in outputs:
-        assert f"stopped at step {len(lines)} of 100000; run the same command to go on" in output
-    assert [path.name for path in (tmp_path / "pair" / "checkpoints").iterdir()] == [str(len(lines))]
-    assert json.loads((tmp_path / "pair" / "status.json").read_text())["status"] == "preempted"
+        assert (
+            f"stopped at step {len(lines)} of 100000; run the same command to go on"
+            in output
+        )
+    assert [path.name for path in (tmp_path / "pair" / "checkpoints").iterdir()] == [
+        str(len(lines))
+    ]
+    assert (
+        json.loads((tmp_path / "pair" / "status.json").read_text())["status"]
+        == "preempted"
+    )
 
-    train(_experiment(tokens, steps=4, mesh=config.Mesh(1, 1, 4, 2), **endless), str(tmp_path / "alone"))
+    train(
+        _experiment(tokens, steps=4, mesh=config.Mesh(1, 1, 4, 2), **endless),
+        str(tmp_path / "alone"),
+    )
     _assert_same_run(lines[:4], _lines(tmp_path / "alone"))
-    assert [line["router/max_load"] for line in lines[:4]] == [line["router/max_load"] for line in _lines(tmp_path / "alone")]
+    assert [line["router/max_load"] for line in lines[:4]] == [
+        line["router/max_load"] for line in _lines(tmp_path / "alone")
+    ]
 
 
 def test_what_one_process_must_refuse_all_refuse(tokens, tmp_path):
     """With the same sentence and exit code, before anything is written."""
-    lost = [_experiment(tokens), _experiment(tokens, data={"path": str(tmp_path / "nowhere")})]
+    lost = [
+        _experiment(tokens),
+        _experiment(tokens, data={"path": str(tmp_path / "nowhere")}),
+    ]
     other = [_experiment(tokens), _experiment(tokens, log={"every": 3})]
     jobs = [
-        (process.start_several(lost, tmp_path / "lost", 2), f"there is no data in {tmp_path / 'nowhere'}: run `sparsecod data"),
-        (process.start_several(other, tmp_path / "other", 2), "process 1 was given another --workdir, config or data than process 0"),
+        (
+            process.start_several(lost, tmp_path / "lost", 2),
+            f"there is no data in {tmp_path / 'nowhere'}: run `sparsecod data",
+        ),
+        (
+            process.start_several(other, tmp_path / "other", 2),
+            "process 1 was given another --workdir, config or data than process 0",
+        ),
     ]
     for pair, sentence in jobs:
         for output in process.finish_all(pair, code=78):

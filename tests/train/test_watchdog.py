@@ -23,15 +23,29 @@ print("went well")
 def _run(body: str, patience: str = "1") -> subprocess.CompletedProcess:
     command = [sys.executable, "-c", PROGRAM.format("\n    ".join(body.splitlines()))]
     environment = os.environ | {PATIENCE: patience, "PYTHONPATH": str(process.ROOT)}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(
+        command,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
 
 
 def test_what_moves_goes_on_and_what_does_not_is_ended_with_its_stacks():
-    moving = _run('with watchdog.during("training"):\n    for _ in range(8):\n        time.sleep(0.5)\n        watchdog.step(0.001)')
+    moving = _run(
+        'with watchdog.during("training"):\n    for _ in range(8):\n        time.sleep(0.5)\n        watchdog.step(0.001)'
+    )
     assert (moving.returncode, moving.stdout) == (0, "went well\n")
-    stuck = _run('with watchdog.during("training"):\n    watchdog.step(0.001)\n    time.sleep(60)')
+    stuck = _run(
+        'with watchdog.during("training"):\n    watchdog.step(0.001)\n    time.sleep(60)'
+    )
     assert stuck.returncode == STUCK
-    assert "stuck while training: nothing happened for 1 s; run the same command to go on" in stuck.stderr
+    assert (
+        "stuck while training: nothing happened for 1 s; run the same command to go on"
+        in stuck.stderr
+    )
     assert 'File "<string>", line 7' in stuck.stderr
 
 
@@ -43,7 +57,9 @@ def test_a_step_may_take_ten_times_the_median_and_a_save_twelve_times_the_patien
 
 
 def test_the_first_step_may_take_as_long_as_compiling():
-    slow = _run('with watchdog.during("training"):\n    time.sleep(3)\n    watchdog.step(0.001)')
+    slow = _run(
+        'with watchdog.during("training"):\n    time.sleep(3)\n    watchdog.step(0.001)'
+    )
     assert slow.returncode == 0, slow.stderr
 
 
@@ -77,7 +93,9 @@ def test_after_other_errors_a_save_may_be_finished():
 @pytest.mark.parametrize("told", ["soon", "0", "-3", "nan", "inf"])
 def test_a_patience_that_is_no_time_is_refused(monkeypatch, told):
     monkeypatch.setenv(PATIENCE, told)
-    with pytest.raises(ConfigError, match=f"{PATIENCE}={told} is not a number of seconds above 0"):
+    with pytest.raises(
+        ConfigError, match=f"{PATIENCE}={told} is not a number of seconds above 0"
+    ):
         Watchdog()
 
 

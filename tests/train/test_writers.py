@@ -26,7 +26,9 @@ def _write(run, steps, restored=0, *, attempt="first", tensorboard=False):
     writers = Writers(Attempt(run, 0))
     writers.begin(restored)
     for step in steps:
-        writers.write({"step": step, "loss": 1 / step, "by": attempt}, tensorboard=tensorboard)
+        writers.write(
+            {"step": step, "loss": 1 / step, "by": attempt}, tensorboard=tensorboard
+        )
     writers.close()
 
 
@@ -49,13 +51,20 @@ def _events(run):
 
 
 def _scalars(run):
-    return {(event.step, value.tag): value.simple_value for event in _events(run) for value in event.summary.value}
+    return {
+        (event.step, value.tag): value.simple_value
+        for event in _events(run)
+        for value in event.summary.value
+    }
 
 
 def test_lines_past_the_restored_step_are_dropped(run):
     _write(run, range(1, 8))
     _write(run, range(5, 10), restored=4, attempt="second")
-    assert _steps(run) == [*((step, "first") for step in range(1, 5)), *((step, "second") for step in range(5, 10))]
+    assert _steps(run) == [
+        *((step, "first") for step in range(1, 5)),
+        *((step, "second") for step in range(5, 10)),
+    ]
     assert not (run.path / "metrics.jsonl.partial").exists()
 
 
@@ -64,7 +73,14 @@ def test_a_line_cut_off_by_a_crash_is_dropped_and_written_again(run):
     with open(run.metrics, "a") as file:
         file.write('{"step": 5, "lo')
     _write(run, range(5, 7), restored=4, attempt="second")
-    assert _steps(run) == [(1, "first"), (2, "first"), (3, "first"), (4, "first"), (5, "second"), (6, "second")]
+    assert _steps(run) == [
+        (1, "first"),
+        (2, "first"),
+        (3, "first"),
+        (4, "first"),
+        (5, "second"),
+        (6, "second"),
+    ]
     assert run.metrics.read_text().endswith("}\n")
 
 
@@ -119,9 +135,20 @@ def test_numbers_that_are_not_finite_are_null_and_named():
 def test_tensorboard_has_a_curve_for_each_block(run):
     writers = Writers(Attempt(run, 0))
     writers.begin(0)
-    metrics = {"loss": np.float32(2.5), "variance/residual": np.arange(12) + 0.5, "grad_norm": np.float32(np.nan), "skipped_updates": 0}
+    metrics = {
+        "loss": np.float32(2.5),
+        "variance/residual": np.arange(12) + 0.5,
+        "grad_norm": np.float32(np.nan),
+        "skipped_updates": 0,
+    }
     writers.write({"step": 1, **plain(metrics)}, tensorboard=False)
-    writers.write({"step": 2, **plain(metrics | {"variance/residual": np.array([1.0, np.inf, 3.0])})}, tensorboard=True)
+    writers.write(
+        {
+            "step": 2,
+            **plain(metrics | {"variance/residual": np.array([1.0, np.inf, 3.0])}),
+        },
+        tensorboard=True,
+    )
     writers.write({"step": 3, **plain(metrics)}, tensorboard=True)
     writers.close()
     assert _scalars(run) == {
@@ -131,14 +158,21 @@ def test_tensorboard_has_a_curve_for_each_block(run):
         (2, "variance/residual/layer_02"): 3.0,
         (3, "loss"): 2.5,
         (3, "skipped_updates"): 0,
-        **{(3, f"variance/residual/layer_{layer:02d}"): layer + 0.5 for layer in range(12)},
+        **{
+            (3, f"variance/residual/layer_{layer:02d}"): layer + 0.5
+            for layer in range(12)
+        },
     }
 
 
 def test_tensorboard_drops_what_a_crash_left_beyond_the_restored_step(run):
     _write(run, range(1, 8), tensorboard=True)
     _write(run, range(5, 7), restored=4, tensorboard=True)
-    restarts = [event.step for event in _events(run) if event.session_log.status == SessionLog.START]
+    restarts = [
+        event.step
+        for event in _events(run)
+        if event.session_log.status == SessionLog.START
+    ]
     assert restarts[-1] == 5
     assert _scalars(run)[(6, "loss")] == pytest.approx(1 / 6)
 
@@ -146,13 +180,18 @@ def test_tensorboard_drops_what_a_crash_left_beyond_the_restored_step(run):
 BROKEN = {"step": 1, "variance/residual": ["not a number"]}
 
 
-def test_curves_that_can_not_be_written_are_counted_and_the_next_ones_are_there(run, capsys):
+def test_curves_that_can_not_be_written_are_counted_and_the_next_ones_are_there(
+    run, capsys
+):
     writers = Writers(Attempt(run, 0))
     writers.begin(0)
     writers.write(BROKEN, tensorboard=True)
     writers.write({"step": 2, "loss": 1.5}, tensorboard=True)
     writers.close()
-    assert [line["step"] for line in run.read_metrics()] == [1, 2]  # metrics.jsonl is the truth and has both
+    assert [line["step"] for line in run.read_metrics()] == [
+        1,
+        2,
+    ]  # metrics.jsonl is the truth and has both
     assert _scalars(run) == {(2, "loss"): 1.5}
     warnings = capsys.readouterr().err
     assert warnings.count("TensorBoard's files can't be written") == 1
@@ -190,7 +229,10 @@ def test_lines_that_find_no_room_wait_for_it(small_disk, capsys):
         writers.write({"step": step, "loss": 1 / step}, tensorboard=False)
     ballast = disks.fill(small_disk)
     for step in range(11, 200):
-        writers.write({"step": step, "loss": 1 / step, "long": [step] * 50}, tensorboard=step % 10 == 0)
+        writers.write(
+            {"step": step, "loss": 1 / step, "long": [step] * 50},
+            tensorboard=step % 10 == 0,
+        )
     writers.sync()
     written = run.read_metrics()
     assert [line["step"] for line in written] == list(range(1, len(written) + 1))
@@ -200,7 +242,12 @@ def test_lines_that_find_no_room_wait_for_it(small_disk, capsys):
     writers.write({"step": 200, "loss": 1.0}, tensorboard=False)
     assert [line["step"] for line in run.read_metrics()] == list(range(1, 201))
     writers.close()
-    assert capsys.readouterr().err.count("metrics.jsonl can't be written (No space left on device): training goes on") == 1
+    assert (
+        capsys.readouterr().err.count(
+            "metrics.jsonl can't be written (No space left on device): training goes on"
+        )
+        == 1
+    )
 
 
 def test_lines_that_never_find_room_are_counted_at_the_end(small_disk, capsys):
@@ -212,7 +259,10 @@ def test_lines_that_never_find_room_are_counted_at_the_end(small_disk, capsys):
     for step in range(1, 100):
         writers.write({"step": step, "long": [step] * 100}, tensorboard=False)
     writers.close()
-    assert f"metrics.jsonl lacks {99 - len(run.read_metrics())} lines that found no room" in capsys.readouterr().err
+    assert (
+        f"metrics.jsonl lacks {99 - len(run.read_metrics())} lines that found no room"
+        in capsys.readouterr().err
+    )
 
 
 def test_without_lines_no_evaluation_is_missed(run):

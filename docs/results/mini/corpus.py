@@ -77,22 +77,36 @@ def _texts(unpacked: Path) -> Iterator[str]:
         for path in sorted(unpacked.glob(pattern)):
             yield _words(path.read_text("utf-8", errors="replace"))
     with open(unpacked / BIBLE, encoding="utf-8") as file:
-        for _, verses in itertools.groupby(map(json.loads, file), key=lambda verse: verse["book"]):
+        for _, verses in itertools.groupby(
+            map(json.loads, file), key=lambda verse: verse["book"]
+        ):
             yield "\n".join(verse["text"] for verse in verses)
 
 
 def main(unpacked: str, corpus: str) -> None:
-    missing = [pattern for pattern in (*PLAIN, *PAGES, BIBLE) if not any(Path(unpacked).glob(pattern))]
+    missing = [
+        pattern
+        for pattern in (*PLAIN, *PAGES, BIBLE)
+        if not any(Path(unpacked).glob(pattern))
+    ]
     if missing:
-        raise SystemExit(f"{unpacked} has no {', '.join(missing)}: unpack all packages that the docstring names")
+        raise SystemExit(
+            f"{unpacked} has no {', '.join(missing)}: unpack all packages that the docstring names"
+        )
     if Path(corpus).exists():
-        raise SystemExit(f"{corpus} is there already: remove it, or name another folder")
+        raise SystemExit(
+            f"{corpus} is there already: remove it, or name another folder"
+        )
     Path(corpus).mkdir(parents=True)
-    for number, text in enumerate(text for text in _texts(Path(unpacked)) if len(text) >= SHORTEST):
+    for number, text in enumerate(
+        text for text in _texts(Path(unpacked)) if len(text) >= SHORTEST
+    ):
         (Path(corpus) / f"{number:05d}.txt").write_text(text, "utf-8")
 
 
 if __name__ == "__main__":
     if len(sys.argv) != 3:
-        raise SystemExit("python docs/results/mini/corpus.py UNPACKED CORPUS: the docstring says what to unpack")
+        raise SystemExit(
+            "python docs/results/mini/corpus.py UNPACKED CORPUS: the docstring says what to unpack"
+        )
     main(*sys.argv[1:])
