@@ -87,7 +87,7 @@ def _evaluations(call: Callable[[], object]) -> int:
     """How many blocks are run, by a count that each of them calls."""
     count = 0
 
-    def counted(self, x_BTD, segments_BT, output=network.Layer.output):
+    def counted(self, x_BTD, segments_BT, output=network.BlockAt.output):
         def add():
             nonlocal count
             count += 1
@@ -96,7 +96,7 @@ def _evaluations(call: Callable[[], object]) -> int:
         return output(self, x_BTD, segments_BT)
 
     jax.clear_caches()
-    with mock.patch.object(network.Layer, "output", counted):
+    with mock.patch.object(network.BlockAt, "output", counted):
         call()
         jax.effects_barrier()
     jax.clear_caches()
@@ -112,7 +112,7 @@ def _run(net, params, order_L, cases_L, update_DD, bias_D, rows, with_states):
         y_BTD = jax.lax.switch(
             case,
             [
-                lambda x: network.Layer(net, params, block, block).output(
+                lambda x: network.BlockAt(net, params, block, block).output(
                     x, rows.segments
                 ),
                 lambda x: x,
@@ -200,7 +200,7 @@ def _compare_jacobian(subject: Subject, rows) -> None:
 
     @jax.jit
     def one_channel(params, x_BTD, number, cotangent_D):
-        layer = network.Layer(net, params, number, number)
+        layer = network.BlockAt(net, params, number, number)
         _, pull = jax.vjp(lambda x: layer.output(x, rows.segments), x_BTD)
         return pull(jnp.broadcast_to(cotangent_D[None, None], x_BTD.shape))[0].sum(
             axis=(0, 1)

@@ -75,7 +75,7 @@ def main() -> None:
         ]
     )
     tokens = sum(
-        min(len(context) + len(continuation) - 1, ours.longest)
+        min(len(context) + len(continuation) - 1, ours.max_seq_len)
         for _, context, continuation in requests
     )
     compare(instances, answers["ours"], answers["theirs"])

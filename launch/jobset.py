@@ -18,7 +18,7 @@ from sparsecod_jax.launching import host, launching
 from sparsecod_jax.launching.commands import output_of
 from sparsecod_jax.launching.container import CLOUD_IMAGE, PYTHON_IMAGE, Wheel
 from sparsecod_jax.launching.launching import Job
-from sparsecod_jax.launching.package import Shipment
+from sparsecod_jax.launching.package import CodePackage
 from sparsecod_jax.plan import topologies
 from sparsecod_jax.plan.topologies import Shape
 
@@ -87,11 +87,11 @@ class JobSet:
         )
 
     def render(
-        self, jobs: list[Job], shipment: Shipment, args: argparse.Namespace
+        self, jobs: list[Job], code_package: CodePackage, args: argparse.Namespace
     ) -> dict[str, bytes]:
         return {
             f"{job.name}.json": json.dumps(
-                manifest(job, shipment, args), indent=1
+                manifest(job, code_package, args), indent=1
             ).encode()
             for job in jobs
         }
@@ -177,7 +177,9 @@ def _state(jobset: dict[str, Any]) -> str:
     return "running" if active and "Suspended" not in true else "pending"
 
 
-def manifest(job: Job, shipment: Shipment, args: argparse.Namespace) -> dict[str, Any]:
+def manifest(
+    job: Job, code_package: CodePackage, args: argparse.Namespace
+) -> dict[str, Any]:
     """The JobSet of a run.
 
     Raises:
@@ -197,11 +199,11 @@ def manifest(job: Job, shipment: Shipment, args: argparse.Namespace) -> dict[str
     if args.max_restarts < 0:
         raise ConfigError(f"--max_restarts={args.max_restarts} is below 0: raise it")
     record = {
-        "commit": shipment.commit,
-        "dirty": json.dumps(shipment.dirty),
+        "commit": code_package.commit,
+        "dirty": json.dumps(code_package.dirty),
         "workdir": job.workdir,
     }
-    record |= {"wheel-sha256": shipment.sha256} if shipment.sha256 else {}
+    record |= {"wheel-sha256": code_package.sha256} if code_package.sha256 else {}
     exclusive = (
         {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"}
         if shape.is_tpu and pods > 1
@@ -224,7 +226,9 @@ def manifest(job: Job, shipment: Shipment, args: argparse.Namespace) -> dict[str
                 {
                     "name": "r",
                     "replicas": replicas,
-                    "template": {"spec": _job(_pod(job, shape, shipment, args), pods)},
+                    "template": {
+                        "spec": _job(_pod(job, shape, code_package, args), pods)
+                    },
                 }
             ],
         },
@@ -281,11 +285,13 @@ def _job(pod: dict[str, Any], pods: int) -> dict[str, Any]:
 
 
 def _pod(
-    job: Job, shape: Shape, shipment: Shipment, args: argparse.Namespace
+    job: Job, shape: Shape, code_package: CodePackage, args: argparse.Namespace
 ) -> dict[str, Any]:
     device = "google.com/tpu" if shape.is_tpu else "nvidia.com/gpu"
     wheel = (
-        Wheel(shipment, "tpu" if shape.is_tpu else "gpu") if shipment.wheel else None
+        Wheel(code_package, "tpu" if shape.is_tpu else "gpu")
+        if code_package.wheel
+        else None
     )
     security = _security(shape)
     code = {"name": "code", "mountPath": wheel.folder} if wheel else None
@@ -294,7 +300,7 @@ def _pod(
     )  # NCCL needs more than a container's 64 MB
     run = {
         "name": "run",
-        "image": shipment.image or PYTHON_IMAGE,
+        "image": code_package.image or PYTHON_IMAGE,
         "command": _command(job, shape, args),
         **({"workingDir": wheel.workdir} if wheel else {}),
         "env": [

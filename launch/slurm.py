@@ -19,7 +19,7 @@ from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.launching import launching, package
 from sparsecod_jax.launching.commands import output_of
 from sparsecod_jax.launching.launching import Job, study_id
-from sparsecod_jax.launching.package import Shipment
+from sparsecod_jax.launching.package import CodePackage
 from sparsecod_jax.plan import topologies
 from sparsecod_jax.storage.files import is_remote
 
@@ -57,11 +57,11 @@ class Slurm:
         )
 
     def render(
-        self, jobs: list[Job], shipment: Shipment, args: argparse.Namespace
+        self, jobs: list[Job], code_package: CodePackage, args: argparse.Namespace
     ) -> dict[str, bytes]:
         _check(args)
         study = Path(args.workdir)
-        code = Path(shipment.wheel).parent if shipment.wheel else package.ROOT
+        code = Path(code_package.wheel).parent if code_package.wheel else package.ROOT
         runs = [
             {
                 "name": job.name,
@@ -73,7 +73,7 @@ class Slurm:
         told = json.dumps(
             {
                 "study": args.workdir,
-                "shipment": dataclasses.asdict(shipment),
+                "code_package": dataclasses.asdict(code_package),
                 "runs": runs,
             },
             indent=1,

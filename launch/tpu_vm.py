@@ -18,7 +18,7 @@ from sparsecod_jax.launching import host, launching
 from sparsecod_jax.launching.commands import output_of
 from sparsecod_jax.launching.container import PYTHON_IMAGE, Wheel
 from sparsecod_jax.launching.launching import Job
-from sparsecod_jax.launching.package import Shipment
+from sparsecod_jax.launching.package import CodePackage
 from sparsecod_jax.plan import topologies
 from sparsecod_jax.plan.topologies import Shape
 
@@ -79,7 +79,7 @@ class TpuVm:
         )
 
     def render(
-        self, jobs: list[Job], shipment: Shipment, args: argparse.Namespace
+        self, jobs: list[Job], code_package: CodePackage, args: argparse.Namespace
     ) -> dict[str, bytes]:
         if args.max_restarts < 0:
             raise ConfigError(
@@ -87,7 +87,7 @@ class TpuVm:
             )
         commands = {
             f"{job.name}.json": json.dumps(
-                _on_host(job, shipment, args), indent=1
+                _on_host(job, code_package, args), indent=1
             ).encode()
             for job in jobs
         }
@@ -221,10 +221,12 @@ def accelerator_type(topology: str) -> str:
     return f"{ {'v5e': 'v5litepod'}.get(shape.kind, shape.kind) }-{cores * shape.chips}"
 
 
-def _on_host(job: Job, shipment: Shipment, args: argparse.Namespace) -> dict[str, Any]:
+def _on_host(
+    job: Job, code_package: CodePackage, args: argparse.Namespace
+) -> dict[str, Any]:
     """What the script does on each host: commands, of which the last is the run, again after failures and preemptions."""
     accelerator_type(job.topology)
-    image = shipment.image or PYTHON_IMAGE
+    image = code_package.image or PYTHON_IMAGE
     if not re.fullmatch(r"[\w][-\w.:/@]*", image, re.ASCII):
         raise ConfigError(
             f"--image={image} names no image: write it like REGION-docker.pkg.dev/PROJECT/REPOSITORY/NAME@sha256:..."
@@ -243,7 +245,7 @@ def _on_host(job: Job, shipment: Shipment, args: argparse.Namespace) -> dict[str
         f"--stop-timeout={GRACE}",
     ]
     docker += [f"--env={name}" for name in host.PLACE]
-    if not shipment.wheel:
+    if not code_package.wheel:
         registry = image.partition("/")[0]
         login = (
             [["gcloud", "auth", "configure-docker", registry, "--quiet"]]
@@ -258,7 +260,7 @@ def _on_host(job: Job, shipment: Shipment, args: argparse.Namespace) -> dict[str
                 [*docker, image, *argv],
             ],
         }
-    wheel = Wheel(shipment, "tpu")
+    wheel = Wheel(code_package, "tpu")
     docker.append(f"--volume={wheel.folder}:{wheel.folder}")
     variables = [f"--env={name}={value}" for name, value in wheel.environment.items()]
     prepare = [

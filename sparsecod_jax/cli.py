@@ -1,4 +1,4 @@
-"""Which verbs are there? Parses and calls; holds no logic.
+"""Which subcommands are there? Parses and calls; holds no logic.
 
 Verbs import what they need, so that `data` does not wait for jax.
 """
@@ -20,7 +20,9 @@ def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     args, rest = _parser().parse_known_args(argv)
     args.owns_process = owns_process  # and may have its signals and streams
-    if code := exit_code_of(f"sparsecod {args.verb}", lambda: _run(args, rest, argv)):
+    if code := exit_code_of(
+        f"sparsecod {args.subcommand}", lambda: _run(args, rest, argv)
+    ):
         sys.exit(code)
 
 
@@ -30,7 +32,7 @@ def _run(args: argparse.Namespace, rest: list[str], argv: list[str]) -> None:
     if unknown or (overrides and not hasattr(args, "config")):
         words = " ".join(unknown or overrides)
         raise UsageError(
-            f"{words} is not an option of {args.verb}: see sparsecod {args.verb} --help"
+            f"{words} is not an option of {args.subcommand}: see sparsecod {args.subcommand} --help"
         )
     options.check(args, argv)
     devices.gpu_share()  # refuses what jax would lose the GPU over
@@ -48,9 +50,11 @@ def _parser() -> argparse.ArgumentParser:
         prog="sparsecod",
         description="Does depth pay? Pretrain Pre-LN language models and watch every layer.",
     )
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    subcommands = parser.add_subparsers(
+        dest="subcommand", required=True, metavar="SUBCOMMAND"
+    )
 
-    data = verbs.add_parser(
+    data = subcommands.add_parser(
         "data", help="turn text into token shards", allow_abbrev=False
     )
     data.add_argument(
@@ -110,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     data.set_defaults(run=_data)
 
-    train = verbs.add_parser(
+    train = subcommands.add_parser(
         "train", help="train one model, or go on where it stopped", allow_abbrev=False
     )
     train.add_argument(
@@ -138,7 +142,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.set_defaults(run=_train)
 
-    analyze = verbs.add_parser(
+    analyze = subcommands.add_parser(
         "analyze", help="score every layer of a checkpoint", allow_abbrev=False
     )
     _add_model(analyze)
@@ -182,7 +186,7 @@ def _parser() -> argparse.ArgumentParser:
     analyze.add_argument("--out", help="folder to write (default WORKDIR/analysis)")
     analyze.set_defaults(run=_analyze)
 
-    export = verbs.add_parser(
+    export = subcommands.add_parser(
         "export",
         help="write a run as a stock model of Hugging Face",
         allow_abbrev=False,
@@ -202,7 +206,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     export.set_defaults(run=_export)
 
-    import_ = verbs.add_parser(
+    import_ = subcommands.add_parser(
         "import", help="make a run of a model of Hugging Face", allow_abbrev=False
     )
     import_.add_argument(
@@ -213,7 +217,7 @@ def _parser() -> argparse.ArgumentParser:
     import_.add_argument("--workdir", required=True, help="run directory to make")
     import_.set_defaults(run=_import)
 
-    evaluate = verbs.add_parser(
+    evaluate = subcommands.add_parser(
         "eval", help="score a finished model on tasks of lm-eval", allow_abbrev=False
     )
     _add_model(evaluate)
@@ -249,7 +253,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.set_defaults(run=_eval)
 
-    generate = verbs.add_parser("generate", help="continue a text", allow_abbrev=False)
+    generate = subcommands.add_parser(
+        "generate", help="continue a text", allow_abbrev=False
+    )
     _add_model(generate)
     generate.add_argument(
         "--prompt", required=True, help="the text to continue; may be empty"
@@ -271,7 +277,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     generate.set_defaults(run=_generate)
 
-    plan = verbs.add_parser(
+    plan = subcommands.add_parser(
         "plan",
         help="compile a run for a pod that is not here: does it fit, what does it send",
         allow_abbrev=False,
@@ -303,7 +309,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     plan.set_defaults(run=_plan)
 
-    sweep = verbs.add_parser(
+    sweep = subcommands.add_parser(
         "sweep",
         help="run a study on this machine, or go on where it stopped",
         allow_abbrev=False,
@@ -328,7 +334,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     sweep.set_defaults(run=_sweep)
 
-    report = verbs.add_parser(
+    report = subcommands.add_parser(
         "report",
         help="draw a run, or a folder of runs, as one page",
         allow_abbrev=False,
@@ -407,7 +413,9 @@ def _train(args, overrides) -> None:
         from sparsecod_jax.train.loop import train
 
         keep_programs()
-        processes.say(json.dumps(train(experiment, args.workdir, profile=args.profile)))
+        processes.print_once(
+            json.dumps(train(experiment, args.workdir, profile=args.profile))
+        )
 
 
 def _analyze(args, overrides) -> None:

@@ -58,7 +58,7 @@ def test_help_of_every_verb():
 
 def test_no_verb_is_told():
     _, error = _sparsecod(code=2)
-    assert "required: VERB" in error
+    assert "required: SUBCOMMAND" in error
 
 
 @pytest.mark.parametrize(

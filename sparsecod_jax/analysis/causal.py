@@ -123,7 +123,7 @@ def _changes(net, params, states_LBTD, x_BTD, first, measured_T, segments_BT):
 
     def step(position, carry):
         x_BTD, changes_LB = carry
-        y_BTD = network.Layer(net, params, position, position).output(
+        y_BTD = network.BlockAt(net, params, position, position).output(
             x_BTD, segments_BT
         )
         intact_BTD = states_LBTD[position + 1] - states_LBTD[position]

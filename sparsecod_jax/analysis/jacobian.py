@@ -140,7 +140,7 @@ def pulled_back(
 @partial(jax.jit, static_argnums=(0, 7))
 def pull(net, params, x_BTD, number, segments_BT, counted_B, cotangents_PD, kernel):
     """The gradient of each cotangent times the sum of the block's output over the counted rows, summed over positions; [P, D]."""
-    layer = network.Layer(net, params, number, number, kernel)
+    layer = network.BlockAt(net, params, number, number, kernel)
     _, pull_back = jax.vjp(lambda x: layer.output(x, segments_BT), x_BTD)
 
     def one(cotangent_D):

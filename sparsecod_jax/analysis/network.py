@@ -20,7 +20,7 @@ from sparsecod_jax.model.transformer import Transformer
 from sparsecod_jax.parallel.sharding import constrain
 
 
-class Layer:
+class BlockAt:
     """Block `number` of a network at depth `position`, with attention by `kernel`, without the expert `silent`; numbers may be traced."""
 
     def __init__(
@@ -87,7 +87,7 @@ def states(net: Transformer, params, tokens_BT, segments_BT) -> jax.Array:
     """The stream before the first block and after every block, [L + 1, B, T, D]."""
 
     def step(x_BTD, number):
-        y_BTD = Layer(net, params, number, number).output(x_BTD, segments_BT)
+        y_BTD = BlockAt(net, params, number, number).output(x_BTD, segments_BT)
         return y_BTD, y_BTD
 
     x_BTD: Any = net.apply({"params": params}, tokens_BT, method="embed")
@@ -101,7 +101,7 @@ def run(net: Transformer, params, x_BTD, first, order_L, segments_BT) -> jax.Arr
     """The last block's output, from the input of depth `first`; `order_L` says which block lies at each depth."""
 
     def step(position, x_BTD):
-        return Layer(net, params, order_L[position], position).output(
+        return BlockAt(net, params, order_L[position], position).output(
             x_BTD, segments_BT
         )
 
@@ -130,10 +130,10 @@ def tail_losses(net: Transformer, params, x_BTD, first, rows) -> jax.Array:
 @partial(jax.jit, static_argnums=0)
 def with_attention(net: Transformer, params, x_BTD, number, segments_BT) -> jax.Array:
     """The stream after a block whose FFN is skipped."""
-    return Layer(net, params, number, number).with_attention(x_BTD, segments_BT)
+    return BlockAt(net, params, number, number).with_attention(x_BTD, segments_BT)
 
 
 @partial(jax.jit, static_argnums=0)
 def with_ffn(net: Transformer, params, x_BTD, number) -> jax.Array:
     """The stream after a block whose attention is skipped."""
-    return Layer(net, params, number, number).with_ffn(x_BTD)
+    return BlockAt(net, params, number, number).with_ffn(x_BTD)

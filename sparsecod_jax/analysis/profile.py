@@ -63,7 +63,7 @@ def residual_variance(subject: Subject, tokens_NT: np.ndarray) -> np.ndarray:
 @partial(jax.jit, static_argnums=0)
 def _measured(net, params, x_BTD, y_BTD, number, segments_BT):
     """Statistics of a block's input and output, [B] each."""
-    u_BTD = network.Layer(net, params, number, number).with_attention(
+    u_BTD = network.BlockAt(net, params, number, number).with_attention(
         x_BTD, segments_BT
     )
     attention_BTD, ffn_BTD, update_BTD = u_BTD - x_BTD, y_BTD - u_BTD, y_BTD - x_BTD

@@ -19,7 +19,7 @@ from sparsecod_jax.analysis.sequences import choose
 from sparsecod_jax.analysis.subject import Subject, load, per_sequence
 from sparsecod_jax.config import counts
 from sparsecod_jax.errors import ConfigError
-from sparsecod_jax.parallel.processes import note
+from sparsecod_jax.parallel.processes import log_phase
 from sparsecod_jax.pretrained.load import find_model
 from sparsecod_jax.storage import files
 from sparsecod_jax.storage.files import finite, read_record, write_record
@@ -125,9 +125,9 @@ def analyze(
             )
             kept = name != "jacobian" or _keeps_jacobian(found, jacobian)
             if found["sequences"].get(name) == len(used_NT) and kept:
-                note(f"{name} is there already")
+                log_phase(f"{name} is there already")
                 continue
-            note(f"{name}, on {len(used_NT)} sequences")
+            log_phase(f"{name}, on {len(used_NT)} sequences")
             found |= SCORES[name](subject, used_NT, Options(seed, jacobian))
             found["sequences"][name] = len(used_NT)
             found["computed_with"][name] = {
@@ -145,7 +145,7 @@ def _keeps_jacobian(found: dict[str, Any], method: Method | None) -> bool:
     of docs/compiler_fault.md, so it is computed again.
     """
     if "jacobian" in found and "jacobian" not in found["computed_with"]:
-        note(
+        log_phase(
             "the jacobian that is there may come from a faulty compiler and is computed again"
         )
         return False
@@ -239,7 +239,7 @@ def _theory(
     predict = partial(
         theory.residual_variance,
         subject.cfg,
-        theory.measured_sizes(subject.params),
+        theory.measured_scales(subject.params),
         tokens_NT,
         subject.documents(tokens_NT),
     )

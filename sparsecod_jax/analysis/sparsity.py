@@ -116,7 +116,7 @@ def attention(subject: Subject, tokens_NT: np.ndarray) -> dict[str, Any]:
 @partial(jax.jit, static_argnums=0)
 def _attention(net, params, x_BTD, number, segments_BT):
     """Measures of the real and of uniform attention, [2, measures, H, B]."""
-    q_BTHK, k_BTJK, v_BTJK = network.Layer(
+    q_BTHK, k_BTJK, v_BTJK = network.BlockAt(
         net, params, number, number
     ).queries_keys_values(x_BTD)
     B, T, H, K = q_BTHK.shape
@@ -205,7 +205,7 @@ def _activations(net, params, x_BTD, y_BTD, number, segments_BT):
     massive_BT = size_BTD.max(axis=-1) / jnp.median(size_BTD, axis=-1)
     if net.cfg.n_experts:
         return massive_BT.mean(axis=-1)[None]
-    layer = network.Layer(net, params, number, number)
+    layer = network.BlockAt(net, params, number, number)
     h_BTF = layer.activations(layer.with_attention(x_BTD, segments_BT))
     square_BTF, root = jnp.square(h_BTF), jnp.sqrt(h_BTF.shape[-1])
     energy_BT = square_BTF.sum(axis=-1)
@@ -276,7 +276,7 @@ def gate_squares(subject: Subject, tokens_NT: np.ndarray) -> list[float]:
 @partial(jax.jit, static_argnums=0)
 def _used(net, params, x_BTD, number, segments_BT):
     """The share of each row's choices that each expert gets, [E, B], and the mean of the sum of squared gates, [B]."""
-    layer = network.Layer(net, params, number, number)
+    layer = network.BlockAt(net, params, number, number)
     u_BTD = layer.with_attention(x_BTD, segments_BT)
 
     def row(u_TD):
@@ -294,7 +294,7 @@ def _without_experts(net, params, x_BTD, number, rows):
     """The losses [E, B] without each expert of a block."""
 
     def without(expert):
-        y_BTD = network.Layer(net, params, number, number, silent=expert).output(
+        y_BTD = network.BlockAt(net, params, number, number, silent=expert).output(
             x_BTD, rows.segments
         )
         return network.tail_losses(net, params, y_BTD, number + 1, rows)

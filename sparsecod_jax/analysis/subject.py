@@ -97,9 +97,9 @@ def load(source: ModelSource, tokens_NT: np.ndarray) -> Subject:
         raise ConfigError(
             f"the tokens reach from {tokens_NT.min()} to {tokens_NT.max()}: use ids from 0 to {vocab_size - 1}"
         )
-    if source.experiment is None and tokens_NT.shape[1] > source.longest:
+    if source.experiment is None and tokens_NT.shape[1] > source.max_seq_len:
         raise ConfigError(
-            f"{source.path} takes at most {source.longest} tokens, not {tokens_NT.shape[1]}: shorten the sequences"
+            f"{source.path} takes at most {source.max_seq_len} tokens, not {tokens_NT.shape[1]}: shorten the sequences"
         )
     eos_id = source.tokenizer().eos_id if masking else None
     model = load_model(source)

@@ -1,7 +1,7 @@
 """What variance was to be expected?
 
 The covariance of tokens, carried through the blocks as if weights were independent and centred, so that what a branch adds does not align
-with the stream. Good at initialisation; with a trained model's own weight sizes, attention density and gates it says how much of the growth
+with the stream. Good at initialisation; with a trained model's own weight scales, attention density and gates it says how much of the growth
 these explain. Our own derivation: docs/design.md has the formulas, tests/test_theory.py the comparison with drawn models.
 
 S sequences, T positions, L blocks, C values of a cosine on a grid.
@@ -23,7 +23,7 @@ LARGEST_EXPONENT = 50.0  # attention is on one key long before
 
 
 @dataclasses.dataclass(frozen=True)
-class Sizes:
+class WeightScales:
     """Mean squares of a model's parameters, [L] each but `embedding`; the shared expert's are None where there is none."""
 
     embedding: float
@@ -42,7 +42,7 @@ class Sizes:
     shared_down: np.ndarray | None = None
 
 
-def measured_sizes(params) -> Sizes:
+def measured_scales(params) -> WeightScales:
     """Those of real parameters, a tree of arrays stacked over blocks."""
 
     def squares(leaf):
@@ -51,7 +51,7 @@ def measured_sizes(params) -> Sizes:
         )
 
     blocks, ffn = params["blocks"], params["blocks"]["ffn"]
-    return Sizes(
+    return WeightScales(
         embedding=float(np.square(np.asarray(params["embedding"], np.float64)).mean()),
         attention_gain=squares(blocks["attention_norm"]["gain"]),
         ffn_gain=squares(blocks["ffn_norm"]["gain"]),
@@ -73,7 +73,7 @@ def measured_sizes(params) -> Sizes:
 
 def residual_variance(
     cfg: Model,
-    sizes: Sizes,
+    scales: WeightScales,
     tokens_ST: np.ndarray,
     segments_ST: np.ndarray | None = None,
     concentration_L: np.ndarray | None = None,
@@ -85,23 +85,23 @@ def residual_variance(
       tokens_ST: sequences, which matter by the repetition of tokens.
       segments_ST: attention stays within equal numbers; None lets it see all that came before.
       concentration_L: mean of n sum a^2 over the n keys that a position sees, 1 for uniform attention, as `analysis.sparsity` measures it;
-        None predicts it from the sizes of queries and keys.
+        None predicts it from the scales of queries and keys.
       gate_squares_L: mean over tokens of the sum of squared gates; None predicts it from the router's size.
     """
     seen_STT = np.tril(np.ones((tokens_ST.shape[1],) * 2, bool))[None]
     if segments_ST is not None:
         seen_STT = seen_STT & (segments_ST[:, :, None] == segments_ST[:, None, :])
-    covariance_STT = sizes.embedding * (tokens_ST[:, :, None] == tokens_ST[:, None, :])
+    covariance_STT = scales.embedding * (tokens_ST[:, :, None] == tokens_ST[:, None, :])
     predicted = []
     for layer in range(cfg.n_layers):
         scale = 1 / (layer + 1) if cfg.layer_norm_scaling else 1.0
         concentration = None if concentration_L is None else concentration_L[layer]
         covariance_STT = covariance_STT + _attention(
-            cfg, sizes, layer, scale, covariance_STT, seen_STT, concentration
+            cfg, scales, layer, scale, covariance_STT, seen_STT, concentration
         )
         squares = None if gate_squares_L is None else gate_squares_L[layer]
         covariance_STT = covariance_STT + _ffn(
-            cfg, sizes, layer, scale, covariance_STT, squares
+            cfg, scales, layer, scale, covariance_STT, squares
         )
         predicted.append(float(np.einsum("stt->st", covariance_STT).mean()))
     return np.array(predicted)
@@ -115,7 +115,7 @@ def _normed(cfg: Model, covariance_STT: np.ndarray) -> np.ndarray:
 
 def _attention(
     cfg: Model,
-    sizes: Sizes,
+    scales: WeightScales,
     layer: int,
     scale: float,
     covariance_STT,
@@ -124,7 +124,7 @@ def _attention(
 ) -> np.ndarray:
     """The covariance of what attention adds."""
     normed_STT = _normed(cfg, covariance_STT)
-    size = scale * sizes.attention_gain[layer]  # mean square of a normed channel
+    size = scale * scales.attention_gain[layer]  # mean square of a normed channel
     count_ST = seen_STT.sum(axis=-1)
     uniform_STT = seen_STT / count_ST[:, :, None]
     mixed_STT = uniform_STT @ normed_STT @ uniform_STT.swapaxes(1, 2)
@@ -139,7 +139,7 @@ def _attention(
     ) / np.maximum(count_ST * (count_ST - 1), 1)
     if concentration is None:
         logit_variance = (
-            (cfg.d_model * size) ** 2 * sizes.query[layer] * sizes.key[layer]
+            (cfg.d_model * size) ** 2 * scales.query[layer] * scales.key[layer]
         )
         unevenness_ST = np.exp(
             np.minimum(
@@ -154,13 +154,13 @@ def _attention(
     np.einsum("stt->st", mixed_STT)[:] = (
         squares_ST * own_sum_ST / count_ST + (1 - squares_ST) * others_ST
     )
-    values = cfg.d_model * sizes.value[layer] * size
-    return values * cfg.n_heads * cfg.head_dim * sizes.out[layer] * mixed_STT
+    values = cfg.d_model * scales.value[layer] * size
+    return values * cfg.n_heads * cfg.head_dim * scales.out[layer] * mixed_STT
 
 
 def _ffn(
     cfg: Model,
-    sizes: Sizes,
+    scales: WeightScales,
     layer: int,
     scale: float,
     covariance_STT,
@@ -168,7 +168,7 @@ def _ffn(
 ) -> np.ndarray:
     """The covariance of what the FFN, or the mixture, adds."""
     normed_STT = _normed(cfg, covariance_STT)
-    size = scale * sizes.ffn_gain[layer]
+    size = scale * scales.ffn_gain[layer]
 
     def swiglu(gate, up, down, hidden):
         return (
@@ -181,18 +181,20 @@ def _ffn(
             )
         )
 
-    expert_STT = swiglu(sizes.gate, sizes.up, sizes.down, cfg.d_ff)
+    expert_STT = swiglu(scales.gate, scales.up, scales.down, cfg.d_ff)
     if not cfg.n_experts:
         return cfg.ffn_scale**2 * expert_STT
-    assert sizes.router is not None
-    together_C = gate_products(cfg, math.sqrt(cfg.d_model * size * sizes.router[layer]))
+    assert scales.router is not None
+    together_C = gate_products(
+        cfg, math.sqrt(cfg.d_model * size * scales.router[layer])
+    )
     if gate_squares is not None:
         together_C = together_C * gate_squares / together_C[-1]
     routed_STT = expert_STT * np.interp(normed_STT, COSINES, together_C)
     if not cfg.shared_expert:
         return routed_STT
     shared_STT = swiglu(
-        sizes.shared_gate, sizes.shared_up, sizes.shared_down, cfg.d_shared
+        scales.shared_gate, scales.shared_up, scales.shared_down, cfg.d_shared
     )
     return (shared_STT + cfg.top_k**2 * routed_STT) / (cfg.top_k + 1) ** 2
 

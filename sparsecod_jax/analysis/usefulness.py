@@ -21,7 +21,7 @@ from sparsecod_jax.errors import ConfigError
 SHARES = (1.02, 1.05, 1.10)  # the last is the published threshold
 
 
-class Maps(NamedTuple):
+class AffineMaps(NamedTuple):
     """y = x + x @ update + bias, for each block."""
 
     update_LDD: np.ndarray
@@ -61,7 +61,7 @@ def check(d_model: int, tokens_NT: np.ndarray) -> None:
         )
 
 
-def fit(subject: Subject, tokens_NT: np.ndarray) -> Maps:
+def fit(subject: Subject, tokens_NT: np.ndarray) -> AffineMaps:
     """The affine least-squares map of each block's update, of least norm where tokens leave it open.
 
     Sums of products are added up and solved in float64: they square the condition number of the activations.
@@ -87,7 +87,7 @@ def fit(subject: Subject, tokens_NT: np.ndarray) -> Maps:
     update, bias, condition, rank = (
         np.array(part) for part in zip(*solved, strict=True)
     )
-    return Maps(update, bias, condition, rank)
+    return AffineMaps(update, bias, condition, rank)
 
 
 def _solve(
@@ -101,7 +101,7 @@ def _solve(
 
 
 def replaced_losses(
-    subject: Subject, tokens_NT: np.ndarray, maps: Maps
+    subject: Subject, tokens_NT: np.ndarray, maps: AffineMaps
 ) -> tuple[np.ndarray, np.ndarray]:
     """Loss of each sequence, with each block replaced and with none: [L, N] and [N]."""
     net, params = subject.net, subject.params

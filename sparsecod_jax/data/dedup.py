@@ -54,7 +54,7 @@ def _mix(x: np.ndarray) -> np.ndarray:
         return x ^ (x >> np.uint64(31))
 
 
-class Seen:
+class DedupIndex:
     """The hashes of the documents kept so far, the first MOST of them: `full` tells that later ones are not remembered."""
 
     def __init__(self):

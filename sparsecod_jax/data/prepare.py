@@ -366,7 +366,7 @@ def _select(
 ) -> _Selected:
     """Drops near-duplicates and splits the rest, one batch after the other."""
     seen, names, dropped, examples, finished = (
-        dedup.Seen(),
+        dedup.DedupIndex(),
         [],
         0,
         [],
@@ -471,7 +471,7 @@ def _batched(documents: Iterable[str]) -> Iterator[list[str]]:
 
 
 def _new_documents(
-    texts: list[str], fingerprints: Iterable[np.ndarray], seen: dedup.Seen
+    texts: list[str], fingerprints: Iterable[np.ndarray], seen: dedup.DedupIndex
 ) -> tuple[list[tuple[str, np.ndarray]], list[str]]:
     """What is kept, with its hashes, and what is a near-duplicate."""
     kept, left = [], []

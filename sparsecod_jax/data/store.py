@@ -29,7 +29,7 @@ from sparsecod_jax.data.blocks import (
 )
 from sparsecod_jax.data.tokenizer import TOKENIZER
 from sparsecod_jax.errors import ConfigError
-from sparsecod_jax.shell.shown import say_once, shown
+from sparsecod_jax.shell.shown import shown, warn_once
 from sparsecod_jax.storage import files
 
 MANIFEST = "manifest.json"
@@ -255,7 +255,7 @@ def _say_what_is_not_recorded(
     """Of data that an earlier version made, once a process."""
     if manifest.before is None:
         compared = "are compared with their SHA-256, small ones now and large ones while it trains"
-        say_once(
+        warn_once(
             f"{shown(directory)} was made before framing and digests of blocks were recorded: nothing stands before a document, its"
             f" end-of-document token after it; its files {'lie in a bucket and are not compared' if remote else compared}"
         )

@@ -16,7 +16,7 @@ from sparsecod_jax.storage import files
 from sparsecod_jax.storage.rundir import RunDir
 
 if TYPE_CHECKING:
-    from sparsecod_jax.evaluate.tasks import Asked
+    from sparsecod_jax.evaluate.tasks import TaskSet
 
 METRICS = (
     "acc_norm",
@@ -160,7 +160,7 @@ def _same(a: dict[str, Any], b: dict[str, Any]) -> bool:
     return all(a.get(name) == b.get(name) for name in ("asked", "model"))
 
 
-def _run(model: LoadedModel, asked: "Asked", limit: int | None) -> dict[str, Any]:
+def _run(model: LoadedModel, asked: "TaskSet", limit: int | None) -> dict[str, Any]:
     """lm-eval's results as plain JSON, and what it does not know."""
     import lm_eval
     from lm_eval.utils import handle_non_serializable
@@ -184,7 +184,7 @@ def _run(model: LoadedModel, asked: "Asked", limit: int | None) -> dict[str, Any
             "name": model.source.path.name,
             "step": model.step,
             "weights": model.weights,
-            "max_length": model.source.longest,
+            "max_length": model.source.max_seq_len,
         },
         "limit": limit,
         "truncated": language_model.truncated,

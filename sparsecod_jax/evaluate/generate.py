@@ -37,11 +37,11 @@ def generate(
         raise ConfigError(
             f"--tokens={tokens} is below 1, or --temperature={temperature} or --seed={seed} below 0: raise it"
         )
-    tokenizer, longest = finished.source.tokenizer(), finished.source.longest
+    tokenizer, max_seq_len = finished.source.tokenizer(), finished.source.max_seq_len
     given = tokenizer.beginning(prompt) or [tokenizer.start_id]
-    if len(given) + tokens > longest:
+    if len(given) + tokens > max_seq_len:
         raise ConfigError(
-            f"the prompt's {len(given)} tokens and --tokens={tokens} exceed the model's {longest}: shorten one"
+            f"the prompt's {len(given)} tokens and --tokens={tokens} exceed the model's {max_seq_len}: shorten one"
         )
     buffer_T = np.zeros(-(-(len(given) + tokens) // BUFFER) * BUFFER, np.int32)
     buffer_T[: len(given)] = given

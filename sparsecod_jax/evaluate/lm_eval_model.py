@@ -22,7 +22,7 @@ class LanguageModel(TemplateLM):
     def __init__(self, finished: LoadedModel):
         super().__init__()
         self.finished = finished
-        self.longest = finished.source.longest
+        self.max_seq_len = finished.source.max_seq_len
         self.truncated = 0
         self._tokenizer = finished.source.tokenizer()
 
@@ -60,7 +60,7 @@ class LanguageModel(TemplateLM):
         for number, request in enumerate(requests):
             (text,) = request.args
             for pair in get_rolling_token_windows(
-                self.tok_encode(text, framed), self.prefix_token_id, self.longest, 1
+                self.tok_encode(text, framed), self.prefix_token_id, self.max_seq_len, 1
             ):
                 owners.append(number)
                 windows.append((None, *make_disjoint_window(pair)))
@@ -116,15 +116,15 @@ class LanguageModel(TemplateLM):
         self, strings, context: list[int], continuation: list[int]
     ) -> tuple[tuple[int, ...], list[tuple[int, int]]]:
         """The tokens that the model reads for a request, the last of those that are too many, and the pairs that it is asked about."""
-        longest = self.longest
-        if not 0 < len(continuation) <= longest:
+        max_seq_len = self.max_seq_len
+        if not 0 < len(continuation) <= max_seq_len:
             text = "" if strings is None else strings[1][:60]
             raise ConfigError(
-                f"{text!r} has {len(continuation)} tokens, and the model scores 1 to {longest}: leave out its task"
+                f"{text!r} has {len(continuation)} tokens, and the model scores 1 to {max_seq_len}: leave out its task"
             )
         whole = context + continuation
-        self.truncated += len(whole) > longest + 1
-        tokens = tuple(whole[-(longest + 1) : -1])
+        self.truncated += len(whole) > max_seq_len + 1
+        tokens = tuple(whole[-(max_seq_len + 1) : -1])
         return tokens, list(
             zip(
                 range(len(tokens) - len(continuation), len(tokens)),

@@ -40,7 +40,7 @@ class MissingData(ConfigError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Asked:
+class TaskSet:
     """Tasks whose data is at hand."""
 
     names: tuple[str, ...]  # as asked for: tasks, groups and tags
@@ -67,7 +67,7 @@ def load(
     folder: epath.Path | None,
     include: epath.Path | None,
     num_fewshot: int | None,
-) -> Asked:
+) -> TaskSet:
     """Loads tasks and their data, without a network if `folder` has it all.
 
     Args:
@@ -92,7 +92,7 @@ def load(
     manager._factory = factory = _Factory(
         folder
     )  # the one place where a task's config is whole, members of groups included
-    asked, missing = Asked(tuple(names), {}, {}, {}, factory.data), []
+    asked, missing = TaskSet(tuple(names), {}, {}, {}, factory.data), []
     for name in names:
         try:
             _add(asked, name, manager)
@@ -109,7 +109,7 @@ def load(
     return asked
 
 
-def _add(asked: Asked, name: str, manager: TaskManager) -> None:
+def _add(asked: TaskSet, name: str, manager: TaskManager) -> None:
     try:
         loaded = manager.load([name])
     except ConfigError:

@@ -3,7 +3,7 @@
 import os
 import urllib.parse
 
-from sparsecod_jax.launching.package import Shipment
+from sparsecod_jax.launching.package import CodePackage
 
 PYTHON = "3.11"
 PYTHON_IMAGE = f"python:{PYTHON}-slim"
@@ -15,9 +15,9 @@ class Wheel:
 
     folder = "/code"
 
-    def __init__(self, shipment: Shipment, extra: str):
-        assert shipment.wheel, "an image needs no wheel"
-        source, name = os.path.split(shipment.wheel)
+    def __init__(self, code_package: CodePackage, extra: str):
+        assert code_package.wheel, "an image needs no wheel"
+        source, name = os.path.split(code_package.wheel)
         self.workdir = (
             f"{self.folder}/{os.path.basename(source)}"  # configs/ lies there
         )
@@ -37,5 +37,5 @@ class Wheel:
                 f"--target={site}",
             ),
             f"--constraint={self.workdir}/constraints/py{PYTHON.replace('.', '')}.txt",
-            f"sparsecod-jax[{extra},gcs] @ file://{urllib.parse.quote(f'{self.workdir}/{name}')}#sha256={shipment.sha256}",
+            f"sparsecod-jax[{extra},gcs] @ file://{urllib.parse.quote(f'{self.workdir}/{name}')}#sha256={code_package.sha256}",
         ]

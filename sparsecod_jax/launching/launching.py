@@ -16,7 +16,7 @@ from typing import Protocol
 from sparsecod_jax.data.store import MANIFEST, prepare_command
 from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.launching import package
-from sparsecod_jax.launching.package import Shipment
+from sparsecod_jax.launching.package import CodePackage
 from sparsecod_jax.shell import options
 from sparsecod_jax.shell.ending import exit_code_of
 from sparsecod_jax.storage import buckets, files
@@ -56,7 +56,7 @@ class Engine(Protocol):
         ...
 
     def render(
-        self, jobs: list[Job], shipment: Shipment, args: argparse.Namespace
+        self, jobs: list[Job], code_package: CodePackage, args: argparse.Namespace
     ) -> dict[str, bytes]:
         """What submit sends, by file name: the same bytes for the same arguments; raises ConfigError for what can't be sent."""
         ...

@@ -21,7 +21,7 @@ BESIDE = ("configs", "constraints", "launch")  # what runs need and a wheel has 
 
 
 @dataclasses.dataclass(frozen=True)
-class Shipment:
+class CodePackage:
     """How code and data get there."""
 
     image: str | None  # of a container that holds everything
@@ -72,7 +72,7 @@ def check(args: argparse.Namespace, *, shares_files: bool) -> None:
         )
 
 
-def ship(args: argparse.Namespace) -> Shipment:
+def ship(args: argparse.Namespace) -> CodePackage:
     """Puts the code where the runs find it, and says what it is.
 
     Raises:
@@ -90,10 +90,10 @@ def ship(args: argparse.Namespace) -> Shipment:
             if files.is_remote(target) or not target.exists():
                 _copy(built, target)
             wheel = os.fspath(target / built.name)
-    return Shipment(args.image, wheel, sha256, *_version(), args.data)
+    return CodePackage(args.image, wheel, sha256, *_version(), args.data)
 
 
-def rehearse(args: argparse.Namespace) -> Shipment:
+def rehearse(args: argparse.Namespace) -> CodePackage:
     """What `ship` would return, of a wheel that is not there."""
     nowhere = (
         (
@@ -103,7 +103,7 @@ def rehearse(args: argparse.Namespace) -> Shipment:
         if args.package
         else (None, None)
     )
-    return Shipment(args.image, *nowhere, *_version(), args.data)
+    return CodePackage(args.image, *nowhere, *_version(), args.data)
 
 
 def _version() -> tuple[str, bool]:

@@ -9,7 +9,7 @@ from sparsecod_jax import config
 from sparsecod_jax.config import counts
 from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.launching import package
-from sparsecod_jax.parallel.processes import note
+from sparsecod_jax.parallel.processes import log_phase
 from sparsecod_jax.plan import topologies
 from sparsecod_jax.plan.plan import GIB, plan
 from sparsecod_jax.storage import files
@@ -43,7 +43,7 @@ def _find(run: Run, args: argparse.Namespace) -> dict[str, Any]:
     kept = files.absolute(args.workdir) / PLANS / f"{key}.json"
     if kept.exists():
         return files.read_json(kept)
-    note(f"{run.name}: compiling for {args.topology}")
+    log_phase(f"{run.name}: compiling for {args.topology}")
     topology = topologies.find(args.topology)
     found = plan(run.experiment, topology, args.mfu) | {
         "hosts": len({device.process_index for device in topology.devices})

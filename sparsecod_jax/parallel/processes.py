@@ -138,15 +138,15 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def say(text: str) -> None:
+def print_once(text: str) -> None:
     """Prints once, however many processes there are."""
     if is_first():
         print(text, flush=True)
 
 
-def note(text: str) -> None:
+def log_phase(text: str) -> None:
     """Says what is about to happen, so that a log tells where a job hangs."""
-    say(f"[{datetime.datetime.now():%H:%M:%S}] {text}")
+    print_once(f"[{datetime.datetime.now():%H:%M:%S}] {text}")
 
 
 def run_on_first(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:

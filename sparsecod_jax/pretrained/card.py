@@ -53,7 +53,7 @@ def _description(name: str, model: LoadedModel) -> str:
         "",
         f"A Pre-LN language model of {cfg.n_layers} blocks of width {cfg.d_model} ({kind}), {sizes.total:,} parameters, of which"
         f" {sizes.activated:,} are active a token; checkpoint {model.step} of its training. Sequences of up to"
-        f" {model.source.longest:,} tokens; every document ended with the end-of-text token, and {_beginning(model)}.",
+        f" {model.source.max_seq_len:,} tokens; every document ended with the end-of-text token, and {_beginning(model)}.",
     ]
     if cfg.document_masking:
         lines.append(

@@ -19,7 +19,7 @@ from etils import epath
 from sparsecod_jax.config import Model
 from sparsecod_jax.data.tokenizer import TOKENIZER, Tokenizer
 from sparsecod_jax.errors import ConfigError
-from sparsecod_jax.parallel.processes import note
+from sparsecod_jax.parallel.processes import log_phase
 from sparsecod_jax.pretrained import card, hf_files
 from sparsecod_jax.pretrained.hf_config import to_config
 from sparsecod_jax.pretrained.hf_files import DIGESTS
@@ -56,9 +56,9 @@ def export(
         raise ConfigError(f"{target} is there already: choose another --out")
     tokenizer = source.tokenizer()
     described = to_config(
-        source.model, source.longest, dtype, tokenizer.eos_id, tokenizer.start_id
+        source.model, source.max_seq_len, dtype, tokenizer.eos_id, tokenizer.start_id
     )
-    words = _settings(tokenizer, source.longest) | _words(run)
+    words = _settings(tokenizer, source.max_seq_len) | _words(run)
     model = load_model(source)
     with files.new_folder(target) as folder:
         files.write_json(folder / CONFIG, described)
@@ -72,7 +72,7 @@ def export(
         files.write_record(
             folder / DIGESTS, {"tensors": digests, "files": _digests_of_files(folder)}
         )
-    note(f"step {model.step} of {run.path} as {dtype}")
+    log_phase(f"step {model.step} of {run.path} as {dtype}")
     return target
 
 
@@ -93,7 +93,7 @@ def _tokenizer(run: RunDir, tokenizer: Tokenizer) -> bytes:
     return run.tokenizer.read_bytes() if imported else tokenizer.stock()
 
 
-def _settings(tokenizer: Tokenizer, longest: int) -> dict[str, bytes]:
+def _settings(tokenizer: Tokenizer, max_seq_len: int) -> dict[str, bytes]:
     """How stock code is to use tokenizer and model, by file."""
     start, end = (
         tokenizer.inner.id_to_token(token)
@@ -103,7 +103,7 @@ def _settings(tokenizer: Tokenizer, longest: int) -> dict[str, bytes]:
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": start,
         "eos_token": end,
-        "model_max_length": longest,
+        "model_max_length": max_seq_len,
         "clean_up_tokenization_spaces": False,
         "split_special_tokens": True,  # a text that spells one stays text, as in training
     }

@@ -53,9 +53,9 @@ _SIZES = {
 
 
 def to_config(
-    model: Model, longest: int, dtype: str, eos_id: int, start_id: int
+    model: Model, max_seq_len: int, dtype: str, eos_id: int, start_id: int
 ) -> dict[str, Any]:
-    """The config.json of the stock model that computes `model`; sequences of up to `longest` tokens were trained on.
+    """The config.json of the stock model that computes `model`; sequences of up to `max_seq_len` tokens were trained on.
 
     Rotary settings and dtype are written as transformers 4 reads them and as 5 does.
 
@@ -83,7 +83,7 @@ def to_config(
         "intermediate_size": model.d_ff,
         "hidden_act": "silu",
         "vocab_size": model.vocab_size,
-        "max_position_embeddings": longest,
+        "max_position_embeddings": max_seq_len,
         "rms_norm_eps": model.norm_eps,
         "rope_theta": model.rope_theta,
         "rope_parameters": {"rope_theta": model.rope_theta, "rope_type": "default"},
@@ -175,10 +175,10 @@ def from_config(values: Mapping[str, Any]) -> tuple[Model, int]:
         if name == MIXTURE
         else {"d_ff": _size(values, "intermediate_size")}
     )
-    longest = _size(values, "max_position_embeddings")
+    max_seq_len = _size(values, "max_position_embeddings")
     if name == MISTRAL:
-        _check_window(values, longest)
-    return Model(**model), longest
+        _check_window(values, max_seq_len)
+    return Model(**model), max_seq_len
 
 
 def _experts(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -208,11 +208,11 @@ def _own_width(values: Mapping[str, Any]) -> int:
     return own
 
 
-def _check_window(values: Mapping[str, Any], longest: int) -> None:
-    window = _size(values, "sliding_window", longest)
-    if window < longest:
+def _check_window(values: Mapping[str, Any], max_seq_len: int) -> None:
+    window = _size(values, "sliding_window", max_seq_len)
+    if window < max_seq_len:
         raise ConfigError(
-            f"config.json has sliding_window={window} below max_position_embeddings={longest}, and windows are not computed here:"
+            f"config.json has sliding_window={window} below max_position_embeddings={max_seq_len}, and windows are not computed here:"
             f" lower max_position_embeddings to {window}, within which they are without effect"
         )
 

@@ -13,7 +13,7 @@ from typing import Any
 from etils import epath
 
 from sparsecod_jax.errors import ConfigError
-from sparsecod_jax.shell.shown import say_once, shown
+from sparsecod_jax.shell.shown import shown, warn_once
 from sparsecod_jax.storage import files
 
 DIGESTS = "digests.json"  # a record: of each tensor, and of each other file
@@ -127,7 +127,7 @@ def read_words(folder: epath.Path, digests: dict[str, str]) -> dict[str, bytes]:
                 f"{folder} says more than {ALL_WORDS:,} bytes about itself: get the model from a source that you trust"
             )
         if for_people and _differs(name, words[name], digests):
-            say_once(
+            warn_once(
                 f"{shown(name)} is not the one that was exported: it is taken as it is"
             )
     for name in words:

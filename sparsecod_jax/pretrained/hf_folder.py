@@ -24,7 +24,7 @@ from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.pretrained import hf_files
 from sparsecod_jax.pretrained.hf_config import expert_width, from_config
 from sparsecod_jax.pretrained.hf_tensors import Tensor, tensors, to_ours
-from sparsecod_jax.shell.shown import say_once, shown
+from sparsecod_jax.shell.shown import shown, warn_once
 from sparsecod_jax.storage import files
 from sparsecod_jax.storage.digest import names
 
@@ -44,7 +44,7 @@ class Folder:
     path: epath.Path
     values: dict[str, Any]  # config.json
     model: Model
-    longest: int  # tokens of a sequence
+    max_seq_len: int  # tokens of a sequence
     places: dict[str, Any]  # the open file of each tensor
     digests: dict[str, str]  # of tensors, where an export left them
     digests_of_files: dict[str, str]
@@ -95,7 +95,7 @@ class Folder:
         """
         parts: dict[str, list[Tensor]] = defaultdict(list)
         if not self.digests:
-            say_once(
+            warn_once(
                 f"{shown(self.path.name)} has no digests of its tensors: damage to their bits would not be noticed"
             )
         for tensor in tensors(self.model, expert_width(self.values)):
@@ -179,7 +179,7 @@ def open_folder(path: epath.Path) -> Folder:
         )
     digests, digests_of_files = hf_files.read_digests(path)
     values = hf_files.read_json(path, CONFIG, hf_files.LARGEST_WORDS, digests_of_files)
-    model, longest = from_config(values)
+    model, max_seq_len = from_config(values)
     tied = values.get("tie_word_embeddings", False)
     if type(tied) is not bool:
         raise ConfigError(
@@ -211,7 +211,7 @@ def open_folder(path: epath.Path) -> Folder:
         ),
         headers,
     )
-    return Folder(path, values, model, longest, places, digests, digests_of_files)
+    return Folder(path, values, model, max_seq_len, places, digests, digests_of_files)
 
 
 def _files(

@@ -13,7 +13,7 @@ from etils import epath
 from sparsecod_jax import __version__, config
 from sparsecod_jax.config import counts
 from sparsecod_jax.data.tokenizer import TOKENIZER, Tokenizer
-from sparsecod_jax.parallel.processes import note
+from sparsecod_jax.parallel.processes import log_phase
 from sparsecod_jax.pretrained.hf_files import DIGESTS
 from sparsecod_jax.pretrained.hf_folder import CONFIG, INDEX, open_folder
 from sparsecod_jax.pretrained.load import LoadedModel, load_model, model_of_folder
@@ -46,11 +46,11 @@ def import_model(hf: str, workdir: str) -> epath.Path:
         DIGESTS,
     }
     if others := sorted(name for name in left if not name.endswith(".safetensors")):
-        note(shown(f"not taken along: {', '.join(others)}"))
+        log_phase(shown(f"not taken along: {', '.join(others)}"))
     model = load_model(source)
     with claim(run), contextlib.closing(Checkpointer(run, keep=1)) as checkpointer:
         experiment = config.Experiment(
-            model=source.model, data=config.Data(seq_len=source.longest)
+            model=source.model, data=config.Data(seq_len=source.max_seq_len)
         )
         checkpointer.save(
             0,

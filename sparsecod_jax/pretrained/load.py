@@ -23,7 +23,7 @@ from sparsecod_jax.model.transformer import Transformer
 from sparsecod_jax.parallel import layout
 from sparsecod_jax.parallel.sharding import make_mesh, tree_shardings
 from sparsecod_jax.pretrained.hf_folder import Folder, open_folder
-from sparsecod_jax.shell.shown import say_once, shown
+from sparsecod_jax.shell.shown import shown, warn_once
 from sparsecod_jax.storage import files
 from sparsecod_jax.storage.checkpoint import Checkpointer, Restored
 from sparsecod_jax.storage.digest import digests
@@ -37,7 +37,7 @@ class ModelSource:
 
     path: epath.Path
     model: config.Model  # as it was trained
-    longest: int  # tokens of a sequence that it was trained on
+    max_seq_len: int  # tokens of a sequence that it was trained on
     experiment: config.Experiment | None  # that trained it, where it is known
     restore: Callable[
         [Any], tuple[int, Any]
@@ -73,7 +73,7 @@ def find_model(workdir: str | None = None, hf: str | None = None) -> ModelSource
             f"{run.path} holds no run: give a --workdir that `sparsecod train` wrote"
         )
     experiment = config.from_dict(read_record(run.config))
-    files.say_if_unchecked(run.config)
+    files.warn_if_unchecked(run.config)
     imported = run.manifest.exists() and "imported" in read_record(run.manifest)
     restore = partial(_restore, run, experiment)
     return ModelSource(
@@ -91,7 +91,7 @@ def model_of_folder(folder: Folder) -> ModelSource:
     return ModelSource(
         folder.path,
         folder.model,
-        folder.longest,
+        folder.max_seq_len,
         None,
         lambda abstract: (0, folder.parameters(abstract)),
         folder.tokenizer,
@@ -160,7 +160,7 @@ def _check_config(
 ) -> None:
     """Compares config.json, which may have been changed, with the config sealed in the checkpoint."""
     if "config" not in restored.record:
-        say_once(
+        warn_once(
             f"{shown(run.path)}: checkpoint {restored.step} does not record its config, config.json is taken as it is"
         )
         return
@@ -198,7 +198,7 @@ def _tokenizer(run: RunDir) -> Tokenizer:
             if before is None
             else "nothing before a text, the end of a document after it"
         )
-        say_once(
+        warn_once(
             f"{shown(run.path)} was made before the framing of texts was recorded: it is taken to be {framing}"
         )
     return load_tokenizer(

@@ -19,6 +19,6 @@ def _escaped(char: str) -> str:
 
 
 @functools.cache
-def say_once(sentence: str) -> None:
+def warn_once(sentence: str) -> None:
     """Prints a sentence the first time; beside the output, which other programs may read."""
     print(sentence, file=sys.stderr, flush=True)

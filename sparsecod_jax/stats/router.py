@@ -13,10 +13,10 @@ def summarise(stats: dict[str, jax.Array]) -> dict[str, jax.Array]:
     if "router/counts" not in stats:
         return stats
     rest = {name: value for name, value in stats.items() if name != "router/counts"}
-    return rest | load(stats["router/counts"])
+    return rest | expert_load(stats["router/counts"])
 
 
-def load(counts_LE: jax.Array) -> dict[str, jax.Array]:
+def expert_load(counts_LE: jax.Array) -> dict[str, jax.Array]:
     """How evenly tokens spread over experts: largest load over the mean, entropy over its maximum, share of experts without a token."""
     mean_L1 = counts_LE.mean(axis=-1, keepdims=True)
     share_LE = counts_LE / counts_LE.sum(axis=-1, keepdims=True)

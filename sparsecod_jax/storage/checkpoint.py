@@ -25,7 +25,12 @@ from absl import logging as absl_logging
 from etils import epath
 
 from sparsecod_jax.errors import ConfigError, SaveFailed, SparsecodError
-from sparsecod_jax.parallel.processes import is_first, run_on_all, run_on_first, say
+from sparsecod_jax.parallel.processes import (
+    is_first,
+    print_once,
+    run_on_all,
+    run_on_first,
+)
 from sparsecod_jax.shell.shown import shown
 from sparsecod_jax.storage import files
 from sparsecod_jax.storage.digest import digests, names
@@ -213,7 +218,7 @@ class Checkpointer:
             except ConfigError:
                 raise
             except Exception as error:  # damage shows as almost any type
-                say(
+                print_once(
                     f"checkpoint {step} can't be used ({_brief(error)}): trying the next older one"
                 )
                 continue

@@ -30,7 +30,7 @@ import numpy as np
 from etils import epath
 
 from sparsecod_jax.errors import ConfigError, Fenced
-from sparsecod_jax.shell.shown import say_once, shown
+from sparsecod_jax.shell.shown import shown, warn_once
 
 # By itself gcsfs remembers every listing, so a newer attempt or checkpoint of another process would never be seen. This holds for the
 # file systems that epath and Orbax open as well.
@@ -270,10 +270,10 @@ def read_record(path: epath.Path) -> dict[str, Any]:
     return values
 
 
-def say_if_unchecked(path: epath.Path) -> None:
+def warn_if_unchecked(path: epath.Path) -> None:
     """One line, where an earlier version wrote this record, to which damage may go unseen."""
     if path.exists() and CHECKSUM not in read_json(path):
-        say_once(
+        warn_once(
             f"{shown(path.parent)} was made before checksums were recorded: its records are taken as they are"
         )
 

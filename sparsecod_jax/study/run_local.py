@@ -22,7 +22,7 @@ from sparsecod_jax.errors import (
     Preempted,
     SparsecodError,
 )
-from sparsecod_jax.parallel.processes import note
+from sparsecod_jax.parallel.processes import log_phase
 from sparsecod_jax.shell.stopping import IMPATIENT, SAME, STOPS
 from sparsecod_jax.storage import buckets, files
 from sparsecod_jax.storage.ownership import locked
@@ -175,7 +175,7 @@ class _Sweep:
     def _start(
         self, job: _Job, argv: list[str], environment: dict[str, str]
     ) -> subprocess.Popen:
-        note(f"{job.run.name}: {argv[0]}")
+        log_phase(f"{job.run.name}: {argv[0]}")
         job.reached = job.place.newest_checkpoint()
         files.make_folder(self._directory.logs)
         with files.open_log(self._directory.logs / f"{job.run.name}.log") as log:
@@ -198,7 +198,7 @@ class _Sweep:
             job.dead = (
                 1 if job.place.newest_checkpoint() > job.reached else job.dead + 1
             )
-            note(f"{job.run.name} ended with {code}")
+            log_phase(f"{job.run.name} ended with {code}")
         if code in FINAL or job.dead >= ATTEMPTS:
             failed.append(job.run.name)
         else:

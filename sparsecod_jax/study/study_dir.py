@@ -124,7 +124,7 @@ def locate(directory: StudyDir, study: Study, runs: list[Run]) -> dict[str, RunD
             run.name: shared.get(run.identity) or directory.run(run.name)
             for run in runs
         }
-    files.say_if_unchecked(directory.described)
+    files.warn_if_unchecked(directory.described)
     (before, places), now = read(directory), _describe(study, runs)
     changed = sorted(name for name in now if before.get(name) != now.get(name))
     if changed:

@@ -26,10 +26,10 @@ from sparsecod_jax.errors import (
 from sparsecod_jax.parallel import layout
 from sparsecod_jax.parallel.processes import (
     is_first,
-    note,
+    log_phase,
+    print_once,
     run_on_all,
     run_on_first,
-    say,
 )
 from sparsecod_jax.shell.shown import shown
 from sparsecod_jax.shell.stopping import STOP
@@ -92,7 +92,7 @@ def train(
             run_on_first(
                 check_identity, run, fields
             )  # again, as another run may have come first
-            note(layout.describe(program.layout, experiment))
+            log_phase(layout.describe(program.layout, experiment))
             with _recorded_status(attempt), explained(experiment):
                 return _Run(
                     experiment,
@@ -109,10 +109,10 @@ def train(
 def _finished(run: RunDir, fields: dict[str, Any]) -> dict[str, Any] | None:
     """The final numbers, if this run has them already."""
     check_identity(run, fields)
-    files.say_if_unchecked(run.manifest)
+    files.warn_if_unchecked(run.manifest)
     if not run.final.exists():
         return None
-    note(f"{shown(run.path)} is already finished")
+    log_phase(f"{shown(run.path)} is already finished")
     final = read_record(run.final)
     if final.get("identity", identity(fields)) != identity(fields):
         raise ConfigError(
@@ -271,7 +271,7 @@ class _Run:
             )
 
             self._complete_evaluation(start, state)
-            note(
+            log_phase(
                 f"training steps {start + 1} to {experiment.steps}; {self.progress.convention}"
             )
             open_until_the_end.enter_context(watchdog.during("training"))
@@ -325,12 +325,12 @@ class _Run:
         )
 
     def _restore_or_init(self) -> tuple[TrainState, dict[str, Any]]:
-        note("looking for a checkpoint")
+        log_phase("looking for a checkpoint")
         restored = self.checkpointer.restore_latest(
             {"state": self.program.abstract_state}
         )
         if restored is None:
-            note(
+            log_phase(
                 f"initialising {counts.parameters(self.experiment.model).total:,} parameters"
             )
             return self.program.init(), {"step": 0, "next_example": 0, "seconds": 0.0}
@@ -342,7 +342,7 @@ class _Run:
             raise ConfigError(
                 f"checkpoint {restored.step} of {self.run.path} belongs to another run: choose another --workdir"
             )
-        note(f"restored step {restored.step}")
+        log_phase(f"restored step {restored.step}")
         return restored.items["state"], restored.record
 
     def _batches(self, first_example: int) -> Iterator[Batch]:
@@ -417,7 +417,7 @@ class _Run:
         if is_first():
             self.writers.write(line, tensorboard=logged)
         if logged:
-            say(self.progress.line(line))
+            print_once(self.progress.line(line))
         skipped, budget = (
             line["skipped_updates"],
             self.experiment.execution.max_skipped_updates,
@@ -442,7 +442,7 @@ class _Run:
 
     def _evaluate(self, step: int, state: TrainState) -> dict[str, float] | None:
         """Held-out metrics, or None if the run is asked to stop meanwhile."""
-        note("evaluating on the validation split")
+        log_phase("evaluating on the validation split")
 
         def after_batch():
             self.watchdog.alive()
@@ -454,7 +454,7 @@ class _Run:
                 result = self.evaluate(state.params, after_batch)
         except Interrupted:
             return None
-        say(
+        print_once(
             f"step {step} | "
             + " | ".join(
                 f"held-out {name} {value:,.4f}" for name, value in result.items()
@@ -466,7 +466,7 @@ class _Run:
     def _finish(self, state: TrainState) -> dict[str, Any]:
         experiment, seconds = self.experiment, self.progress.seconds
         evaluated = self._evaluate(experiment.steps, state)
-        note("waiting for the last checkpoint")
+        log_phase("waiting for the last checkpoint")
         if evaluated is None:
             self._leave(experiment.steps)
         with self.watchdog.during("saving"):
@@ -498,10 +498,10 @@ class _Run:
         run_on_first(self.attempt.check_still_owner)
         run_on_first(self._write_final, final)
         if skipped:
-            note(
+            log_phase(
                 f"{skipped} of {experiment.steps} updates were left out, as they were not finite"
             )
-        note(
+        log_phase(
             f"held-out loss {held_out['loss']:.4f} nats; a guess by token frequency alone would have {final['unigram_entropy']:.4f}"
         )
         return final

@@ -17,7 +17,7 @@ import jax
 from sparsecod_jax.config import Experiment
 from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.parallel.devices import GIB
-from sparsecod_jax.parallel.processes import note
+from sparsecod_jax.parallel.processes import log_phase
 from sparsecod_jax.train.step import Program
 
 OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
@@ -43,12 +43,12 @@ def compile_steps(program: Program) -> Compiled:
     began = time.perf_counter()
     steps = {}
     for with_moments in needed:
-        note(f"compiling the train step{' with moments' if with_moments else ''}")
+        log_phase(f"compiling the train step{' with moments' if with_moments else ''}")
         with explained(program.experiment):
             steps[with_moments] = program.lower(with_moments=with_moments).compile()
         _check_memory(program, steps[with_moments])
     seconds = time.perf_counter() - began
-    note(f"compiled in {seconds:.1f} s")
+    log_phase(f"compiled in {seconds:.1f} s")
     return Compiled(steps, seconds)
 
 

@@ -17,7 +17,7 @@ def _full(subject, number):
     states = network.states(subject.net, subject.params, rows.tokens, rows.segments)
 
     def one(x_TD):
-        return network.Layer(subject.net, subject.params, number, number).output(
+        return network.BlockAt(subject.net, subject.params, number, number).output(
             x_TD[None], None
         )[0]
 

@@ -95,10 +95,11 @@ def test_attention_can_be_given():
     with subjects.analysed(cfg, tokens) as subject:
         x = network.states(subject.net, subject.params, tokens, None)[0]
         whole = (
-            network.Layer(subject.net, subject.params, 0, 0).with_attention(x, None) - x
+            network.BlockAt(subject.net, subject.params, 0, 0).with_attention(x, None)
+            - x
         )
         half = (
-            network.Layer(
+            network.BlockAt(
                 subject.net, subject.params, 0, 0, kernel=halved
             ).with_attention(x, None)
             - x
@@ -112,7 +113,7 @@ def test_a_block_is_asked_for_by_a_traced_number():
     with subjects.analysed(cfg, tokens, params) as subject:
         x = network.states(subject.net, subject.params, tokens, None)[0]
         swapped = jax.jit(
-            lambda number, position: network.Layer(
+            lambda number, position: network.BlockAt(
                 subject.net, subject.params, number, position
             ).output(x, None)
         )

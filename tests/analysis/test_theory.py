@@ -69,7 +69,7 @@ def test_predicts_drawn_models(change, length):
         measured.append(measure(params, tokens, segments))
         predicted.append(
             theory.residual_variance(
-                cfg, theory.measured_sizes(params), tokens, segments
+                cfg, theory.measured_scales(params), tokens, segments
             )
         )
     np.testing.assert_allclose(np.mean(predicted, 0), np.mean(measured, 0), rtol=0.15)
@@ -79,7 +79,7 @@ def test_sizes_are_mean_squares():
     params = nn.unbox(
         Transformer(BASE).init(jax.random.key(0), jnp.zeros((1, 8), jnp.int32))
     )["params"]
-    sizes = theory.measured_sizes(params)
+    sizes = theory.measured_scales(params)
     np.testing.assert_allclose(sizes.query, BASE.init_std**2, rtol=0.05)
     np.testing.assert_allclose(sizes.attention_gain, 1)
     assert sizes.embedding == pytest.approx(0.02**2, rel=0.05)
@@ -114,7 +114,7 @@ def test_measured_attention_and_gates_are_put_in():
         Transformer(cfg).init(jax.random.key(0), jnp.zeros((1, 8), jnp.int32))
     )["params"]
     sizes, tokens = (
-        theory.measured_sizes(params),
+        theory.measured_scales(params),
         np.random.default_rng(0).integers(0, cfg.vocab_size, (1, 64)),
     )
     own = theory.residual_variance(cfg, sizes, tokens)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sparsecod_jax.data import dedup
-from sparsecod_jax.data.dedup import Seen, near
+from sparsecod_jax.data.dedup import DedupIndex, near
 
 
 def words(seed: int, count: int) -> list[str]:
@@ -13,7 +13,7 @@ def words(seed: int, count: int) -> list[str]:
 
 def kept(*documents: str) -> list[bool]:
     """Which of `documents`, one after the other, are kept."""
-    seen, verdicts = Seen(), []
+    seen, verdicts = DedupIndex(), []
     for document in documents:
         hashes = near(document)
         verdicts.append(not seen.is_duplicate(hashes))
@@ -96,7 +96,7 @@ def test_hashes_that_are_sorted_in_are_found_as_well(monkeypatch):
 def test_memory_is_bounded(monkeypatch):
     monkeypatch.setattr(dedup, "RECENT", 100)
     monkeypatch.setattr(dedup, "MOST", 200)
-    documents, seen = [" ".join(words(seed, 400)) for seed in range(40)], Seen()
+    documents, seen = [" ".join(words(seed, 400)) for seed in range(40)], DedupIndex()
     for document in documents:
         seen.add(near(document))
     assert seen.full

@@ -16,6 +16,7 @@ from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.evaluate import downstream, tasks
 from sparsecod_jax.evaluate.downstream import average, evaluate
 from sparsecod_jax.evaluate.lm_eval_model import LanguageModel
+from sparsecod_jax.pretrained import load as pretrained
 from tests.support import questions
 
 
@@ -30,15 +31,16 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model():
-    return finishing.finished(finishing.sharpened(tiny_configs.MODEL), longest=36)
+    return finishing.finished(finishing.sharpened(tiny_configs.MODEL), max_seq_len=36)
 
 
 @pytest.fixture
 def source(monkeypatch, model):
     """Any directory is that model."""
     monkeypatch.setattr(tasks, "TaskManager", questions.few_tasks)
-    monkeypatch.setattr(downstream, "find_model", lambda workdir, hf: model.source)
-    monkeypatch.setattr(downstream, "load_model", lambda source: model)
+    for module in (downstream, pretrained):
+        monkeypatch.setattr(module, "find_model", lambda workdir, hf: model.source)
+        monkeypatch.setattr(module, "load_model", lambda source: model)
 
 
 @pytest.fixture

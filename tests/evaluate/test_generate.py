@@ -90,7 +90,7 @@ def test_stops_before_the_end_of_document(params):
 
 
 def test_fills_the_model_and_no_more(model):
-    room = model.source.longest - len(PROMPT)
+    room = model.source.max_seq_len - len(PROMPT)
     assert len(generate(model, PROMPT, room)) <= room
     with pytest.raises(ConfigError, match="exceed the model's 64: shorten"):
         generate(model, PROMPT, room + 1)

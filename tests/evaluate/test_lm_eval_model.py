@@ -25,9 +25,9 @@ WORDS = "a of in and it was not the river stone light under old paper walks gree
 
 def _requests(kind: str, arguments: list[tuple]) -> list[Instance]:
     return [
-        Instance(kind, {}, argument, number)
+        Instance(kind, {}, argument, number)  # pyright: ignore[reportArgumentType]
         for number, argument in enumerate(arguments)
-    ]  # pyright: ignore[reportArgumentType]
+    ]
 
 
 def _text(rng, words: int) -> str:
@@ -65,7 +65,7 @@ def _log_softmax(params, tokens: list[int]) -> np.ndarray:
 
 def test_equals_numpy(params, pairs):
     """Letters are ids here, so where context ends and continuation begins is plain to see."""
-    model = LanguageModel(finishing.finished(params, longest=LONGEST))
+    model = LanguageModel(finishing.finished(params, max_seq_len=LONGEST))
     answers = model.loglikelihood(_requests("loglikelihood", pairs), disable_tqdm=True)
     cut = 0
     for (context, choice), (answer, greedy) in zip(pairs, answers, strict=True):
@@ -88,7 +88,7 @@ def test_equals_numpy(params, pairs):
 
 
 def test_greedy_choices_are_found(params):
-    model = LanguageModel(finishing.finished(params, longest=LONGEST))
+    model = LanguageModel(finishing.finished(params, max_seq_len=LONGEST))
     context = "the quiet"
     best = _log_softmax(params, finishing.Letters().ids(context))[-1].argmax()
     requests: list = [
@@ -103,7 +103,7 @@ def test_greedy_choices_are_found(params):
 def test_rolling_equals_numpy(params):
     """Each id is predicted once, by a window that ends with it at the latest."""
     text = "".join(np.random.default_rng(2).choice(list("abcdefgh "), 110))
-    model = LanguageModel(finishing.finished(params, longest=LONGEST))
+    model = LanguageModel(finishing.finished(params, max_seq_len=LONGEST))
     (found,) = model.loglikelihood_rolling(
         _requests("loglikelihood_rolling", [(text,)]), disable_tqdm=True
     )
@@ -139,7 +139,7 @@ def test_choices_of_one_token_share_a_row(params, monkeypatch):
 
 @pytest.mark.parametrize("choice", ["x" * (LONGEST + 1), ""])
 def test_a_choice_that_can_not_be_scored_is_refused(params, choice):
-    model = LanguageModel(finishing.finished(params, longest=LONGEST))
+    model = LanguageModel(finishing.finished(params, max_seq_len=LONGEST))
     with pytest.raises(ConfigError, match=f"the model scores 1 to {LONGEST}"):
         model.loglikelihood(
             _requests("loglikelihood", [("a", choice)]), disable_tqdm=True
@@ -193,7 +193,7 @@ def test_agrees_with_the_hf_model(both, pairs, texts, sizes, monkeypatch):
     params, tokenizer, theirs = both
     model = LanguageModel(
         finishing.finished(
-            params, llamas.MODEL, sizes=sizes, longest=LONGEST, tokenizer=tokenizer
+            params, llamas.MODEL, sizes=sizes, max_seq_len=LONGEST, tokenizer=tokenizer
         )
     )
     requests = _requests("loglikelihood", pairs)

@@ -105,7 +105,7 @@ def _loaded(trained: Trained) -> Any:
         model.weights,
         model.step,
         source.model,
-        source.longest,
+        source.max_seq_len,
         card.write(trained.run, model),
     )
 
@@ -183,7 +183,7 @@ def test_a_flipped_bit_of_an_export_is_named_or_harmless(kind, trained, tmp_path
         return (
             load_model(source).weights,
             source.model,
-            source.longest,
+            source.max_seq_len,
             tokenizer.inner.to_str(),
             tokenizer.eos_id,
         )

@@ -43,9 +43,9 @@ LACKS = [
 ]
 
 
-def rendered(topology="v5p:4x4x4", commands=(TRAIN,), *words, shipment=IN_IMAGE):
+def rendered(topology="v5p:4x4x4", commands=(TRAIN,), *words, code_package=IN_IMAGE):
     contents = ENGINE.render(
-        [sending.job(topology, commands)], shipment, sending.options(ENGINE, *words)
+        [sending.job(topology, commands)], code_package, sending.options(ENGINE, *words)
     )
     assert list(contents) == ["deep-s0.json"]
     return json.loads(contents["deep-s0.json"])
@@ -77,17 +77,17 @@ def check(manifest):
     assert model.to_dict() == manifest
 
 
-@pytest.mark.parametrize("shipment", [IN_IMAGE, AS_WHEEL], ids=["image", "wheel"])
+@pytest.mark.parametrize("code_package", [IN_IMAGE, AS_WHEEL], ids=["image", "wheel"])
 @pytest.mark.parametrize("topology", TOPOLOGIES)
-def test_manifests_are_valid_to_the_last_key(topology, shipment):
+def test_manifests_are_valid_to_the_last_key(topology, code_package):
     options = (
         "--queue=team",
         "--service_account=trainer",
         "--secret=HF_TOKEN=hub/token",
         "--node_selector=cloud.google.com/gke-spot=true",
     )
-    check(rendered(topology, (TRAIN, ANALYZE), *options, shipment=shipment))
-    check(rendered(topology, shipment=shipment))
+    check(rendered(topology, (TRAIN, ANALYZE), *options, code_package=code_package))
+    check(rendered(topology, code_package=code_package))
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_pods_of_a_slice_have_its_nodes_for_themselves(topology, expected):
 def test_what_was_sent_is_recorded_and_kueue_asked_only_where_wanted():
     labels = rendered("v5e:4x4", (TRAIN,), "--queue=team")["metadata"]["labels"]
     assert labels["kueue.x-k8s.io/queue-name"] == "team"
-    metadata = rendered("v5e:2x2", shipment=AS_WHEEL)["metadata"]
+    metadata = rendered("v5e:2x2", code_package=AS_WHEEL)["metadata"]
     assert list(metadata["labels"]) == ["sparsecod-study"]
     assert metadata["annotations"] == {
         "sparsecod/commit": sending.COMMIT,
@@ -238,10 +238,10 @@ def test_exit_codes_end_a_run_or_restart_it_as_the_contract_says():
     assert pod_of(manifest)["restartPolicy"] == "Never"
 
 
-@pytest.mark.parametrize("shipment", [IN_IMAGE, AS_WHEEL], ids=["image", "wheel"])
+@pytest.mark.parametrize("code_package", [IN_IMAGE, AS_WHEEL], ids=["image", "wheel"])
 @pytest.mark.parametrize("topology", ["v5e:4x4", "h100:8"])
-def test_pods_have_no_privileges_and_no_token_of_the_cluster(topology, shipment):
-    pod = pod_of(rendered(topology, shipment=shipment))
+def test_pods_have_no_privileges_and_no_token_of_the_cluster(topology, code_package):
+    pod = pod_of(rendered(topology, code_package=code_package))
     assert pod["automountServiceAccountToken"] is False
     assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod)
     assert all("hostPath" not in volume for volume in pod["volumes"])
@@ -262,7 +262,7 @@ def test_pods_have_no_privileges_and_no_token_of_the_cluster(topology, shipment)
 
 
 def test_a_wheel_is_fetched_checked_and_installed_with_the_constraints():
-    pod = pod_of(rendered(shipment=AS_WHEEL))
+    pod = pod_of(rendered(code_package=AS_WHEEL))
     fetch, install = pod["initContainers"]
     place = f"/code/{sending.SHA256[:16]}"
     assert fetch["command"] == [

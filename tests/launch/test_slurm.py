@@ -407,5 +407,5 @@ def test_runs_of_a_wheel_use_the_code_that_was_sent(tokens, tmp_path):
     (run,) = runs(study)
     assert "+g" in json.loads(run.manifest.read_text())["sparsecod_jax"]
     (told,) = (study / "slurm").glob("runs-*.json")
-    shipment = json.loads(told.read_text())["shipment"]
-    assert shipment["sha256"][:16] == Path(shipment["wheel"]).parent.name
+    code_package = json.loads(told.read_text())["code_package"]
+    assert code_package["sha256"][:16] == Path(code_package["wheel"]).parent.name

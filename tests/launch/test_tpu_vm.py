@@ -56,10 +56,12 @@ def cloud(recorder):
     return recorder
 
 
-def described(topology="v5p:4x4x4", commands=(TRAIN,), shipment=IN_IMAGE, options=()):
+def described(
+    topology="v5p:4x4x4", commands=(TRAIN,), code_package=IN_IMAGE, options=()
+):
     files = ENGINE.render(
         [sending.job(topology, commands)],
-        shipment,
+        code_package,
         sending.options(ENGINE, *WHERE, *options),
     )
     assert list(files) == ["tpu_vm_host.sh", "deep-s0.json"]
@@ -105,7 +107,7 @@ def test_what_cannot_be_a_tpu_vm_is_refused(topology, options, message):
 )
 def test_what_is_no_image_is_refused(image):
     with pytest.raises(ConfigError, match="names no image"):
-        described(shipment=dataclasses.replace(IN_IMAGE, image=image))
+        described(code_package=dataclasses.replace(IN_IMAGE, image=image))
 
 
 def test_what_a_host_does_with_an_image():
@@ -136,7 +138,7 @@ def test_what_a_host_does_with_an_image():
 
 
 def test_what_a_host_does_with_a_wheel():
-    make, fetch, install, run = described(shipment=AS_WHEEL)["commands"]
+    make, fetch, install, run = described(code_package=AS_WHEEL)["commands"]
     place = f"/code/{sending.SHA256[:16]}"
     assert make == ["mkdir", "--parents", "/code"]
     assert fetch == [
@@ -288,10 +290,10 @@ def test_gcloud_knows_every_command_that_is_sent(cloud, tmp_path):
         send(tmp_path, [sending.job(topology)], *capacity)
     commands = {shlex.join(["gcloud", *call]) for call in cloud.calls("gcloud")}
     assert len(commands) == 6
-    for shipment in (IN_IMAGE, AS_WHEEL):
+    for code_package in (IN_IMAGE, AS_WHEEL):
         commands |= {
             shlex.join(command)
-            for command in described(shipment=shipment)["commands"]
+            for command in described(code_package=code_package)["commands"]
             if command[0] == "gcloud"
         }
     assert len(commands) == 8

@@ -37,12 +37,14 @@ class Notebook:
     def add_arguments(self, parser):
         parser.add_argument("--color", default="blue")
 
-    def render(self, jobs, shipment, args):
+    def render(self, jobs, code_package, args):
         told = [
             [job.name, job.index, job.workdir, job.commands, job.topology]
             for job in jobs
         ]
-        return {"jobs.json": json.dumps([args.color, shipment.dirty, told]).encode()}
+        return {
+            "jobs.json": json.dumps([args.color, code_package.dirty, told]).encode()
+        }
 
     def submit(self, files, jobs, args):
         self.sent.append(

@@ -44,10 +44,10 @@ def test_files_that_are_not_committed_are_refused_or_recorded(checkout, tmp_path
     ):
         package.check(args, shares_files=True)
     package.check(_args(tmp_path, "--allow_dirty"), shares_files=True)
-    shipment = package.ship(args)
-    assert shipment.dirty
+    code_package = package.ship(args)
+    assert code_package.dirty
     assert (
-        shipment.commit
+        code_package.commit
         == subprocess.run(
             ["git", "-C", checkout, "rev-parse", "HEAD"], capture_output=True, text=True
         ).stdout.strip()
@@ -109,7 +109,9 @@ def test_a_wheel_of_files_that_are_not_committed_has_them_and_says_so(
 ):
     (checkout / "sparsecod_jax" / "new.py").write_text("x = 1\n")
     (checkout / "LICENSE").unlink()
-    shipment = package.ship(_args(tmp_path / "a", "--package=wheel", "--allow_dirty"))
-    assert shipment.wheel
-    assert "dirty" in Path(shipment.wheel).name
-    assert "sparsecod_jax/new.py" in zipfile.ZipFile(shipment.wheel).namelist()
+    code_package = package.ship(
+        _args(tmp_path / "a", "--package=wheel", "--allow_dirty")
+    )
+    assert code_package.wheel
+    assert "dirty" in Path(code_package.wheel).name
+    assert "sparsecod_jax/new.py" in zipfile.ZipFile(code_package.wheel).namelist()

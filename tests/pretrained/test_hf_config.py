@@ -20,8 +20,8 @@ PLAIN = to_config(tiny_configs.MODEL, 64, "float32", 5, 5)
     ],
 )
 def test_there_and_back(model):
-    again, longest = from_config(to_config(model, 64, "float32", 5, 5))
-    assert longest == 64
+    again, max_seq_len = from_config(to_config(model, 64, "float32", 5, 5))
+    assert max_seq_len == 64
     assert again == dataclasses.replace(
         model, init_std=again.init_std, router_z_weight=again.router_z_weight
     )
@@ -178,8 +178,8 @@ def test_silence_means_what_transformers_means_by_it():
         }
         theirs = kind(**sizes)
         window = {"sliding_window": None} if name == "MistralForCausalLM" else {}
-        model, longest = from_config({"architectures": [name], **sizes, **window})
-        assert (longest, model.n_kv_heads, model.norm_eps, model.rope_theta) == (
+        model, max_seq_len = from_config({"architectures": [name], **sizes, **window})
+        assert (max_seq_len, model.n_kv_heads, model.norm_eps, model.rope_theta) == (
             theirs.max_position_embeddings,
             theirs.num_key_value_heads,
             theirs.rms_norm_eps,

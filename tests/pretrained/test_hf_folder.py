@@ -100,7 +100,7 @@ def test_models_that_transformers_saved(name, tmp_path):
     with torch.no_grad():
         expected = theirs(torch.tensor(TOKENS)).logits.numpy()
     source = find_model(hf=str(tmp_path / "hf"))
-    assert source.longest == 64
+    assert source.max_seq_len == 64
     np.testing.assert_allclose(
         saved_runs.logits(load_model(source), TOKENS), expected, rtol=0, atol=2e-5
     )

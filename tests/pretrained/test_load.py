@@ -29,7 +29,7 @@ def test_a_run_is_loaded_over_all_devices_and_not_touched(tmp_path):
     source = find_model(str(run.path))
     model = load_model(source)
     assert _times(run) == before
-    assert (model.step, len(model.weights), source.longest) == (3, 16, 32)
+    assert (model.step, len(model.weights), source.max_seq_len) == (3, 16, 32)
     assert (
         source.model.compute_dtype,
         model.net.cfg.compute_dtype,

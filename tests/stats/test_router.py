@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sparsecod_jax.stats.router import load, summarise
+from sparsecod_jax.stats.router import expert_load, summarise
 
 COUNTS = {  # tokens of each expert, then largest load over the mean, entropy over its maximum, share of experts without a token
     "uniform": ([5, 5, 5, 5], 1, 1, 0),
@@ -19,7 +19,7 @@ COUNTS = {  # tokens of each expert, then largest load over the mean, entropy ov
     ("counts", "largest", "entropy", "dead"), COUNTS.values(), ids=COUNTS
 )
 def test_known_loads(counts, largest, entropy, dead):
-    measured = jax.jit(load)(jnp.array([counts, counts], jnp.int32))
+    measured = jax.jit(expert_load)(jnp.array([counts, counts], jnp.int32))
     expected = {
         "router/max_load": largest,
         "router/load_entropy": entropy,
@@ -36,7 +36,7 @@ def test_known_loads(counts, largest, entropy, dead):
 def test_every_layer_is_measured_by_itself():
     counts_LE = np.random.default_rng(0).integers(0, 9, (5, 7)) * (np.arange(7) != 2)
     share_LE = counts_LE / counts_LE.sum(-1, keepdims=True)
-    measured = jax.jit(load)(jnp.asarray(counts_LE, jnp.int32))
+    measured = jax.jit(expert_load)(jnp.asarray(counts_LE, jnp.int32))
     np.testing.assert_allclose(
         measured["router/max_load"], counts_LE.max(-1) / counts_LE.mean(-1), rtol=1e-6
     )

@@ -396,7 +396,7 @@ def test_records_come_back_and_old_ones_without_a_checksum_too(folder, capsys):
         == RECORD
     )
     for name in ("new", "old", "absent"):
-        files.say_if_unchecked(folder / f"{name}.json")
+        files.warn_if_unchecked(folder / f"{name}.json")
     assert (
         capsys.readouterr().err
         == f"{folder} was made before checksums were recorded: its records are taken as they are\n"

@@ -10,10 +10,10 @@ from sparsecod_jax.errors import ConfigError, Fenced, SparsecodError
 from sparsecod_jax.parallel.processes import (
     connected,
     is_first,
-    note,
+    log_phase,
+    print_once,
     run_on_all,
     run_on_first,
-    say,
 )
 
 
@@ -66,8 +66,8 @@ def decide(index: int) -> dict:
 if __name__ == "__main__":
     me = int(sys.argv[2])
     with connected(sys.argv[1], 2, me, owns_process=True):
-        say("said once")
-        note("noted once")
+        print_once("said once")
+        log_phase("noted once")
         print(json.dumps(decide(me)), flush=True)
         if me == 1:
             raise ConfigError("process 1 alone: mend it")

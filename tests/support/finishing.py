@@ -41,7 +41,7 @@ def finished(
     model: config.Model = tiny_configs.MODEL,
     *,
     sizes: tuple[int, int, int, int] = (1, 1, 1, 1),
-    longest: int = 64,
+    max_seq_len: int = 64,
     tokenizer: Any = None,
 ) -> LoadedModel:
     """A finished model on a mesh of these sizes."""
@@ -55,7 +55,7 @@ def finished(
     source = ModelSource(
         epath.Path("tiny"),
         model,
-        longest,
+        max_seq_len,
         None,
         lambda abstract: (3, params),
         lambda: cast(Any, tokenizer or Letters()),

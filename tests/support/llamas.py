@@ -44,7 +44,7 @@ def save_tokenizer(folder, texts: list[str], *, framed: bool) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
-def save_llama(folder, longest: int) -> None:
+def save_llama(folder, max_seq_len: int) -> None:
     """A random Llama of MODEL's sizes as a folder of Hugging Face, with predictions that differ from a uniform guess."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -57,7 +57,7 @@ def save_llama(folder, longest: int) -> None:
         num_key_value_heads=MODEL.n_kv_heads,
         intermediate_size=MODEL.d_ff,
         vocab_size=MODEL.vocab_size,
-        max_position_embeddings=longest,
+        max_position_embeddings=max_seq_len,
         rms_norm_eps=MODEL.norm_eps,
         initializer_range=0.15,
         tie_word_embeddings=False,

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from sparsecod_jax.launching.launching import Job
-from sparsecod_jax.launching.package import Shipment
+from sparsecod_jax.launching.package import CodePackage
 
 TRAIN = (
     "python",
@@ -28,7 +28,7 @@ ANALYZE = (
 )
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 SHA256 = "ab" * 32
-IN_IMAGE = Shipment(
+IN_IMAGE = CodePackage(
     "region-docker.pkg.dev/project/sparsecod@sha256:" + SHA256,
     None,
     None,
@@ -37,7 +37,7 @@ IN_IMAGE = Shipment(
     None,
 )
 WHEEL = f"gs://bucket/study/package/{SHA256[:16]}/sparsecod_jax-0.1.0+g{COMMIT}-py3-none-any.whl"
-AS_WHEEL = Shipment(None, WHEEL, SHA256, COMMIT, False, None)
+AS_WHEEL = CodePackage(None, WHEEL, SHA256, COMMIT, False, None)
 
 # Each of them has ended a launcher that built strings.
 HOSTILE = (
