@@ -17,10 +17,8 @@ from sparsecod_jax.config.experiment import (
     Optimizer,
     Remat,
     Schedule,
-    flatten,
-    from_dict,
-    to_dict,
 )
+from sparsecod_jax.config.values import flatten, from_dict, to_dict
 
 __all__ = [
     "PARAMETER_GROUPS",

@@ -1,5 +1,10 @@
-"""How is a user's Python file run? Config files and studies are code; what goes wrong in one is said with its line."""
+"""How is a user's Python file found and run?
 
+Config files and study files: both are code. What goes wrong in one is said with its line.
+Those of this package are known by name, so that an installed package needs no checkout.
+"""
+
+import dataclasses
 import os
 import sys
 import traceback
@@ -9,36 +14,51 @@ from typing import Any
 
 from sparsecod_jax.errors import ConfigError, SparsecodError
 
-EXAMPLES = {"config file": "configs/smoke.py", "study": "configs/sweeps/depth.py:nano"}
-MODULE = "sparsecod_file"  # its name while it runs
+MODULE = "sparsecod_file"  # the name of such a file while it runs
+PACKAGE = Path(__file__).resolve().parents[1]
 
 
-def call(spec: str, function: str, kind: str) -> Any:
-    """What `function` of the file returns, given what stands behind the colon of `FILE.py[:SCALE]`.
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """A kind of Python file that users write."""
+
+    name: str
+    function: str  # which the file defines
+    folder: str  # of those that are installed with the package, within configs/
+    example: str
+
+
+CONFIG = Kind("config file", "get_config", "", "dense_1b:nano or configs/smoke.py")
+STUDY = Kind(
+    "study", "get_study", "sweeps", "depth:nano or configs/sweeps/depth.py:nano"
+)
+
+
+def configs_folder() -> Path:
+    """The folder of the package's own config files: within a wheel, beside it in a checkout."""
+    installed = PACKAGE / "configs"
+    return installed if installed.is_dir() else PACKAGE.parent / "configs"
+
+
+def call(spec: str, kind: Kind) -> Any:
+    """What the function of a file returns, given the scale.
 
     Args:
-      kind: what such a file is called, one of EXAMPLES.
+      spec: FILE[:SCALE], where FILE is a path, or the name of a file of the package.
 
     Raises:
-      ConfigError: there is no such file or function, or its code fails; the message has the line.
+      ConfigError: there is no such file or function, or its code fails; the message has the
+        line.
     """
-    file, _, scale = spec.partition(":")
-    if not os.path.isfile(file):
-        raise ConfigError(
-            f"there is no {kind} {file}: give a path such as {EXAMPLES[kind]}"
-        )
+    name, _, scale = spec.partition(":")
+    file = _locate(name, kind)
     module = types.ModuleType(MODULE)
     module.__file__ = file
     sys.modules[MODULE] = module  # dataclasses look their module up
     try:
-        exec(
-            compile(Path(file).read_bytes(), file, "exec"), module.__dict__
-        )  # no .pyc is left beside it
-        if not callable(made := getattr(module, function, None)):
-            raise ConfigError(
-                f"{file} has no function {function}: define it, as {EXAMPLES[kind]} does"
-            )
-        return made(scale) if scale else made()
+        code = compile(Path(file).read_bytes(), file, "exec")
+        exec(code, module.__dict__)  # an import would leave a .pyc beside the file
+        return _made(module, kind, file, scale)
     except SparsecodError:
         raise
     except (
@@ -46,27 +66,55 @@ def call(spec: str, function: str, kind: str) -> Any:
         SystemExit,
     ) as error:  # the code of others raises whatever it likes
         if isinstance(error, KeyError) and error.args == (scale,):
-            raise ConfigError(
-                f"{file} has no scale {scale!r}: give another, such as {file}:nano"
-            ) from error
-        raise ConfigError(
-            f"{spec} can't be read ({_described(error, file)}): correct it"
-        ) from error
+            message = (
+                f"{name} has no scale {scale!r}: give another, such as {name}:nano"
+            )
+            raise ConfigError(message) from error
+        where = _described(error, file)
+        raise ConfigError(f"{spec} can't be read ({where}): correct it") from error
+
+
+def _locate(name: str, kind: Kind) -> str:
+    """The path of a file that is there, or of the package's own file of that name.
+
+    `depth`, `depth.py` and `configs/sweeps/depth.py` all name the package's own.
+    """
+    if os.path.isfile(name):
+        return name
+    folder = Path("configs", kind.folder)
+    path = Path(name)
+    own = path.parent in (Path(), folder) and path.suffix in ("", ".py")
+    installed = configs_folder() / kind.folder / f"{path.stem}.py"
+    if own and path.stem and installed.is_file():
+        return str(installed)
+    example = f"give a name or path such as {kind.example}"
+    raise ConfigError(f"there is no {kind.name} {name}: {example}")
+
+
+def _made(module: types.ModuleType, kind: Kind, file: str, scale: str) -> Any:
+    function = getattr(module, kind.function, None)
+    if not callable(function):
+        message = (
+            f"{file} has no function {kind.function}: define it, as {kind.example} does"
+        )
+        raise ConfigError(message)
+    if scale:
+        return function(scale)
+    return function()
 
 
 def gist(error: BaseException) -> str:
     """What went wrong, in one line."""
-    first_line = next(iter(str(error).strip().splitlines()), "")
-    return f"{type(error).__name__}: {first_line}".removesuffix(": ")
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0]}".removesuffix(": ")
 
 
 def _described(error: BaseException, file: str) -> str:
-    """The error, after the line of the file at which it came."""
+    """The error, after the line of the file at which it was raised."""
     if isinstance(error, SyntaxError):
         return f"line {error.lineno}: {type(error).__name__}: {error.msg}"
-    lines = [
-        frame.lineno
-        for frame in traceback.extract_tb(error.__traceback__)
-        if frame.filename == file
-    ]
-    return f"line {lines[-1]}: {gist(error)}" if lines else gist(error)
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == file]
+    if lines:
+        return f"line {lines[-1]}: {gist(error)}"
+    return gist(error)

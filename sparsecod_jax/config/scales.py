@@ -1,4 +1,7 @@
-"""What do nano, mini and paper mean? Everything about a scale but the model's own sizes, the same for every config and sweep file."""
+"""What do nano, mini and paper mean?
+
+Scales: everything about one but the model's own sizes, the same for every config and study.
+"""
 
 from typing import Any
 
@@ -7,7 +10,10 @@ from sparsecod_jax.errors import ConfigError
 
 
 def nano() -> Any:
-    """Minutes a run on two CPU cores, two runs at a time: 2 M tokens of English speeches, two thirds of a pass."""
+    """Minutes per run on two CPU cores, two runs at a time.
+
+    2 M tokens of English speeches, two thirds of a pass.
+    """
     config = default_config()
     config.steps = 1000
     config.global_batch = 16
@@ -22,7 +28,10 @@ def nano() -> Any:
 
 
 def mini() -> Any:
-    """Minutes a run on one H100: 33 M tokens of text in a folder of your own; docs/results/mini/corpus.py makes ours."""
+    """Minutes per run on one H100.
+
+    33 M tokens of text in a folder of your own; docs/results/mini/corpus.py makes ours.
+    """
     config = default_config()
     config.steps = 2000
     config.global_batch = 16
@@ -36,7 +45,10 @@ def mini() -> Any:
 
 
 def paper() -> Any:
-    """The published size: 5 B tokens of FineWeb-Edu with the OLMo tokenizer, 262,144 tokens a step."""
+    """The published size.
+
+    5 B tokens of FineWeb-Edu with the OLMo tokenizer, 262,144 tokens per step.
+    """
     config = default_config()
     config.steps = 19074
     config.global_batch = 256
@@ -54,7 +66,8 @@ def paper() -> Any:
     return config
 
 
-# T = 4096 with as many sequences a step, 1,048,576 tokens: how the published mixtures, their dense partner and the groups were trained.
+# 4,096 positions with as many sequences per step, so 1,048,576 tokens: how the published
+# MoE models, their dense counterpart and the models of the GQA study were trained.
 LONG = {
     "steps": 4769,
     "data.seq_len": 4096,

@@ -131,7 +131,7 @@ def load(spec: str) -> Study:
     Raises:
       ConfigError: the file or the scale is not there, or it declares no study.
     """
-    study = python_file.call(spec, "get_study", "study")
+    study = python_file.call(spec, python_file.STUDY)
     if not isinstance(study, Study):
         raise ConfigError(f"get_study of {spec} returns no Study: correct it")
     return study

@@ -158,7 +158,10 @@ def test_counts_what_flax_makes(change):
 
 
 def test_flops_by_hand():
-    """A block: query and out 8x12 each, key and value 8x6 each, three of 8x10, two gains of 8; then a gain of 8 and a head of 8x11."""
+    """A block: query and out 8x12 each, key and value 8x6 each, three of 8x10, two gains of 8.
+
+    Then a gain of 8 and a head of 8x11.
+    """
     model = config.Model(
         d_model=8,
         n_layers=3,
@@ -183,7 +186,10 @@ def test_flops_by_hand():
 
 
 def test_flops_of_a_mixture_by_hand():
-    """As above, but in a block five experts of which two are activated, a router of 8x5 and a shared expert of three times 8x7."""
+    """As above, with experts in place of the dense FFN.
+
+    Five, of which two are activated, a router of 8x5 and a shared expert of three times 8x7.
+    """
     sizes = {"n_experts": 5, "top_k": 2, "shared_expert": True, "d_shared": 7}
     model = config.Model(
         d_model=8,

@@ -107,7 +107,8 @@ def test_mistakes_in_overrides_are_one_sentence(override, sentence):
 def test_mistakes_in_a_config_file_are_one_sentence(body, sentence, tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(
-        f"from sparsecod_jax.config import scales\n\ndef get_config():\n    c = scales.base('nano')\n    {body}\n"
+        "from sparsecod_jax.config import scales\n\n"
+        f"def get_config():\n    c = scales.base('nano')\n    {body}\n"
     )
     with pytest.raises(ConfigError, match=sentence) as caught:
         load_experiment(str(file))
@@ -119,7 +120,7 @@ def test_mistakes_in_a_config_file_are_one_sentence(body, sentence, tmp_path):
     [
         (
             "configs/nowhere.py",
-            r"^there is no config file configs/nowhere\.py: give a path such as configs/smoke\.py$",
+            r"^there is no config file configs/nowhere\.py: give a name or path such as ",
         ),
         ("configs/nowhere.py:nano", r"^there is no config file configs/nowhere\.py: "),
         (str(ROOT / "configs"), "^there is no config file .*/configs: "),
@@ -211,13 +212,14 @@ def test_config_files_resolve_to_the_golden_text():
         f"SPARSECOD_UPDATE_GOLDEN=1 python -m pytest {Path(__file__).relative_to(ROOT)}"
     )
     assert printed == golden, (
-        f"a config changed; if that is meant, write the golden text again with `{command}`:\n{difference}"
+        "a config changed; if that is meant, write the golden text again "
+        f"with `{command}`:\n{difference}"
     )
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
 def test_docstrings_say_command_hardware_run_time_and_result(file):
-    """The commands are those that the file needs: its data at each scale, and a run of each scale."""
+    """Its commands are those that the file needs: data and a run of each scale."""
     text = ast.get_docstring(ast.parse(file.read_text())) or ""
     for label in ("Command:", "Hardware:", "Run time:", "Result:"):
         assert re.search(rf"^{label} +\S", text, re.MULTILINE), (
@@ -230,3 +232,30 @@ def test_docstrings_say_command_hardware_run_time_and_result(file):
         assert prepare_command(load_experiment(str(ROOT / spec))) in " ".join(
             text.split()
         ), f"{file.name} lacks the data of {spec}"
+
+
+@pytest.mark.parametrize(
+    "spec", ["dense_1b:nano", "dense_1b.py:nano", "configs/dense_1b.py:nano"]
+)
+def test_configs_of_the_package_are_known_by_name_anywhere(spec, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    expected = load_experiment(f"{ROOT}/configs/dense_1b.py:nano")
+    assert load_experiment(spec) == expected
+
+
+def test_a_file_that_is_there_comes_before_one_of_the_package(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "configs" / "smoke.py").read_text()
+    changed = text.replace("config.steps = 160", "config.steps = 161")
+    (tmp_path / "smoke.py").write_text(changed)
+    assert load_experiment("smoke.py").steps == 161
+    assert load_experiment("smoke").steps == 160
+
+
+@pytest.mark.parametrize(
+    "spec", ["depth:nano", "other/dense_1b.py", "../dense_1b", ":nano", "dense_1b.txt"]
+)
+def test_other_places_hold_no_config_of_the_package(spec, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"^there is no config file "):
+        load_experiment(spec)
