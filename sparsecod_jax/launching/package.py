@@ -15,8 +15,12 @@ from etils import epath
 from sparsecod_jax import __version__
 from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.storage import files
+from sparsecod_jax.storage.commit import commit as code_commit
 
 ROOT = Path(__file__).resolve().parents[2]
+UNKNOWN = (
+    "does not know its commit: build it from a git checkout, or send studies from one"
+)
 BESIDE = ("configs", "constraints", "launch")  # what runs need and a wheel has not
 
 
@@ -162,10 +166,18 @@ def _copy(wheel: Path, target: epath.Path) -> None:
 
 
 def commit() -> str:
-    """The commit of this checkout, ending with ".dirty" where files differ from it."""
-    return _git("rev-parse", "HEAD") + (
-        ".dirty" if _git("status", "--porcelain") else ""
-    )
+    """The commit of this code, ending with ".dirty" where files differed from it.
+
+    Raises:
+      ConfigError: this is no checkout, and no package that was built from one.
+    """
+    if (ROOT / ".git").exists():
+        changed = _git("status", "--porcelain")
+        return _git("rev-parse", "HEAD") + (".dirty" if changed else "")
+    built_from = code_commit()
+    if built_from is None:
+        raise ConfigError(f"the package in {ROOT} {UNKNOWN}")
+    return built_from.replace("-dirty", ".dirty")
 
 
 def _git(*argv: str) -> str:

@@ -3,10 +3,7 @@
 import dataclasses
 import importlib.metadata
 import platform
-import shutil
-import subprocess
 import sys
-from pathlib import Path
 
 import jax
 
@@ -14,6 +11,7 @@ from sparsecod_jax import __version__, config
 from sparsecod_jax.config import counts
 from sparsecod_jax.config.identity import identity
 from sparsecod_jax.parallel.layout import Layout
+from sparsecod_jax.storage.commit import commit
 
 PACKAGES = (
     "jax",
@@ -38,7 +36,7 @@ def describe(
     """The manifest of a run as plain JSON values; `tokenizer` is the framing of its data."""
     return {
         "sparsecod_jax": __version__,
-        "commit": _commit(),
+        "commit": commit(),
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
@@ -60,25 +58,3 @@ def describe(
         "identity_fields": identity_fields,
     }
 
-
-def _commit() -> str | None:
-    """The checkout's commit, with "-dirty" when files differ from it; None outside a checkout, where the version may end with it."""
-    root = Path(__file__).resolve().parents[2]
-    if not shutil.which("git"):
-        return None
-    described = subprocess.run(
-        [
-            "git",
-            "-C",
-            str(root),
-            "describe",
-            "--always",
-            "--dirty",
-            "--abbrev=40",
-            "--exclude=*",
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return described.stdout.strip() if described.returncode == 0 else None

@@ -1,0 +1,124 @@
+"""The built wheel works alone: outside the checkout, with configs, studies and launchers by name."""
+
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+POD = ("--image=registry/image:tag", "--topology=v5p:4x4x4")
+LAUNCHERS = {
+    "slurm": ("--workdir={study}", "--topology=h100:1x8"),
+    "jobset": ("--workdir=gs://bucket/study", *POD),
+    "tpu_vm": ("--workdir=gs://bucket/study", "--project=p", "--zone=z", *POD),
+}
+
+
+def _run(*words, cwd: Path | None = None) -> str:
+    environment = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    done = subprocess.run(
+        [str(word) for word in words],
+        cwd=cwd,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def _git(folder: Path, *words) -> str:
+    author = ("-c", "user.name=a", "-c", "user.email=a@b")
+    return _run("git", "-C", folder, *author, *words).strip()
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> tuple[Path, str]:
+    """A wheel of what is committed here, and the commit."""
+    folder = tmp_path_factory.mktemp("wheel")
+    _run("git", "clone", "--quiet", ROOT, folder / "clone")
+    pip = (sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps")
+    _run(*pip, f"--wheel-dir={folder}", folder / "clone")
+    return next(folder.glob("*.whl")), _git(folder / "clone", "rev-parse", "HEAD")
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory) -> Path:
+    """The bin folder of a new environment that has the wheel and this one's dependencies.
+
+    It lies in somebody else's checkout, whose commit is not ours.
+    """
+    folder = tmp_path_factory.mktemp("theirs")
+    _git(folder, "init", "--quiet")
+    _git(folder, "commit", "--quiet", "--allow-empty", "--message=theirs")
+    environment = folder / "venv"
+    _run(sys.executable, "-m", "venv", environment)
+    python = environment / "bin" / "python"
+    place = _run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))")
+    dependencies = Path(place.strip()) / "dependencies.pth"
+    dependencies.write_text(sysconfig.get_path("purelib") + "\n")
+    _run(python, "-m", "pip", "install", "--quiet", "--no-deps", wheel[0])
+    return environment / "bin"
+
+
+@pytest.fixture(scope="module")
+def trained(installed, corpus, tmp_path_factory) -> Path:
+    """A folder outside every checkout, with data and a run of the config `smoke`."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    data = ("--out=data/sotu", "--vocab_size=300", "--validation_fraction=0.2")
+    _run(installed / "sparsecod", "data", f"--source={corpus}", *data, cwd=folder)
+    sizes = ("model.vocab_size=300", "model.d_model=16", "global_batch=4", "steps=20")
+    _run(
+        installed / "sparsecod",
+        "train",
+        "--config=smoke:nano",
+        "--workdir=runs/smoke",
+        *(f"--config.{size}" for size in sizes),
+        cwd=folder,
+    )
+    return folder
+
+
+def test_the_manifest_names_the_commit_of_the_wheel(trained, wheel):
+    manifest = json.loads((trained / "runs/smoke/manifest.json").read_text())
+    assert manifest["commit"] == wheel[1]
+
+
+def test_a_run_is_drawn(trained, installed):
+    _run(installed / "sparsecod", "report", "--workdir=runs/smoke", cwd=trained)
+    assert (trained / "runs" / "smoke" / "report.html").exists()
+
+
+def test_a_study_is_known_by_name(trained, installed):
+    words = ("sweep", "--sweep=smoke", "--workdir=runs/study", "--dry_run")
+    listed = _run(installed / "sparsecod", *words, cwd=trained)
+    assert "depth-04-s0" in listed and "depth-16-s1" in listed
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_launchers_render(launcher, trained, installed):
+    module = f"sparsecod_jax.launch.{launcher}"
+    options = [word.format(study=trained / "study") for word in LAUNCHERS[launcher]]
+    command = (installed / "python", "-P", "-m", module, "render", "--sweep=depth:nano")
+    rendered = _run(*command, *options, cwd=trained)
+    assert "depth-32-s0" in rendered
+
+
+@pytest.mark.slow
+def test_everything_from_an_empty_environment(wheel, tmp_path):
+    """The wheel with its demo, as a user installs it: a study is trained and drawn."""
+    _run(sys.executable, "-m", "venv", tmp_path / "venv")
+    version = f"py{sys.version_info.major}{sys.version_info.minor}"
+    constraints = ROOT / "constraints" / f"{version}.txt"
+    pip = (tmp_path / "venv/bin/pip", "install", "--quiet", "--constraint", constraints)
+    _run(*pip, f"{wheel[0]}[demo]")
+    sparsecod = tmp_path / "venv" / "bin" / "sparsecod"
+    study = "--workdir=study"
+    _run(sparsecod, "sweep", "--sweep=smoke", study, "--jobs=2", cwd=tmp_path)
+    _run(sparsecod, "report", study, cwd=tmp_path)
+    assert (tmp_path / "study" / "report.html").exists()
