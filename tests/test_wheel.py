@@ -1,4 +1,4 @@
-"""The built wheel works alone: outside the checkout, with configs, studies and launchers by name."""
+"""The built wheel works alone, outside a checkout: configs, studies, launchers, commit."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-POD = ("--image=registry/image:tag", "--topology=v5p:4x4x4")
+POD = ("--image=registry/image:tag", "--topology=v5p:4x4x4", "--data=gs://bucket/data")
 LAUNCHERS = {
     "slurm": ("--workdir={study}", "--topology=h100:1x8"),
     "jobset": ("--workdir=gs://bucket/study", *POD),
@@ -19,11 +19,12 @@ LAUNCHERS = {
 
 
 def _run(*words, cwd: Path | None = None) -> str:
-    environment = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    environment.pop("PYTHONPATH", None)  # which might name the checkout
     done = subprocess.run(
         [str(word) for word in words],
         cwd=cwd,
-        env=os.environ | environment,
+        env=environment,
         capture_output=True,
         text=True,
         check=False,
@@ -61,8 +62,8 @@ def installed(wheel, tmp_path_factory) -> Path:
     python = environment / "bin" / "python"
     place = _run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))")
     dependencies = Path(place.strip()) / "dependencies.pth"
-    dependencies.write_text(sysconfig.get_path("purelib") + "\n")
     _run(python, "-m", "pip", "install", "--quiet", "--no-deps", wheel[0])
+    dependencies.write_text(sysconfig.get_path("purelib") + "\n")
     return environment / "bin"
 
 
@@ -97,7 +98,8 @@ def test_a_run_is_drawn(trained, installed):
 def test_a_study_is_known_by_name(trained, installed):
     words = ("sweep", "--sweep=smoke", "--workdir=runs/study", "--dry_run")
     listed = _run(installed / "sparsecod", *words, cwd=trained)
-    assert "depth-04-s0" in listed and "depth-16-s1" in listed
+    assert "depth-04-s0" in listed
+    assert "depth-16-s1" in listed
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
