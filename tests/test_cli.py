@@ -130,7 +130,8 @@ def test_what_is_missing_is_refused_in_one_sentence(tmp_path):
         workdir,
         f"--config.data.path={tmp_path}/none",
     )
-    command = f"sparsecod data --source=sotu --tokenizer=bpe --vocab_size=2048 --out={tmp_path}/none"
+    options = "--source=sotu --tokenizer=bpe --vocab_size=2048"
+    command = f"sparsecod data {options} --out={tmp_path}/none"
     assert (
         sentence
         == f"sparsecod train: there is no data in {tmp_path}/none: run `{command}`"
@@ -160,7 +161,8 @@ def test_a_share_of_gpu_memory_that_is_no_number_is_refused(
     sentence = _refused(*words, f"{where}={tmp_path}/new")
     assert (
         sentence
-        == f"sparsecod {words[0]}: XLA_CLIENT_MEM_FRACTION=0,4 is not a number: write it like 0.9, or unset it"
+        == f"sparsecod {words[0]}: XLA_CLIENT_MEM_FRACTION=0,4 is not a number: "
+        "write it like 0.9, or unset it"
     )
     assert not list(tmp_path.iterdir())
 
@@ -193,7 +195,8 @@ def test_from_text_to_report(corpus, tmp_path):
         "--validation_fraction=0.2",
     )
     assert re.search(
-        r"train \d+ documents, [\d,]+ tokens; validation \d+ documents, .*; fingerprint [0-9a-f]{16}\n$",
+        r"train \d+ documents, [\d,]+ tokens; validation \d+ documents, .*; "
+        r"fingerprint [0-9a-f]{16}\n$",
         output,
     )
     experiment = tiny_configs.experiment(
@@ -224,7 +227,10 @@ def test_from_text_to_report(corpus, tmp_path):
 
 def _loaded_by(*words):
     """The modules that a process has loaded once it has run a subcommand."""
-    script = f"import sys; from sparsecod_jax.cli import main; main({words!r}); print(*sys.modules, sep='\\n')"
+    script = (
+        "import sys; from sparsecod_jax.cli import main; "
+        f"main({words!r}); print(*sys.modules, sep='\\n')"
+    )
     done = subprocess.run(
         [sys.executable, "-c", script],
         cwd=process.ROOT,
