@@ -6,6 +6,7 @@ Those of this package are known by name, so that an installed package needs no c
 
 import dataclasses
 import os
+import re
 import sys
 import traceback
 import types
@@ -15,6 +16,12 @@ from typing import Any
 from sparsecod_jax.errors import ConfigError, SparsecodError
 
 MODULE = "sparsecod_file"  # the name of such a file while it runs
+# Where such files find what earlier versions had elsewhere.
+MOVED = {
+    "scales": "sparsecod_jax.config.scales",
+    "config_file": "sparsecod_jax.config.load",
+    "sweep": "sparsecod_jax.study, whose house.py is now claims.py",
+}
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -113,8 +120,19 @@ def _described(error: BaseException, file: str) -> str:
     """The error, after the line of the file at which it was raised."""
     if isinstance(error, SyntaxError):
         return f"line {error.lineno}: {type(error).__name__}: {error.msg}"
+    what = gist(error) + _moved(error)
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if frame.filename == file]
     if lines:
-        return f"line {lines[-1]}: {gist(error)}"
-    return gist(error)
+        return f"line {lines[-1]}: {what}"
+    return what
+
+
+def _moved(error: BaseException) -> str:
+    """Where a module of an earlier version went, if the error is that it is missing."""
+    if not isinstance(error, ImportError):
+        return ""
+    for missing in re.findall(r"'(?:sparsecod_jax\.)?(\w+)'", str(error)):
+        if missing in MOVED:
+            return f": it is now {MOVED[missing]}"
+    return ""

@@ -259,3 +259,19 @@ def test_other_places_hold_no_config_of_the_package(spec, tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=r"^there is no config file "):
         load_experiment(spec)
+
+
+@pytest.mark.parametrize(
+    ("line", "module"),
+    [
+        ("from sparsecod_jax import scales", "sparsecod_jax.config.scales"),
+        ("from sparsecod_jax import config_file", "sparsecod_jax.config.load"),
+        ("from sparsecod_jax.sweep import house", "sparsecod_jax.study"),
+        ("import sparsecod_jax.sweep.study", "sparsecod_jax.study"),
+    ],
+)
+def test_files_of_earlier_versions_learn_where_modules_went(line, module, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(f"{line}\n\ndef get_config():\n    return None\n")
+    with pytest.raises(ConfigError, match=rf"line 1: .*Error: .*: it is now {module}"):
+        load_experiment(str(file))
