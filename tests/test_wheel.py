@@ -5,9 +5,13 @@ import os
 import subprocess
 import sys
 import sysconfig
+import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[1]
 POD = ("--image=registry/image:tag", "--topology=v5p:4x4x4", "--data=gs://bucket/data")
@@ -124,3 +128,24 @@ def test_everything_from_an_empty_environment(wheel, tmp_path):
     _run(sparsecod, "sweep", "--sweep=smoke", study, "--jobs=2", cwd=tmp_path)
     _run(sparsecod, "report", study, cwd=tmp_path)
     assert (tmp_path / "study" / "report.html").exists()
+
+
+def test_dependencies_have_the_lowest_versions_that_are_tested():
+    """Each lower bound is, to as many places, the lowest of the constraints files."""
+    tested: dict[str, list[Version]] = {}
+    for file in (ROOT / "constraints").glob("*.txt"):
+        for line in file.read_text().splitlines():
+            name, _, version = line.partition("==")
+            if version:
+                tested.setdefault(canonicalize_name(name), []).append(Version(version))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"].values()
+    for text in [*project["dependencies"], *(word for extra in extras for word in extra)]:
+        requirement = Requirement(text)
+        if requirement.name == project["name"]:
+            continue
+        bounds = [bound for bound in requirement.specifier if bound.operator == ">="]
+        lowest = min(tested[canonicalize_name(requirement.name)])
+        assert len(bounds) == 1, text
+        places = len(Version(bounds[0].version).release)
+        assert Version(bounds[0].version).release == lowest.release[:places], text
