@@ -19,7 +19,7 @@ from sparsecod_jax.data.pipeline import local_rows, segments, to_devices
 from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.model.transformer import Transformer
 from sparsecod_jax.parallel.sharding import batch_sharding, ways
-from sparsecod_jax.pretrained.load import ModelSource, load_model
+from sparsecod_jax.pretrained.load import LoadedModel, ModelSource, load_model
 
 STATES_BYTES = (
     2**28
@@ -92,26 +92,51 @@ def load(source: ModelSource, tokens_NT: np.ndarray) -> Subject:
     Raises:
       ConfigError: it does not take them, or can't be loaded.
     """
-    vocab_size, masking = source.model.vocab_size, source.model.document_masking
-    if tokens_NT.min() < 0 or tokens_NT.max() >= vocab_size:
-        raise ConfigError(
-            f"the tokens reach from {tokens_NT.min()} to {tokens_NT.max()}: use ids from 0 to {vocab_size - 1}"
-        )
-    if source.experiment is None and tokens_NT.shape[1] > source.max_seq_len:
-        raise ConfigError(
-            f"{source.path} takes at most {source.max_seq_len} tokens, not {tokens_NT.shape[1]}: shorten the sequences"
-        )
-    eos_id = source.tokenizer().eos_id if masking else None
-    model = load_model(source)
+    _check_tokens(source, tokens_NT)
+    return of_model(load_model(source), tokens_NT)
+
+
+def of_model(model: LoadedModel, tokens_NT: np.ndarray) -> Subject:
+    """A model that is loaded already, with the sequences that it is looked at with.
+
+    Args:
+      tokens_NT: integers [N, T].
+
+    Raises:
+      ConfigError: the model does not take these tokens.
+    """
+    source = model.source
+    _check_tokens(source, tokens_NT)
+    masking = source.model.document_masking
     return Subject(
         model.net,
         model.params,
         model.mesh,
         tokens_NT.astype(np.int32),
-        eos_id,
+        source.tokenizer().eos_id if masking else None,
         model.step,
         model.weights,
     )
+
+
+def _check_tokens(source: ModelSource, tokens_NT: np.ndarray) -> None:
+    is_table = tokens_NT.ndim == 2 and np.issubdtype(tokens_NT.dtype, np.integer)
+    if not is_table or min(tokens_NT.shape) == 0:
+        kind = f"{tokens_NT.dtype} {list(tokens_NT.shape)}"
+        raise ConfigError(f"the tokens are {kind}: give integers [N, T]")
+    smallest, largest = tokens_NT.min(), tokens_NT.max()
+    vocab_size = source.model.vocab_size
+    if smallest < 0 or largest >= vocab_size:
+        raise ConfigError(
+            f"the tokens reach from {smallest} to {largest}: "
+            f"use ids from 0 to {vocab_size - 1}"
+        )
+    length = tokens_NT.shape[1]
+    if source.experiment is None and length > source.max_seq_len:
+        raise ConfigError(
+            f"{source.path} takes at most {source.max_seq_len} tokens, not {length}: "
+            "shorten the sequences"
+        )
 
 
 def per_sequence(
