@@ -1,5 +1,7 @@
 # make quickstart   a small depth study on real English: trains, scores every layer, draws the report (minutes on two cores)
 # make test         passes the tests; both set everything up in .venv first
+# make check        lint and the tests that start no process and train no run: three minutes on two cores
+# make docs         the documentation site, in build/site
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -7,7 +9,7 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("%d%d" % sys.version_info[:2]
 CONSTRAINTS := constraints/py$(VERSION).txt
 QUICKSTART := runs/quickstart
 
-.PHONY: quickstart test test-slow test-faults test-aot test-gpu lint format bench gpu-bench plans check-python
+.PHONY: quickstart test check docs test-slow test-faults test-aot test-gpu lint format bench gpu-bench plans check-python
 
 quickstart: $(VENV)/demo
 	$(BIN)/sparsecod sweep --sweep=configs/sweeps/smoke.py --workdir=$(QUICKSTART) --jobs=2
@@ -15,6 +17,13 @@ quickstart: $(VENV)/demo
 
 test: $(VENV)/dev
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 2
+
+check: lint
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 2 $(CHECKED)
+
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: $(VENV)/docs
+	$(BIN)/mkdocs build --strict
 
 test-slow: $(VENV)/dev
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m slow -s
@@ -56,7 +65,7 @@ check-python:
 	@test -f $(CONSTRAINTS) || { echo "$$($(PYTHON) --version) is not supported: use Python 3.11, 3.12 or 3.13, for example make PYTHON=python3.12"; exit 1; }
 
 # One marker file per set of extras; dev holds demo.
-$(VENV)/demo $(VENV)/dev $(VENV)/gpu $(VENV)/tpu: pyproject.toml constraints/*.txt | check-python
+$(VENV)/demo $(VENV)/dev $(VENV)/docs $(VENV)/gpu $(VENV)/tpu: pyproject.toml constraints/*.txt | check-python
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --editable '.[$(notdir $@)]'
 	touch $@
