@@ -63,7 +63,7 @@ def config_fields() -> str:
     sections = typing.get_type_hints(experiment.Experiment)
     parts = [_fields_of(experiment.Experiment, "", "The run itself")]
     for name, section in sections.items():
-        if dataclasses.is_dataclass(section):
+        if inspect.isclass(section) and dataclasses.is_dataclass(section):
             parts.append(_fields_of(section, f"{name}.", f"`{name}`"))
     return "\n\n".join(parts)
 

@@ -56,7 +56,17 @@ def get_study(scale="nano"):
 """
 FILES = ("cp", "mkdir")  # programs that are run for real
 # What belongs to other projects, or changes only the shell: its words are all that is tested.
-OTHERS = ("cd", "docker", "export", "gcloud", "git", "hf", "kubectl", "pre-commit", "source")
+OTHERS = (
+    "cd",
+    "docker",
+    "export",
+    "gcloud",
+    "git",
+    "hf",
+    "kubectl",
+    "pre-commit",
+    "source",
+)
 
 
 def run(words: list[str], *, shorter: bool) -> None:
