@@ -10,7 +10,7 @@ CONSTRAINTS := constraints/py$(VERSION).txt
 QUICKSTART := runs/quickstart
 
 # The tests of make check.
-FAST := tests/test_imports.py tests/config tests/data tests/stats \
+FAST := tests/test_imports.py tests/docs tests/config tests/data tests/stats \
 	$(addprefix tests/analysis/test_,catalogue.py) \
 	$(addprefix tests/model/test_,grouped_matmul.py loss.py moe.py router.py transformer.py) \
 	$(addprefix tests/parallel/test_,devices.py layout.py xla_flags.py) \

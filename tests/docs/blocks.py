@@ -2,8 +2,7 @@
 
 Fenced code blocks. An HTML comment on the line before one says how it is tested:
 
-- `<!-- test: shorten -->`: its sparsecod commands get the words of `commands.SHORTER`, and
-  its Python the overrides of `SHORTER_RUN`;
+- `<!-- test: shorten -->`: its sparsecod commands get the words of `commands.SHORTER`;
 - `<!-- test: parse -->`: its commands need a cloud or hours, and are only parsed; at the top
   of a page `<!-- test: parse all -->` holds for the whole page;
 - `<!-- test: file NAME -->`: it is the content of that file.
@@ -17,12 +16,11 @@ import shlex
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-SHELL = ("bash", "console")
-TESTED = (*SHELL, "python")
+TESTED = ("bash", "python")
 SHOWN = ("text", "json", "yaml")  # for readers alone
 ELSEWHERE = ("docs/tutorials/notebook.md",)  # by tests/test_api.py
 RECORDS = ("docs/results/", "docs/log.md")  # of what was run once
-MARKER = re.compile(r"<!-- test: (run|shorten|parse|file)(?: (\S+))? -->")
+MARKER = re.compile(r"<!-- test: (shorten|parse|file)(?: (\S+))? -->")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -64,10 +62,8 @@ def read(page: str) -> list[Block]:
 
 
 def commands(block: Block) -> list[list[str]]:
-    """The words of every command of a shell block."""
+    """The words of every command of a block of bash."""
     lines = block.text.replace("\\\n", " ").splitlines()
-    if block.language == "console":
-        lines = [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
     found = []
     for line in lines:
         words = shlex.split(line, comments=True)

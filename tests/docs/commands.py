@@ -1,6 +1,6 @@
 """What does a documented command do? It is run in this process, or parsed as its program would.
 
-Everything happens in the current folder, which holds configs/ and launch/ as a checkout does.
+Everything happens in the current folder, which `enter_checkout` prepares.
 """
 
 import argparse
@@ -69,6 +69,13 @@ OTHERS = (
 )
 
 
+def enter_checkout(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes `folder` the current one, with what commands find in a checkout."""
+    for name in ("configs", "launch"):
+        (folder / name).symlink_to(ROOT / name)
+    monkeypatch.chdir(folder)
+
+
 def run(words: list[str], *, shorter: bool) -> None:
     """Runs a command; any exit code but 0 is an error."""
     words = _without_environment(words)
@@ -104,11 +111,6 @@ def _shorter_study(word: str) -> str:
     file = Path("shorter_study.py")
     file.write_text(SHORTER_STUDY.format(spec=spec, changes=SHORTER_RUN))
     return f"--sweep={file}"
-
-
-def shorter_python(text: str) -> str:
-    """A snippet whose runs take seconds: their overrides follow `"steps": N`."""
-    return re.sub(r'"steps": \d+', str(SHORTER_RUN)[1:-1], text)
 
 
 def parse(words: list[str]) -> None:
