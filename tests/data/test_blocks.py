@@ -161,7 +161,7 @@ def test_the_thread_finds_what_is_not_read(tmp_path, monkeypatch, recorded):
     windows = Windows(epath.Path(tmp_path), manifest, manifest.train, SEQ_LEN)
     windows.watch()
     deadline = time.monotonic() + 20
-    while windows._blocks._found is None and time.monotonic() < deadline:
+    while windows._blocks._failure is None and time.monotonic() < deadline:
         time.sleep(0.01)
     with pytest.raises(
         ConfigError, match=r"train-1\.npy (is not the token file|has id)"

@@ -16,7 +16,7 @@ from etils import epath
 from tokenizers import Tokenizer as HFTokenizer
 from tokenizers import models, pre_tokenizers
 
-from sparsecod_jax.data import prepare, tokenizer
+from sparsecod_jax.data import dedup, prepare, selection, tokenizer
 from sparsecod_jax.data.store import Manifest, Windows, read_manifest
 from sparsecod_jax.errors import ConfigError
 from tests.support import process
@@ -40,7 +40,7 @@ DOCUMENTS = [document(seed) for seed in range(COUNT - 1)] + [
 @pytest.fixture(scope="module", autouse=True)
 def _several_batches():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prepare, "BATCH_CHARACTERS", BATCH)
+        patch.setattr(selection, "BATCH_CHARACTERS", BATCH)
         yield
 
 
@@ -436,7 +436,7 @@ def test_copies_are_dropped_as_asked(tmp_path, dedup, kept):
     manifest = prepare.prepare(request, str(tmp_path / "out"))
     assert manifest.train.documents + manifest.validation.documents == kept
     assert manifest.dropped_documents == 36 - kept
-    assert len(manifest.near_duplicates) == min(36 - kept, prepare.EXAMPLES)
+    assert len(manifest.near_duplicates) == min(36 - kept, selection.EXAMPLES)
 
 
 def test_fewer_documents_and_tokens(tmp_path):
@@ -481,7 +481,7 @@ def test_a_source_that_changed_since_is_told(tmp_path, capsys):
     request = request_for(write(tmp_path / "text", DOCUMENTS))
     manifest = prepare.prepare(request, str(tmp_path / "out"))
     assert prepare.prepare(request, str(tmp_path / "out")) == manifest
-    assert "is not as it was" not in capsys.readouterr().out
+    assert "has changed" not in capsys.readouterr().out
     Path(request.source, "new.txt").write_text("more")
     Path(request.source, "000.txt").unlink()
     Path(request.source, "001.txt").write_text("other text")
@@ -519,8 +519,8 @@ def test_one_document_of_many_is_not_said_to_be_all(tmp_path, capsys):
 
 
 def test_full_memory_of_duplicates_is_recorded(tmp_path, monkeypatch):
-    monkeypatch.setattr(prepare.dedup, "MOST", 1)
-    monkeypatch.setattr(prepare.dedup, "RECENT", 1)
+    monkeypatch.setattr(dedup, "MOST", 1)
+    monkeypatch.setattr(dedup, "RECENT", 1)
     request = request_for(write(tmp_path / "text", DOCUMENTS))
     assert prepare.prepare(request, str(tmp_path / "out")).duplicates_forgotten
     assert not prepare.prepare(

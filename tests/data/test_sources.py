@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from sparsecod_jax.data import readers
+from sparsecod_jax.data import unpacking
 from sparsecod_jax.data.sources import documents
 from sparsecod_jax.errors import ConfigError
 
@@ -188,7 +188,7 @@ def test_blank_lines_and_a_byte_order_mark_are_no_documents(tmp_path):
 
 
 def test_lines_are_counted_over_many_blank_ones(tmp_path, monkeypatch):
-    monkeypatch.setattr(readers, "CHUNK", 16)
+    monkeypatch.setattr(unpacking, "CHUNK", 16)
     (tmp_path / "a.jsonl").write_bytes(b"\n" * 100 + b"{}\n")
     assert "a.jsonl, line 101 " in refusal(tmp_path)
 
@@ -229,13 +229,13 @@ def test_a_separator_on_the_border_of_two_chunks(tmp_path, monkeypatch):
     expected = [f"document {number}" for number in range(50)]
     (tmp_path / "a.txt").write_text("<SEP>".join(expected))
     for size in range(1, 30):
-        monkeypatch.setattr(readers, "CHUNK", size)
+        monkeypatch.setattr(unpacking, "CHUNK", size)
         assert list(documents(str(tmp_path / "a.txt"), separator="<SEP>")) == expected
 
 
 def test_lines_and_documents_have_a_longest(tmp_path, monkeypatch):
-    monkeypatch.setattr(readers, "LONGEST", 10_000)
-    monkeypatch.setattr(readers, "CHUNK", 1_000)
+    monkeypatch.setattr(unpacking, "LONGEST", 10_000)
+    monkeypatch.setattr(unpacking, "CHUNK", 1_000)
     (tmp_path / "a.jsonl").write_text(json.dumps({"text": "x" * 20_000}))
     assert "a.jsonl has more than 10,000 bytes without an end of a line" in refusal(
         tmp_path / "a.jsonl"
@@ -254,7 +254,7 @@ def test_lines_and_documents_have_a_longest(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
 def test_a_bomb_is_refused(tmp_path, monkeypatch, suffix):
-    monkeypatch.setattr(readers, "FREE", 2**20)
+    monkeypatch.setattr(unpacking, "FREE", 2**20)
     blank = b"\n" * 2**24
     content = (
         gzip.compress(blank)

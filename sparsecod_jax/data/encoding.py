@@ -1,0 +1,141 @@
+"""How do the selected texts become token shards?
+
+Encoding: the tokenizer turns each batch of a split into one shard, a .npy file. A finished
+shard is not made again.
+"""
+
+import dataclasses
+import hashlib
+import io
+import itertools
+
+import numpy as np
+from etils import epath
+from tqdm import tqdm
+
+from sparsecod_jax.data import blocks, tokenizer, workspace
+from sparsecod_jax.data.blocks import Shard
+from sparsecod_jax.data.left_out import LeftOut
+from sparsecod_jax.data.request import Request
+from sparsecod_jax.data.selection import read_texts
+from sparsecod_jax.data.splitting import SPLITS
+from sparsecod_jax.data.store import Split, entropy
+from sparsecod_jax.errors import ConfigError
+from sparsecod_jax.shell.shown import shown
+from sparsecod_jax.storage import files
+
+SAMPLE = 512  # documents of each split on which a tokenizer is tried
+SAMPLED_BATCHES = 16
+
+
+def make_tokenizer(
+    request: Request, directory: epath.Path, batches: list[str]
+) -> tokenizer.Tokenizer:
+    """The tokenizer that needs no file: of bytes, or trained on the training split."""
+    if request.tokenizer == "bytes":
+        return tokenizer.of_bytes()
+    path = directory / tokenizer.TOKENIZER
+    if path.exists():  # of the same request, which was interrupted
+        return tokenizer.load(path, tokenizer.BPE_EOS_ID)
+    print(
+        f"training a BPE of {request.vocab_size} ids on the training split", flush=True
+    )
+    work = directory / workspace.WORK
+    texts = (read_texts(work, "train", batch) for batch in batches)
+    return tokenizer.train_bpe(itertools.chain.from_iterable(texts), request.vocab_size)
+
+
+def sample(directory: epath.Path, batches: list[str]) -> list[str]:
+    """The beginnings of documents spread over both splits."""
+    chosen = batches[:: max(len(batches) // SAMPLED_BATCHES, 1)]
+    sampled = []
+    for split, batch in itertools.product(SPLITS, chosen):
+        texts = read_texts(directory / workspace.WORK, split, batch)
+        step = max(len(texts) * len(chosen) // SAMPLE, 1)
+        sampled += texts[::step]
+    return [text[: tokenizer.PIECE] for text in sampled]
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+    """Makes the shards of the selected batches."""
+
+    directory: epath.Path
+    batches: list[str]
+    tokenizer: tokenizer.Tokenizer
+    left_out: LeftOut
+
+    @property
+    def dtype(self) -> str:
+        """The narrowest of the shards' dtypes that holds every id."""
+        return "uint16" if self.tokenizer.vocab_size <= 2**16 else "uint32"
+
+    def make(self, split: str, max_tokens: int | None = None) -> Split:
+        """The shards of a split, with at most `max_tokens` ids of whole documents.
+
+        Raises:
+          ConfigError: the split has no document.
+        """
+        shards, documents, text_bytes = [], 0, 0
+        frequencies = np.zeros(self.tokenizer.vocab_size, np.int64)
+        for batch in tqdm(self.batches, unit=" shards", desc=split, disable=None):
+            texts = read_texts(self.directory / workspace.WORK, split, batch)
+            if not texts:
+                continue
+            file = self.directory / f"{split}-{batch}.npy"
+            room = None
+            if max_tokens is not None:
+                room = max_tokens - int(frequencies.sum())
+            if not file.exists():
+                files.write_array(file, self._encode(texts, room))
+            content = file.read_bytes()
+            ids = np.load(io.BytesIO(content), allow_pickle=False)
+            kept = int((ids == self.tokenizer.eos_id).sum())
+            if kept:
+                shards.append(_shard(file.name, content, ids))
+                frequencies += np.bincount(ids, minlength=self.tokenizer.vocab_size)
+            else:
+                file.unlink()
+            documents += kept
+            text_bytes += sum(len(text.encode()) for text in texts[:kept])
+            for text in texts[kept:]:
+                reason = f"documents beyond --max_tokens={max_tokens}"
+                self.left_out.add(reason, shown(text, 60))
+        if not documents:
+            raise _no_document(split, max_tokens)
+        return Split(
+            documents=documents,
+            tokens=int(frequencies.sum()),
+            text_bytes=text_bytes,
+            unigram_entropy=entropy(frequencies),
+            shards=tuple(shards),
+        )
+
+    def _encode(self, texts: list[str], room: int | None) -> np.ndarray:
+        """The ids of the first documents that have at most `room` ids; None is no limit."""
+        documents = self.tokenizer.encode(texts)
+        if room is not None:
+            ends = np.cumsum([ids.size for ids in documents])
+            count = int(np.searchsorted(ends, room, side="right"))
+            documents = documents[:count]
+        nothing = np.zeros(0, self.dtype)
+        return np.concatenate([nothing, *(ids.astype(self.dtype) for ids in documents)])
+
+
+def _shard(name: str, content: bytes, ids: np.ndarray) -> Shard:
+    """The shard of an .npy file with that content, whose header the blocks leave out."""
+    header = len(content) - ids.nbytes
+    return Shard(
+        file=name,
+        offset=header,
+        tokens=ids.size,
+        sha256=hashlib.sha256(content).hexdigest(),
+        blocks=blocks.digests(memoryview(content)[header:]),
+    )
+
+
+def _no_document(split: str, max_tokens: int | None) -> ConfigError:
+    advice = "change --validation_fraction, --split_seed or the source"
+    if max_tokens is not None:
+        advice = f"raise --max_tokens={max_tokens}, which the first document exceeds"
+    return ConfigError(f"no document fell into the {split} split: {advice}")
