@@ -44,6 +44,10 @@ class Shard:
     # The digests of its blocks, joined; empty in data made by earlier versions.
     blocks: str = ""
 
+    def size(self, dtype: str | np.dtype) -> int:
+        """Bytes of its ids."""
+        return self.tokens * np.dtype(dtype).itemsize
+
 
 def digests(ids: bytes | memoryview) -> str:
     """The digests of the blocks of these bytes, joined.
@@ -51,11 +55,11 @@ def digests(ids: bytes | memoryview) -> str:
     Digests of consecutive pieces can be joined if their sizes are multiples of BLOCK.
     """
     view = memoryview(ids)
-    found = []
+    parts = []
     for start in range(0, len(view), BLOCK):
         checksum = zlib.crc32(view[start : start + BLOCK])
-        found.append(f"{checksum:0{DIGITS}x}")
-    return "".join(found)
+        parts.append(f"{checksum:0{DIGITS}x}")
+    return "".join(parts)
 
 
 def shard_path(directory: epath.Path, shard: Shard) -> epath.Path:
@@ -108,6 +112,7 @@ def _parts(descriptor: int, start: int, stop: int) -> Iterator[bytes]:
 
 
 def _differs(file: epath.PathLike) -> ConfigError:
+    """The error of a file that is missing, too short, or has another content."""
     return ConfigError(
         f"{shown(file)} is not the token file that was made:"
         " copy it again, or make the data again in another folder"
@@ -118,9 +123,8 @@ class Blocks:
     """The blocks of a split's shards, each compared once.
 
     Attributes:
-      size: of all ids, in bytes.
-      remote: whether some files are in an object store, where only what is read is
-        compared.
+      size: bytes of all ids.
+      remote: some files are in an object store, where only what is read is compared.
     """
 
     def __init__(
@@ -138,12 +142,8 @@ class Blocks:
         # same block, which does no harm.
         self._compared = [bytearray(len(shard.blocks) // DIGITS) for shard in shards]
         self._failure: Exception | None = None  # in the thread
-        self.size = sum(self._length(shard) for shard in shards)
+        self.size = sum(shard.size(self._dtype) for shard in shards)
         self.remote = any(files.is_remote(file) for file in self._files)
-
-    def _length(self, shard: Shard) -> int:
-        """Bytes of its ids."""
-        return shard.tokens * self._dtype.itemsize
 
     def check(self, number: int, start: int, stop: int) -> None:
         """Compares the blocks that hold bytes start..stop-1 of the ids of a shard.
@@ -168,12 +168,13 @@ class Blocks:
         # One read from the first to the last of them, even if some between are known.
         first = waiting[0]
         last = waiting[-1] + 1
+        # The last block of a shard is a short one.
+        stop = min(last * BLOCK, shard.size(self._dtype))
         content = read_bytes(
-            self._files[number],
-            shard.offset + first * BLOCK,
-            shard.offset + min(last * BLOCK, self._length(shard)),
+            self._files[number], shard.offset + first * BLOCK, shard.offset + stop
         )
-        if digests(content) != shard.blocks[first * DIGITS : last * DIGITS]:
+        recorded = shard.blocks[first * DIGITS : last * DIGITS]
+        if digests(content) != recorded:
             raise _differs(self._files[number])
         self._check_ids(number, content)
         compared[first:last] = b"\1" * (last - first)
@@ -217,7 +218,7 @@ class Blocks:
                 yield from self._check_sha256(number)
 
     def _check_blocks(self, number: int) -> Iterator[None]:
-        length = self._length(self._shards[number])
+        length = self._shards[number].size(self._dtype)
         for start in range(0, length, AT_ONCE):
             self.check(number, start, min(start + AT_ONCE, length))
             yield
@@ -234,7 +235,7 @@ class Blocks:
         if not is_raw:
             header = read_bytes(file, 0, shard.offset)
             digest.update(header)
-        stop = shard.offset + self._length(shard)
+        stop = shard.offset + shard.size(self._dtype)
         for start in range(shard.offset, stop, AT_ONCE):
             content = read_bytes(file, start, min(start + AT_ONCE, stop))
             self._check_ids(number, content)

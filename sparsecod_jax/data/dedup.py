@@ -13,9 +13,9 @@ import zlib
 
 import numpy as np
 
-GRAM = 13
-SAMPLING = 8
-OVERLAP = 0.5
+GRAM = 13  # words
+SAMPLING = 8  # one gram in so many is remembered
+OVERLAP = 0.5  # share of known grams from which a document is a duplicate
 MIN_GRAMS = 8  # sampled grams from which a share can be estimated
 RECENT = 2**20  # hashes that wait to be merged into the sorted ones
 # Hashes in memory: 1 GiB, and twice that while they are merged; some billion words.
@@ -33,12 +33,16 @@ def near(text: str) -> np.ndarray:
     """
     words = _WORD.findall(text.lower())
     hashed = np.array([zlib.crc32(word.encode()) for word in words], np.uint64)
-    grams = np.zeros(max(len(hashed) - GRAM + 1, 0), np.uint64)
+    count = max(len(words) - GRAM + 1, 0)
+    grams = np.zeros(count, np.uint64)
     # Each pass adds the next word to all grams; mixing in between makes the order count.
     for offset in range(GRAM):
-        next_words = hashed[offset : offset + len(grams)]
+        next_words = hashed[offset : offset + count]
         grams = _mix(grams ^ next_words)
-    sampled = np.unique(grams[grams % np.uint64(SAMPLING) == 0])
+    # Sampling by the hash itself selects the same grams in every document.
+    is_sampled = grams % np.uint64(SAMPLING) == 0
+    sampled = np.unique(grams[is_sampled])
+    # A share of few grams would be a guess.
     if len(sampled) < MIN_GRAMS:
         return exact(text)
     return sampled
@@ -65,7 +69,11 @@ def _mix(x: np.ndarray) -> np.ndarray:
 class DedupIndex:
     """The hashes of the documents kept so far.
 
-    `full` is set once MOST are in memory; later documents are not remembered.
+    Most hashes are in a sorted array, which takes a fraction of the memory of a set.
+    Recent ones wait in a set until they are merged into it.
+
+    Attributes:
+      full: MOST hashes are in memory; later documents are not remembered.
     """
 
     def __init__(self):
@@ -74,15 +82,23 @@ class DedupIndex:
         self.full = False
 
     def is_duplicate(self, hashes: np.ndarray) -> bool:
-        """Whether at least OVERLAP of `hashes` were kept before."""
+        """Whether at least OVERLAP of these hashes were kept before.
+
+        Args:
+          hashes: unique ones of a document, uint64, in any order.
+        """
         positions = np.searchsorted(self._sorted, hashes)
+        # A hash above all others has the position after the last one.
         inside = positions < len(self._sorted)
         known = np.zeros(len(hashes), bool)
         known[inside] = self._sorted[positions[inside]] == hashes[inside]
-        recent = sum(value in self._recent for value in hashes[~known].tolist())
-        return int(known.sum()) + recent >= OVERLAP * len(hashes)
+        unknown = hashes[~known].tolist()
+        in_recent = sum(value in self._recent for value in unknown)
+        in_sorted = int(known.sum())
+        return in_sorted + in_recent >= OVERLAP * len(hashes)
 
     def add(self, hashes: np.ndarray) -> None:
+        """Remembers the hashes of a document that is kept."""
         if self.full:
             return
         self._recent.update(hashes.tolist())
@@ -91,8 +107,9 @@ class DedupIndex:
             self.full = len(self._sorted) >= MOST
 
     def _merge_recent(self) -> None:
-        """Sorting seldom is cheaper than inserting; a stable sort is fast on sorted runs."""
-        recent = np.fromiter(self._recent, np.uint64, len(self._recent))
+        count = len(self._recent)
+        recent = np.fromiter(self._recent, np.uint64, count)
         self._sorted = np.concatenate([self._sorted, recent])
+        # In place, to save memory.
         self._sorted.sort(kind="stable")
         self._recent = set()

@@ -47,18 +47,27 @@ def make_tokenizer(
 
 def sample(directory: epath.Path, batches: list[str]) -> list[str]:
     """The beginnings of documents spread over both splits."""
-    chosen = batches[:: max(len(batches) // SAMPLED_BATCHES, 1)]
+    # Every so many batches, and of these every so many documents.
+    stride = max(len(batches) // SAMPLED_BATCHES, 1)
+    chosen = batches[::stride]
     sampled = []
     for split, batch in itertools.product(SPLITS, chosen):
         texts = read_texts(directory / workspace.WORK, split, batch)
-        step = max(len(texts) * len(chosen) // SAMPLE, 1)
-        sampled += texts[::step]
+        stride = max(len(texts) * len(chosen) // SAMPLE, 1)
+        sampled += texts[::stride]
+    # A long document need not be encoded as a whole to try a tokenizer.
     return [text[: tokenizer.PIECE] for text in sampled]
 
 
 @dataclasses.dataclass(frozen=True)
 class Encoder:
-    """Makes the shards of the selected batches."""
+    """Makes the shards of the selected batches.
+
+    Attributes:
+      directory: gets the shards; its folder for unfinished work has the texts.
+      batches: names, in order.
+      left_out: records documents beyond a limit.
+    """
 
     directory: epath.Path
     batches: list[str]
@@ -67,40 +76,49 @@ class Encoder:
 
     @property
     def dtype(self) -> str:
-        """The narrowest of the shards' dtypes that holds every id."""
-        return "uint16" if self.tokenizer.vocab_size <= 2**16 else "uint32"
+        """The narrowest dtype of shards that holds every id."""
+        if self.tokenizer.vocab_size <= 2**16:
+            return "uint16"
+        return "uint32"
 
     def make(self, split: str, max_tokens: int | None = None) -> Split:
-        """The shards of a split, with at most `max_tokens` ids of whole documents.
+        """Makes the shards of a split.
+
+        Args:
+          split: its name.
+          max_tokens: take the first documents that have at most this many ids; None takes
+            all.
 
         Raises:
           ConfigError: the split has no document.
         """
-        shards, documents, text_bytes = [], 0, 0
-        frequencies = np.zeros(self.tokenizer.vocab_size, np.int64)
+        vocab_size = self.tokenizer.vocab_size
+        frequencies = np.zeros(vocab_size, np.int64)
+        shards = []
+        documents = 0
+        text_bytes = 0
         for batch in tqdm(self.batches, unit=" shards", desc=split, disable=None):
             texts = read_texts(self.directory / workspace.WORK, split, batch)
             if not texts:
-                continue
+                continue  # all documents of the batch are in the other split
             file = self.directory / f"{split}-{batch}.npy"
-            room = None
-            if max_tokens is not None:
-                room = max_tokens - int(frequencies.sum())
             if not file.exists():
+                room = None
+                if max_tokens is not None:
+                    room = max_tokens - int(frequencies.sum())
                 files.write_array(file, self._encode(texts, room))
+            # Read back, as an earlier attempt may have made it.
             content = file.read_bytes()
             ids = np.load(io.BytesIO(content), allow_pickle=False)
             kept = int((ids == self.tokenizer.eos_id).sum())
+            documents += kept
+            text_bytes += _bytes(texts[:kept])
+            self._leave_out(texts[kept:], max_tokens)
             if kept:
                 shards.append(_shard(file.name, content, ids))
-                frequencies += np.bincount(ids, minlength=self.tokenizer.vocab_size)
+                frequencies += np.bincount(ids, minlength=vocab_size)
             else:
                 file.unlink()
-            documents += kept
-            text_bytes += sum(len(text.encode()) for text in texts[:kept])
-            for text in texts[kept:]:
-                reason = f"documents beyond --max_tokens={max_tokens}"
-                self.left_out.add(reason, shown(text, 60))
         if not documents:
             raise _no_document(split, max_tokens)
         return Split(
@@ -118,8 +136,20 @@ class Encoder:
             ends = np.cumsum([ids.size for ids in documents])
             count = int(np.searchsorted(ends, room, side="right"))
             documents = documents[:count]
-        nothing = np.zeros(0, self.dtype)
-        return np.concatenate([nothing, *(ids.astype(self.dtype) for ids in documents)])
+        # The empty array is what remains if no document fits.
+        arrays = [np.zeros(0, self.dtype)]
+        for ids in documents:
+            arrays.append(ids.astype(self.dtype))
+        return np.concatenate(arrays)
+
+    def _leave_out(self, texts: list[str], max_tokens: int | None) -> None:
+        for text in texts:
+            reason = f"documents beyond --max_tokens={max_tokens}"
+            self.left_out.add(reason, shown(text, 60))
+
+
+def _bytes(texts: list[str]) -> int:
+    return sum(len(text.encode()) for text in texts)
 
 
 def _shard(name: str, content: bytes, ids: np.ndarray) -> Shard:

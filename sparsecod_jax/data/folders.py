@@ -90,14 +90,16 @@ def _without_descriptions(
 
 
 def _has_rows(path: epath.Path) -> bool:
+    """Whether a file is one of rows, each of which has a document."""
     return readers.kind(path.name) in readers.ROWS
 
 
 def _nothing_to_read(root: epath.Path) -> ConfigError:
-    kinds = ", ".join((*readers.TEXT, *readers.ROWS[:-1]))
+    suffixes = [*readers.TEXT, *readers.ROWS]
+    suffixes.remove(readers.PARQUET)
     return ConfigError(
         f"{shown(root)} holds no file that can be read:"
-        f" use {kinds} (also .gz or .zst) or .parquet"
+        f" use {', '.join(suffixes)} (also .gz or .zst) or {readers.PARQUET}"
     )
 
 
@@ -119,22 +121,30 @@ def _files(
     left_out: LeftOut,
     root: epath.Path | None = None,
 ) -> Iterator[epath.Path]:
-    """Plain files below `folder`; `visited` are the real paths of folders, and grows."""
+    """Plain files below `folder`, in order.
+
+    Args:
+      visited: real paths of folders; those that are visited are added.
+      root: relative to which files are reported; None is `folder`.
+    """
     root = root or folder
     for path in _entries(folder):
         if path.name.startswith(".") or path.name == "__MACOSX":
             left_out.add("hidden files", _name(path, root))
         elif path.is_dir():
-            if _real(path) in visited:
+            # A link may lead to a folder above it, or to one that is read anyway.
+            real = _real(path)
+            if real in visited:
                 reason = "folders that were seen under another name"
                 left_out.add(reason, _name(path, root))
                 continue
-            visited.add(_real(path))
+            visited.add(real)
             yield from _files(path, visited, left_out, root)
         elif path.exists() and not files.is_plain(path):
+            # Opening one may wait forever, or never end.
             left_out.add("pipes and devices", _name(path, root))
         else:
-            files.check_plain(path)
+            files.check_plain(path)  # raises for a link that leads nowhere
             yield path
 
 
@@ -155,12 +165,14 @@ def _real(folder: epath.Path) -> str:
 
 
 def _name(path: epath.Path, root: epath.Path) -> str:
+    """The path relative to the source, which is shown to people."""
     return os.fspath(path.relative_to(root))
 
 
 def _of_split(
     root: epath.Path, paths: list[epath.Path], split: str | None, left_out: LeftOut
 ) -> list[epath.Path]:
+    """The files of a split; the others are reported."""
     split_of = _declared_splits(root, paths) or _named_splits(root, paths)
     if not split_of:
         if split is None:
@@ -199,6 +211,7 @@ def _declared_splits(
     split_of = {}
     for path in paths:
         name = _name(path, root)
+        # A later pattern wins.
         for split, pattern in declared:
             folder = pattern.rstrip("/") + "/"
             if fnmatch.fnmatchcase(name, pattern) or name.startswith(folder):
@@ -212,16 +225,20 @@ def _front_matter(root: epath.Path) -> list[tuple[str, str]]:
     if not files.is_plain(readme):
         return []
     with readme.open("rb") as file:
-        head = file.read(FRONT_MATTER).decode(errors="replace").replace("\r\n", "\n")
-    if not head.startswith("---\n") or "\n---" not in head[3:]:
+        content = file.read(FRONT_MATTER)
+    head = content.decode(errors="replace").replace("\r\n", "\n")
+    # It stands between two lines of dashes.
+    end = head.find("\n---", 3)
+    if not head.startswith("---\n") or end < 0:
         return []
-    text = head[4 : head.index("\n---", 3)]
+    text = head[4:end]
     yaml = optional("yaml")
     try:
         # The base loader makes only strings, lists and objects.
         values = yaml.load(text, Loader=yaml.BaseLoader)
     except (yaml.YAMLError, ValueError, RecursionError):
         return []  # the names of the files decide instead
+    # Anchors of YAML can make a short text a list without end.
     pairs = list(itertools.islice(_pairs(values), PATTERNS + 1))
     if len(pairs) > PATTERNS:
         raise ConfigError(
@@ -238,29 +255,35 @@ def _pairs(values: Any) -> Iterator[tuple[str, str]]:
         data_files = [data_files]
     if not isinstance(data_files, list):
         return
+    # Plain patterns are those of the training split.
     if not any(isinstance(entry, dict) for entry in data_files):
         data_files = [{"split": TRAIN, "path": data_files}]
     for entry in data_files:
-        if not isinstance(entry, dict) or not isinstance(entry.get("split"), str):
+        if not isinstance(entry, dict):
             continue
+        split = entry.get("split")
         patterns = entry.get("path")
         if not isinstance(patterns, list):
             patterns = [patterns]
         for pattern in patterns:
-            if isinstance(pattern, str):
-                yield entry["split"], pattern
+            if isinstance(split, str) and isinstance(pattern, str):
+                yield split, pattern
 
 
 def _data_files(values: Any) -> Any:
     """The data_files of the default configuration, or of the first one."""
-    configs = values.get("configs") if isinstance(values, dict) else None
-    if not isinstance(configs, list):
+    if not isinstance(values, dict) or not isinstance(values.get("configs"), list):
         return None
-    configs = [config for config in configs if isinstance(config, dict)]
+    configs = [config for config in values["configs"] if isinstance(config, dict)]
+    if not configs:
+        return None
+    chosen = configs[0]
     for config in configs:
-        if config.get("default") == "true" or config.get("config_name") == "default":
-            return config.get("data_files")
-    return configs[0].get("data_files") if configs else None
+        is_marked = config.get("default") == "true"
+        if is_marked or config.get("config_name") == "default":
+            chosen = config
+            break
+    return chosen.get("data_files")
 
 
 def _named_splits(root: epath.Path, paths: list[epath.Path]) -> dict[epath.Path, str]:
@@ -274,6 +297,7 @@ def _named_splits(root: epath.Path, paths: list[epath.Path]) -> dict[epath.Path,
     for path in paths:
         words = _words(path, root)
         splits = [split for split, names in SPLITS.items() if words & set(names)]
+        # A name with the words of two splits tells nothing.
         if len(splits) == 1:
             split_of[path] = splits[0]
     of_rows = any(_has_rows(path) for path in split_of)
@@ -283,8 +307,10 @@ def _named_splits(root: epath.Path, paths: list[epath.Path]) -> dict[epath.Path,
 
 
 def _words(path: epath.Path, root: epath.Path) -> set[str]:
+    """The words of a path that may tell its split."""
     if _has_rows(path):
-        return set(re.split(r"[^a-z]+", _name(path, root).lower()))
+        name = _name(path, root).lower()
+        return set(re.split(r"[^a-z]+", name))
     name = path.name
     for suffix in (*readers.PACKED, readers.kind(name) or ""):
         name = name.removesuffix(suffix)

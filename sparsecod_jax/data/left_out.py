@@ -14,13 +14,25 @@ REASONS = 50  # told apart, as some contain the name of a split
 
 @dataclasses.dataclass
 class LeftOut:
-    """How often something was left out, and the first few examples, by reason."""
+    """What was left out, by reason.
+
+    Attributes:
+      counts: how often.
+      examples: the first few.
+    """
 
     counts: dict[str, int] = dataclasses.field(default_factory=dict)
     examples: dict[str, list[str]] = dataclasses.field(default_factory=dict)
 
     def add(self, reason: str, example: object) -> None:
+        """Counts one more.
+
+        Args:
+          reason: in the plural, such as "hidden files".
+          example: the name of what is left out, or its beginning; empty if it has none.
+        """
         reason = shown(reason, 100)
+        # A hostile source may have any number of splits.
         if reason not in self.counts and len(self.counts) >= REASONS:
             reason = "for further reasons"
         self.counts[reason] = self.counts.get(reason, 0) + 1
@@ -42,7 +54,6 @@ class LeftOut:
     def _line(self, reason: str) -> str:
         count = self.counts[reason]
         line = f"left out: {count:,} {reason}"
-        # Empty documents have no name: their examples are empty.
         examples = [example for example in self.examples[reason] if example]
         if not examples:
             return line

@@ -26,30 +26,51 @@ READERS = 16
 
 def example_stream(windows: Windows, seed: int) -> grain.MapDataset:
     """The endless, globally shuffled sequence of windows; each epoch has its own order."""
-    return grain.MapDataset.source(windows).seed(seed).shuffle().repeat()
+    in_order = grain.MapDataset.source(windows)
+    return in_order.seed(seed).shuffle().repeat()
 
 
 def local_rows(sharding: jax.sharding.Sharding, batch: int) -> np.ndarray:
-    """The rows of a batch, laid out by `sharding`, that devices of this process hold.
+    """The rows of a batch that devices of this process hold.
+
+    Args:
+      sharding: of the batch.
+      batch: B.
 
     Returns:
       [R] row numbers, each once, in ascending order.
     """
     every_row = np.arange(batch)
-    index_of_device = sharding.devices_indices_map((batch,))
-    held = [every_row[index_of_device[d][0]] for d in sharding.addressable_devices]
+    slices_of_device = sharding.devices_indices_map((batch,))
+    held = []
+    for device in sharding.addressable_devices:
+        (rows,) = slices_of_device[device]
+        held.append(every_row[rows])
+    # Devices along a model axis hold the same rows.
     return np.unique(np.concatenate(held))
 
 
 def to_devices(
     local: Any, rows: np.ndarray, sharding: jax.sharding.Sharding, batch: int
 ) -> Any:
-    """A tree of global arrays [B, ...] from this process's `rows` of them, [R, ...]."""
+    """A tree of global arrays from this process's rows of them.
+
+    Args:
+      local: arrays [R, ...].
+      rows: [R] their row numbers, ascending.
+      sharding: of the global arrays.
+      batch: B.
+
+    Returns:
+      Arrays [B, ...].
+    """
 
     def assemble(values: np.ndarray) -> jax.Array:
         def part(index):
+            # The rows of one device, by their positions among those of this process.
             wanted = np.arange(batch)[index[0]]
-            return values[np.searchsorted(rows, wanted)]
+            positions = np.searchsorted(rows, wanted)
+            return values[positions]
 
         shape = (batch, *values.shape[1:])
         return jax.make_array_from_callback(shape, sharding, part)
@@ -60,15 +81,26 @@ def to_devices(
 def batches(
     windows: Windows, seed: int, batch: int, first_example: int, rows: np.ndarray
 ) -> Iterator[np.ndarray]:
-    """These rows of each global batch from `first_example` on, [R, T + 1] int32."""
+    """These rows of each global batch from `first_example` on.
+
+    Args:
+      seed: of the order.
+      batch: B.
+      rows: [R] row numbers of this process.
+
+    Yields:
+      [R, T + 1] int32; endless.
+    """
     windows.watch()
     stream = example_stream(windows, seed)
     local = len(rows)
 
     def example(k: int) -> np.ndarray:
+        """The k-th window that this process reads."""
         step, position = divmod(k, local)
         row = int(rows[position])
-        return np.asarray(stream[first_example + step * batch + row])
+        first_of_step = first_example + step * batch
+        return np.asarray(stream[first_of_step + row])
 
     examples = grain.MapDataset.range(ENDLESS).map(example)
     options = grain.ReadOptions(READERS, READERS)
@@ -96,6 +128,7 @@ def evaluation_batches(
     count = -(-min(predictions, max_tokens or predictions) // length)
 
     def window(number: int) -> np.ndarray:
+        """The number-th of the `count` windows that are taken."""
         index = int(number) * available // count
         start = index * length
         return windows.tokens(start, start + length + 1)
@@ -104,6 +137,7 @@ def evaluation_batches(
         for first in range(0, count, batch):
             tokens = np.zeros((len(rows), length + 1), np.int32)
             weights = np.zeros((len(rows), length), np.float32)
+            # The last batch has fewer.
             numbers = first + rows[first + rows < count]
             for row, held_out in enumerate(pool.map(window, numbers)):
                 tokens[row, : len(held_out)] = held_out

@@ -63,8 +63,9 @@ def index(
     encoder = tokenizer.load(files.absolute(request.tokenizer), request.eos_id)
     paths = sorted(files.absolute(request.source).glob(PARTS))
     sizes = {part: _checked_size(part, encoder) for part in paths}
-    number = np.random.default_rng(request.split_seed).integers(len(paths))
-    chosen = paths[number]
+    # The validation split is a range of one part.
+    rng = np.random.default_rng(request.split_seed)
+    chosen = paths[rng.integers(len(paths))]
     held_out = _held_out(sizes, chosen, encoder.eos_id, request)
     train, validation = _ranges(sizes, chosen, held_out)
     begin()
@@ -85,13 +86,17 @@ def index(
 
 
 def _check_options(request: Request) -> None:
+    """Refuses options that would silently have no effect."""
     if request.tokenizer in ("bpe", "bytes"):
         raise ConfigError(
             f"{request.source} holds token ids:"
             " name the tokenizer.json that made them with --tokenizer"
         )
     defaults = {field.name: field.default for field in dataclasses.fields(Request)}
-    given = [f"--{name}" for name in UNUSED if getattr(request, name) != defaults[name]]
+    given = []
+    for name in UNUSED:
+        if getattr(request, name) != defaults[name]:
+            given.append(f"--{name}")
     if given:
         raise ConfigError(
             f"{request.source} holds token ids, for which {', '.join(given)} mean nothing:"
@@ -109,7 +114,7 @@ def _checked_size(part: epath.Path, encoder: tokenizer.Tokenizer) -> int:
                 " write it with ndarray.tofile"
             )
     length = part.stat().length
-    if length % BYTES_PER_ID or not length:
+    if length == 0 or length % BYTES_PER_ID:
         raise ConfigError(
             f"{shown(part)} is empty or cut off in the middle of an id: copy it again"
         )
@@ -120,7 +125,7 @@ def _checked_size(part: epath.Path, encoder: tokenizer.Tokenizer) -> int:
 
 
 def _check_ids(part: epath.Path, chunk: np.ndarray, vocab_size: int) -> None:
-    # The upper halves of 32-bit ids are those of the vocabulary at most, mostly 0.
+    # Of 32-bit ids every second one is an upper half, which is 0 for most vocabularies.
     highest_upper_half = (vocab_size - 1) >> 16
     if chunk.size >= TELLING and (chunk[1::2] <= highest_upper_half).all():
         raise ConfigError(
@@ -150,11 +155,11 @@ def _held_out(
     """Start and stop of whole documents in the chosen part.
 
     They are about the requested share of the tokens of all parts.
+
+    Args:
+      sizes: ids of each part.
     """
-    found = []
-    for position, chunk in _chunks(chosen, 0, sizes[chosen]):
-        found.append(position + np.flatnonzero(chunk == eos_id) + 1)
-    ends = np.concatenate(found)
+    ends = _document_ends(chosen, sizes[chosen], eos_id)
     if ends.size < 2:
         raise ConfigError(
             f"a part of {request.source} has fewer than two documents ending in id {eos_id}:"
@@ -165,11 +170,23 @@ def _held_out(
     rng = np.random.default_rng([request.split_seed, 1])
     # The range begins at the end of one document and stops at that of a later one. Both
     # exist, as the part has two documents.
-    first = int(np.searchsorted(ends, rng.uniform(0, latest)))
+    earliest_start = rng.uniform(0, latest)
+    first = int(np.searchsorted(ends, earliest_start))
     first = min(first, ends.size - 2)
-    last = int(np.searchsorted(ends, ends[first] + wanted))
-    last = min(max(last, first + 1), ends.size - 1)
+    earliest_stop = ends[first] + wanted
+    last = int(np.searchsorted(ends, earliest_stop))
+    last = max(last, first + 1)
+    last = min(last, ends.size - 1)
     return int(ends[first]), int(ends[last])
+
+
+def _document_ends(part: epath.Path, size: int, eos_id: int) -> np.ndarray:
+    """The position after each end-of-document id of a part, ascending."""
+    ends = []
+    for position, chunk in _chunks(part, 0, size):
+        in_chunk = np.flatnonzero(chunk == eos_id)
+        ends.append(position + in_chunk + 1)
+    return np.concatenate(ends)
 
 
 def _ranges(
@@ -179,16 +196,14 @@ def _ranges(
     start, stop = held_out
     train = []
     for part, size in sizes.items():
-        if part == chosen:
-            train += [(part, 0, start), (part, stop, size)]
-        else:
+        if part != chosen:
             train.append((part, 0, size))
-    validation = [(chosen, start, stop)]
-    return _not_empty(train), _not_empty(validation)
-
-
-def _not_empty(ranges: list[Range]) -> list[Range]:
-    return [(part, start, stop) for part, start, stop in ranges if stop > start]
+            continue
+        # The held-out range begins after a document, and may reach the end of the part.
+        train.append((part, 0, start))
+        if stop < size:
+            train.append((part, stop, size))
+    return train, [(chosen, start, stop)]
 
 
 def _before(
@@ -202,10 +217,12 @@ def _before(
     before, _ = tokenizer.framing(encoder.inner)
     if len(before) != 1:
         return ()
+    # The file begins with a document, as if an end stood before it.
     previous = encoder.eos_id
     for _, chunk in _chunks(part, 0, size):
         preceding = np.concatenate([[previous], chunk[:-1]])
-        first_ids = chunk[preceding == encoder.eos_id]
+        begins_document = preceding == encoder.eos_id
+        first_ids = chunk[begins_document]
         if (first_ids != before[0]).any():
             return ()
         previous = chunk[-1]
@@ -213,6 +230,7 @@ def _before(
 
 
 def _split(ranges: list[Range], eos_id: int) -> Split:
+    """A split whose shards are these ranges, which are read for their digests."""
     shards = []
     frequencies = np.zeros(2**16, np.int64)
     for part, start, stop in ranges:
@@ -232,7 +250,7 @@ def _split(ranges: list[Range], eos_id: int) -> Split:
         )
         shards.append(shard)
     return Split(
-        documents=int(frequencies[eos_id]),
+        documents=int(frequencies[eos_id]),  # each ends with one
         tokens=int(frequencies.sum()),
         text_bytes=0,
         unigram_entropy=entropy(frequencies),

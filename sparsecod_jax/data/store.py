@@ -86,33 +86,40 @@ class Manifest:
     @property
     def fingerprint(self) -> str:
         """A hash of the tokens and their order, wherever the files are."""
-        shards = [
-            [[shard.sha256, shard.tokens] for shard in split.shards]
-            for _, split in self.splits()
-        ]
+        shards = []
+        for _, split in self.splits():
+            shards.append([[shard.sha256, shard.tokens] for shard in split.shards])
         content = [self.tokenizer, self.vocab_size, self.eos_id, self.dtype, shards]
-        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+        digest = hashlib.sha256(json.dumps(content).encode())
+        return digest.hexdigest()[:16]
 
     def describe(self) -> str:
         """One line for people."""
-        parts = [
-            f"{name} {split.documents:,} documents, {split.tokens:,} tokens"
-            for name, split in self.splits()
-        ]
+        parts = []
+        for name, split in self.splits():
+            sizes = f"{split.documents:,} documents, {split.tokens:,} tokens"
+            parts.append(f"{name} {sizes}")
         parts.append(f"{self.dropped_documents:,} near-duplicates dropped")
         parts.append(f"fingerprint {self.fingerprint}")
         return "; ".join(parts)
 
     def framing(self) -> dict[str, Any]:
-        """What surrounds a text in this data, for the record of a run."""
+        """What surrounds a text in this data, for the record of a run.
+
+        Returns:
+          `eos_id`, which ends a text; `before`, the ids with which it begins; and
+          `start_id`, which stands before a text that has nothing else before it.
+        """
         before = list(self.before or ())
         start_id = before[-1] if before else self.eos_id
         return {"eos_id": self.eos_id, "start_id": start_id, "before": before}
 
     def splits(self) -> list[tuple[str, Split]]:
+        """Both splits with their names."""
         return [("train", self.train), ("validation", self.validation)]
 
     def shards(self) -> tuple[Shard, ...]:
+        """Those of both splits."""
         return (*self.train.shards, *self.validation.shards)
 
     def to_json(self) -> str:
@@ -123,7 +130,8 @@ class Manifest:
 
 def entropy(counts: np.ndarray) -> float:
     """Entropy, in nats, of the distribution that `counts` is proportional to."""
-    shares = counts[counts > 0] / counts.sum()
+    positive = counts[counts > 0]
+    shares = positive / positive.sum()
     return float(-(shares * np.log(shares)).sum())
 
 
@@ -134,7 +142,9 @@ def _checksum(values: dict) -> str:
 def prepare_arguments(experiment: Experiment) -> list[str]:
     """The arguments of `sparsecod` that make the experiment's data directory."""
     data = experiment.data
-    arguments = ["data", f"--source={data.source}", f"--tokenizer={data.tokenizer}"]
+    arguments = ["data"]
+    arguments.append(f"--source={data.source}")
+    arguments.append(f"--tokenizer={data.tokenizer}")
     if data.tokenizer == "bpe":
         arguments.append(f"--vocab_size={experiment.model.vocab_size}")
     arguments.append(f"--out={data.path}")
@@ -172,6 +182,7 @@ def read_manifest(directory: epath.Path, command: str) -> Manifest:
     _check_lengths(directory, manifest, remedy)
     shards = manifest.shards()
     blocks = Blocks(directory, shards, manifest.dtype, manifest.vocab_size)
+    # Large data is compared where it is read, and by a thread (`Windows.watch`).
     if blocks.size <= SMALL and not blocks.remote:
         blocks.check_all()
     if manifest.before is None:
@@ -180,6 +191,7 @@ def read_manifest(directory: epath.Path, command: str) -> Manifest:
 
 
 def _parse(path: epath.Path, remedy: str) -> Manifest:
+    """Reads a file that anyone may have written; `remedy` ends the error messages."""
     try:
         values = json.loads(path.read_bytes())
         checksum = values.pop("checksum")
@@ -202,7 +214,7 @@ def _parse(path: epath.Path, remedy: str) -> Manifest:
 def _from_values(values: dict[str, Any]) -> Manifest:
     """A manifest from JSON, whose values may have any type."""
     fields = dict(values)
-    del fields["fingerprint"]
+    del fields["fingerprint"]  # it follows from the others
     for name in ("train", "validation"):
         split = fields[name]
         shards = tuple(Shard(**shard) for shard in split["shards"])
@@ -226,7 +238,8 @@ def _check_values(manifest: Manifest) -> None:
     for shard in manifest.shards():
         _check_count("offset", shard.offset)
         _check_count("tokens", shard.tokens)
-        count = -(-_size(shard, manifest.dtype) // BLOCK)
+        count = -(-shard.size(manifest.dtype) // BLOCK)
+        # Data of earlier versions has no digests.
         allowed = (0, count * DIGITS)
         if not isinstance(shard.blocks, str) or len(shard.blocks) not in allowed:
             raise ValueError(f"blocks of {shard.file!r} are not {count} digests")
@@ -236,11 +249,6 @@ def _check_count(name: str, value: Any) -> None:
     # A bool is an int, and no count.
     if type(value) is not int or value < 0:
         raise ValueError(f"{name} is {value!r}")
-
-
-def _size(shard: Shard, dtype: str) -> int:
-    """Bytes of its ids."""
-    return shard.tokens * np.dtype(dtype).itemsize
 
 
 def _check_tokenizer(path: epath.Path, manifest: Manifest, remedy: str) -> None:
@@ -255,16 +263,19 @@ def _check_tokenizer(path: epath.Path, manifest: Manifest, remedy: str) -> None:
 def _check_lengths(directory: epath.Path, manifest: Manifest, remedy: str) -> None:
     shards = manifest.shards()
     paths = [shard_path(directory, shard) for shard in shards]
+    # At the same time, as an object store takes a while to answer each.
     with concurrent.futures.ThreadPoolExecutor(REQUESTS) as pool:
         lengths = pool.map(_length, paths)
         for path, shard, length in zip(paths, shards, lengths, strict=True):
-            if length < shard.offset + _size(shard, manifest.dtype):
+            expected = shard.offset + shard.size(manifest.dtype)
+            if length < expected:
                 raise ConfigError(
                     f"{shown(path)} is missing or shorter than the manifest says: {remedy}"
                 )
 
 
 def _length(path: epath.Path) -> int:
+    """Bytes of a file; 0 where there is none."""
     try:
         return path.stat().length
     except (FileNotFoundError, NotADirectoryError):
@@ -300,8 +311,10 @@ class Windows:
     """Windows of seq_len + 1 tokens at stride seq_len over one split.
 
     It is a random-access source for Grain. The shards form one sequence of tokens, of
-    which only a tail shorter than a window is left out. Reading one raises ConfigError
-    where a shard differs from what was made.
+    which only a tail shorter than a window is left out. Consecutive windows share a token:
+    the last target of one is the first input of the next.
+
+    Reading a window raises ConfigError where a shard differs from what was made.
     """
 
     def __init__(
@@ -313,8 +326,9 @@ class Windows:
         self._files = [os.fspath(shard_path(directory, shard)) for shard in shards]
         self._dtype = manifest.dtype
         # Where each shard begins in the sequence, and where the last one ends.
-        sizes = [shard.tokens for shard in shards]
-        self._starts = np.cumsum([0, *sizes]).tolist()
+        self._starts = [0]
+        for shard in shards:
+            self._starts.append(self._starts[-1] + shard.tokens)
         self._blocks = Blocks(directory, shards, manifest.dtype, manifest.vocab_size)
 
     def watch(self) -> None:
@@ -324,9 +338,11 @@ class Windows:
 
     @property
     def total_tokens(self) -> int:
+        """Those of the split, the tail included."""
         return self._starts[-1]
 
     def __len__(self) -> int:
+        # The last token of a window is a target only.
         return (self.total_tokens - 1) // self.seq_len
 
     def __getitem__(self, index) -> np.ndarray:
@@ -336,13 +352,15 @@ class Windows:
     def tokens(self, start: int, stop: int) -> np.ndarray:
         """Tokens start..stop-1 of the sequence (fewer at its end), int32."""
         pieces = []
-        number = bisect.bisect(self._starts, start) - 1  # of the shard with `start`
-        while number < len(self._shards) and self._starts[number] < stop:
+        # From the shard that holds `start` to the one that holds `stop` - 1.
+        first_shard = bisect.bisect(self._starts, start) - 1
+        for number in range(first_shard, len(self._shards)):
             begins = self._starts[number]
+            if begins >= stop:
+                break
             first = max(start - begins, 0)
             last = min(stop - begins, self._shards[number].tokens)
             pieces.append(self._read(number, first, last))
-            number += 1
         return np.concatenate(pieces).astype(np.int32)
 
     def _read(self, number: int, first: int, last: int) -> np.ndarray:

@@ -39,6 +39,9 @@ AROUND = 2**7  # characters on either side of a cut whose ids must not depend on
 TRIES = 64  # spaces that are tried before a text is encoded as a whole
 
 
+Ids = tuple[int, ...]
+
+
 @dataclasses.dataclass
 class Tokenizer:
     """Text to ids and back.
@@ -56,12 +59,14 @@ class Tokenizer:
     inner: HFTokenizer
     eos_id: int
     start_id: int
-    before: tuple[int, ...] = ()
+    before: Ids = ()
     vocab_size: int = dataclasses.field(init=False)
 
     def __post_init__(self):
+        # A text that spells "<|endoftext|>" is encoded as any other text.
         self.inner.encode_special_tokens = True
-        self.vocab_size = max(self.inner.get_vocab().values()) + 1
+        highest = max(self.inner.get_vocab().values())
+        self.vocab_size = highest + 1
 
     @functools.cached_property
     def unknown_id(self) -> int | None:
@@ -90,10 +95,11 @@ class Tokenizer:
         Raises:
           ConfigError: a text spells a special token in a way that becomes its id.
         """
-        return [
-            np.array([*self.before, *ids, self.eos_id], np.uint32)
-            for ids in self._encode_plain(texts)
-        ]
+        documents = []
+        for ids in self._encode_plain(texts):
+            document = [*self.before, *ids, self.eos_id]
+            documents.append(np.array(document, np.uint32))
+        return documents
 
     def ids(self, text: str) -> list[int]:
         """The ids of a piece of text, with nothing around it."""
@@ -104,6 +110,7 @@ class Tokenizer:
         return [*self.before, *self.ids(text)]
 
     def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids; special tokens are spelled out."""
         return self.inner.decode(list(ids), skip_special_tokens=False)
 
     def _encode_plain(self, texts: list[str]) -> list[np.ndarray]:
@@ -156,6 +163,7 @@ class Tokenizer:
         return len(text)
 
     def _divides(self, text: str, position: int) -> bool:
+        """Whether the two sides have the same ids apart as together, near the cut."""
         before = text[position - AROUND : position]
         after = text[position : position + AROUND]
         whole, first, second = self._encode_batch([before + after, before, after])
@@ -166,9 +174,10 @@ class Tokenizer:
         spelled = ids[np.isin(ids, self._special)]
         if not spelled.size:
             return
-        name = self.inner.id_to_token(int(spelled[0]))
+        id_ = int(spelled[0])
+        name = self.inner.id_to_token(id_)
         cause = "spells"
-        if spelled[0] == self.unknown_id:
+        if id_ == self.unknown_id:
             cause = "has a word that is unknown to this tokenizer, for which it has"
         raise ConfigError(
             f"a text {cause} {shown(name)}, which would be taken for the special token"
@@ -179,22 +188,25 @@ class Tokenizer:
     @property
     def rules(self) -> str:
         """All that decides the ids of a text, as JSON, without what surrounds it."""
-        return json.dumps({**json.loads(self.inner.to_str()), "post_processor": None})
+        values = json.loads(self.inner.to_str())
+        values["post_processor"] = None
+        return json.dumps(values)
 
     def stock(self) -> bytes:
         """A tokenizer.json for other programs.
 
-        With it they put `before` in front of a text, and nothing else around it.
+        With it they put `before` in front of a text, and nothing else around it, whatever
+        the post-processor of this one does.
         """
         if not self.before and not self.inner.num_special_tokens_to_add(False):
             return self.inner.to_str().encode()
         inner = copy.deepcopy(self.inner)
         template = None
         if self.before:
-            named = [(str(self.inner.id_to_token(id_)), id_) for id_ in self.before]
-            single = " ".join([*(name for name, _ in named), "$A"])
+            names = [str(self.inner.id_to_token(id_)) for id_ in self.before]
             template = processors.TemplateProcessing(
-                single=single, special_tokens=named
+                single=" ".join([*names, "$A"]),  # $A is the text
+                special_tokens=list(zip(names, self.before, strict=True)),
             )
         inner.post_processor = template  # pyright: ignore[reportAttributeAccessIssue]
         return inner.to_str().encode()
@@ -214,7 +226,7 @@ class Tokenizer:
         files.write(file, content)
 
 
-def framing(inner: HFTokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def framing(inner: HFTokenizer) -> tuple[Ids, Ids]:
     """The ids that a tokenizer's own post-processor puts before a text, and after it."""
     if not inner.num_special_tokens_to_add(False):
         return (), ()
@@ -222,10 +234,13 @@ def framing(inner: HFTokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
     special = np.array(encoding.special_tokens_mask, bool)
     # The word is between them. Without one, all special tokens count as before it.
     plain = np.flatnonzero(~special)
-    first = last = len(encoding.ids)
+    start = stop = len(encoding.ids)
     if plain.size:
-        first, last = int(plain[0]), int(plain[-1]) + 1
-    return tuple(encoding.ids[:first]), tuple(encoding.ids[last:])
+        start = int(plain[0])
+        stop = int(plain[-1]) + 1
+    before = encoding.ids[:start]
+    after = encoding.ids[stop:]
+    return tuple(before), tuple(after)
 
 
 def _any_word(inner: HFTokenizer) -> str:
@@ -259,8 +274,10 @@ def _characters_of_bytes() -> Iterator[tuple[int, str]]:
     """
     spare = itertools.count(256)
     for byte in range(256):
+        # Neither spaces and control characters nor the soft hyphen, 173.
         printable = 33 <= byte <= 126 or 161 <= byte <= 172 or byte >= 174
-        yield byte, chr(byte if printable else next(spare))
+        code = byte if printable else next(spare)
+        yield byte, chr(code)
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -290,7 +307,7 @@ def load(
     path: epath.Path,
     eos_id: int | None = None,
     start_id: int | None = None,
-    before: tuple[int, ...] | None = (),
+    before: Ids | None = (),
 ) -> Tokenizer:
     """Reads a tokenizer.json.
 
@@ -326,9 +343,14 @@ def load(
 
 def _usual_eos_id(inner: HFTokenizer) -> int | None:
     """The id of the first special token of END_NAMES; an ordinary token is none."""
-    added = inner.get_added_tokens_decoder()
-    special = {token.content: id_ for id_, token in added.items() if token.special}
-    return next((special[name] for name in END_NAMES if name in special), None)
+    special = {}
+    for id_, token in inner.get_added_tokens_decoder().items():
+        if token.special:
+            special[token.content] = id_
+    for name in END_NAMES:
+        if name in special:
+            return special[name]
+    return None
 
 
 def _read(path: epath.Path) -> HFTokenizer:
@@ -348,6 +370,7 @@ def _read(path: epath.Path) -> HFTokenizer:
             f"{shown(path)} has no usable vocabulary, its highest id is {highest:,}:"
             " choose another tokenizer"
         )
+    # Documents are used as a whole, and windows are cut by `store`.
     inner.no_truncation()
     inner.no_padding()
     return inner
