@@ -89,6 +89,7 @@ def read_bytes(file: epath.PathLike, start: int, stop: int) -> bytes:
 
 
 def _read_local(file: epath.PathLike, start: int, stop: int) -> bytes:
+    """Bytes start..stop-1 of a file on this machine, or fewer where it ends."""
     try:
         with open(file, "rb", buffering=0) as opened:
             return b"".join(_parts(opened.fileno(), start, stop))
@@ -121,6 +122,12 @@ def _differs(file: epath.PathLike) -> ConfigError:
 
 class Blocks:
     """The blocks of a split's shards, each compared once.
+
+    Args:
+      directory: of the data.
+      shards: in the order of their numbers.
+      dtype: of the ids.
+      vocab_size: every id is below it.
 
     Attributes:
       size: bytes of all ids.
@@ -199,6 +206,7 @@ class Blocks:
         thread.start()
 
     def _check_slowly(self) -> None:
+        """Runs in the thread, while the rest of the process trains."""
         began = time.monotonic()
         try:
             for _ in self._steps():
@@ -218,9 +226,10 @@ class Blocks:
                 yield from self._check_sha256(number)
 
     def _check_blocks(self, number: int) -> Iterator[None]:
-        length = self._shards[number].size(self._dtype)
-        for start in range(0, length, AT_ONCE):
-            self.check(number, start, min(start + AT_ONCE, length))
+        size = self._shards[number].size(self._dtype)
+        for start in range(0, size, AT_ONCE):
+            stop = min(start + AT_ONCE, size)
+            self.check(number, start, stop)
             yield
 
     def _check_sha256(self, number: int) -> Iterator[None]:
@@ -245,6 +254,7 @@ class Blocks:
             raise _differs(file)
 
     def _check_ids(self, number: int, content: bytes) -> None:
+        # An embedding would be looked up outside its table without an error.
         ids = np.frombuffer(content, self._dtype)
         highest = ids.max(initial=0)
         if highest >= self._vocab_size:

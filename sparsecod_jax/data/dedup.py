@@ -49,7 +49,7 @@ def near(text: str) -> np.ndarray:
 
 
 def exact(text: str) -> np.ndarray:
-    """One 64-bit hash of the whole text."""
+    """The fingerprint of a document that only exact copies share: one 64-bit hash."""
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return np.frombuffer(digest, np.uint64)
 
@@ -59,7 +59,8 @@ def _mix(x: np.ndarray) -> np.ndarray:
 
     It is the finaliser of splitmix64 (Steele, Lea and Flood, 2014).
     """
-    with np.errstate(over="ignore"):  # arithmetic is modulo 2**64
+    # Arithmetic is modulo 2**64, so that products may overflow.
+    with np.errstate(over="ignore"):
         x = x + np.uint64(0x9E3779B97F4A7C15)
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -107,6 +108,7 @@ class DedupIndex:
             self.full = len(self._sorted) >= MOST
 
     def _merge_recent(self) -> None:
+        """Sorts the recent hashes into the others: seldom, as it takes a second."""
         count = len(self._recent)
         recent = np.fromiter(self._recent, np.uint64, count)
         self._sorted = np.concatenate([self._sorted, recent])

@@ -25,7 +25,7 @@ from sparsecod_jax.shell.shown import shown
 from sparsecod_jax.storage import files
 
 SAMPLE = 512  # documents of each split on which a tokenizer is tried
-SAMPLED_BATCHES = 16
+SAMPLED_BATCHES = 16  # at least, where there are as many
 
 
 def make_tokenizer(
@@ -53,7 +53,8 @@ def sample(directory: epath.Path, batches: list[str]) -> list[str]:
     sampled = []
     for split, batch in itertools.product(SPLITS, chosen):
         texts = read_texts(directory / workspace.WORK, split, batch)
-        stride = max(len(texts) * len(chosen) // SAMPLE, 1)
+        expected = len(texts) * len(chosen)
+        stride = max(expected // SAMPLE, 1)
         sampled += texts[::stride]
     # A long document need not be encoded as a whole to try a tokenizer.
     return [text[: tokenizer.PIECE] for text in sampled]
@@ -85,9 +86,7 @@ class Encoder:
         """Makes the shards of a split.
 
         Args:
-          split: its name.
-          max_tokens: take the first documents that have at most this many ids; None takes
-            all.
+          max_tokens: of the first documents that are used; None uses all.
 
         Raises:
           ConfigError: the split has no document.
@@ -95,20 +94,16 @@ class Encoder:
         vocab_size = self.tokenizer.vocab_size
         frequencies = np.zeros(vocab_size, np.int64)
         shards = []
-        documents = 0
-        text_bytes = 0
+        documents = text_bytes = 0
         for batch in tqdm(self.batches, unit=" shards", desc=split, disable=None):
             texts = read_texts(self.directory / workspace.WORK, split, batch)
             if not texts:
                 continue  # all documents of the batch are in the other split
+            room = None
+            if max_tokens is not None:
+                room = max_tokens - int(frequencies.sum())
             file = self.directory / f"{split}-{batch}.npy"
-            if not file.exists():
-                room = None
-                if max_tokens is not None:
-                    room = max_tokens - int(frequencies.sum())
-                files.write_array(file, self._encode(texts, room))
-            # Read back, as an earlier attempt may have made it.
-            content = file.read_bytes()
+            content = self._content(file, texts, room)
             ids = np.load(io.BytesIO(content), allow_pickle=False)
             kept = int((ids == self.tokenizer.eos_id).sum())
             documents += kept
@@ -118,7 +113,7 @@ class Encoder:
                 shards.append(_shard(file.name, content, ids))
                 frequencies += np.bincount(ids, minlength=vocab_size)
             else:
-                file.unlink()
+                file.unlink()  # max_tokens left no room for any
         if not documents:
             raise _no_document(split, max_tokens)
         return Split(
@@ -129,11 +124,22 @@ class Encoder:
             shards=tuple(shards),
         )
 
+    def _content(self, file: epath.Path, texts: list[str], room: int | None) -> bytes:
+        """The content of a shard, which is made unless an earlier attempt made it.
+
+        Args:
+          room: as for `_encode`.
+        """
+        if not file.exists():
+            files.write_array(file, self._encode(texts, room))
+        return file.read_bytes()
+
     def _encode(self, texts: list[str], room: int | None) -> np.ndarray:
         """The ids of the first documents that have at most `room` ids; None is no limit."""
         documents = self.tokenizer.encode(texts)
         if room is not None:
-            ends = np.cumsum([ids.size for ids in documents])
+            sizes = [ids.size for ids in documents]
+            ends = np.cumsum(sizes)
             count = int(np.searchsorted(ends, room, side="right"))
             documents = documents[:count]
         # The empty array is what remains if no document fits.
@@ -165,6 +171,7 @@ def _shard(name: str, content: bytes, ids: np.ndarray) -> Shard:
 
 
 def _no_document(split: str, max_tokens: int | None) -> ConfigError:
+    """The error of a split without documents."""
     advice = "change --validation_fraction, --split_seed or the source"
     if max_tokens is not None:
         advice = f"raise --max_tokens={max_tokens}, which the first document exceeds"

@@ -30,10 +30,12 @@ SPLITS = {
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
+# Names of files that people write about the data.
 ABOUT = re.compile(
     r"(readme|licen[cs]e|copying|notice|citation|changelog|\.?gitattributes)\b.*",
     re.IGNORECASE,
 )
+# Files that the libraries of Hugging Face write beside the data.
 SETTINGS = (
     "dataset_info.json",
     "dataset_infos.json",
@@ -52,6 +54,7 @@ def documents_in(
     """The files of `root` that hold documents of a split, in order.
 
     Args:
+      root: the folder.
       split: None is the training split, or everything where there are no splits.
       left_out: records every file that is not read.
 
@@ -95,6 +98,7 @@ def _has_rows(path: epath.Path) -> bool:
 
 
 def _nothing_to_read(root: epath.Path) -> ConfigError:
+    """The error of a source that holds no file of a known kind."""
     suffixes = [*readers.TEXT, *readers.ROWS]
     suffixes.remove(readers.PARQUET)
     return ConfigError(
@@ -149,6 +153,7 @@ def _files(
 
 
 def _entries(folder: epath.Path) -> list[epath.Path]:
+    """What is in a folder, in the order of names."""
     try:
         return sorted(folder.iterdir(), key=os.fspath)
     except OSError as error:

@@ -52,6 +52,10 @@ class LeftOut:
         return [self._line(reason) for reason in self.counts]
 
     def _line(self, reason: str) -> str:
+        """Such as "left out: 7 hidden files: .a, .b, .c, .d, .e, ...".
+
+        The colon is missing where no example has a name, as for empty documents.
+        """
         count = self.counts[reason]
         line = f"left out: {count:,} {reason}"
         examples = [example for example in self.examples[reason] if example]

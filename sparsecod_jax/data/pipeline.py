@@ -66,6 +66,8 @@ def to_devices(
     """
 
     def assemble(values: np.ndarray) -> jax.Array:
+        """A global array from local rows."""
+
         def part(index):
             # The rows of one device, by their positions among those of this process.
             wanted = np.arange(batch)[index[0]]
@@ -84,8 +86,10 @@ def batches(
     """These rows of each global batch from `first_example` on.
 
     Args:
+      windows: of the training split.
       seed: of the order.
       batch: B.
+      first_example: the position in the sequence at which to begin.
       rows: [R] row numbers of this process.
 
     Yields:
@@ -116,6 +120,9 @@ def evaluation_batches(
     padded with weight 0.
 
     Args:
+      windows: of the validation split.
+      batch: B.
+      rows: [R] row numbers of this process.
       max_tokens: how many predictions to take, rounded up to whole windows, which are
         spread evenly over the split; 0 takes all.
 

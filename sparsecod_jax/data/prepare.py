@@ -36,6 +36,10 @@ from sparsecod_jax.storage.ownership import locked
 def prepare(request: Request, out: str) -> Manifest:
     """Makes the data directory `out`, resumes an interrupted one, or finds it finished.
 
+    Args:
+      request: what to make.
+      out: a local folder or one in an object store, which must be new, empty or ours.
+
     Raises:
       ConfigError: the source or tokenizer can't be used, or `out` holds something else,
         which was left as it is.
@@ -57,6 +61,7 @@ def prepare(request: Request, out: str) -> Manifest:
 
 
 def _make(request: Request, directory: epath.Path) -> None:
+    """Makes the data, from texts or from token files."""
     make = _from_text
     is_path = not request.source.startswith("hf:")
     if is_path and raw.is_token_folder(files.absolute(request.source)):

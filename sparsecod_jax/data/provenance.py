@@ -120,6 +120,7 @@ def report_changes(directory: epath.Path, request: Request) -> None:
 
 
 def _difference(before: Listing, now: Listing) -> str:
+    """How many files are new, gone and changed, with their names; empty if none are."""
     common = before.keys() & now.keys()
     names_by_change = {
         "new": now.keys() - before.keys(),

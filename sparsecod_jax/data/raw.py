@@ -23,7 +23,7 @@ from sparsecod_jax.shell.shown import shown
 from sparsecod_jax.storage import files
 
 PARTS = "part-*.npy"
-NUMPY_MAGIC = b"\x93NUMPY"
+NUMPY_MAGIC = b"\x93NUMPY"  # at the beginning of a file with a header
 BYTES_PER_ID = 2
 CHUNK = 2**24  # ids in memory at once
 # Ids from which it can be told that every second one is 0, which is hardly chance.
@@ -68,6 +68,7 @@ def index(
     chosen = paths[rng.integers(len(paths))]
     held_out = _held_out(sizes, chosen, encoder.eos_id, request)
     train, validation = _ranges(sizes, chosen, held_out)
+    # Nothing was written so far.
     begin()
     encoder.save(directory)
     manifest = Manifest(
@@ -125,6 +126,7 @@ def _checked_size(part: epath.Path, encoder: tokenizer.Tokenizer) -> int:
 
 
 def _check_ids(part: epath.Path, chunk: np.ndarray, vocab_size: int) -> None:
+    """Refuses ids that the tokenizer does not have, or of another width."""
     # Of 32-bit ids every second one is an upper half, which is 0 for most vocabularies.
     highest_upper_half = (vocab_size - 1) >> 16
     if chunk.size >= TELLING and (chunk[1::2] <= highest_upper_half).all():
@@ -157,7 +159,8 @@ def _held_out(
     They are about the requested share of the tokens of all parts.
 
     Args:
-      sizes: ids of each part.
+      sizes: how many ids each part has.
+      chosen: the part.
     """
     ends = _document_ends(chosen, sizes[chosen], eos_id)
     if ends.size < 2:
@@ -165,7 +168,8 @@ def _held_out(
             f"a part of {request.source} has fewer than two documents ending in id {eos_id}:"
             " check --eos_id"
         )
-    wanted = request.validation_fraction * sum(sizes.values())
+    every_id = sum(sizes.values())
+    wanted = request.validation_fraction * every_id
     latest = max(sizes[chosen] - wanted, 0)
     rng = np.random.default_rng([request.split_seed, 1])
     # The range begins at the end of one document and stops at that of a later one. Both

@@ -23,6 +23,7 @@ from sparsecod_jax.storage import files
 LONGEST_FIELD = 2**24
 ROWS_AT_ONCE = 1024  # of Parquet
 
+# Suffixes of names: of compressed files, and of texts and rows, compressed or not.
 PACKED = (".gz", ".zst")
 TEXT = (".txt", ".md", ".rst", ".py")
 ROWS = (".jsonl", ".json", ".csv", ".parquet")
@@ -108,9 +109,10 @@ def _text(path: epath.Path, fields: Fields) -> Iterator[str]:
 
 
 def _jsonl(path: epath.Path, fields: Fields) -> Texts:
+    """One object per line; a file may begin with a byte order mark."""
     for number, line in unpacking.lines(path):
         if line == codecs.BOM_UTF8:
-            continue  # the first line, otherwise blank
+            continue  # a first line that is otherwise blank
         where = f", line {number}"
         row = _parse(path, where, line)
         yield _field(path, where, row, fields)
@@ -132,6 +134,7 @@ def _json(path: epath.Path, fields: Fields) -> Texts:
 
 
 def _parse(path: epath.Path, where: str, content: bytes) -> Any:
+    """Any JSON value."""
     try:
         return json.loads(content.removeprefix(codecs.BOM_UTF8))
     except (ValueError, RecursionError) as error:
@@ -141,6 +144,7 @@ def _parse(path: epath.Path, where: str, content: bytes) -> Any:
 
 
 def _field(path: epath.Path, where: str, row: Any, fields: Fields) -> str | None:
+    """The text of a row of JSON."""
     if not isinstance(row, dict):
         raise ConfigError(
             f"{shown(path)}{where} is not a JSON object: mend or remove it"
@@ -218,11 +222,14 @@ def _csv(path: epath.Path, fields: Fields) -> Texts:
 
 
 def _csv_lines(path: epath.Path) -> Iterator[str]:
-    for number, line in enumerate(unpacking.parts(path, b"\n"), 1):
-        yield _decode(path, line, f", line {number}") + "\n"
+    """Lines with their ends, which the csv module expects."""
+    for number, part in enumerate(unpacking.parts(path, b"\n"), 1):
+        line = _decode(path, part, f", line {number}")
+        yield line + "\n"
 
 
 def _parquet(path: epath.Path, fields: Fields) -> Texts:
+    """Rows of a Parquet file, in order."""
     files.check_plain(path)
     pyarrow = optional("pyarrow")
     try:
@@ -243,8 +250,10 @@ def _parquet(path: epath.Path, fields: Fields) -> Texts:
 
 
 def _parquet_rows(path: epath.Path, file: Any, fields: Fields) -> Texts:
+    """The texts of an open file."""
     parquet = optional("pyarrow.parquet")
-    _check_schema(path, parquet.ParquetFile(file).schema_arrow, fields)
+    schema = parquet.ParquetFile(file).schema_arrow
+    _check_schema(path, schema, fields)
     # As a dictionary, so that a text that is repeated is in memory once.
     table = parquet.ParquetFile(file, read_dictionary=[fields.text_field])
     batches = table.iter_batches(batch_size=ROWS_AT_ONCE, columns=[fields.text_field])

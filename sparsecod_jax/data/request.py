@@ -17,11 +17,16 @@ class Request:
     """The options of `sparsecod data`; see `sources` and `tokenizer` for their names.
 
     Attributes:
+      source: a name, or the path of a file or folder.
+      tokenizer: "bytes", "bpe", or the path of a tokenizer.json.
       vocab_size: of a BPE that is trained, 0 for other tokenizers.
       eos_id: where a tokenizer.json does not tell it.
+      split_seed: decides which documents are held out.
       validation_fraction: the expected share of held-out documents.
-      split: of the source.
+      text_field: the field or column of rows that holds the documents.
+      split: of the source; None is its training split.
       separator: of the documents in a text file.
+      dedup: whether near-duplicates are dropped, or only exact ones, or none.
       max_documents: how many documents are read.
       max_tokens: of the training split.
 

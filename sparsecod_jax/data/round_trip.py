@@ -27,20 +27,29 @@ class RoundTrip:
 
 
 def measure(encoder: Tokenizer, texts: list[str]) -> RoundTrip:
-    """Encodes and decodes documents."""
-    returned = characters = lost = 0
-    worst = (0.0, "")
-    for text, ids in zip(texts, encoder.encode(texts), strict=True):
+    """Encodes and decodes documents.
+
+    Args:
+      texts: whole documents, or their beginnings.
+    """
+    documents = encoder.encode(texts)
+    returned = 0
+    characters = 0
+    lost = 0
+    worst = (0.0, "")  # share and text
+    for text, ids in zip(texts, documents, strict=True):
+        # Without what stands before and after a text.
         content = ids[len(encoder.before) : -1]
         decoded = encoder.decode(content.tolist())
+        if decoded == text:
+            returned += 1
         original = _letters(text)
         length = original.total()
         missing = (original - _letters(decoded)).total()
-
-        returned += decoded == text
         characters += length
         lost += missing
-        worst = max(worst, (missing / max(length, 1), shown(text, 80)))
+        share = missing / max(length, 1)
+        worst = max(worst, (share, shown(text, 80)))
     example = worst[1] if lost else ""
     return RoundTrip(len(texts), returned, characters, lost, example)
 
@@ -54,11 +63,14 @@ def _letters(text: str) -> Counter[str]:
 def judge(result: RoundTrip, tokenizer: str) -> str | None:
     """A warning or remark for people; None where every document came back.
 
+    Args:
+      tokenizer: its name, for messages.
+
     Raises:
       ConfigError: more than MAX_LOST of the characters are lost.
     """
     changed = result.documents - result.returned
-    if not changed:
+    if changed == 0:
         return None
     sample = f"of {result.documents:,} sampled documents, {changed:,}"
     if not result.lost:

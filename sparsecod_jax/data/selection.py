@@ -68,17 +68,15 @@ def select(
     wanted_bytes = (request.max_tokens or 0) * BYTES_PER_TOKEN
     training_bytes = 0
     records = {}
-    with (
-        _processes() as pool,
-        tqdm(unit=" documents", desc="select", disable=None) as bar,
-    ):
+    progress = tqdm(unit=" documents", desc="select", disable=None)
+    with _processes() as pool, progress:
         for number, texts in enumerate(_batched(documents)):
             batch = f"{number:05d}"
             record = selector.select_batch(batch, texts, pool)
             records[batch] = record
             # Records of earlier versions have neither sizes nor examples.
             training_bytes += record.get("bytes", {}).get("train", 0)
-            bar.update(len(texts))
+            progress.update(len(texts))
             if wanted_bytes and training_bytes >= wanted_bytes:
                 break
     selector.finish(list(records))
@@ -147,7 +145,17 @@ class _Selector:
     def select_batch(
         self, batch: str, texts: list[str], pool: concurrent.futures.Executor
     ) -> dict[str, Any]:
-        """The record of a batch: how many were dropped, examples, and sizes."""
+        """Selects one batch.
+
+        Args:
+          batch: its name.
+          texts: its documents.
+          pool: computes fingerprints.
+
+        Returns:
+          Its record: a digest of the documents, how many were dropped with some examples,
+          and the bytes of text in each split.
+        """
         path = self._work / f"{batch}.json"
         hashes_path = self._work / f"{batch}.hashes.npy"
         joined = "\0".join(texts)
@@ -211,16 +219,17 @@ class _Selector:
 
     def _write_splits(self, batch: str, texts: list[str]) -> dict[str, int]:
         """Writes one compressed file per split; returns the bytes of text in each."""
-        texts_of = {split: [] for split in SPLITS}
+        lines: dict[str, list[str]] = {split: [] for split in SPLITS}
+        sizes = dict.fromkeys(SPLITS, 0)
         for text in texts:
-            texts_of[self._split_of(text)].append(text)
-        sizes = {}
-        for split, split_texts in texts_of.items():
-            lines = [json.dumps(text) for text in split_texts]
-            content = "\n".join(lines).encode()
+            split = self._split_of(text)
+            lines[split].append(json.dumps(text))
+            sizes[split] += len(text.encode())
+        for split in SPLITS:
+            content = "\n".join(lines[split]).encode()
+            # The fastest level, as the file is read once or twice.
             packed = gzip.compress(content, compresslevel=1)
             files.write(_text_file(self._work, split, batch), packed)
-            sizes[split] = sum(len(text.encode()) for text in split_texts)
         return sizes
 
     def _changed(self) -> ConfigError:

@@ -47,6 +47,7 @@ def documents(
     """Non-empty documents of `source`.
 
     Args:
+      source: see above.
       text_field: the field or column of rows that holds the documents.
       split: of a data set; None is the training split.
       separator: what lies between the documents of a text file.
@@ -55,7 +56,8 @@ def documents(
     Raises:
       ConfigError: the source is unknown or unreadable, or needs a missing package.
     """
-    left_out = LeftOut() if left_out is None else left_out
+    if left_out is None:
+        left_out = LeftOut()
     for text in _texts(source, split, Fields(text_field, separator), left_out):
         if text and text.strip():
             yield text
@@ -182,6 +184,7 @@ def _read_all(paths: list[epath.Path], fields: Fields) -> Texts:
 
 
 def _is_saved(root: epath.Path) -> bool:
+    """Whether `save_to_disk` of the datasets library wrote this folder."""
     if not root.is_dir():
         return False
     return any(files.is_plain(root / mark) for mark in SAVED_MARKS)
@@ -216,6 +219,7 @@ def _saved(
 
 
 def _hugging_face(name: str, split: str, fields: Fields) -> Texts:
+    """Rows of a dataset by its name on the hub, or by a local path."""
     datasets = optional("datasets")
     path, _, subset = name.partition(":")
     try:

@@ -11,13 +11,17 @@ from sparsecod_jax.data.request import Request
 from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.shell.shown import shown
 
-SPLITS = ("train", "validation")
+SPLITS: tuple[str, ...] = ("train", "validation")
 
 SplitOf = Callable[[str], str]  # the split of a text
 
 
 def by_hash(request: Request) -> SplitOf:
-    """The split of a document by a hash of its text."""
+    """The split of a document by a hash of its text.
+
+    The hash is uniform, so that a document is held out with a probability of
+    `validation_fraction`, independently of all others.
+    """
     key = str(request.split_seed).encode()
     limit = request.validation_fraction * 2**64
 

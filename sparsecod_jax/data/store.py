@@ -33,7 +33,7 @@ from sparsecod_jax.shell.shown import shown, warn_once
 from sparsecod_jax.storage import files
 
 MANIFEST = "manifest.json"
-DTYPES = ("uint16", "uint32")
+DTYPES = ("uint16", "uint32")  # of shards
 REQUESTS = 32  # at a time, to a store that answers after tens of milliseconds
 
 
@@ -55,8 +55,9 @@ class Manifest:
     Attributes:
       request: the fields of the `Request`.
       tokenizer: "bytes", or the name of its file.
+      vocab_size: every id is below it.
       eos_id: ends each document.
-      dtype: of the shards.
+      dtype: of the shards, without byte order, which is little-endian.
       dropped_documents: near-duplicates of others.
       before: ids with which each document begins; None in data of earlier versions, where
         there are none.
@@ -111,6 +112,7 @@ class Manifest:
           `start_id`, which stands before a text that has nothing else before it.
         """
         before = list(self.before or ())
+        # Without anything else, a text follows the end of another one.
         start_id = before[-1] if before else self.eos_id
         return {"eos_id": self.eos_id, "start_id": start_id, "before": before}
 
@@ -136,6 +138,7 @@ def entropy(counts: np.ndarray) -> float:
 
 
 def _checksum(values: dict) -> str:
+    """A hash of a manifest's values, without the checksum itself."""
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
@@ -206,6 +209,7 @@ def _parse(path: epath.Path, remedy: str) -> Manifest:
         raise ConfigError(
             f"{shown(path)} can't be read ({error.strerror}): {remedy}"
         ) from error
+    # Checked last, as the more telling error is that it can't be read at all.
     if not intact:
         raise ConfigError(f"{shown(path)} was changed after it was made: {remedy}")
     return manifest
@@ -238,11 +242,15 @@ def _check_values(manifest: Manifest) -> None:
     for shard in manifest.shards():
         _check_count("offset", shard.offset)
         _check_count("tokens", shard.tokens)
-        count = -(-shard.size(manifest.dtype) // BLOCK)
-        # Data of earlier versions has no digests.
-        allowed = (0, count * DIGITS)
-        if not isinstance(shard.blocks, str) or len(shard.blocks) not in allowed:
-            raise ValueError(f"blocks of {shard.file!r} are not {count} digests")
+        _check_blocks(shard, manifest.dtype)
+
+
+def _check_blocks(shard: Shard, dtype: str) -> None:
+    count = -(-shard.size(dtype) // BLOCK)
+    # Data of earlier versions has no digests.
+    allowed = (0, count * DIGITS)
+    if not isinstance(shard.blocks, str) or len(shard.blocks) not in allowed:
+        raise ValueError(f"blocks of {shard.file!r} are not {count} digests")
 
 
 def _check_count(name: str, value: Any) -> None:
@@ -252,15 +260,19 @@ def _check_count(name: str, value: Any) -> None:
 
 
 def _check_tokenizer(path: epath.Path, manifest: Manifest, remedy: str) -> None:
+    """Raises ConfigError unless the file is the one that encoded the data."""
     if not path.exists():
         raise ConfigError(f"{shown(path)} is missing: {remedy}")
     files.check_plain(path)
     recorded = manifest.tokenizer_digest
-    if recorded is not None and recorded != files.digest(path):
+    if recorded is None:
+        return  # data of earlier versions
+    if recorded != files.digest(path):
         raise ConfigError(f"{shown(path)} was changed after it was made: {remedy}")
 
 
 def _check_lengths(directory: epath.Path, manifest: Manifest, remedy: str) -> None:
+    """Raises ConfigError unless every shard is there and long enough."""
     shards = manifest.shards()
     paths = [shard_path(directory, shard) for shard in shards]
     # At the same time, as an object store takes a while to answer each.
@@ -283,6 +295,7 @@ def _length(path: epath.Path) -> int:
 
 
 def _warn_of_old_data(directory: epath.Path, remote: bool) -> None:
+    """Warns, once per process, of data that an earlier version made."""
     comparison = (
         "are compared with their SHA-256, small ones now and large ones while it trains"
     )
@@ -315,6 +328,11 @@ class Windows:
     the last target of one is the first input of the next.
 
     Reading a window raises ConfigError where a shard differs from what was made.
+
+    Args:
+      directory: of the data.
+      split: one of those of the manifest.
+      seq_len: inputs of a window, which has one token more.
     """
 
     def __init__(
@@ -346,6 +364,7 @@ class Windows:
         return (self.total_tokens - 1) // self.seq_len
 
     def __getitem__(self, index) -> np.ndarray:
+        """[seq_len + 1] int32."""
         start = int(index) * self.seq_len
         return self.tokens(start, start + self.seq_len + 1)
 
@@ -355,17 +374,21 @@ class Windows:
         # From the shard that holds `start` to the one that holds `stop` - 1.
         first_shard = bisect.bisect(self._starts, start) - 1
         for number in range(first_shard, len(self._shards)):
-            begins = self._starts[number]
-            if begins >= stop:
+            begin = self._starts[number]
+            if begin >= stop:
                 break
-            first = max(start - begins, 0)
-            last = min(stop - begins, self._shards[number].tokens)
-            pieces.append(self._read(number, first, last))
+            size = self._shards[number].tokens
+            first = max(start - begin, 0)
+            last = min(stop - begin, size)
+            piece = self._read(number, first, last)
+            pieces.append(piece)
         return np.concatenate(pieces).astype(np.int32)
 
     def _read(self, number: int, first: int, last: int) -> np.ndarray:
         """Ids first..last-1 of a shard, compared with what was made."""
         width = np.dtype(self._dtype).itemsize
-        self._blocks.check(number, first * width, last * width)
-        offset = self._shards[number].offset + first * width
-        return read_ids(self._files[number], offset, last - first, self._dtype)
+        start = first * width
+        self._blocks.check(number, start, last * width)
+        offset = self._shards[number].offset + start
+        count = last - first
+        return read_ids(self._files[number], offset, count, self._dtype)

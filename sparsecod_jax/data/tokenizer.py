@@ -30,6 +30,7 @@ from sparsecod_jax.storage import files
 TOKENIZER = "tokenizer.json"
 END_OF_DOCUMENT = "<|endoftext|>"
 BPE_EOS_ID = 0  # of a BPE trained here
+# Usual names of the end-of-document token.
 END_NAMES = (END_OF_DOCUMENT, "</s>", "<eos>", "<|end_of_text|>")
 MOST_IDS = 2**24  # of a vocabulary
 # Characters that are encoded at a time, as the library takes 150 bytes for an id.
@@ -115,16 +116,19 @@ class Tokenizer:
 
     def _encode_plain(self, texts: list[str]) -> list[np.ndarray]:
         """The ids of each text, with nothing around it."""
-        ids_of: list[list[np.ndarray]] = [[] for _ in texts]
+        arrays_of: list[list[np.ndarray]] = [[] for _ in texts]
         for group in self._groups(texts):
-            encoded = self._encode_batch([piece for _, piece in group])
+            pieces = [piece for _, piece in group]
+            encoded = self._encode_batch(pieces)
             for (number, piece), ids in zip(group, encoded, strict=True):
                 array = np.array(ids, np.uint32)
                 self._check_plain(piece, array)
-                ids_of[number].append(array)
-        return [np.concatenate(pieces) for pieces in ids_of]
+                arrays_of[number].append(array)
+        # A text has at least one piece, be it empty.
+        return [np.concatenate(arrays) for arrays in arrays_of]
 
     def _encode_batch(self, texts: list[str]) -> list[list[int]]:
+        """The ids of each text, by the library, in threads."""
         with trial.panics_named(TOKENIZER):
             encodings = self.inner.encode_batch_fast(texts, add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
@@ -166,8 +170,9 @@ class Tokenizer:
         """Whether the two sides have the same ids apart as together, near the cut."""
         before = text[position - AROUND : position]
         after = text[position : position + AROUND]
-        whole, first, second = self._encode_batch([before + after, before, after])
-        return whole == first + second
+        texts = [before + after, before, after]
+        together, first, second = self._encode_batch(texts)
+        return together == first + second
 
     def _check_plain(self, text: str, ids: np.ndarray) -> None:
         """Raises ConfigError where a special token is among the ids of a text."""
@@ -261,6 +266,7 @@ def of_bytes() -> Tokenizer:
 
 
 def _byte_level(inner: HFTokenizer) -> HFTokenizer:
+    """The same tokenizer, which now writes bytes as printable characters."""
     pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.pre_tokenizer = pre_tokenizer  # pyright: ignore[reportAttributeAccessIssue]
     inner.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
@@ -312,6 +318,7 @@ def load(
     """Reads a tokenizer.json.
 
     Args:
+      path: of the file.
       eos_id: ends a document; None takes the special token with a usual name.
       start_id: stands before a text that has nothing before it; None takes `eos_id`.
       before: what each document begins with; None takes what the tokenizer puts there.
@@ -354,6 +361,7 @@ def _usual_eos_id(inner: HFTokenizer) -> int | None:
 
 
 def _read(path: epath.Path) -> HFTokenizer:
+    """Reads a file that anyone may have made."""
     content = trial.content(path)
     trial.check(path, content)
     with trial.panics_named(path):

@@ -82,6 +82,7 @@ def check(path: epath.Path, text: str) -> None:
     strings = set(_strings(_rules(path, text)))
     if strings.isdisjoint(RISKY):
         return
+    # Repeated, as a bad rule may take time or memory that grows with the square.
     printable = "".join(map(chr, range(32, 127)))
     repeated = {string[:1000] * 20 for string in strings}
     texts = [printable * 10, *(repeated - {""})]
@@ -104,6 +105,7 @@ def _rules(path: epath.Path, text: str) -> list[Any]:
 
 def _try(tokenizer_json: str, texts: list[str]) -> str | None:
     """Encodes texts in a process of its own; returns what went wrong, if anything."""
+    # With -P the library is not imported from the working directory.
     program = PROGRAM.format(growth=GROWTH, failed=FAILED, memory=MEMORY)
     try:
         process = subprocess.run(

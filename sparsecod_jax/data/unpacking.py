@@ -18,7 +18,7 @@ from sparsecod_jax.storage import files
 
 LONGEST = 2**28  # bytes of a line or document
 CHUNK = 2**20  # bytes read at a time
-FREE = 2**26  # bytes that any file may expand to
+FREE = 2**26  # bytes that any file may expand to, however small it is
 # How many times its size a file may expand to beyond that; text is compressed to a
 # twentieth at best.
 GROWTH = 200
@@ -67,6 +67,7 @@ def check_growth(path: epath.Path, expanded: int, size: int) -> None:
 
 
 def _decompressed(name: str, raw: IO[bytes]) -> IO[bytes]:
+    """An open file without its compression, which its name tells."""
     if name.endswith(".gz"):
         return gzip.open(raw)  # pyright: ignore[reportReturnType]
     if name.endswith(".zst"):

@@ -22,6 +22,7 @@ BEGUN = "begun.json"  # the request of unfinished data
 WORK = "work"
 OLD_BEGUN = "request.json"  # in WORK, of earlier versions
 
+# The names of what `selection` writes, and earlier versions wrote.
 _WORK_FILE = re.compile(
     r"(?:request|batches|\d{5,})\.json|\d{5,}\.(?:hashes\.npy|(?:train|validation)\.gz)"
 )
@@ -35,6 +36,8 @@ def begin(
     """Occupies the directory for a request, or resumes it.
 
     Args:
+      directory: may not exist yet.
+      request: to record.
       check_same: raises ConfigError if the request on record is a different one.
 
     Returns:
@@ -90,6 +93,7 @@ def clear(directory: epath.Path, request: dict[str, Any]) -> None:
     recorded = _recorded_request(directory)
     if recorded is None:
         return
+    # Earlier versions recorded fewer options.
     if any(request.get(name) != value for name, value in recorded.items()):
         return
     work = directory / WORK
