@@ -28,9 +28,8 @@ from sparsecod_jax.shell.shown import shown
 from sparsecod_jax.storage import files
 
 BATCH_CHARACTERS = 2**25
-BYTES_PER_TOKEN = (
-    8  # at most, in the mean of a text: when to stop reading for max_tokens
-)
+# At most, in the mean of a text: decides when to stop reading for max_tokens.
+BYTES_PER_TOKEN = 8
 EXAMPLES = 20  # of near-duplicates in the manifest
 
 
