@@ -163,7 +163,10 @@ def test_a_file_in_the_way_is_named(request_, tmp_path, name):
 def test_of_two_processes_one_makes_it(request_, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
-    with locked(epath.Path(out)), pytest.raises(Fenced, match="another process is at work in"):
+    with (
+        locked(epath.Path(out)),
+        pytest.raises(Fenced, match="another process is at work in"),
+    ):
         make(request_, out)
     make(request_, out)
 
