@@ -1,4 +1,4 @@
-"""What can `sparsecod data` be asked to make?
+"""What can `sparsecod data` make?
 
 Data request: the options of the command, checked when they are put together.
 """
