@@ -35,9 +35,6 @@ class Batch(NamedTuple):
 
     tokens: Any  # [B, T + 1] int32
     segments: Any = None  # [B, T] int32: attention stays within equal numbers
-    weights: Any = (
-        None  # [B, T] float32: what a prediction counts; None counts each once
-    )
 
 
 class TrainState(struct.PyTreeNode):
@@ -186,24 +183,23 @@ def train_step(
 def loss_and_gradients(
     model: Model, layout: Layout, params, batch: Batch, *, with_moments: bool = False
 ):
-    """Sum of token losses over the number of valid tokens of the whole batch, a gradient, and the block statistics.
+    """The mean token loss of the whole batch, a gradient, and the block statistics.
 
     The gradient is that of this loss and the auxiliary losses, which are not part of it. With microbatches the sums are the same;
     auxiliary losses and statistics are averaged over them, counts are added.
     """
     net = Transformer(model, layout.kernels, with_moments)
     microbatches = layout.microbatches
-    valid = batch.tokens[:, 1:].size if batch.weights is None else batch.weights.sum()
+    predictions = batch.tokens[:, 1:].size
 
     def loss_fn(params, part: Batch):
         inputs_BT, targets_BT = windows(part.tokens)
         h_BTD, stats = net.apply(
             {"params": params}, inputs_BT, part.segments, method="hidden"
         )
-        weights_BT = (
-            jnp.ones(targets_BT.shape) if part.weights is None else part.weights
-        )
-        loss = cross_entropy(h_BTD, params["head"], targets_BT, weights_BT) / valid
+        weights_BT = jnp.ones(targets_BT.shape)
+        summed = cross_entropy(h_BTD, params["head"], targets_BT, weights_BT)
+        loss = summed / predictions
         return loss + auxiliary_loss(model, stats) / microbatches, (loss, stats)
 
     gradient = jax.grad(loss_fn, has_aux=True)

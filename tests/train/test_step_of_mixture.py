@@ -171,9 +171,7 @@ def test_accumulation_averages_the_auxiliary_losses_of_microbatches():
     """The load-balance loss of a batch is not the mean of those of its parts; the cross-entropy and the z-loss are sums over tokens."""
     with jax.enable_x64():
         params = tiny_configs.init(EXACT, dtype=jnp.float64)
-        batch = Batch(
-            stepping.tokens(), weights=np.ones((8, 32)) * np.arange(1, 9)[:, None]
-        )
+        batch = Batch(stepping.tokens())
         loss, grads, stats = _compute(_weighted(EXACT, 0.0, 0.0))(params, batch)
         loss_4, grads_4, stats_4 = _compute(_weighted(EXACT, 0.5, 0.0), accumulation=4)(
             params, batch
