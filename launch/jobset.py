@@ -27,15 +27,6 @@ STUDY = "sparsecod-study"  # label
 LONGEST_POD_NAME = 63
 OVER = ("Completed", "Failed")  # conditions of a JobSet that does nothing more
 
-# GKE's words.
-ACCELERATORS = {
-    "v4": "tpu-v4-podslice",
-    "v5e": "tpu-v5-lite-podslice",
-    "v5p": "tpu-v5p-slice",
-    "v6e": "tpu-v6e-slice",
-    "h100": "nvidia-h100-80gb",
-}
-
 USER = 1000  # the Dockerfile's
 GRACE = 300  # seconds to save in; a spot node is gone sooner, whatever is asked for
 COORDINATOR_PORT = 8476
@@ -308,7 +299,7 @@ def _pod(
             *_values(wheel.environment if wheel else {}),
             *_secrets(args.secret),
         ],
-        "resources": {"limits": {device: str(shape.chips_of_host)}},
+        "resources": {"limits": {device: str(shape.chips_per_host)}},
         "securityContext": security,
         "volumeMounts": [mount for mount in (code, shared) if mount],
     }
@@ -416,11 +407,11 @@ def _node_selector(shape: Shape, further: list[str]) -> dict[str, str]:
             f"--node_selector={' '.join(further)} is not LABEL=VALUE: write it so"
         )
     if not shape.is_tpu:
-        own = {"cloud.google.com/gke-accelerator": ACCELERATORS[shape.kind]}
+        own = {"cloud.google.com/gke-accelerator": shape.chip.gke_accelerator}
     else:
         topology = "x".join(map(str, shape.sides))
         own = {
-            "cloud.google.com/gke-tpu-accelerator": ACCELERATORS[shape.kind],
+            "cloud.google.com/gke-tpu-accelerator": shape.chip.gke_accelerator,
             "cloud.google.com/gke-tpu-topology": topology,
         }
     return {label: value for label, _, value in pairs} | own

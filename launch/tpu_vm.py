@@ -27,12 +27,6 @@ STUDY = "sparsecod-study"  # label
 ATTRIBUTE = "sparsecod-commands"  # of the metadata, which the script reads
 
 # Google Cloud's words.
-RUNTIMES = {
-    "v4": "tpu-ubuntu2204-base",
-    "v5e": "v2-alpha-tpuv5-lite",
-    "v5p": "v2-alpha-tpuv5",
-    "v6e": "v2-alpha-tpuv6e",
-}
 STATES = {"ACTIVE": "running"} | dict.fromkeys(
     ("ACCEPTED", "CREATING", "PROVISIONING", "WAITING_FOR_RESOURCES"), "pending"
 )
@@ -181,7 +175,7 @@ def _create(
         name,
         *nodes,
         f"--accelerator-type={accelerator_type(job.topology)}",
-        f"--runtime-version={RUNTIMES[shape.kind]}",
+        f"--runtime-version={shape.chip.tpu.vm_runtime}",
         f"--metadata-from-file=startup-script={script},{ATTRIBUTE}={commands}",
         f"--labels={STUDY}={launching.study_id(args)}",
         "--scopes=https://www.googleapis.com/auth/cloud-platform",
@@ -203,7 +197,8 @@ def accelerator_type(topology: str) -> str:
       ConfigError: a slice of that many chips would have other sides, or these are not TPUs.
     """
     shape = topologies.shape(topology)
-    if not shape.is_tpu:
+    tpu = shape.chip.tpu
+    if not tpu:
         raise ConfigError(
             f"--topology={topology} is none of TPUs: send it with launch/slurm.py or launch/jobset.py"
         )
@@ -217,8 +212,7 @@ def accelerator_type(topology: str) -> str:
         raise ConfigError(
             f"--topology={topology} has no name among TPU VMs: take sides that differ least, as in 4x4x8, or launch/jobset.py"
         )
-    cores = {"v4": 2, "v5p": 2}.get(shape.kind, 1)  # of a chip, where they are counted
-    return f"{ {'v5e': 'v5litepod'}.get(shape.kind, shape.kind) }-{cores * shape.chips}"
+    return f"{tpu.vm_type}-{tpu.vm_cores * shape.chips}"
 
 
 def _on_host(

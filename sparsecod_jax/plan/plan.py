@@ -111,7 +111,7 @@ def budget(experiment: Experiment, topology: Topology, mfu: float) -> dict[str, 
         counts.flops_per_token(experiment.model, experiment.data.seq_len)
         * experiment.tokens_per_step
     )
-    seconds = flops / (len(topology.devices) * topology.device.peak_flops * mfu)
+    seconds = flops / (len(topology.devices) * topology.chip.peak_flops * mfu)
     return {
         "parameters": dataclasses.asdict(counts.parameters(experiment.model)),
         "tokens": experiment.steps * experiment.tokens_per_step,
@@ -161,7 +161,7 @@ def _compiled_once(
     memory = {
         "arguments": analysis.argument_size_in_bytes,
         "temporaries": analysis.temp_size_in_bytes,
-        "limit": topology.device.memory,
+        "limit": topology.chip.memory,
     }
     memory["peak"] = memory["arguments"] + memory["temporaries"]
     found: dict[str, Any] = {

@@ -33,12 +33,12 @@ def rent(monkeypatch):
     """Lets the CPU devices here be known, by their memory, and be planned for as "here"."""
 
     def known(memory, count=8, slices=1):
-        device = devices.Device(1e12, memory)
-        monkeypatch.setattr(devices, "TPUS", {"cpu": device})
+        chip = devices.Chip("cpu", "cpu", "cpu", peak_flops=1e12, memory=memory)
+        monkeypatch.setattr(devices, "CHIPS", (chip,))
         monkeypatch.setattr(
             topologies,
             "find",
-            lambda name: Topology(name, jax.devices()[:count], slices, device),
+            lambda name: Topology(name, jax.devices()[:count], slices, chip),
         )
 
     return known
