@@ -20,9 +20,9 @@ from etils import epath
 
 from sparsecod_jax.config import Experiment, counts
 from sparsecod_jax.config.load import load_experiment
-from sparsecod_jax.parallel.devices import CHIPS
+from sparsecod_jax.parallel.devices import CHIPS, GIB
 from sparsecod_jax.plan import topologies
-from sparsecod_jax.plan.plan import GIB, plan
+from sparsecod_jax.plan.plan import make_plan
 from sparsecod_jax.storage import files
 
 DOCS = epath.Path(__file__).resolve().parents[1] / "docs"
@@ -122,8 +122,8 @@ def _compile(name: str, topology: str) -> None:
     searched = not experiment.model.n_experts or topology.startswith(
         "h100"
     )  # TPUs: a quarter of an hour in search of a change
-    found = plan(experiment, topologies.find(topology), MFU, search=searched)
-    found |= {
+    plan = make_plan(experiment, topologies.find(topology), MFU, search=searched)
+    found = plan.to_dict() | {
         "case": name,
         "machine": f"{os.cpu_count()} CPU cores",
         "jax": jax.__version__,

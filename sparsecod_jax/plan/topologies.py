@@ -78,15 +78,18 @@ def shape(name: str) -> Shape:
     """
     chip_name, _, size = name.partition(":")
     for chip in CHIPS:
-        if chip.name != chip_name or not chip.has_topologies:
-            continue
-        if chip.tpu:
-            found = _tpu_shape(chip, chip.tpu.dimensions, size)
-        else:
-            found = _gpu_shape(chip, size)
-        if found:
-            return found
+        if chip.name == chip_name and chip.has_topologies:
+            found = _shape_of(chip, size)
+            if found:
+                return found
     raise ConfigError(f"--topology={name} is not known: write it like {EXAMPLES}")
+
+
+def _shape_of(chip: Chip, size: str) -> Shape | None:
+    """The shape that the part behind the colon names, None where it names none."""
+    if chip.tpu:
+        return _tpu_shape(chip, chip.tpu.dimensions, size)
+    return _gpu_shape(chip, size)
 
 
 def _tpu_shape(chip: Chip, dimensions: int, size: str) -> Shape | None:

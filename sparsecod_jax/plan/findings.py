@@ -1,0 +1,151 @@
+"""What does a plan contain? Plans: sizes, time, memory and collectives, and their JSON."""
+
+import dataclasses
+from typing import Any
+
+from sparsecod_jax import config
+from sparsecod_jax.config.counts import Counts
+from sparsecod_jax.plan.hlo import Traffic
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes on one device."""
+
+    arguments: int
+    temporaries: int
+    limit: float  # what a program may use there
+
+    @property
+    def peak(self) -> int:
+        """The most at one time."""
+        return self.arguments + self.temporaries
+
+    def to_dict(self) -> dict[str, Any]:
+        values = dataclasses.asdict(self)
+        values["peak"] = self.peak
+        return values
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """What the compiler finds about the programs of a run."""
+
+    checkpoint_bytes: int
+    fits: bool = True
+    compile_seconds: float = 0.0
+    memory: Memory | None = None  # of the program that needs most
+    collectives: dict[str, Traffic] | None = None  # per step and device, by kind
+    reason: str | None = None  # why it does not fit
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; what was not found out is left out."""
+        values: dict[str, Any] = {
+            "checkpoint_bytes": self.checkpoint_bytes,
+            "fits": self.fits,
+            "compile_seconds": self.compile_seconds,
+        }
+        if self.memory:
+            values["memory"] = self.memory.to_dict()
+        if self.collectives is not None:
+            values["collectives"] = {
+                kind: dataclasses.asdict(traffic)
+                for kind, traffic in self.collectives.items()
+            }
+        if self.reason is not None:
+            values["reason"] = self.reason
+        return values
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Compiled":
+        """The inverse of `to_dict`; other keys are ignored."""
+        fields = _own(cls, values)
+        if "memory" in fields:
+            fields["memory"] = Memory(**_own(Memory, fields["memory"]))
+        if "collectives" in fields:
+            fields["collectives"] = {
+                kind: Traffic(**traffic)
+                for kind, traffic in fields["collectives"].items()
+            }
+        return cls(**fields)
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """What follows from sizes alone, without a compiler."""
+
+    parameters: Counts
+    tokens: int  # of the whole run
+    flops_per_step: float
+    flops_convention: str
+    assumed_mfu: float
+    step_seconds: float
+    chip_hours: float  # of the whole run
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a run needs on a topology."""
+
+    topology: str
+    devices: int
+    slices: int
+    device_kind: str
+    placement: str  # the layout in words
+    mesh: config.Mesh
+    execution: config.Execution
+    budget: Budget
+    compiled: Compiled
+    change: str | None = None  # the smallest one with which it fits, if it does not
+    remat: dict[str, Compiled] | None = (
+        None  # by remat policy, where they were compiled
+    )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, those of budget and compilation beside the others."""
+        values: dict[str, Any] = {
+            "topology": self.topology,
+            "devices": self.devices,
+            "slices": self.slices,
+            "device_kind": self.device_kind,
+            "placement": self.placement,
+            "mesh": dataclasses.asdict(self.mesh),
+            "execution": dataclasses.asdict(self.execution),
+            **dataclasses.asdict(self.budget),
+            **self.compiled.to_dict(),
+        }
+        if self.change is not None:
+            values["change"] = self.change
+        if self.remat is not None:
+            values["remat"] = {}
+            for policy, compiled in self.remat.items():
+                values["remat"][policy] = _verdict(compiled)
+        return values
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Plan":
+        """The inverse of `to_dict`, without `remat`; other keys are ignored."""
+        fields = _own(cls, values)
+        fields.pop("remat", None)
+        budget = _own(Budget, values)
+        budget["parameters"] = Counts(**budget["parameters"])
+        fields["mesh"] = config.Mesh(**fields["mesh"])
+        fields["execution"] = config.Execution(**fields["execution"])
+        return cls(
+            budget=Budget(**budget),
+            compiled=Compiled.from_dict(values),
+            **fields,
+        )
+
+
+def _verdict(compiled: Compiled) -> dict[str, Any]:
+    """The part of a compilation that differs between remat policies."""
+    values = compiled.to_dict()
+    kept = ("fits", "memory", "reason")
+    return {name: values[name] for name in kept if name in values}
+
+
+def _own(cls: type, values: dict[str, Any]) -> dict[str, Any]:
+    """The values that are fields of a dataclass."""
+    names = [field.name for field in dataclasses.fields(cls)]
+    return {name: values[name] for name in names if name in values}
