@@ -353,7 +353,7 @@ def _command(job: Job, shape: Shape, args: argparse.Namespace) -> list[str]:
             name = _name(job, args)
             train += [
                 f"--coordinator={name}-r-0-0.{name}:{COORDINATOR_PORT}",
-                f"--process_index=$({host.PLACE[1]})",
+                f"--process_index=$({host.HOST_NUMBERS[1]})",
             ]
     return host.argv(
         [train, *others], several_tpu_hosts=shape.is_tpu and shape.hosts > 1
@@ -372,7 +372,7 @@ def _place() -> list[dict[str, Any]]:
     )
     return [
         {"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}}
-        for name, path in zip(host.PLACE, paths, strict=True)
+        for name, path in zip(host.HOST_NUMBERS, paths, strict=True)
     ]
 
 

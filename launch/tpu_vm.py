@@ -238,7 +238,7 @@ def _on_host(
         "--entrypoint=",
         f"--stop-timeout={GRACE}",
     ]
-    docker += [f"--env={name}" for name in host.PLACE]
+    docker += [f"--env={name}" for name in host.HOST_NUMBERS]
     if not code_package.wheel:
         registry = image.partition("/")[0]
         login = (
