@@ -17,7 +17,7 @@ import sparsecod_jax
 from launch import jobset
 from sparsecod_jax.data.prepare import Request, prepare
 from sparsecod_jax.errors import ConfigError, SparsecodError
-from sparsecod_jax.launching import launching
+from sparsecod_jax.launching import jobset_manifest, launching
 from sparsecod_jax.storage import files
 from tests.support import emulator, process, sending, study_files, xpk
 from tests.support.compilers import needs_tpu_compiler
@@ -257,7 +257,7 @@ def test_pods_have_no_privileges_and_no_token_of_the_cluster(topology, code_pack
             ["SYS_RESOURCE"] if on_tpu else []
         )
         assert (security["runAsUser"], security.get("runAsNonRoot", False)) == (
-            (0, False) if on_tpu else (jobset.USER, True)
+            (0, False) if on_tpu else (jobset_manifest.USER, True)
         )
 
 
