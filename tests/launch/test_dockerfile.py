@@ -1,4 +1,4 @@
-"""The image is made of what is here, runs as nobody in particular, and starts from what its builder pinned."""
+"""The image is made of files of this checkout, runs without privileges, from a pinned base."""
 
 import re
 from pathlib import Path
