@@ -94,12 +94,17 @@ class JobSet:
         """States of all JobSets with the label of this study."""
         selector = f"--selector={STUDY}={launching.study_id(args)}"
         output = output_of(_kubectl(args, "get", KIND, selector, "--output=json"))
-        states = {
-            jobset["metadata"]["name"]: _state(jobset)
-            for jobset in json.loads(output)["items"]
-        }
-        names = {job.name: name_of(job, args) for job in jobs}
-        return {run: states[name] for run, name in names.items() if name in states}
+        states = {}
+        for jobset in json.loads(output)["items"]:
+            name = jobset["metadata"]["name"]
+            states[name] = _state(jobset)
+        # Other runs of the study may have been sent with it.
+        found = {}
+        for job in jobs:
+            name = name_of(job, args)
+            if name in states:
+                found[job.name] = states[name]
+        return found
 
     def cancel(self, jobs: list[Job], args: Namespace) -> None:
         """Deletes the JobSets, and waits until their pods are gone."""

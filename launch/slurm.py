@@ -63,6 +63,7 @@ class Slurm:
     ) -> dict[str, bytes]:
         """The commands of all runs, and the command that submits them."""
         _check(args)
+        # All hosts see this checkout; a wheel is unpacked in a folder that they see too.
         code = package.ROOT
         if code_package.wheel:
             code = Path(code_package.wheel).parent
@@ -84,6 +85,7 @@ class Slurm:
         logs.mkdir(exist_ok=True)
         command, script = json.loads(files["sbatch.json"].read_text())
         array = ",".join(str(job.index) for job in jobs)
+        # Slurm itself holds back the tasks beyond so many at a time.
         if args.at_once:
             array += f"%{args.at_once}"
         output_of([*command, f"--array={array}", *script])
@@ -91,6 +93,7 @@ class Slurm:
     def query(self, jobs: list[Job], args: Namespace) -> dict[str, str]:
         """States by the index of a task, which is that of its run."""
         names = {str(job.index): job.name for job in jobs}
+        # Index and state, one line for each task.
         squeue = ["squeue", "--noheader", "--array", "--format=%K %T"]
         listing = output_of([*squeue, *_own(args)])
         states = {}
@@ -143,7 +146,11 @@ def _sbatch(code: Path, args: Namespace) -> list[str]:
 
 
 def _check(args: Namespace) -> None:
-    """Refuses options with which Slurm can't work."""
+    """Refuses options with which Slurm can't work.
+
+    Raises:
+      ConfigError: names the option.
+    """
     if is_remote(args.workdir) or re.search(r"[%\\\x00-\x1f\x7f]", args.workdir):
         raise ConfigError(
             f"Slurm can't write to {args.workdir!r}:"
@@ -170,6 +177,7 @@ def _shape(args: Namespace) -> tuple[int, int, list[str]]:
 
     JAX under Slurm has one process per GPU.
     """
+    # Without a topology the GPUs, if any, are among the options for sbatch.
     if not args.topology:
         return args.nodes or 1, args.processes or 1, []
     shape = topologies.shape(args.topology)
@@ -189,6 +197,7 @@ def _with_this_python(command: tuple[str, ...]) -> list[str]:
 
 
 def _name(args: Namespace) -> str:
+    """The name of all jobs of a study, by which they are found again."""
     return f"sparsecod-{study_id(args)}"
 
 

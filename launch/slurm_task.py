@@ -33,6 +33,7 @@ def main(file: str) -> int:
     log = Path(described["study"]) / "logs" / f"{run['name']}.log"
     _append_output_to(log)
     run_dir = RunDir(epath.Path(run["workdir"]))
+    # Progress is a newer checkpoint than before this attempt.
     step_before = run_dir.newest_checkpoint()
     code = _run(run["commands"])
     # Done, or it would end so again.
@@ -79,6 +80,7 @@ def _run(commands: list[list[str]]) -> int:
         processes = ONE_PROCESS if number else []
         words = [*srun, *processes, *command]
         code = subprocess.run(words, env=environment, check=False).returncode
+        # A negative code is a signal, which shells report so.
         if code:
             return code if code > 0 else 128 - code
     return 0
@@ -92,7 +94,9 @@ def _count_failures(folder: Path, run: dict[str, Any], progressed: bool) -> int:
     # Requeued tasks keep the number of their job; those of another submission have another.
     job = os.environ["SLURM_ARRAY_JOB_ID"]
     file = epath.Path(folder / "retries" / f"{run['name']}.json")
-    before = read_json(file) if file.exists() else {}
+    before: dict[str, Any] = {}
+    if file.exists():
+        before = read_json(file)
     failures = 1
     if before.get("job") == job and not progressed:
         failures += before["dead"]

@@ -90,6 +90,7 @@ class TpuVm:
         rendered = {HOST_SCRIPT.name: HOST_SCRIPT.read_bytes()}
         for job in jobs:
             commands = _host_commands(job, code_package)
+            # The script reads both from the metadata of its VM.
             on_host = {"max_restarts": args.max_restarts, "commands": commands}
             rendered[f"{job.name}.json"] = json.dumps(on_host, indent=1).encode()
         return rendered
@@ -105,6 +106,7 @@ class TpuVm:
                 raise SparsecodError(
                     f"{name} is {state.lower()}: submit again in some minutes"
                 )
+            # It is there or on its way.
             if state in STATES:
                 continue
             if state:
@@ -147,7 +149,8 @@ def _gcloud(action: str, args: Namespace, *words: str) -> list[str]:
 
 def _states(args: Namespace) -> dict[str, str]:
     """Google Cloud's state of each queued resource, by name."""
-    resources = json.loads(output_of(_gcloud("list", args, "--format=json")))
+    output = output_of(_gcloud("list", args, "--format=json"))
+    resources = json.loads(output)
     states = {}
     for resource in resources:
         _, _, name = resource["name"].rpartition("/")
@@ -239,7 +242,8 @@ def _host_commands(job: Job, code_package: CodePackage) -> list[list[str]]:
 
     Each is repeated after failures and preemptions.
     """
-    accelerator_type(job.topology)  # refuses slices that have none
+    # Refuses slices without a name, before anything is sent.
+    accelerator_type(job.topology)
     image = code_package.image or PYTHON_IMAGE
     if not re.fullmatch(r"[\w][-\w.:/@]*", image, re.ASCII):
         raise ConfigError(
@@ -271,7 +275,10 @@ def _host_commands(job: Job, code_package: CodePackage) -> list[list[str]]:
 
 
 def _login(image: str) -> list[list[str]]:
-    """The command that lets docker pull from a registry of Google Cloud, if it is one."""
+    """The command that lets docker pull from a registry of Google Cloud.
+
+    None for other registries, which must be public.
+    """
     registry, _, _ = image.partition("/")
     if not registry.endswith(OWN_REGISTRIES):
         return []

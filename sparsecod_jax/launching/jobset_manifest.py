@@ -152,6 +152,7 @@ def _job(pod: Json, pods: int) -> Json:
 
 
 def _exit_codes_rule(codes: list[int]) -> Json:
+    """Fails the Job when the run ends with one of these codes."""
     matched = {"containerName": "run", "operator": "In", "values": codes}
     return {"action": "FailJob", "onExitCodes": matched}
 
@@ -195,6 +196,7 @@ def _pod(job: Job, shape: Shape, code_package: CodePackage, args: Namespace) -> 
 
 
 def _wheel(shape: Shape, code_package: CodePackage) -> Wheel | None:
+    """The wheel with the extra for these chips; None where the image holds the code."""
     if not code_package.wheel:
         return None
     return Wheel(code_package, "tpu" if shape.is_tpu else "gpu")
@@ -215,6 +217,7 @@ def _volumes(shape: Shape, wheel: Wheel | None) -> tuple[list[Json], list[Json]]
 
 
 def _code_mount(wheel: Wheel) -> Json:
+    """The volume into which the code is installed, from which it is run."""
     return {"name": "code", "mountPath": wheel.folder}
 
 
@@ -274,6 +277,7 @@ def _host_numbers() -> list[Json]:
 
 
 def _values(variables: dict[str, str]) -> list[Json]:
+    """Variables as Kubernetes writes them."""
     return [{"name": name, "value": value} for name, value in variables.items()]
 
 

@@ -3,6 +3,13 @@
 Each file of launch/ adds the rest. What is to be sent is read from the run directories.
 What the scheduler reports is a hint, which only keeps a run from being sent while the
 scheduler still holds it.
+
+    plan     what each run needs on its devices
+    render   writes what submit would send
+    submit   sends the runs that are neither done nor with the scheduler
+    status   how far each run is, and the scheduler's state of it
+    collect  writes the results of all runs into the study directory
+    cancel   ends the runs that the scheduler holds
 """
 
 import contextlib
@@ -97,7 +104,11 @@ def study_id(args: Namespace) -> str:
 
 
 def main(engine: Engine, argv: list[str]) -> int:
-    """The command line of launch/ENGINE.py; returns the exit code of `errors`."""
+    """The command line of launch/ENGINE.py.
+
+    Returns:
+      The exit code, one of those in `errors`.
+    """
     args = _parser(engine).parse_args(argv)
 
     def run() -> None:
@@ -169,16 +180,25 @@ class _StudyOnDisk:
 
     def _job(self, index: int, run: Run, args: Namespace) -> Job:
         run_dir = self.run_dirs[run.name]
-        train, *others = verbs(self.study, run, run_dir)
+        subcommands = verbs(self.study, run, run_dir)
+        # The first one trains, and what it trained on the others find in the run.
         if args.data:
-            train = [*train, f"--config.data.path={args.data}"]
+            subcommands[0].append(f"--config.data.path={args.data}")
         program = ("python", "-P", "-m", "sparsecod_jax")
-        commands = tuple((*program, *words) for words in (train, *others))
-        workdir = os.fspath(run_dir.path)
-        return Job(run.name, index, workdir, commands, args.topology)
+        return Job(
+            name=run.name,
+            index=index,
+            workdir=os.fspath(run_dir.path),
+            commands=tuple((*program, *words) for words in subcommands),
+            topology=args.topology,
+        )
 
     def not_to_be_sent(self, states: dict[str, str]) -> dict[str, str]:
-        """Names of runs, and why; `states` are the scheduler's."""
+        """Names of runs, and why they are left out.
+
+        Args:
+          states: the scheduler's, by name of a run.
+        """
         reasons = {}
         for run in self.runs:
             reason = self._reason_not_to_send(run, states.get(run.name))
@@ -211,12 +231,17 @@ def _open(args: Namespace) -> _StudyOnDisk:
 
 def _begin(study: Study, runs: list[Run], args: Namespace) -> _StudyOnDisk:
     """The study, written to its directory where it is new."""
-    run_dirs = begin(StudyDir(_study_path(args)), args.sweep, study, runs)
+    directory = StudyDir(_study_path(args))
+    run_dirs = begin(directory, args.sweep, study, runs)
     return _StudyOnDisk(study, runs, run_dirs)
 
 
 def _check(engine: Engine, study: Study, runs: list[Run], args: Namespace) -> None:
-    """Refuses what can't work from there, before anything is written."""
+    """Refuses what can't work from there, before anything is written.
+
+    Raises:
+      ConfigError: paths are not seen from there, or code does not get there.
+    """
     if not engine.shares_files:
         if not args.topology:
             raise ConfigError(
@@ -237,6 +262,7 @@ def _check(engine: Engine, study: Study, runs: list[Run], args: Namespace) -> No
 
 def _check_data(engine: Engine, runs: list[Run], args: Namespace) -> None:
     """Refuses data that is absent, or out of reach of the engine's hosts."""
+    # One run for each path is enough: its config also tells how to prepare the data.
     runs_by_path = {run.experiment.data.path: run for run in runs}
     if args.data:
         if len(runs_by_path) > 1:
@@ -266,10 +292,11 @@ def _check_and_begin(engine: Engine, args: Namespace) -> _StudyOnDisk:
     study = load(args.sweep)
     runs = expand(study)
     _check(engine, study, runs, args)
-    # Rendering refuses what can't be sent: once without writing, as a rehearsal.
+    # Rendering refuses what can't be sent: so once before anything is written, with a
+    # package that does not exist yet.
     run_dirs = locate(StudyDir(_study_path(args)), study, runs)
-    jobs = _StudyOnDisk(study, runs, run_dirs).jobs(args)
-    engine.render(jobs, package.rehearse(args), args)
+    rehearsed = _StudyOnDisk(study, runs, run_dirs)
+    engine.render(rehearsed.jobs(args), package.rehearse(args), args)
     files.make_folder(_study_path(args))
     return _begin(study, runs, args)
 
@@ -281,7 +308,9 @@ def _rendered(
     """What the engine sends, written to the study directory; yields local paths."""
     folder = _study_path(args) / engine.name
     files.make_folder(folder)
-    contents = engine.render(jobs, package.pack_code(args), args)
+    code_package = package.pack_code(args)
+    contents = engine.render(jobs, code_package, args)
+    # In a bucket the files are uploaded, and submitted from a local copy.
     with contextlib.closing(files.Mirror(folder)) as mirror:
         for name, content in contents.items():
             files.write(mirror.path / name, content)
@@ -290,26 +319,24 @@ def _rendered(
 
 
 def _plan(engine: Engine, args: Namespace) -> None:
-    """Shows what each run needs, without sending or writing a study."""
-    from sparsecod_jax.launching import plans  # brings jax along, which takes seconds
+    """Needs no study directory, and writes nothing there but the plans."""
+    # Here, as it brings jax along, which takes seconds.
+    from sparsecod_jax.launching import plans
 
     runs = expand(load(args.sweep))
-    print(plans.table(runs, plans.find(runs, args)))
+    by_run = plans.find(runs, args)
+    print(plans.table(runs, by_run))
 
 
 def _render(engine: Engine, args: Namespace) -> None:
-    """Writes what `submit` would send."""
     on_disk = _check_and_begin(engine, args)
     with _rendered(engine, on_disk.jobs(args), args):
         print(f"rendered: {_study_path(args) / engine.name}")
 
 
 def _submit(engine: Engine, args: Namespace) -> None:
-    """Sends the runs that are neither done nor with the scheduler.
-
-    The lock keeps a second submission from sending them too.
-    """
     on_disk = _check_and_begin(engine, args)
+    # The lock keeps a second submission from sending the same runs.
     with locked(_study_path(args)):
         jobs = on_disk.jobs(args)
         left_out = on_disk.not_to_be_sent(engine.query(jobs, args))
@@ -334,22 +361,29 @@ def _check_fit(runs: list[Run], args: Namespace) -> None:
 
 
 def _status(engine: Engine, args: Namespace) -> None:
-    """Shows how far each run is, and the scheduler's state of it."""
     on_disk = _open(args)
     states = engine.query(on_disk.jobs(args), args)
-    study, runs, run_dirs = on_disk.study, on_disk.runs, on_disk.run_dirs
-    print(results.status_table(study, runs, run_dirs, states))
+    table = results.status_table(
+        on_disk.study,
+        on_disk.runs,
+        on_disk.run_dirs,
+        states,
+    )
+    print(table)
 
 
 def _collect(engine: Engine, args: Namespace) -> None:
-    """Writes the results of all runs into the study directory."""
     on_disk = _open(args)
-    study, runs, run_dirs = on_disk.study, on_disk.runs, on_disk.run_dirs
-    print(results.collect(_study_path(args), study, runs, run_dirs))
+    summary = results.collect(
+        _study_path(args),
+        on_disk.study,
+        on_disk.runs,
+        on_disk.run_dirs,
+    )
+    print(summary)
 
 
 def _cancel(engine: Engine, args: Namespace) -> None:
-    """Ends all runs of the study that the scheduler holds."""
     engine.cancel(_open(args).jobs(args), args)
 
 

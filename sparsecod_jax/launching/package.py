@@ -81,6 +81,9 @@ def check(args: Namespace, *, shares_files: bool) -> None:
 def pack_code(args: Namespace) -> CodePackage:
     """Puts the code where the runs find it.
 
+    Returns:
+      What engines and records need to know of it.
+
     Raises:
       ConfigError: the wheel can't be built.
     """
@@ -123,6 +126,7 @@ def _build(folder: Path, version: str) -> Path:
     """
     tree = folder / "tree"
     _copy_tracked_files(tree)
+    # In the copy, never in the checkout.
     module = tree / "sparsecod_jax" / "__init__.py"
     text = module.read_text()
     module.write_text(text.replace(f'"{__version__}"', f'"{__version__}+g{version}"'))
@@ -146,9 +150,11 @@ def _build(folder: Path, version: str) -> Path:
 
 
 def _copy_tracked_files(tree: Path) -> None:
+    """Copies what git tracks or would track, as it is in this checkout."""
     listed = _git("ls-files", "-z", "--cached", "--others", "--exclude-standard")
     for name in listed.split("\0"):
-        source, target = ROOT / name, tree / name
+        source = ROOT / name
+        target = tree / name
         # A file that was deleted without a commit is still listed.
         if source.is_file():
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -177,6 +183,7 @@ def commit() -> str:
 
 
 def _git(*argv: str) -> str:
+    """The output of git in this checkout."""
     command = ["git", "-C", os.fspath(ROOT), *argv]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:

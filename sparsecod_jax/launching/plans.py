@@ -47,7 +47,8 @@ def _find(run: Run, args: Namespace) -> Plan:
     if file.exists():
         return Plan.from_dict(files.read_json(file))
     log_phase(f"{run.name}: compiling for {args.topology}")
-    plan = make_plan(run.experiment, topologies.find(args.topology), args.mfu)
+    topology = topologies.find(args.topology)
+    plan = make_plan(run.experiment, topology, args.mfu)
     files.make_folder(file.parent)
     files.write_json(file, plan.to_dict())
     return plan
@@ -57,7 +58,9 @@ def _key(run: Run, args: Namespace) -> str:
     """A name for all that a plan depends on: no seed and no path."""
     values = config.to_dict(run.experiment)
     values["seed"] = 0
-    values["data"] |= {"seed": 0, "path": ""}
+    values["data"]["seed"] = 0
+    values["data"]["path"] = ""
+    # Another commit may compile another program.
     content = [values, args.topology, args.mfu, package.commit()]
     text = json.dumps(content, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -79,14 +82,19 @@ def check(runs: list[Run], plans: PlansByRun) -> None:
 
 
 def table(runs: list[Run], plans: PlansByRun) -> str:
-    """The plans of all runs and their total, for people."""
+    """The plans of all runs and their total, for people.
+
+    One line for each run, with the columns of `COLUMNS`. Without a topology tokens and
+    FLOPs are known, and nothing else.
+    """
     rows: list[tuple[str, ...]] = [COLUMNS]
     total = _Costs(tokens=0, flops=0.0, chip_hours=None)
     for run in runs:
         plan = plans[run.name]
         costs = _Costs.of(run, plan)
-        rows.append((run.name, *_needs(plan), *costs.cells()))
         total += costs
+        rows.append((run.name, *_needs(plan), *costs.cells()))
+    # Runs follow one another on the same devices, so that these have no total.
     rows.append((f"{len(runs)} runs", "", "", "", *total.cells()))
     lines = _aligned(rows)
     if total.chip_hours is None:
@@ -154,7 +162,8 @@ def _peak(plan: Plan) -> str:
 
 def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
     """The rows as lines, each column as wide as its widest cell."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    columns = list(zip(*rows, strict=True))
+    widths = [max(map(len, column)) for column in columns]
     lines = []
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]

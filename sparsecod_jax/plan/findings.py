@@ -7,6 +7,8 @@ from sparsecod_jax import config
 from sparsecod_jax.config.counts import Counts
 from sparsecod_jax.plan.hlo import Traffic
 
+Json = dict[str, Any]  # an object of JSON
+
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
@@ -21,7 +23,7 @@ class Memory:
         """The most at one time."""
         return self.arguments + self.temporaries
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Json:
         values = dataclasses.asdict(self)
         values["peak"] = self.peak
         return values
@@ -38,9 +40,9 @@ class Compiled:
     collectives: dict[str, Traffic] | None = None  # per step and device, by kind
     reason: str | None = None  # why it does not fit
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Json:
         """Plain JSON values; what was not found out is left out."""
-        values: dict[str, Any] = {
+        values: Json = {
             "checkpoint_bytes": self.checkpoint_bytes,
             "fits": self.fits,
             "compile_seconds": self.compile_seconds,
@@ -48,24 +50,23 @@ class Compiled:
         if self.memory:
             values["memory"] = self.memory.to_dict()
         if self.collectives is not None:
-            values["collectives"] = {
-                kind: dataclasses.asdict(traffic)
-                for kind, traffic in self.collectives.items()
-            }
+            values["collectives"] = {}
+            for kind, traffic in self.collectives.items():
+                values["collectives"][kind] = dataclasses.asdict(traffic)
         if self.reason is not None:
             values["reason"] = self.reason
         return values
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "Compiled":
+    def from_dict(cls, values: Json) -> "Compiled":
         """The inverse of `to_dict`; other keys are ignored."""
         fields = _own(cls, values)
         if "memory" in fields:
             fields["memory"] = Memory(**_own(Memory, fields["memory"]))
         if "collectives" in fields:
+            collectives = fields["collectives"].items()
             fields["collectives"] = {
-                kind: Traffic(**traffic)
-                for kind, traffic in fields["collectives"].items()
+                kind: Traffic(**traffic) for kind, traffic in collectives
             }
         return cls(**fields)
 
@@ -101,9 +102,9 @@ class Plan:
         None  # by remat policy, where they were compiled
     )
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Json:
         """Plain JSON values, those of budget and compilation beside the others."""
-        values: dict[str, Any] = {
+        values: Json = {
             "topology": self.topology,
             "devices": self.devices,
             "slices": self.slices,
@@ -123,7 +124,7 @@ class Plan:
         return values
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "Plan":
+    def from_dict(cls, values: Json) -> "Plan":
         """The inverse of `to_dict`, without `remat`; other keys are ignored."""
         fields = _own(cls, values)
         fields.pop("remat", None)
@@ -138,14 +139,14 @@ class Plan:
         )
 
 
-def _verdict(compiled: Compiled) -> dict[str, Any]:
+def _verdict(compiled: Compiled) -> Json:
     """The part of a compilation that differs between remat policies."""
     values = compiled.to_dict()
     kept = ("fits", "memory", "reason")
     return {name: values[name] for name in kept if name in values}
 
 
-def _own(cls: type, values: dict[str, Any]) -> dict[str, Any]:
+def _own(cls: type, values: Json) -> Json:
     """The values that are fields of a dataclass."""
     names = [field.name for field in dataclasses.fields(cls)]
     return {name: values[name] for name in names if name in values}

@@ -22,6 +22,9 @@ from sparsecod_jax.plan.findings import Compiled, Memory
 from sparsecod_jax.plan.topologies import Topology
 from sparsecod_jax.train.step import Program, build
 
+Changes = dict[str, Any]  # values of fields such as execution.remat
+
+# How XLA begins the message of an error about memory.
 OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
 NOTHING_FITS = (
     "none of microbatches, a loop over blocks, remat and fsdp makes it fit:"
@@ -58,6 +61,7 @@ def _add_program(
     try:
         executable = program.lower(with_moments=with_moments).compile()
     except jax.errors.JaxRuntimeError as error:
+        # Some compilers refuse what does not fit; others leave it to be found below.
         if OUT_OF_MEMORY not in str(error):
             raise
         reason = _out_of_memory_reason(str(error))
@@ -71,6 +75,7 @@ def _add_program(
     )
     if found.memory is None or memory.peak > found.memory.peak:
         found = dataclasses.replace(found, memory=memory)
+    # Those of an ordinary step stand for all.
     if not with_moments:
         collectives = hlo.collectives(executable.as_text() or "")
         found = dataclasses.replace(found, collectives=collectives)
@@ -98,7 +103,7 @@ def smallest_change(experiment: Experiment, topology: Topology) -> str:
     bisection finds the first.
     """
 
-    def fits(changes: dict[str, Any]) -> bool:
+    def fits(changes: Changes) -> bool:
         values = config.to_dict(experiment)
         for name, value in changes.items():
             section, field = name.split(".")
@@ -107,6 +112,7 @@ def smallest_change(experiment: Experiment, topology: Topology) -> str:
             changed = config.from_dict(values)
             program = build(changed, topology.devices, topology.slices)
         except ConfigError:
+            # Devices do not divide what was changed.
             return False
         return compile_programs(program, topology).fits
 
@@ -121,9 +127,7 @@ def smallest_change(experiment: Experiment, topology: Topology) -> str:
     return NOTHING_FITS
 
 
-def _changes(
-    experiment: Experiment, now: layout.Layout
-) -> Iterator[list[dict[str, Any]]]:
+def _changes(experiment: Experiment, now: layout.Layout) -> Iterator[list[Changes]]:
     """Groups of changes, each with less memory towards its end.
 
     Smaller microbatches come first, as they cost least. Then blocks that were unrolled
@@ -138,7 +142,7 @@ def _changes(
     if splits[1:]:
         yield [{"execution.accumulation": count} for count in splits[1:]]
     # Each of these is kept in the groups that follow.
-    kept: dict[str, Any] = {}
+    kept: Changes = {}
     for field, least in (("unroll", False), ("remat", "full")):
         if getattr(now.kernels, field) != least:
             kept[f"execution.{field}"] = least

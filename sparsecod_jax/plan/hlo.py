@@ -96,8 +96,8 @@ def _name(reference: str) -> str:
     return reference.strip().split(" ")[-1].lstrip("%")
 
 
-# Instructions by their name, for each computation.
-_Computations = dict[str, dict[str, _Instruction]]
+_Instructions = dict[str, _Instruction]  # of one computation, by name
+_Computations = dict[str, _Instructions]
 
 
 def collectives(text: str) -> dict[str, Traffic]:
@@ -132,7 +132,7 @@ def _parse(text: str) -> tuple[_Computations, str]:
     """The computations of a program, and the name of the first to run."""
     computations: _Computations = {}
     entry = ""
-    current: dict[str, _Instruction] = {}
+    current: _Instructions = {}
     for line in _COMMENT.sub("", text).splitlines():
         if header := _COMPUTATION.match(line):
             name = header[2]
@@ -145,7 +145,7 @@ def _parse(text: str) -> tuple[_Computations, str]:
     return computations, entry
 
 
-def _continues_another(name: str, instructions: dict[str, _Instruction]) -> bool:
+def _continues_another(name: str, instructions: _Instructions) -> bool:
     """Whether a computation only continues a collective that another one began.
 
     The compiler for TPU spreads some of them over several computations.
@@ -155,9 +155,7 @@ def _continues_another(name: str, instructions: dict[str, _Instruction]) -> bool
     return any("AsyncCollectiveDone" in each.text for each in instructions.values())
 
 
-def _transferred_bytes(
-    collective: _Instruction, instructions: dict[str, _Instruction]
-) -> int:
+def _transferred_bytes(collective: _Instruction, instructions: _Instructions) -> int:
     """Bytes that it sends or receives on one device, whichever are more."""
     operand_types = [instructions[name].result for name in collective.operands]
     sent = sum(_bytes(operand_type) for operand_type in operand_types)
@@ -204,7 +202,7 @@ def _count_runs(computations: _Computations, entry: str) -> dict[str, int]:
 
 def _trips(
     loop: _Instruction,
-    instructions: dict[str, _Instruction],
+    instructions: _Instructions,
     computations: _Computations,
 ) -> int:
     """Iterations of a loop; 1 where its text does not tell.
@@ -232,7 +230,7 @@ def _trips(
     return int(limits[0]) - _constant(counter, instructions)
 
 
-def _constant(name: str, instructions: dict[str, _Instruction]) -> int:
+def _constant(name: str, instructions: _Instructions) -> int:
     """The value of a constant or of its copies, 0 of anything else.
 
     A loop whose first iterations were peeled off does not start at 0.
