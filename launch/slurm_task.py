@@ -72,6 +72,10 @@ def _run(commands: list[list[str]]) -> int:
     environment = dict(os.environ)
     if cpus := os.environ.get("SLURM_CPUS_PER_TASK"):
         environment["SRUN_CPUS_PER_TASK"] = cpus  # which srun by itself forgets
+    # Commands run with -P, which leaves out the folder that they run in. But the code that
+    # was sent lies there, and must come before any that is installed.
+    import_paths = [os.getcwd(), os.environ.get("PYTHONPATH")]
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, import_paths))
     # Processes leave one after the other, each when its part is saved: the first must not
     # end the others.
     srun = ["srun", "--kill-on-bad-exit=0"]

@@ -73,7 +73,11 @@ class Compiled:
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """What follows from sizes alone, without a compiler."""
+    """What follows from sizes alone, without a compiler.
+
+    FLOPs are those of the model, as `flops_convention` counts them. Times assume that
+    `assumed_mfu` of the peak of all chips is reached.
+    """
 
     parameters: Counts
     tokens: int  # of the whole run
@@ -86,21 +90,31 @@ class Budget:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What a run needs on a topology."""
+    """What a run needs on a topology.
+
+    Attributes:
+      topology: its name, such as v5p:4x4x4.
+      devices: how many it has.
+      slices: in how many groups they lie, TPU slices or GPU hosts.
+      device_kind: as jax names it.
+      placement: the layout in words.
+      mesh: devices along each axis, as chosen.
+      execution: that of the experiment, with what was chosen.
+      change: the smallest one with which it fits, if it does not and one was sought.
+      remat: by remat policy, where all of them were compiled.
+    """
 
     topology: str
     devices: int
     slices: int
     device_kind: str
-    placement: str  # the layout in words
+    placement: str
     mesh: config.Mesh
     execution: config.Execution
     budget: Budget
     compiled: Compiled
-    change: str | None = None  # the smallest one with which it fits, if it does not
-    remat: dict[str, Compiled] | None = (
-        None  # by remat policy, where they were compiled
-    )
+    change: str | None = None
+    remat: dict[str, Compiled] | None = None
 
     def to_dict(self) -> Json:
         """Plain JSON values, those of budget and compilation beside the others."""

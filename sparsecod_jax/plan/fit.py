@@ -36,6 +36,9 @@ def compile_programs(program: Program, topology: Topology) -> Compiled:
     """Memory, collectives and compile time of the programs that a run alternates between.
 
     Running out of memory is a finding, not an error.
+
+    Raises:
+      JaxRuntimeError: the compiler fails for another reason.
     """
     leaves = jax.tree.leaves(program.abstract_state)
     state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
@@ -101,6 +104,9 @@ def smallest_change(experiment: Experiment, topology: Topology) -> str:
     Compiling takes minutes, and memory only falls along a group of changes. So the last
     of a group is tried first: where it does not fit, none of them does; where it does,
     bisection finds the first.
+
+    Returns:
+      Overrides such as `--config.execution.accumulation=2`, or a sentence.
     """
 
     def fits(changes: Changes) -> bool:
@@ -147,6 +153,7 @@ def _changes(experiment: Experiment, now: layout.Layout) -> Iterator[list[Change
         if getattr(now.kernels, field) != least:
             kept[f"execution.{field}"] = least
             yield [{"execution.accumulation": count, **kept} for count in splits]
+    # Fewer and fewer replicas of the parameters, in as many more shards.
     for data in range(mesh.data - 1, 0, -1):
         if mesh.data % data == 0:
             fsdp = mesh.fsdp * mesh.data // data

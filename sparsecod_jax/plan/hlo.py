@@ -108,6 +108,10 @@ def collectives(text: str) -> dict[str, Traffic]:
 
     Args:
       text: of a compiled program (`compiled.as_text()`).
+
+    Returns:
+      Counts and bytes of one device for one execution; kinds that do not occur are left
+      out.
     """
     computations, entry = _parse(text)
     runs = _count_runs(computations, entry)
@@ -171,6 +175,7 @@ def _transferred_bytes(collective: _Instruction, instructions: _Instructions) ->
 def _bytes(type_text: str) -> int:
     """Bytes of all arrays of a type such as `(f32[16]{0}, bf16[2,8]{1,0})`."""
     total = 0
+    # Layouts in braces, tiles in parentheses and tokens have no bytes.
     for dtype, shape in _ARRAY.findall(type_text):
         bits = 8  # of pred, a truth value
         if digits := _BITS.search(dtype):
@@ -186,6 +191,7 @@ def _count_runs(computations: _Computations, entry: str) -> dict[str, int]:
     runs: dict[str, int] = {}
 
     def visit(name: str, times: int) -> None:
+        """Adds the runs of a computation, and of all that it calls."""
         # One computation may be called from several others, or twice from one.
         runs[name] = runs.get(name, 0) + times
         instructions = computations.get(name, {})

@@ -43,11 +43,12 @@ def plan_all(
     # The chips that are compiled for are not here.
     jax.config.update("jax_platforms", "cpu")
     wanted = [topologies.find(name) for name in names]
+    # Compiling takes minutes: before that, layouts and the file are checked.
     for topology in wanted:
         layout.resolve(experiment, topology.devices, topology.slices)
     target = files.absolute(out) if out else None
     if target:
-        _check_target(target)  # now, as compiling takes minutes
+        _check_target(target)
     plans = []
     for topology in wanted:
         plan = make_plan(experiment, topology, mfu)
@@ -140,7 +141,12 @@ def _budget(experiment: Experiment, topology: Topology, mfu: float) -> Budget:
 def every_remat_policy(
     experiment: Experiment, topology: Topology, compiled: Compiled
 ) -> dict[str, Compiled]:
-    """Each remat policy compiled; `compiled` is the experiment's own."""
+    """Each remat policy compiled, by its name.
+
+    Args:
+      compiled: what was found with the experiment's own policy, which is not compiled
+        again.
+    """
     by_policy = {}
     for policy in get_args(config.Remat):
         execution = dataclasses.replace(experiment.execution, remat=policy)
@@ -154,7 +160,7 @@ def every_remat_policy(
 
 
 def report(plan: Plan) -> str:
-    """A plan as a few lines for people."""
+    """A plan for people: layout, verdict, sizes, collectives and costs."""
     budget, compiled = plan.budget, plan.compiled
     parameters = budget.parameters
     collectives = []
@@ -183,6 +189,7 @@ def report(plan: Plan) -> str:
 
 
 def _verdict(compiled: Compiled) -> str:
+    """Whether it fits, and with how much memory or why not."""
     if not compiled.fits:
         return f"does not fit: {compiled.reason}"
     memory = compiled.memory

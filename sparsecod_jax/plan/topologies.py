@@ -53,6 +53,7 @@ class Shape:
 
     @property
     def is_tpu(self) -> bool:
+        """Whether these are slices of a TPU, not hosts of GPUs."""
         return self.chip.tpu is not None
 
     @property
@@ -62,6 +63,7 @@ class Shape:
 
     @property
     def chips_per_host(self) -> int:
+        """Chips that one host has; a GPU host is a slice of its own."""
         return CHIPS_PER_TPU_HOST if self.is_tpu else self.chips
 
     @property
@@ -125,12 +127,14 @@ def find(name: str) -> Topology:
         found = _tpu_devices(slice_name, wanted.chip.tpu, wanted.slices)
     else:
         found = _gpu_devices(wanted)
+    # By device kind, which accounts for the share of a GPU's memory that jax takes.
     chip = devices.find(found[0].device_kind)
     assert chip, f"{found[0].device_kind} is missing in the table of chips"
     return Topology(name, found, wanted.slices, chip)
 
 
 def _tpu_devices(slice_name: str, tpu: Tpu, slices: int) -> list[Any]:
+    """Devices of one or several slices of that name, by the compiler for TPU."""
     import jax  # here, as it takes seconds and `shape` does without
     from jax.experimental import topologies
 
@@ -156,6 +160,7 @@ def _tpu_devices(slice_name: str, tpu: Tpu, slices: int) -> list[Any]:
 
 
 def _gpu_devices(wanted: Shape) -> list[Any]:
+    """Devices that XLA's text about an absent GPU describes."""
     from jax.experimental import topologies
 
     if importlib.util.find_spec("jax_cuda13_plugin") is None:
