@@ -56,13 +56,13 @@ def runs(study: Path) -> list[RunDir]:
 
 
 def numbers(run: RunDir) -> list[dict]:
-    """All metrics of a run, without times."""
+    """All metrics of a run, without times and what depends on them."""
+    left_out = ("mfu", "time", "attempt", "checksum")
     records = [*run.read_metrics(), json.loads(run.final.read_text())]
     kept = []
     for record in records:
         names = [name for name in record if "second" not in name]
-        names = [name for name in names if name not in ("mfu", "time", "attempt")]
-        kept.append({name: record[name] for name in names})
+        kept.append({name: record[name] for name in names if name not in left_out})
     return kept
 
 
