@@ -113,7 +113,7 @@ def test_each_device_gets_its_part(original):
             leaf.sharding.shard_shape(leaf.shape)
         }
     name = "model.layers.2.mlp.down_proj.weight"
-    theirs = open_folder(original).places[name].get_tensor(name)
+    theirs = open_folder(original).open_files[name].get_tensor(name)
     np.testing.assert_array_equal(
         np.asarray(model.params["blocks"]["ffn"]["down"][2]), theirs.T
     )
@@ -318,7 +318,7 @@ def test_shards_cut_off_are_refused(folder):
     file.unlink()
     _refused(
         folder,
-        "there is no .*model-00002-of-00003.safetensors: a folder of Hugging Face has",
+        "there is no .*model-00002-of-00003.safetensors: a Hugging Face model folder has",
     )
 
 
@@ -345,7 +345,7 @@ def test_what_is_no_folder_is_refused(tmp_path):
     )
     _refused(
         tmp_path,
-        r"there is no .*config\.json: a folder of Hugging Face has config\.json, model\.safetensors",
+        r"there is no .*config\.json: a Hugging Face model folder has config\.json, model\.safetensors",
     )
 
 
@@ -359,6 +359,6 @@ def test_mixtures_with_gated_shared_experts_are_refused(tmp_path):
     safetensors.numpy.save_file(tensors, folder / "model.safetensors")
     with pytest.raises(
         ConfigError,
-        match=r"layers\.1\.mlp\.shared_expert_gate\.weight of .* is not zero: of mixtures only those",
+        match=r"layers\.1\.mlp\.shared_expert_gate\.weight of .* is not zero: of mixtures of experts only those",
     ):
         load_model(find_model(hf=str(folder)))

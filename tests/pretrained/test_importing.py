@@ -81,7 +81,7 @@ def test_what_a_folder_does_not_say_is_said_for_it(folder, tmp_path, capsys):
         (folder / name).unlink()
     (folder / "vocab.txt").touch()
     run = import_model(str(folder), str(tmp_path / "imported"))
-    assert "not taken along: vocab.txt" in capsys.readouterr().out
+    assert "not imported: vocab.txt" in capsys.readouterr().out
     back = Path(export(str(run), str(tmp_path / "back")))
     assert (
         json.loads((back / "generation_config.json").read_text())["eos_token_id"] == 256
