@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from sparsecod_jax.pretrained.exporting import export
-from tests.support import finishing, saved_runs, tiny_configs
+from tests.support import loaded_models, saved_runs, tiny_configs
 
 pytest.importorskip("torch", reason="the parity extra is not installed")
 pytest.importorskip("transformers", reason="the parity extra is not installed")
@@ -169,7 +169,7 @@ def _check_sparsity(found, exported, tokens_NT):
 
 
 def _exported_run(model, sequences: int, positions: int, folder):
-    run = saved_runs.run(folder / "run", model, finishing.sharpened(model))
+    run = saved_runs.run(folder / "run", model, loaded_models.sharpened(model))
     export(str(run.path), str(folder / "hf"))
     rng = np.random.default_rng(1)
     tokens_NT = rng.integers(0, model.vocab_size, (sequences, positions)).astype(

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from tests.support import finishing, tiny_configs
+from tests.support import loaded_models, tiny_configs
 
 pytest.importorskip("lm_eval", reason="needs the extra eval")
 
@@ -31,7 +31,9 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model():
-    return finishing.finished(finishing.sharpened(tiny_configs.MODEL), max_seq_len=36)
+    return loaded_models.load(
+        loaded_models.sharpened(tiny_configs.MODEL), max_seq_len=36
+    )
 
 
 @pytest.fixture
@@ -238,7 +240,7 @@ def test_tasks_of_others_need_trust(unloadable, tmp_path):
         ("triviaqa", {}, "needs generated text"),
         ("arc_easy,sciq", {}, "lacks allenai/sciq of sciq"),
         ("arc_easy", {"limit": 0}, "--limit=0 is below 1"),
-        ("arc_easy", {"num_fewshot": -1}, "--num_fewshot=-1 below 0"),
+        ("arc_easy", {"num_fewshot": -1}, "--num_fewshot=-1 is below 0"),
         (
             "arc_easy",
             {"out": "/absent/folder/out.json"},

@@ -8,12 +8,12 @@ import pytest
 
 from sparsecod_jax.evaluate import likelihood
 from sparsecod_jax.evaluate.likelihood import LENGTHS, Row, pad, scores
-from tests.support import finishing, numpy_model, tiny_configs
+from tests.support import loaded_models, numpy_model, tiny_configs
 
 
 @pytest.fixture(scope="module")
 def params():
-    return finishing.sharpened(tiny_configs.MODEL)
+    return loaded_models.sharpened(tiny_configs.MODEL)
 
 
 def _rows(count: int, longest: int, seed: int = 0) -> list[Row]:
@@ -23,12 +23,12 @@ def _rows(count: int, longest: int, seed: int = 0) -> list[Row]:
     for length in rng.integers(1, longest + 1, count):
         tokens = tuple(rng.integers(0, tiny_configs.MODEL.vocab_size, length).tolist())
         positions = range(int(rng.integers(0, length)), length)
-        asked = [
+        predictions = [
             (position, int(rng.integers(0, tiny_configs.MODEL.vocab_size)))
             for position in positions
         ]
-        asked += [(int(length) - 1, other) for other in (1, 2, 3)]
-        rows.append(Row(tokens, tuple(dict.fromkeys(asked))))
+        predictions += [(int(length) - 1, other) for other in (1, 2, 3)]
+        rows.append(Row(tokens, tuple(dict.fromkeys(predictions))))
     return rows
 
 
@@ -36,15 +36,15 @@ def _by_hand(params, row: Row) -> tuple[np.ndarray, np.ndarray]:
     logits, _ = numpy_model.forward(params, np.array([row.tokens]), tiny_configs.MODEL)
     log_softmax = logits[0] - np.log(np.exp(logits[0]).sum(-1, keepdims=True))
     losses = np.array(
-        [-log_softmax[position, target] for position, target in row.asked]
+        [-log_softmax[position, target] for position, target in row.predictions]
     )
     return losses, np.array(
-        [logits[0, position].argmax() == target for position, target in row.asked]
+        [logits[0, position].argmax() == target for position, target in row.predictions]
     )
 
 
 def _found(rows: list[Row], params, **options):
-    model = finishing.finished(params, **options)
+    model = loaded_models.load(params, **options)
     with jax.set_mesh(model.mesh), jax.default_matmul_precision("highest"):
         found = [pair for part in scores(model, rows) for pair in part]
     assert sorted(number for number, _ in found) == list(range(len(rows)))
@@ -61,9 +61,9 @@ def _likeliest(params, rows: list[Row]) -> list[Row]:
         best = logits[0].argmax(-1)
         changed.append(
             row._replace(
-                asked=tuple(
+                predictions=tuple(
                     (p, int(best[p]) if n % 2 else t)
-                    for n, (p, t) in enumerate(row.asked)
+                    for n, (p, t) in enumerate(row.predictions)
                 )
             )
         )
@@ -163,7 +163,7 @@ def test_no_rows(params):
 
 def test_mixture():
     """A mixture is one model of the same interface."""
-    rows, params = _rows(4, 20, seed=4), finishing.sharpened(tiny_configs.MIXTURE)
+    rows, params = _rows(4, 20, seed=4), loaded_models.sharpened(tiny_configs.MIXTURE)
     for row, score in zip(
         rows, _found(rows, params, model=tiny_configs.MIXTURE), strict=True
     ):
@@ -173,7 +173,7 @@ def test_mixture():
         log_softmax = logits[0] - np.log(np.exp(logits[0]).sum(-1, keepdims=True))
         np.testing.assert_allclose(
             score.losses,
-            [-log_softmax[pair] for pair in row.asked],
+            [-log_softmax[pair] for pair in row.predictions],
             rtol=1e-4,
             atol=1e-4,
         )

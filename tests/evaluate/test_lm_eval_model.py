@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.support import finishing, llamas, numpy_model, tiny_configs
+from tests.support import llamas, loaded_models, numpy_model, tiny_configs
 
 pytest.importorskip("lm_eval", reason="needs the extra eval")
 
@@ -55,7 +55,7 @@ def texts():
 
 @pytest.fixture(scope="module")
 def params():
-    return finishing.sharpened(tiny_configs.MODEL)
+    return loaded_models.sharpened(tiny_configs.MODEL)
 
 
 def _log_softmax(params, tokens: list[int]) -> np.ndarray:
@@ -65,14 +65,14 @@ def _log_softmax(params, tokens: list[int]) -> np.ndarray:
 
 def test_equals_numpy(params, pairs):
     """Letters are ids here, so where context ends and continuation begins is plain to see."""
-    model = LanguageModel(finishing.finished(params, max_seq_len=LONGEST))
+    model = LanguageModel(loaded_models.load(params, max_seq_len=LONGEST))
     answers = model.loglikelihood(_requests("loglikelihood", pairs), disable_tqdm=True)
     cut = 0
     for (context, choice), (answer, greedy) in zip(pairs, answers, strict=True):
         whole = (
-            finishing.Letters().ids(context + choice)
+            loaded_models.Letters().ids(context + choice)
             if context
-            else [finishing.Letters.start_id, *finishing.Letters().ids(choice)]
+            else [loaded_models.Letters.start_id, *loaded_models.Letters().ids(choice)]
         )
         count = (
             len(choice) + len(context) - len(context.rstrip())
@@ -88,12 +88,12 @@ def test_equals_numpy(params, pairs):
 
 
 def test_greedy_choices_are_found(params):
-    model = LanguageModel(finishing.finished(params, max_seq_len=LONGEST))
+    model = LanguageModel(loaded_models.load(params, max_seq_len=LONGEST))
     context = "the quiet"
-    best = _log_softmax(params, finishing.Letters().ids(context))[-1].argmax()
+    best = _log_softmax(params, loaded_models.Letters().ids(context))[-1].argmax()
     requests: list = [
-        (None, finishing.Letters().ids(context), [int(best)]),
-        (None, finishing.Letters().ids(context), [int(best) + 1]),
+        (None, loaded_models.Letters().ids(context), [int(best)]),
+        (None, loaded_models.Letters().ids(context), [int(best) + 1]),
     ]
     assert [
         greedy for _, greedy in model._loglikelihood_tokens(requests, disable_tqdm=True)
@@ -103,11 +103,11 @@ def test_greedy_choices_are_found(params):
 def test_rolling_equals_numpy(params):
     """Each id is predicted once, by a window that ends with it at the latest."""
     text = "".join(np.random.default_rng(2).choice(list("abcdefgh "), 110))
-    model = LanguageModel(finishing.finished(params, max_seq_len=LONGEST))
+    model = LanguageModel(loaded_models.load(params, max_seq_len=LONGEST))
     (found,) = model.loglikelihood_rolling(
         _requests("loglikelihood_rolling", [(text,)]), disable_tqdm=True
     )
-    ids = [finishing.Letters.start_id, *finishing.Letters().ids(text)]
+    ids = [loaded_models.Letters.start_id, *loaded_models.Letters().ids(text)]
     expected = 0.0
     for first, last in ((1, 48), (49, 96), (97, 110)):  # what each window predicts
         window = ids[last - LONGEST : last + 1]
@@ -123,15 +123,15 @@ def test_choices_of_one_token_share_a_row(params, monkeypatch):
     monkeypatch.setattr(
         lm_eval_model,
         "scores",
-        lambda finished, rows: seen.extend(rows) or likelihood.scores(finished, rows),
+        lambda model, rows: seen.extend(rows) or likelihood.scores(model, rows),
     )
-    model = LanguageModel(finishing.finished(params))
+    model = LanguageModel(loaded_models.load(params))
     answers = model.loglikelihood(
         _requests("loglikelihood", [("Answer:", letter) for letter in "ABCD"]),
         disable_tqdm=True,
     )
     assert len(seen) == 1
-    log_softmax = _log_softmax(params, finishing.Letters().ids("Answer:"))[-1]
+    log_softmax = _log_softmax(params, loaded_models.Letters().ids("Answer:"))[-1]
     assert [answer for answer, _ in answers] == pytest.approx(
         [log_softmax[ord(letter)] for letter in "ABCD"], rel=1e-5
     )
@@ -139,7 +139,7 @@ def test_choices_of_one_token_share_a_row(params, monkeypatch):
 
 @pytest.mark.parametrize("choice", ["x" * (LONGEST + 1), ""])
 def test_a_choice_that_can_not_be_scored_is_refused(params, choice):
-    model = LanguageModel(finishing.finished(params, max_seq_len=LONGEST))
+    model = LanguageModel(loaded_models.load(params, max_seq_len=LONGEST))
     with pytest.raises(ConfigError, match=f"the model scores 1 to {LONGEST}"):
         model.loglikelihood(
             _requests("loglikelihood", [("a", choice)]), disable_tqdm=True
@@ -149,14 +149,14 @@ def test_a_choice_that_can_not_be_scored_is_refused(params, choice):
 def test_numbers_that_are_not_finite_are_refused(params):
     broken = params | {"head": np.full_like(params["head"], np.nan)}
     with pytest.raises(SparsecodError, match="not finite"):
-        LanguageModel(finishing.finished(broken)).loglikelihood(
+        LanguageModel(loaded_models.load(broken)).loglikelihood(
             _requests("loglikelihood", [("a", "b")]), disable_tqdm=True
         )
 
 
 def test_generation_is_refused(params):
     with pytest.raises(ConfigError, match="generated text"):
-        LanguageModel(finishing.finished(params)).generate_until([])
+        LanguageModel(loaded_models.load(params)).generate_until([])
 
 
 def test_torch_is_not_imported():
@@ -192,7 +192,7 @@ def both(request, tmp_path_factory):
 def test_agrees_with_the_hf_model(both, pairs, texts, sizes, monkeypatch):
     params, tokenizer, theirs = both
     model = LanguageModel(
-        finishing.finished(
+        loaded_models.load(
             params, llamas.MODEL, sizes=sizes, max_seq_len=LONGEST, tokenizer=tokenizer
         )
     )

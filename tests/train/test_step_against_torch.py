@@ -17,7 +17,7 @@ import scipy.stats
 
 from sparsecod_jax.pretrained.exporting import export
 from sparsecod_jax.pretrained.hf_tensors import tensors, to_theirs
-from tests.support import finishing, saved_runs, tiny_configs
+from tests.support import loaded_models, saved_runs, tiny_configs
 
 pytest.importorskip("torch", reason="the parity extra is not installed")
 pytest.importorskip("transformers", reason="the parity extra is not installed")
@@ -62,7 +62,7 @@ def _relative(actual, expected) -> float:
 def _step_equals_torch(
     model, rows: int, microbatches: int, environment: dict, folder
 ) -> None:
-    run = saved_runs.run(folder / "run", model, finishing.sharpened(model))
+    run = saved_runs.run(folder / "run", model, loaded_models.sharpened(model))
     export(str(run.path), str(folder / "hf"))
     tokens = (
         np.random.default_rng(2)
