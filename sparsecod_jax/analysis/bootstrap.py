@@ -18,9 +18,7 @@ LEVEL = 0.95
 Statistic = Callable[[np.ndarray], np.ndarray]  # from weights [R, N] to values [R]
 
 
-def interval(
-    statistic: Statistic, sequences: int, seed: int = 0
-) -> list[float] | None:
+def interval(statistic: Statistic, sequences: int, seed: int = 0) -> list[float] | None:
     """The central LEVEL of a statistic over DRAWS resamplings of the sequences.
 
     Source: the expanded percentile interval of Hesterberg 2015, arXiv 1411.5279. Quantiles

@@ -115,9 +115,7 @@ def _normal_equations(
     return grams_LAA, targets_LAD
 
 
-def _solve(
-    gram_AA: np.ndarray, target_AD: np.ndarray
-) -> tuple[np.ndarray, float, int]:
+def _solve(gram_AA: np.ndarray, target_AD: np.ndarray) -> tuple[np.ndarray, float, int]:
     """The solution [A, D] of least norm, the condition number and the rank."""
     values, vectors = np.linalg.eigh(gram_AA)
     # Eigenvalues below the rounding error of the largest belong to directions that no

@@ -50,30 +50,42 @@ class Score(NamedTuple):
     hits: np.ndarray
 
 
+_Scored = list[tuple[int, Score]]  # numbers of rows, and their scores
+
+
 class _Batch(NamedTuple):
-    """Numbers of rows, and losses and hits on the devices, [B, C] each."""
+    """Rows that are computed on the devices.
+
+    Attributes:
+      numbers: of the rows.
+      scores: losses and hits, [B, C] each.
+    """
 
     numbers: list[int]
     scores: tuple[jax.Array, jax.Array]
 
 
-def scores(model: LoadedModel, rows: list[Row]) -> Iterator[list[tuple[int, Score]]]:
+def scores(model: LoadedModel, rows: list[Row]) -> Iterator[_Scored]:
     """The scores of all rows, each with the row's number, a batch at a time.
 
-    The longest rows come first. To be called, and iterated over, under `model.mesh`. There
+    The longest rows come first, so that what does not fit in memory fails at once. There
     are at most 2 * LENGTHS shapes of batches, so at most so many programs.
+
+    To be called, and iterated over, under `model.mesh`.
     """
     counts = np.array([len(row.predictions) for row in rows], int)
     lengths = np.array([len(row.tokens) for row in rows], int)
     padded = pad(np.maximum(lengths, counts))
+    # Most rows of a task have few predictions, at their end. The head is the costliest part
+    # of a small model, so their logits are computed at few positions.
     few = counts * FEW <= padded
     shapes = sorted(set(zip(padded.tolist(), few.tolist(), strict=True)), reverse=True)
+    # A batch is read only after the next one was sent to the devices, which thus never wait.
     waiting = None
     for T, is_few in shapes:
         numbers = np.flatnonzero((padded == T) & (few == is_few)).tolist()
         C = T // FEW if is_few else T
         for batch in _batches(model, rows, numbers, T, C):
-            # The devices compute this batch while the one before is read.
             if waiting:
                 yield _read(rows, waiting)
             waiting = batch
@@ -98,6 +110,8 @@ def pad(sizes_N: np.ndarray) -> np.ndarray:
 
 def _best_lengths(values_K: np.ndarray, counts_K: np.ndarray) -> np.ndarray:
     """The lengths, in ascending order, by dynamic programming over sorted values."""
+    # The K distinct sizes, in ascending order, are cut into groups of neighbours. All rows of
+    # a group are padded to its largest size. The best cut is found group by group.
     K = len(values_K)
     before = np.concatenate([[0], np.cumsum(counts_K)])  # rows below each value
     # group_cost[i, j]: the tokens of the rows with values i to j - 1, all padded to the
@@ -125,8 +139,14 @@ def _best_lengths(values_K: np.ndarray, counts_K: np.ndarray) -> np.ndarray:
 def _batches(
     model: LoadedModel, rows: list[Row], numbers: list[int], T: int, C: int
 ) -> Iterator[_Batch]:
-    """Batches of one shape, [B, T] tokens and [B, C] predictions, not yet waited for."""
+    """Batches of one shape, not yet waited for.
+
+    Args:
+      numbers: of the rows to be scored.
+      T: tokens of a row, C: its predictions, both with padding.
+    """
     sharding, devices = batch_sharding(model.mesh), ways("batch")
+    # As many rows per device as TOKENS allows, and no more than there are.
     rows_each = min(max(TOKENS // T, 1), math.ceil(len(numbers) / devices))
     B = devices * rows_each
     here = local_rows(sharding, B)  # the rows that this process puts on its devices
@@ -142,10 +162,13 @@ def _arrays(
     rows: list[Row], B: int, T: int, C: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Tokens [B, T], positions [B, C] and ids [B, C], padded with zeros."""
-    positions = ([position for position, _ in row.predictions] for row in rows)
-    targets = ([target for _, target in row.predictions] for row in rows)
+    tokens, positions, targets = [], [], []
+    for row in rows:
+        tokens.append(row.tokens)
+        positions.append([position for position, _ in row.predictions])
+        targets.append([target for _, target in row.predictions])
     return (
-        _padded((row.tokens for row in rows), (B, T)),
+        _padded(tokens, (B, T)),
         _padded(positions, (B, C)),
         _padded(targets, (B, C)),
     )
@@ -159,8 +182,11 @@ def _padded(rows: Iterable, shape: tuple[int, int]) -> np.ndarray:
     return array
 
 
-def _read(rows: list[Row], batch: _Batch) -> list[tuple[int, Score]]:
-    """The scores of a batch, once its devices have computed them, without padding."""
+def _read(rows: list[Row], batch: _Batch) -> _Scored:
+    """The scores of a batch, once its devices have computed them.
+
+    Padding is left out: rows at the end of the batch, predictions at the end of a row.
+    """
     losses_BC, hits_BC = (np.asarray(array) for array in batch.scores)
     read = []
     for number, losses_C, hits_C in zip(
@@ -174,6 +200,7 @@ def _read(rows: list[Row], batch: _Batch) -> list[tuple[int, Score]]:
 
 @partial(jax.jit, static_argnums=0)
 def _losses_and_hits(net: Transformer, params, tokens_BT, positions_BC, targets_BC):
+    """Losses in nats and hits of chosen predictions, [B, C] each."""
     hidden: Any = net.apply({"params": params}, tokens_BT, method="hidden")
     h_BCD = jnp.take_along_axis(hidden[0], positions_BC[..., None], axis=1)
     return losses_and_hits(

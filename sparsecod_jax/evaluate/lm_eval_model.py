@@ -20,7 +20,7 @@ Tokens = tuple[int, ...]  # of one row
 
 
 class LanguageModel(TemplateLM):
-    """Log-likelihoods in float32, nats.
+    """A trained model as lm-eval calls one: log-likelihoods in float32, nats.
 
     Attention sees a whole sequence, as in the exported model, also where the model was
     trained to stay within documents.
@@ -79,7 +79,10 @@ class LanguageModel(TemplateLM):
         return sums.tolist()
 
     def _windows(self, text: str) -> Iterator[tuple[list[int], list[int]]]:
-        """Context and continuation of each window of a text; each token is scored once."""
+        """Context and continuation of each window of a text.
+
+        Each token of the text is in one continuation, so it is scored once.
+        """
         add_special_tokens = None
         if self._tokenizer.before[-1:] == (self._tokenizer.start_id,):
             # Each text begins with the start token anyway; it is not scored after itself.
@@ -160,6 +163,7 @@ class LanguageModel(TemplateLM):
         return tokens, list(zip(positions, continuation, strict=True))
 
     def _scores(self, rows: list[Row], disable_tqdm: bool) -> dict[Tokens, Score]:
+        """The scores of all rows, by the tokens of the row."""
         score_of_row = {}
         bar = tqdm(
             total=len(rows),

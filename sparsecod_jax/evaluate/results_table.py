@@ -1,12 +1,23 @@
-"""How are the results of `eval` shown? Tables for people: every metric, and what to know."""
+"""How are the results of `eval` shown?
+
+Results table: every metric of every task, for people, and what to know about it.
+"""
 
 from typing import Any
+
+Row = tuple[str, ...]  # cells
 
 HEADINGS = ("task", "questions", "examples", "metric", "value", "error")
 
 
 def describe(results: dict[str, Any]) -> str:
-    """A table of every metric, the average, and what was different from the usual task."""
+    """The results as text.
+
+    A table of every metric, the average, and what was different from the usual task.
+
+    Args:
+      results: as `evaluate` writes them.
+    """
     rows = [HEADINGS, *_rows(results)]
     notes = [*_average(results["average"]), *_splits(results["data"])]
     if results["truncated"]:
@@ -17,31 +28,24 @@ def describe(results: dict[str, Any]) -> str:
     return "\n".join([*_aligned(rows), *notes])
 
 
-def _rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
-    """One row per task or group and metric."""
+def _rows(results: dict[str, Any]) -> list[Row]:
+    """One row per task or group and metric, with its standard error."""
     rows = []
     for name, result in results["results"].items():
         questions = results["n-samples"].get(name, {}).get("effective", "")
         examples = results["n-shot"].get(name, "")
         for key, value in result.items():
+            # Metrics are named METRIC,FILTER; other entries are names and aliases.
             metric, comma, variant = key.partition(",")
             if not comma or metric.endswith("_stderr"):
                 continue
-            error = _four_digits(result.get(f"{metric}_stderr,{variant}"))
-            rows.append(
-                (
-                    name,
-                    str(questions),
-                    str(examples),
-                    metric,
-                    _four_digits(value),
-                    error,
-                )
-            )
+            error = result.get(f"{metric}_stderr,{variant}")
+            numbers = (_four_digits(value), _four_digits(error))
+            rows.append((name, str(questions), str(examples), metric, *numbers))
     return rows
 
 
-def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
+def _aligned(rows: list[Row]) -> list[str]:
     """Lines in which the cells of a column begin below one another."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
@@ -52,6 +56,7 @@ def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
 
 
 def _average(average: dict[str, Any]) -> list[str]:
+    """A line with the average and what it is made of; none without accuracies."""
     if average["value"] is None:
         return []
     counted = [f"{name} {task['metric']}" for name, task in average["tasks"].items()]
@@ -60,13 +65,17 @@ def _average(average: dict[str, Any]) -> list[str]:
 
 def _splits(data: dict[str, dict[str, str]]) -> list[str]:
     """A sentence for each task that was scored on another split than usual."""
-    return [
-        f"{task} was scored on {described['split']},"
-        f" as {described['folder']} has no {described['usual_split']}"
-        for task, described in data.items()
-        if described["split"] != described["usual_split"]
-    ]
+    sentences = []
+    for task, described in data.items():
+        split, usual = described["split"], described["usual_split"]
+        if split != usual:
+            folder = described["folder"]
+            sentences.append(
+                f"{task} was scored on {split}, as {folder} has no {usual}"
+            )
+    return sentences
 
 
 def _four_digits(value: Any) -> str:
+    """Empty for what is not a number, such as a missing standard error."""
     return f"{value:.4f}" if isinstance(value, float) else ""

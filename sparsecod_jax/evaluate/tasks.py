@@ -21,6 +21,8 @@ from lm_eval.tasks._index import Kind
 
 from sparsecod_jax.errors import ConfigError
 
+Config = dict[str, Any]  # of a task, from its YAML
+
 # What tasks may ask of the model.
 OUTPUT_TYPES = ("multiple_choice", "loglikelihood", "loglikelihood_rolling")
 
@@ -55,7 +57,7 @@ class TaskSet:
     data: dict[str, dict[str, Any]]
 
     def for_lm_eval(self) -> dict[str, Any]:
-        """As `lm_eval.evaluate` takes them."""
+        """As `lm_eval.evaluate` takes them: tasks, groups, and the members of each group."""
         children = {name: group.child_names for name, group in self.groups.items()}
         return {"tasks": self.tasks, "groups": self.groups, "group_map": children}
 
@@ -106,6 +108,7 @@ def load(
 
 
 def _check_names(names: list[str], manager: TaskManager) -> None:
+    """Refuses an unknown name, and suggests what may be meant."""
     for name in names:
         if name in manager.task_index:
             continue
@@ -169,14 +172,18 @@ def _set_examples(task: Task, num_fewshot: int | None) -> None:
 
 
 class _Factory(TaskFactory):
-    """Builds tasks with the data sets of a folder."""
+    """Builds tasks with the data sets of a folder.
+
+    Attributes:
+      data: of each task that was given local data: its folder and splits.
+    """
 
     def __init__(self, folder: epath.Path | None):
         super().__init__()
         self._folder = folder
         self.data: dict[str, dict[str, Any]] = {}
 
-    def _load_full_config(self, entry, overrides=None) -> dict[str, Any]:
+    def _load_full_config(self, entry, overrides=None) -> Config:
         config = super()._load_full_config(entry, overrides)
         if entry.kind is Kind.GROUP:
             return config
@@ -198,16 +205,17 @@ class _Factory(TaskFactory):
         }
 
 
-def _brings_data(config: dict[str, Any]) -> bool:
+def _brings_data(config: Config) -> bool:
     """Whether a task's config has data of its own."""
     kwargs = config.get("dataset_kwargs") or {}
     return bool(config.get("custom_dataset")) or "data_files" in kwargs
 
 
-def _find_data(
-    folder: epath.Path, config: dict[str, Any]
-) -> tuple[epath.Path, dict[str, str]]:
+def _find_data(folder: epath.Path, config: Config) -> tuple[epath.Path, dict[str, str]]:
     """The folder of a task's data set, and which of its columns have other names there.
+
+    A data set of the hub is NAME or OWNER/NAME; it may be saved under either, or under a
+    name that was in use before.
 
     Raises:
       MissingData: there is none.
@@ -227,7 +235,14 @@ def _find_data(
 
 
 def _config_folder(dataset: epath.Path, name: str | None) -> epath.Path | None:
-    """The folder of a data set's config `name`; without a name, that of its only config."""
+    """The folder of a data set's config.
+
+    Args:
+      name: of the config; None is the only one there is.
+
+    Returns:
+      None where there is no such folder with splits in it.
+    """
     if name:
         candidates = [dataset / name]
     elif not dataset.is_dir():
@@ -249,12 +264,13 @@ def _splits_in(path: epath.Path) -> list[str]:
     )
 
 
-def _splits(
-    config: dict[str, Any], path: epath.Path
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """What to change in a task's config for the splits that are there, and their roles.
+def _splits(config: Config, path: epath.Path) -> tuple[Config, dict[str, str]]:
+    """Which splits a task is scored on and takes its examples from.
 
-    No split that is there gets another role if the ones for scoring and examples are there.
+    Where the usual ones are there, the config only forgets the ones that are not.
+
+    Returns:
+      What to change in the config, and the splits by their roles.
 
     Raises:
       MissingData: none of them may be scored.
@@ -263,6 +279,7 @@ def _splits(
     test, validation = config.get("test_split"), config.get("validation_split")
     training = config.get("training_split")
     usual = test or validation
+    # Scored on the usual split, or on the nearest to it; never on training data.
     candidates = (usual, validation, "test", "validation")
     scored = next((split for split in candidates if split in there), None)
     if scored is None:
@@ -272,6 +289,7 @@ def _splits(
     examples = dict(config.get("fewshot_config") or {})
     usual_examples = examples.pop("split", config.get("fewshot_split"))
     usual_examples = usual_examples or training or validation or test
+    # Examples from anywhere, as the last resort from what is scored.
     candidates = (usual_examples, training, validation, scored)
     fewshot = next(split for split in candidates if split in there)
     described = {"split": scored, "usual_split": usual, "fewshot_split": fewshot}
@@ -296,9 +314,13 @@ def _splits(
 def _read(
     path: str, columns: dict[str, str], /, **_: Any
 ) -> dict[str, datasets.Dataset]:
-    """The splits of a data set, in memory.
+    """The splits of a data set.
 
-    So what a task derives from them is not cached beside them.
+    They are kept in memory, so that what a task derives from them is not cached beside them.
+
+    Args:
+      path: of the data set's folder.
+      columns: names that ours are to have, by the names there.
     """
     splits = {}
     for split in _splits_in(epath.Path(path)):

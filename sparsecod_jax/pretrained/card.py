@@ -33,7 +33,14 @@ WIDTH = 125  # of a line of text
 
 
 def write(run: RunDir, model: LoadedModel) -> str:
-    """The card in Markdown; a section about which nothing is known is left out."""
+    """The card in Markdown.
+
+    A section about which nothing is known is left out.
+
+    Args:
+      run: with manifest and config, and scores and final measures if there are any.
+      model: that was exported.
+    """
     sections = [
         _description(run.path.name, model),
         _results(run, model.step),
@@ -44,6 +51,7 @@ def write(run: RunDir, model: LoadedModel) -> str:
 
 
 def _description(name: str, model: LoadedModel) -> str:
+    """The first section: sizes, and what a user of the model has to know."""
     cfg, parameters = model.source.model, counts.parameters(model.source.model)
     kind = "dense"
     if cfg.n_experts:
@@ -71,7 +79,8 @@ def _description(name: str, model: LoadedModel) -> str:
 def _beginning(model: LoadedModel) -> str:
     """With which tokens a document began in training, as a clause."""
     tokenizer = model.source.tokenizer()
-    tokens = [tokenizer.inner.id_to_token(number) for number in tokenizer.before]
+    name_of = tokenizer.inner.id_to_token
+    tokens = [name_of(number) for number in tokenizer.before]
     if not tokens:
         return "none began with a token of its own"
     listed = " ".join(f"`{token}`" for token in tokens)
@@ -79,6 +88,11 @@ def _beginning(model: LoadedModel) -> str:
 
 
 def _results(run: RunDir, step: int) -> str:
+    """The held-out measures, if the run ended with the exported checkpoint.
+
+    Args:
+      step: of the exported checkpoint.
+    """
     if not run.final.exists():
         return ""
     final = read_record(run.final)
@@ -93,12 +107,18 @@ def _results(run: RunDir, step: int) -> str:
 
 
 def _blocks(run: RunDir, weights: str) -> str:
-    """The scores of these weights, one row per block."""
+    """The scores of the exported weights, one row per block.
+
+    Args:
+      weights: a digest of the parameters.
+    """
     if not run.analysis.scores.exists():
         return ""
     scores = read_record(run.analysis.scores)
+    # Scores of an earlier checkpoint would be those of another model.
     if scores.get("model", {}).get("weights") != weights:
         return ""
+    # A column without values belongs to a score that was not computed.
     columns = {}
     for column in COLUMNS:
         values = _value_at(scores, column.path)
@@ -122,12 +142,14 @@ def _blocks(run: RunDir, weights: str) -> str:
 
 
 def _training(run: RunDir) -> str:
+    """Manifest and config of the run, as far as they may be published."""
     manifest = _as_json_block(_public(read_record(run.manifest)))
-    config = _as_json_block(read_record(run.config))
+    config = _as_json_block(_public(read_record(run.config)))
     return f"## Training\n\nManifest:\n\n{manifest}\n\nConfig:\n\n{config}"
 
 
 def _as_json_block(values: Any) -> str:
+    """A code block of Markdown."""
     return f"```json\n{json.dumps(values, indent=1)}\n```"
 
 
@@ -144,6 +166,7 @@ def _public(value: Any, name: str = "") -> Any:
         return [_public(item) for item in value]
     if not isinstance(value, str) or value.startswith("hf:"):
         return value
+    # A path tells of a machine and of who uses it.
     is_path = name in FILE_FIELDS or value.startswith(("/", "~", ".")) or "://" in value
     if is_path:
         return value.rstrip("/").rpartition("/")[2]
@@ -151,6 +174,7 @@ def _public(value: Any, name: str = "") -> Any:
 
 
 def _table(heading: str, columns: list[str], rows: list[list[str]]) -> str:
+    """A section with a heading and a table in Markdown."""
     lines = [heading, ""]
     for cells in (columns, ["---"] * len(columns), *rows):
         lines.append(f"| {' | '.join(cells)} |")

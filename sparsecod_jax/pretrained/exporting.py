@@ -23,7 +23,7 @@ from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.parallel.processes import log_phase
 from sparsecod_jax.pretrained import card, hf_files
 from sparsecod_jax.pretrained.hf_config import to_config
-from sparsecod_jax.pretrained.hf_files import DIGESTS
+from sparsecod_jax.pretrained.hf_files import DIGESTS, Digests
 from sparsecod_jax.pretrained.hf_folder import CONFIG, INDEX, WEIGHTS, digest
 from sparsecod_jax.pretrained.hf_tensors import Tensor, tensors, to_theirs
 from sparsecod_jax.pretrained.load import find_model, load_model
@@ -44,6 +44,7 @@ def export(
     """Writes the newest checkpoint that verifies as a folder that stock transformers load.
 
     Args:
+      workdir: the run.
       out: the folder to make; it appears when all of it has been written.
       dtype: of the weights. Ours are float32, which alone keeps every bit.
       shard_bytes: the most that one file of weights may hold.
@@ -63,8 +64,10 @@ def export(
     config = to_config(
         source.model, source.max_seq_len, dtype, tokenizer.eos_id, tokenizer.start_id
     )
+    # Read before anything is written, as each of them may be refused.
     contents = {TOKENIZER: _tokenizer_file(run, tokenizer)}
     contents |= _settings(tokenizer, source.max_seq_len)
+    # What an imported model brought along wins over what would be written for it.
     contents |= _imported_side_files(run)
     model = load_model(source)
     if CARD not in contents:
@@ -117,7 +120,7 @@ def _settings(tokenizer: Tokenizer, max_seq_len: int) -> dict[str, bytes]:
     }
 
 
-def _file_digests(folder: epath.Path) -> dict[str, str]:
+def _file_digests(folder: epath.Path) -> Digests:
     """Of all files but those of weights, whose tensors have their own."""
     listed = sorted(file for file in folder.iterdir() if file.suffix != ".safetensors")
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in listed}
@@ -125,15 +128,21 @@ def _file_digests(folder: epath.Path) -> dict[str, str]:
 
 def _write_weights(
     folder: epath.Path, model: Model, params: Any, dtype: Dtype, shard_bytes: int
-) -> dict[str, str]:
-    """One file, or several and an index of them; returns the digest of each tensor."""
+) -> Digests:
+    """Writes one file, or several and an index of them.
+
+    Args:
+      shard_bytes: the most that one file may hold, unless a single tensor is larger.
+
+    Returns:
+      The digest of each tensor.
+    """
     itemsize = np.dtype(DTYPES[dtype]).itemsize
     shards = list(_shards(model, itemsize, shard_bytes))
     leaves = dict(zip(names(params), jax.tree.leaves(params), strict=True))
-    file_of: dict[str, str] = {}
-    digests: dict[str, str] = {}
+    file_of, digests = {}, {}
     for number, shard in enumerate(shards):
-        # One file is in memory at a time.
+        # The arrays of one file are in memory at a time.
         file = _shard_name(number, len(shards))
         values = {tensor.name: _values(tensor, leaves, dtype) for tensor in shard}
         safetensors.numpy.save_file(
@@ -143,6 +152,7 @@ def _write_weights(
         shutil.copymode(folder / CONFIG, folder / file)
         file_of |= dict.fromkeys(values, file)
         digests |= {name: digest(value) for name, value in values.items()}
+    # Several files need an index of which tensor is where.
     if len(shards) > 1:
         numbers = sum(_size(tensor) for tensor in tensors(model))
         metadata = {"total_size": numbers * itemsize}
@@ -152,12 +162,14 @@ def _write_weights(
 
 
 def _shard_name(number: int, count: int) -> str:
+    """As transformers names the files of weights."""
     if count == 1:
         return WEIGHTS
     return f"model-{number + 1:05d}-of-{count:05d}.safetensors"
 
 
 def _size(tensor: Tensor) -> int:
+    """How many numbers a tensor holds."""
     return int(np.prod(tensor.shape, dtype=int))
 
 
@@ -177,18 +189,24 @@ def _shards(model: Model, itemsize: int, shard_bytes: int) -> Iterator[list[Tens
 def _values(tensor: Tensor, leaves: dict[str, jax.Array], dtype: Dtype) -> np.ndarray:
     """The numbers of one of their tensors.
 
+    Args:
+      leaves: our parameters, by name, stacked over layers (and experts).
+
     Raises:
       ConfigError: some are not finite, or too large for `dtype`.
     """
+    # Only their architecture has it, and it must be without effect.
     if not tensor.path:
         return np.zeros(tensor.shape, DTYPES[dtype])
-    values = to_theirs(tensor, np.asarray(_part(leaves[tensor.path], tensor.index)))
+    ours = _part(leaves[tensor.path], tensor.index)
+    values = to_theirs(tensor, np.asarray(ours))
     if not np.isfinite(values).all():
         raise ConfigError(
             f"{tensor.name} has values that are not finite:"
             " the run has diverged, export an earlier one"
         )
-    with np.errstate(over="ignore"):  # what overflows is refused
+    # What overflows becomes infinite, and is refused below.
+    with np.errstate(over="ignore"):
         cast = np.ascontiguousarray(values.astype(DTYPES[dtype]))
     if not np.isfinite(cast).all():
         raise ConfigError(

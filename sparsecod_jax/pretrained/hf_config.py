@@ -11,6 +11,8 @@ from typing import Any
 from sparsecod_jax.config import Model
 from sparsecod_jax.errors import ConfigError
 
+Values = Mapping[str, Any]  # of a config.json
+
 LLAMA = "LlamaForCausalLM"
 MISTRAL = "MistralForCausalLM"
 MOE = "Qwen2MoeForCausalLM"
@@ -67,6 +69,9 @@ def to_config(
 
     Args:
       max_seq_len: tokens of the longest sequence in training.
+      dtype: of the weights, by its name.
+      eos_id: the id that ends a document.
+      start_id: the id that stands before a text without context.
 
     Raises:
       ConfigError: the model has a shared expert of width 1, which stands for none there, or
@@ -102,6 +107,7 @@ def to_config(
 
 
 def _check_exportable(model: Model, dtype: str) -> None:
+    """Refuses what stock code can't compute exactly."""
     multiple = EXPERT_MULTIPLE
     if dtype == "float32":
         multiple = EXPERT_MULTIPLE_FLOAT32
@@ -144,8 +150,12 @@ def padded_width(model: Model) -> int:
     return -(-model.d_ff // EXPERT_MULTIPLE) * EXPERT_MULTIPLE
 
 
-def expert_width(values: Mapping[str, Any]) -> int:
-    """Width of an expert in the tensors that a config.json describes; 0 if it is dense."""
+def expert_width(values: Values) -> int:
+    """Width of an expert in the tensors that a config.json describes; 0 if it is dense.
+
+    Raises:
+      ConfigError: it has no such width.
+    """
     if _architecture(values) != MOE:
         return 0
     return _size(values, "moe_intermediate_size")
@@ -156,8 +166,11 @@ def shared_width(model: Model) -> int:
     return model.d_shared or NO_SHARED_EXPERT
 
 
-def from_config(values: Mapping[str, Any]) -> tuple[Model, int]:
+def from_config(values: Values) -> tuple[Model, int]:
     """The model that a config.json describes, and its longest sequence in tokens.
+
+    Args:
+      values: of the file, not checked in any way so far.
 
     Raises:
       ConfigError: names the architecture or setting that is not computed here, or is not
@@ -169,6 +182,7 @@ def from_config(values: Mapping[str, Any]) -> tuple[Model, int]:
             f"config.json names the architecture {name!r}:"
             f" only {', '.join(_DEFAULTS)} can be read"
         )
+    # What is in the file wins over what transformers assumes without it.
     values = {"model_type": MODEL_TYPES[name], **_DEFAULTS[name], **values}
     _check_settings(values, {**_NEEDED, "model_type": MODEL_TYPES[name]})
     fields: dict[str, Any] = {
@@ -189,7 +203,7 @@ def from_config(values: Mapping[str, Any]) -> tuple[Model, int]:
     return Model(**fields), max_seq_len
 
 
-def _architecture(values: Mapping[str, Any]) -> Any:
+def _architecture(values: Values) -> Any:
     """The name that a config.json gives, alone or as the only one of a list."""
     names = values.get("architectures")
     if isinstance(names, list) and len(names) == 1:
@@ -197,7 +211,7 @@ def _architecture(values: Mapping[str, Any]) -> Any:
     return names
 
 
-def _check_settings(values: Mapping[str, Any], needed: Mapping[str, Any]) -> None:
+def _check_settings(values: Values, needed: Values) -> None:
     for key, value in needed.items():
         if values.get(key, value) != value:
             raise ConfigError(
@@ -206,7 +220,7 @@ def _check_settings(values: Mapping[str, Any], needed: Mapping[str, Any]) -> Non
             )
 
 
-def _moe_fields(values: Mapping[str, Any]) -> dict[str, Any]:
+def _moe_fields(values: Values) -> dict[str, Any]:
     """The fields of `Model` that describe the experts."""
     fields = {
         "d_ff": _own_width(values),
@@ -221,7 +235,7 @@ def _moe_fields(values: Mapping[str, Any]) -> dict[str, Any]:
     return fields
 
 
-def _own_width(values: Mapping[str, Any]) -> int:
+def _own_width(values: Values) -> int:
     """Width of an expert of ours, without the zeros of an export."""
     width = _size(values, "moe_intermediate_size")
     own = _size(values, OWN_WIDTH, width)
@@ -233,7 +247,7 @@ def _own_width(values: Mapping[str, Any]) -> int:
     return own
 
 
-def _check_window(values: Mapping[str, Any], max_seq_len: int) -> None:
+def _check_window(values: Values, max_seq_len: int) -> None:
     window = _size(values, "sliding_window", max_seq_len)
     if window < max_seq_len:
         raise ConfigError(
@@ -243,7 +257,7 @@ def _check_window(values: Mapping[str, Any], max_seq_len: int) -> None:
         )
 
 
-def _rope_theta(values: Mapping[str, Any]) -> float:
+def _rope_theta(values: Values) -> float:
     """The base of the rotary frequencies, which config.json has in any of three sections."""
     scaling = values.get("rope_scaling") or {}
     parameters = values.get("rope_parameters") or {}
@@ -277,7 +291,7 @@ def _is_plain_rope(section: Any) -> bool:
     return all(kind in (None, "default") for kind in kinds)
 
 
-def _size(values: Mapping[str, Any], key: str, default: int | None = None) -> int:
+def _size(values: Values, key: str, default: int | None = None) -> int:
     """A positive integer; `default` where there is none or null."""
     value = values.get(key)
     if value is None and default is not None:
@@ -290,7 +304,7 @@ def _size(values: Mapping[str, Any], key: str, default: int | None = None) -> in
     return value
 
 
-def _number(values: Mapping[str, Any], key: str, default: float) -> float:
+def _number(values: Values, key: str, default: float) -> float:
     """A number of at least 0; `default` where there is none."""
     value = values.get(key, default)
     if type(value) not in (int, float) or not 0 <= value < LARGEST:

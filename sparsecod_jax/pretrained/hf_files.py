@@ -31,6 +31,9 @@ SIDE_FILES = (
     "added_tokens.json",
     "chat_template.jinja",
 )
+
+Digests = dict[str, str]  # SHA-256 in hexadecimal, by name
+
 MIB = 2**20
 LARGEST_SIDE_FILE = 16 * MIB
 ALL_SIDE_FILES = 64 * MIB
@@ -69,7 +72,7 @@ def find(folder: epath.Path, name: str) -> epath.Path:
     return file
 
 
-def read(folder: epath.Path, name: str, largest: int, digests: dict[str, str]) -> bytes:
+def read(folder: epath.Path, name: str, largest: int, digests: Digests) -> bytes:
     """The content of a file in the folder itself.
 
     Args:
@@ -95,12 +98,12 @@ def read(folder: epath.Path, name: str, largest: int, digests: dict[str, str]) -
     return content
 
 
-def _differs(name: str, content: bytes, digests: dict[str, str]) -> bool:
+def _differs(name: str, content: bytes, digests: Digests) -> bool:
     return digests.get(name) not in (None, hashlib.sha256(content).hexdigest())
 
 
 def read_json(
-    folder: epath.Path, name: str, largest: int, digests: dict[str, str]
+    folder: epath.Path, name: str, largest: int, digests: Digests
 ) -> dict[str, Any]:
     """The object in a JSON file of the folder.
 
@@ -119,8 +122,11 @@ def read_json(
     return values
 
 
-def read_side_files(folder: epath.Path, digests: dict[str, str]) -> dict[str, bytes]:
+def read_side_files(folder: epath.Path, digests: Digests) -> dict[str, bytes]:
     """The folder's card, licence and settings: content by file name.
+
+    Args:
+      digests: of files, where an export left them.
 
     Raises:
       ConfigError: as `read` does; or they are too large together, or settings name code
@@ -149,7 +155,7 @@ def _side_file_names(folder: epath.Path) -> list[str]:
     )
 
 
-def _read_side_file(folder: epath.Path, name: str, digests: dict[str, str]) -> bytes:
+def _read_side_file(folder: epath.Path, name: str, digests: Digests) -> bytes:
     """One side file; of those for people, a change since the export is only warned of."""
     if name.endswith((".json", ".jinja")):
         return read(folder, name, LARGEST_SIDE_FILE, digests)
@@ -162,7 +168,7 @@ def _read_side_file(folder: epath.Path, name: str, digests: dict[str, str]) -> b
     return content
 
 
-def _check_no_code(folder: epath.Path, name: str, digests: dict[str, str]) -> None:
+def _check_no_code(folder: epath.Path, name: str, digests: Digests) -> None:
     if "auto_map" in read_json(folder, name, LARGEST_SIDE_FILE, digests):
         raise ConfigError(
             f"{folder / name} names code of its own (auto_map),"
@@ -170,7 +176,7 @@ def _check_no_code(folder: epath.Path, name: str, digests: dict[str, str]) -> No
         )
 
 
-def read_digests(folder: epath.Path) -> tuple[dict[str, str], dict[str, str]]:
+def read_digests(folder: epath.Path) -> tuple[Digests, Digests]:
     """The digests of tensors and of files that an export left, by name; empty without any.
 
     Raises:

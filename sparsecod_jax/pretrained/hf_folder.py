@@ -25,6 +25,7 @@ from sparsecod_jax.data.tokenizer import load as load_tokenizer
 from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.pretrained import hf_files
 from sparsecod_jax.pretrained.hf_config import expert_width, from_config
+from sparsecod_jax.pretrained.hf_files import Digests
 from sparsecod_jax.pretrained.hf_tensors import Tensor, tensors, to_ours
 from sparsecod_jax.shell.shown import shown, warn_once
 from sparsecod_jax.storage import files
@@ -37,7 +38,7 @@ DTYPES = ("F64", "F32", "F16", "BF16")
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")  # other formats of weights
 
-Header = tuple[tuple[int, ...], str]  # shape and dtype of a tensor
+Headers = dict[str, tuple[tuple[int, ...], str]]  # shape and dtype of each tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +61,8 @@ class Folder:
     model: Model
     max_seq_len: int
     open_files: dict[str, Any]
-    digests: dict[str, str]
-    file_digests: dict[str, str]
+    digests: Digests
+    file_digests: Digests
     verified: set[str] = dataclasses.field(default_factory=set)
 
     def tokenizer(self) -> Tokenizer:
@@ -82,7 +83,11 @@ class Folder:
         return tokenizer
 
     def side_files(self) -> dict[str, bytes]:
-        """Card, licence and settings, by file name."""
+        """Card, licence and settings, by file name.
+
+        Raises:
+          ConfigError: one of them is too large, changed, or names code to be run.
+        """
         return hf_files.read_side_files(self.path, self.file_digests)
 
     def _token(self, name: str) -> int | None:
@@ -114,9 +119,11 @@ class Folder:
                 f"{shown(self.path.name)} has no digests of its tensors:"
                 " damage to their bits would not be noticed"
             )
+        # All parts of a parameter together, so that its array is made once.
         parts: dict[str, list[Tensor]] = defaultdict(list)
         for tensor in tensors(self.model, expert_width(self.values)):
             parts[tensor.path].append(tensor)
+        # What only their architecture has, such as biases, has to be without effect.
         for tensor in parts.pop("", []):
             if self._read(tensor).any():
                 raise ConfigError(
@@ -135,23 +142,31 @@ class Folder:
     def _fill(
         self, parts: list[Tensor], shape: tuple[int, ...], index: Any
     ) -> np.ndarray:
-        """What one device holds of one of our parameters: its slices `index`."""
+        """What one device holds of one of our parameters.
+
+        Args:
+          parts: the tensors that the parameter is made of, one per layer (and expert).
+          shape: of the whole parameter.
+          index: the slices of it that the device holds.
+        """
         ranges = [
             range(*entry.indices(size))
             for entry, size in zip(index, shape, strict=True)
         ]
         filled = np.empty([len(held) for held in ranges], np.float32)
         for tensor in parts:
-            stacked = len(tensor.index)  # axes for the layer, or layer and expert
+            # The leading axes of ours are the layer, or layer and expert.
+            stacked = len(tensor.index)
             numbers = list(zip(tensor.index, ranges[:stacked], strict=True))
             if not all(number in held for number, held in numbers):
-                continue
+                continue  # another device holds it
             here = tuple(number - held.start for number, held in numbers)
             values = to_ours(tensor, self._read(tensor), shape[stacked:])
             filled[here] = values[index[stacked:]]
         return filled
 
     def _read(self, tensor: Tensor) -> np.ndarray:
+        """A tensor in float32, after its digest and its numbers were checked."""
         name = tensor.name
         if name not in self.open_files:
             name = EMBEDDING  # as the head is tied to it
@@ -179,11 +194,14 @@ class Folder:
 
 def digest(stored: np.ndarray) -> str:
     """SHA-256 of the bytes of a tensor as they are stored, in hexadecimal."""
-    return hashlib.sha256(np.ascontiguousarray(stored).view(np.uint8).data).hexdigest()
+    stored_bytes = np.ascontiguousarray(stored).view(np.uint8)
+    return hashlib.sha256(stored_bytes.data).hexdigest()
 
 
 def open_folder(path: epath.Path) -> Folder:
     """Reads the config and the headers of a Hugging Face model folder.
+
+    Headers are the names, shapes and dtypes of tensors. No weight is read.
 
     Raises:
       ConfigError: the architecture is not one of ours, or a file is missing, elsewhere, no
@@ -215,12 +233,9 @@ def open_folder(path: epath.Path) -> Folder:
     return Folder(path, values, model, max_seq_len, open_files, digests, file_digests)
 
 
-def _read_headers(
-    path: epath.Path, digests: dict[str, str]
-) -> tuple[dict[str, Any], dict[str, Header]]:
+def _read_headers(path: epath.Path, digests: Digests) -> tuple[dict[str, Any], Headers]:
     """The open file and the header of each tensor."""
-    open_files: dict[str, Any] = {}
-    headers: dict[str, Header] = {}
+    open_files, headers = {}, {}
     for file, listed in _weight_files(path, digests).items():
         opened, inside = _open(file)
         for name in listed:
@@ -238,10 +253,12 @@ def _read_headers(
     return open_files, headers
 
 
-def _weight_files(
-    path: epath.Path, digests: dict[str, str]
-) -> dict[epath.Path, list[str]]:
-    """The files of weights, each with the names that an index places there."""
+def _weight_files(path: epath.Path, digests: Digests) -> dict[epath.Path, list[str]]:
+    """The files of weights, each with the tensors that an index places there.
+
+    Raises:
+      ConfigError: there are none, or it can't be known which ones are meant.
+    """
     has_index, has_weights = (path / INDEX).exists(), (path / WEIGHTS).exists()
     if has_index and has_weights:
         raise ConfigError(
@@ -258,9 +275,8 @@ def _weight_files(
     return {hf_files.find(path, WEIGHTS): []}
 
 
-def _indexed_files(
-    path: epath.Path, digests: dict[str, str]
-) -> dict[epath.Path, list[str]]:
+def _indexed_files(path: epath.Path, digests: Digests) -> dict[epath.Path, list[str]]:
+    """Likewise, of a model whose weights are in several files."""
     index = hf_files.read_json(path, INDEX, hf_files.LARGEST_JSON, digests)
     file_of = index.get("weight_map")
     if not isinstance(file_of, dict) or not all(
@@ -275,7 +291,7 @@ def _indexed_files(
     return {hf_files.find(path, file): listed for file, listed in by_file.items()}
 
 
-def _open(file: epath.Path) -> tuple[Any, dict[str, Header]]:
+def _open(file: epath.Path) -> tuple[Any, Headers]:
     """A file, mapped into memory, and shape and dtype of each of its tensors."""
     headers = {}
     try:
@@ -290,9 +306,7 @@ def _open(file: epath.Path) -> tuple[Any, dict[str, Header]]:
     return opened, headers
 
 
-def _compare(
-    path: epath.Path, expected: Iterable[Tensor], headers: dict[str, Header]
-) -> None:
+def _compare(path: epath.Path, expected: Iterable[Tensor], headers: Headers) -> None:
     """Refuses at the first tensor that is missing, unknown, or of another shape or dtype.
 
     A config may claim any number of layers, so `expected` is not listed beforehand.

@@ -173,7 +173,7 @@ def _swiglu(
 
 
 def to_theirs(tensor: Tensor, ours: np.ndarray) -> np.ndarray:
-    """Their values, float32 of `tensor.shape`.
+    """The values of one of their tensors, float32 of `tensor.shape`.
 
     Args:
       ours: the layer's (and expert's) part of our parameter.

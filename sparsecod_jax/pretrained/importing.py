@@ -28,7 +28,11 @@ from sparsecod_jax.storage.rundir import RunDir, claim
 
 
 def import_model(hf: str, workdir: str) -> epath.Path:
-    """Makes a run of the model in the folder `hf` and returns its path.
+    """Makes a run of a model and returns its path.
+
+    Args:
+      hf: a Hugging Face model folder.
+      workdir: the run directory to make.
 
     Raises:
       ConfigError: the folder can't be used, or `workdir` is not empty; nothing was written.
@@ -44,9 +48,11 @@ def import_model(hf: str, workdir: str) -> epath.Path:
     if left_behind:
         log_phase(shown(f"not imported: {', '.join(left_behind)}"))
     model = load_model(source)
+    # How the model was trained is unknown, so all but its sizes are defaults.
     experiment = config.Experiment(
         model=source.model, data=config.Data(seq_len=source.max_seq_len)
     )
+    # Nothing was written so far; from here on the directory belongs to this process.
     with claim(run):
         _save_parameters(run, model, experiment)
         files.write(run.tokenizer, (source.path / TOKENIZER).read_bytes())
@@ -71,6 +77,7 @@ def _left_behind(folder: epath.Path, side_files: Iterable[str]) -> list[str]:
 def _save_parameters(
     run: RunDir, model: LoadedModel, experiment: config.Experiment
 ) -> None:
+    """The checkpoint of step 0, with parameters and nothing of an optimizer."""
     items = {"state": {"params": model.params}}
     record = {"config": config.to_dict(experiment)}
     with contextlib.closing(Checkpointer(run, keep=1)) as checkpointer:
@@ -79,6 +86,7 @@ def _save_parameters(
 
 
 def _manifest(model: LoadedModel, tokenizer: Tokenizer) -> dict[str, Any]:
+    """What is known of an imported run; the folder's path is reduced to its name."""
     devices = jax.devices()
     return {
         "sparsecod_jax": __version__,

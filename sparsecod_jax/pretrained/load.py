@@ -73,7 +73,11 @@ class LoadedModel:
 
 
 def find_model(workdir: str | None = None, hf: str | None = None) -> ModelSource:
-    """The model of a run directory, or of a Hugging Face model folder; just one is given.
+    """The model of a run directory, or of a Hugging Face model folder.
+
+    Args:
+      workdir: a run directory, whose config is read and whose checkpoint is not yet.
+      hf: a Hugging Face model folder, whose headers are read; just one of both is given.
 
     Raises:
       ConfigError: there is no such model, or it is none of ours.
@@ -139,6 +143,7 @@ def _abstract_parameters(net: Transformer, mesh: Mesh) -> Any:
 
 
 def _weights_digest(params: Any) -> str:
+    """The same for the same bits, however they are laid out over devices."""
     by_name = digests({"state": {"params": params}})
     content = json.dumps(by_name, sort_keys=True).encode()
     return hashlib.sha256(content).hexdigest()[:16]
