@@ -56,6 +56,7 @@ def causal(subject: Subject, tokens_NT: np.ndarray, seed: int) -> dict[str, Any]
             net, params, states_LBTD[number], number, rows.segments
         )
 
+    # A block whose attention is skipped still has its FFN, and the reverse.
     def summary(intervene):
         return _summary(*effects(subject, tokens_NT, intervene, everywhere_T))
 
@@ -73,7 +74,10 @@ def skip(rows: Rows, states_LBTD: jax.Array, number: int) -> jax.Array:
 
 
 def _future(subject: Subject, tokens_NT: np.ndarray, seed: int) -> dict[str, Any]:
-    """The effect of past tokens on future ones, which attention alone can pass on."""
+    """The effect of past tokens on future ones, which attention alone can pass on.
+
+    Sums over all cuts enter the ratios, so that a cut counts by its future tokens.
+    """
     length = tokens_NT.shape[1]
     cuts = _draw_cuts(length, seed)
     position_T = np.arange(length)
@@ -91,6 +95,7 @@ def _future(subject: Subject, tokens_NT: np.ndarray, seed: int) -> dict[str, Any
 
 
 def _draw_cuts(length: int, seed: int) -> np.ndarray:
+    """Positions at which the past ends, some distance from either end."""
     margin = min(MARGIN, length // 3)
     candidates = np.arange(margin, length - margin + 1)
     rng = np.random.default_rng(seed)
@@ -143,15 +148,20 @@ def effects(
 
 @partial(jax.jit, static_argnums=0)
 def _changes(net, params, states_LBTD, x_BTD, first, measured_T, segments_BT):
-    """How much the update of each block from `first` on differs from the intact one, [L, B].
+    """How much the update of each block from `first` on differs from the intact one.
 
-    `x_BTD` is what block `first` gets instead of its intact input.
+    Args:
+      x_BTD: what block `first` gets instead of its intact input.
+
+    Returns:
+      [L, B], zeros for the blocks before `first`.
     """
 
     def step(position, carry):
         x_BTD, changes_LB = carry
         block = network.BlockAt(net, params, position, position)
         y_BTD = block.output(x_BTD, segments_BT)
+        # Updates are compared, as all outputs lack what the skipped block would have added.
         intact_BTD = states_LBTD[position + 1] - states_LBTD[position]
         change_B = _total_norm(y_BTD - x_BTD - intact_BTD, measured_T)
         return y_BTD, changes_LB.at[position].set(change_B)
@@ -172,10 +182,12 @@ def _total_norm(update, measured_T):
 
 
 def _summary(changed_SLN: np.ndarray, intact_LN: np.ndarray) -> dict[str, Any]:
+    """The matrix and its means, from sums of each sequence; see `causal`."""
     layers, sequences = intact_LN.shape
     earlier_P, later_P = np.triu_indices(layers, 1)
     changed_PN, intact_PN = changed_SLN[earlier_P, later_P], intact_LN[later_P]
 
+    # Sums over sequences are taken before the ratio, so that tokens count alike.
     def entries(weights_RN):
         """The matrix entries with s < l under weights of the sequences, [R, P]."""
         intact_RP = weights_RN @ intact_PN.T

@@ -64,6 +64,7 @@ def exact(
       sqrt(D), which compares across widths; `off_diagonal`, root mean square;
       `diagonal_mean`, `diagonal_std`; and `spectral_norm`, the largest singular value.
     """
+    # Pulled back, a unit vector gives one row of J.
     unit_vectors_DD = np.eye(subject.cfg.d_model)
     rows_LDD = pulled_back(subject, tokens_NT, unit_vectors_DD, kernel)
     described = [_describe(jacobian_DD) for jacobian_DD in rows_LDD]
@@ -72,8 +73,9 @@ def exact(
 
 
 def _describe(jacobian_DD: np.ndarray) -> dict[str, Any]:
-    """The numbers of one block."""
+    """The numbers of one block, from its Jacobian."""
     width, diagonal_D = len(jacobian_DD), np.diag(jacobian_DD)
+    # Frobenius norms, of all entries and of the D^2 - D entries off the diagonal.
     distance = np.linalg.norm(jacobian_DD - np.eye(width))
     off_diagonal = np.linalg.norm(jacobian_DD - np.diag(diagonal_D))
     spectral_norm = np.nan
@@ -111,6 +113,7 @@ def estimate(
     squares_LP = np.zeros((subject.cfg.n_layers, 0))
     while True:
         probes_PD = rng.standard_normal((PROBES, width)).astype(np.float32)
+        # J'v - v for each probe; its square has the mean |J - I|_F^2 over normal v.
         moved_LPD = pulled_back(subject, tokens_NT, probes_PD, kernel) - probes_PD
         drawn_LP = np.square(moved_LPD).sum(axis=-1)
         squares_LP = np.concatenate([squares_LP, drawn_LP], axis=1)
@@ -137,13 +140,19 @@ def pulled_back(
     cotangents_PD: np.ndarray,
     kernel: Kernel | None = None,
 ) -> np.ndarray:
-    """J'v for each cotangent v and block, [L, P, D] float64; of unit vectors the rows of J."""
+    """J'v for each cotangent v and block, [L, P, D] float64.
+
+    Args:
+      cotangents_PD: the vectors v; of unit vectors the results are the rows of J.
+      kernel: of attention; None is the network's own.
+    """
     net, params = subject.net, subject.params
     total_LPD = np.zeros((subject.cfg.n_layers, *cotangents_PD.shape))
     for rows in subject.rows(tokens_NT):
         # Rows that only fill up the last batch must not enter the sum.
         counted_B = np.arange(len(rows.tokens)) < rows.valid
         states_LBTD = network.states(net, params, rows.tokens, rows.segments)
+        # J is a mean over tokens, so sums over batches are divided once, at the end.
         for number in subject.blocks("jacobian"):
             total_LPD[number] += pull(
                 net,
@@ -167,6 +176,8 @@ def pull(net, params, x_BTD, number, segments_BT, counted_B, cotangents_PD, kern
     block = network.BlockAt(net, params, number, number, kernel)
     _, pull_back = jax.vjp(lambda x: block.output(x, segments_BT), x_BTD)
 
+    # The mean output is a sum over positions, so each position gets the same cotangent; the
+    # same change at every position sums the gradient over them.
     def one(cotangent_D):
         cotangent_BTD = jnp.where(
             counted_B[:, None, None],
@@ -189,6 +200,7 @@ def own_position(q_BTHK, k_BTJK, v_BTJK, segments_BT):
     H, J, K, T = q_BTHK.shape[2], k_BTJK.shape[2], q_BTHK.shape[3], q_BTHK.shape[1]
     k_BTHK, v_BTHK = (jnp.repeat(z, H // J, axis=2) for z in (k_BTJK, v_BTJK))
     others_k, others_v = jax.lax.stop_gradient((k_BTHK, v_BTHK))
+    # [1, 1, T, T], as logits are, with queries before keys.
     own_TT = jnp.eye(T, dtype=bool)[None, None]
     allowed = jnp.tril(jnp.ones((T, T), bool))[None, None]
     if segments_BT is not None:

@@ -52,6 +52,7 @@ class BlockAt:
 
         self._block = Block(net.cfg, kernel or net.kernels.attention)
         self._params = jax.tree.map(at_number, params["blocks"])
+        # An expert adds what its last matrix makes.
         if silent is not None:
             ffn = self._params["ffn"]
             self._params |= {"ffn": ffn | {"down": ffn["down"].at[silent].set(0)}}
@@ -133,6 +134,7 @@ def losses(net: Transformer, params, x_BTD, tokens_BT) -> jax.Array:
     Args:
       x_BTD: the last block's output.
     """
+    # The last position has no target; a weight of zero leaves it out.
     h_BTD: Any = RMSNorm(net.cfg).apply({"params": params["final_norm"]}, x_BTD)
     targets_BT = jnp.roll(tokens_BT, -1, axis=1)
     weights_BT = jnp.ones(tokens_BT.shape, h_BTD.dtype).at[:, -1].set(0)

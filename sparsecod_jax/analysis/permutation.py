@@ -43,6 +43,7 @@ def permutation(subject: Subject, tokens_NT: np.ndarray) -> dict[str, Any]:
         swapped_RP = weights_RN @ swapped_PN.T
         return np.abs(swapped_RP - intact_R1) / intact_R1
 
+    # The score itself weighs all sequences alike; its interval resamples them.
     sequences = len(intact_N)
     even_1N = np.full((1, sequences), 1 / sequences)
     change_P = changes(even_1N)[0]
@@ -57,7 +58,7 @@ def permutation(subject: Subject, tokens_NT: np.ndarray) -> dict[str, Any]:
 
 
 def losses(subject: Subject, tokens_NT: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Losses of each sequence with every two blocks swapped, and of the intact network.
+    """Losses of each sequence, with every two blocks swapped and with none.
 
     Returns:
       [L, L, N], zeros unless the second block is the later one, and [N]; nats per token.
@@ -79,13 +80,18 @@ def losses(subject: Subject, tokens_NT: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 @partial(jax.jit, static_argnums=0)
 def _swapped_losses(net, params, x_BTD, first, rows):
-    """The losses [L, B] when block `first` is swapped with each later one.
+    """The losses when block `first` is swapped with each later one.
 
-    `x_BTD` is the input of block `first`. For blocks that are not later there are zeros.
+    Args:
+      x_BTD: the input of block `first`, which is that of the intact network.
+
+    Returns:
+      [L, B], zeros for blocks that are not later.
     """
     layers = net.cfg.n_layers
     order_L = jnp.arange(layers)
 
+    # `order_L` holds which block lies at each depth, so one program serves all pairs.
     def swap(second, losses_LB):
         swapped_L = order_L.at[first].set(second).at[second].set(first)
         y_BTD = network.run(net, params, x_BTD, first, swapped_L, rows.segments)

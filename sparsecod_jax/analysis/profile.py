@@ -51,6 +51,7 @@ def profile(subject: Subject, tokens_NT: np.ndarray) -> dict[str, list[float]]:
             for name, values_LB in lens.items():
                 measured[name] = values_LB[number]
             by_block.append(measured)
+        # Names only become known here; they are the same for all batches.
         names[:] = sorted(by_block[0])
         return np.array([[block[name] for name in names] for block in by_block])
 
@@ -69,7 +70,13 @@ def residual_variance(subject: Subject, tokens_NT: np.ndarray) -> np.ndarray:
 
 @partial(jax.jit, static_argnums=0)
 def _measures(net, params, x_BTD, y_BTD, number, segments_BT):
-    """Statistics of a block's input and output, [B] each."""
+    """Statistics of a block's input and output, [B] each.
+
+    Args:
+      x_BTD: the input of block `number`.
+      y_BTD: its output.
+    """
+    # Between the two branches, as after attention alone.
     block = network.BlockAt(net, params, number, number)
     u_BTD = block.with_attention(x_BTD, segments_BT)
     attention_BTD = u_BTD - x_BTD
@@ -131,11 +138,13 @@ def _lens(net, params, states_LBTD):
         return jax.lax.top_k(log_p_BV, TOP)[1]
 
     def position(x_LBD):
+        # The last block's prediction is the network's own.
         final_BV = decoded(x_LBD[-1])
         final_best_BK = best(final_BV)
 
         def block(x_BD):
             here_BV = decoded(x_BD)
+            # Every best prediction here against every final one.
             same_BKK = best(here_BV)[:, :, None] == final_best_BK[:, None, :]
             divergence_B = jnp.sum(jnp.exp(here_BV) * (here_BV - final_BV), axis=-1)
             return divergence_B, same_BKK.sum(axis=(1, 2)) / TOP

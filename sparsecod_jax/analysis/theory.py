@@ -83,6 +83,8 @@ def residual_variance(
     """The predicted `variance/residual` of every block, [L].
 
     Args:
+      cfg: of the model.
+      scales: of its weights, drawn or measured.
       tokens_ST: sequences, which matter by the repetition of tokens.
       segments_ST: attention stays within equal numbers; None lets it reach all earlier
         positions.
@@ -119,7 +121,7 @@ def residual_variance(
 
 
 def _diagonal(matrix_STT: np.ndarray) -> np.ndarray:
-    """A view of the entries of each position with itself, [S, T]."""
+    """A view of the entries of each position with itself, [S, T]; writing to it writes there."""
     return np.einsum("stt->st", matrix_STT)
 
 
@@ -143,7 +145,14 @@ def _attention(
     visible_STT: np.ndarray,
     concentration: float | None,
 ) -> np.ndarray:
-    """The covariance of what attention adds, [S, T, T]."""
+    """The covariance of what attention adds, [S, T, T].
+
+    Args:
+      covariance_STT: of the residual stream that the branch reads.
+      visible_STT: which keys (last axis) each position sees.
+      concentration: n sum a^2, measured; None predicts it.
+    """
+    # After the norm a channel of two tokens covaries by their cosine, times the square.
     cosine_STT = _cosines(cfg, covariance_STT)
     square = _norm_square(cfg, scales.attention_gain, layer)
     count_ST = visible_STT.sum(axis=-1)
@@ -158,6 +167,7 @@ def _attention(
     own_sum_ST = np.einsum(
         "stj,sj->st", np.broadcast_to(visible_STT, cosine_STT.shape), own_ST
     )
+    # The mean cosine over pairs of two different keys: all pairs, less each key with itself.
     pairs_ST = np.maximum(count_ST * (count_ST - 1), 1)
     others_ST = (_diagonal(mixed_STT) * count_ST**2 - own_sum_ST) / pairs_ST
     if concentration is None:
@@ -171,6 +181,7 @@ def _attention(
         unevenness_ST = np.exp(np.minimum(exponent_ST, LARGEST_EXPONENT))
         squares_ST = unevenness_ST / (count_ST - 1 + unevenness_ST)
     else:
+        # sum a^2 from n sum a^2; it can't exceed 1.
         squares_ST = np.minimum(concentration / count_ST, 1)
         squares_ST = np.broadcast_to(squares_ST, own_ST.shape)
     _diagonal(mixed_STT)[:] = (
@@ -188,7 +199,12 @@ def _ffn(
     covariance_STT: np.ndarray,
     gate_squares: float | None,
 ) -> np.ndarray:
-    """The covariance of what the FFN, or the mixture of experts, adds, [S, T, T]."""
+    """The covariance of what the FFN, or the mixture of experts, adds, [S, T, T].
+
+    Args:
+      covariance_STT: of the residual stream that the branch reads.
+      gate_squares: mean sum of squared gates, measured; None predicts it.
+    """
     cosine_STT = _cosines(cfg, covariance_STT)
     square = _norm_square(cfg, scales.ffn_gain, layer)
 
@@ -199,6 +215,7 @@ def _ffn(
         silu_STT = np.interp(cosine_STT, COSINES, silu_products(gate_variance))
         return hidden * down_L[layer] * (silu_STT * up_variance * cosine_STT)
 
+    # One expert, or the whole FFN, with its gate at 1.
     expert_STT = swiglu(scales.gate, scales.up, scales.down, cfg.d_ff)
     if not cfg.n_experts:
         return cfg.ffn_scale**2 * expert_STT
@@ -206,6 +223,8 @@ def _ffn(
     # Experts are independent, so two tokens covary through those that both of them chose.
     logit_std = math.sqrt(cfg.d_model * square * scales.router[layer])
     products_C = gate_products(cfg, logit_std)
+    # Measured gates replace the size of the products; how they fall with the cosine stays
+    # predicted.
     if gate_squares is not None:
         products_C = products_C * gate_squares / products_C[-1]
     routed_STT = expert_STT * np.interp(cosine_STT, COSINES, products_C)
@@ -221,13 +240,13 @@ def _ffn(
 def silu_products(variance: float) -> np.ndarray:
     """E silu(x) silu(y) of Gaussian x and y, at each correlation of COSINES, [C].
 
-    By the Gauss-Hermite rule.
+    By the Gauss-Hermite rule in two independent variables.
 
     Args:
       variance: of x and of y.
     """
     nodes, weights = np.polynomial.hermite_e.hermegauss(NODES)
-    weights = weights / weights.sum()
+    weights = weights / weights.sum()  # so that they give expectations
 
     def silu(z):
         return z / (1 + np.exp(-z))
@@ -244,9 +263,14 @@ def silu_products(variance: float) -> np.ndarray:
 def gate_products(cfg: Model, logit_std: float) -> np.ndarray:
     """E sum over experts of gate(x) gate(y) for two tokens, at each of COSINES, [C].
 
-    The last is the sum of squared gates. By drawing router logits.
+    By drawing router logits. The last value, at cosine 1, is the sum of squared gates.
+
+    Args:
+      logit_std: standard deviation of a router logit.
     """
     rng = np.random.default_rng(0)
+    # Logits of two tokens have the tokens' cosine as their correlation. The same draws serve
+    # all cosines, so that the curve is smooth.
     x_ME = logit_std * rng.standard_normal((SAMPLES, cfg.n_experts))
     fresh_ME = logit_std * rng.standard_normal((SAMPLES, cfg.n_experts))
     gates_ME = _gates(cfg, x_ME)
@@ -260,7 +284,10 @@ def gate_products(cfg: Model, logit_std: float) -> np.ndarray:
 
 
 def _gates(cfg: Model, logits_ME: np.ndarray) -> np.ndarray:
-    """Each token's weights over all experts, 0 for those not chosen, [M, E]."""
+    """Each token's weights over all experts, 0 for those not chosen, [M, E].
+
+    As the router of `model.router` does: softmax over all, then the `top_k` largest.
+    """
     shares_ME = np.exp(logits_ME - logits_ME.max(axis=-1, keepdims=True))
     shares_ME /= shares_ME.sum(axis=-1, keepdims=True)
     smallest_M1 = np.partition(shares_ME, -cfg.top_k, axis=-1)[:, -cfg.top_k, None]

@@ -47,6 +47,7 @@ def usefulness(subject: Subject, tokens_NT: np.ndarray) -> dict[str, Any]:
       transposed map that the released code installs, scored there too. `condition` and
       `rank` [L] of the fits, and how many sequences they were `fitted_on` and `scored_on`.
     """
+    # A map has D^2 + D numbers, so in sample it also fits what is particular to its tokens.
     half = len(tokens_NT) // 2
     fitted_on, scored_on = tokens_NT[:half], tokens_NT[half:]
     maps = fit(subject, fitted_on)
@@ -80,8 +81,12 @@ def fit(subject: Subject, tokens_NT: np.ndarray) -> AffineMaps:
     """The affine least-squares map of each block's update.
 
     Of least norm where the tokens leave it open.
+
+    Args:
+      tokens_NT: sequences, more tokens than the D + 1 inputs of a map.
     """
     grams_LAA, targets_LAD = _normal_equations(subject, tokens_NT)
+    # The update, not the output, is fitted: least norm then means closest to the identity.
     solutions = []
     for gram_AA, target_AD in zip(grams_LAA, targets_LAD, strict=True):
         solutions.append(_solve(gram_AA, target_AD))
@@ -94,9 +99,12 @@ def fit(subject: Subject, tokens_NT: np.ndarray) -> AffineMaps:
 def _normal_equations(
     subject: Subject, tokens_NT: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Sums over tokens of inputs times inputs, [L, A, A], and inputs times updates, [L, A, D].
+    """The normal equations of least squares, sums over all tokens.
 
-    In float64, as products square the condition number of the activations.
+    In float64 on the host, as products square the condition number of the activations.
+
+    Returns:
+      Inputs times inputs, [L, A, A], and inputs times updates, [L, A, D].
     """
     layers, width = subject.cfg.n_layers, subject.cfg.d_model
     grams_LAA = np.zeros((layers, width + 1, width + 1))
@@ -109,6 +117,7 @@ def _normal_equations(
         for layer in range(layers):
             x_MD = states_LBTD[layer].reshape(-1, width).astype(np.float64)
             update_MD = states_LBTD[layer + 1].reshape(-1, width) - x_MD
+            # A one beside each token fits the bias.
             inputs_MA = np.concatenate([x_MD, np.ones((len(x_MD), 1))], axis=1)
             grams_LAA[layer] += inputs_MA.T @ inputs_MA
             targets_LAD[layer] += inputs_MA.T @ update_MD
@@ -116,7 +125,11 @@ def _normal_equations(
 
 
 def _solve(gram_AA: np.ndarray, target_AD: np.ndarray) -> tuple[np.ndarray, float, int]:
-    """The solution [A, D] of least norm, the condition number and the rank."""
+    """The solution of least norm, [A, D], by eigenvalues of the Gram matrix.
+
+    Returns:
+      Also the condition number and the rank, within the directions that tokens reach.
+    """
     values, vectors = np.linalg.eigh(gram_AA)
     # Eigenvalues below the rounding error of the largest belong to directions that no
     # token reaches; the solution stays zero along these.
@@ -138,6 +151,7 @@ def replaced_losses(
     net, params = subject.net, subject.params
 
     def measure(rows, states_LBTD):
+        # What lies before the block is not computed again.
         losses_LB = []
         for layer in subject.blocks("usefulness"):
             losses_B = _losses_with_map(
@@ -167,8 +181,11 @@ def _losses_with_map(net, params, x_BTD, update_DD, bias_D, number, rows):
 
 
 def _summary(replaced_LN: np.ndarray, intact_N: np.ndarray) -> dict[str, Any]:
+    """The score, and its intervals, from the losses of each sequence."""
     sequences = len(intact_N)
 
+    # Losses are averaged before the ratio is taken, so that a sequence with a small loss does
+    # not dominate; then the logarithm makes a ratio and its inverse equally far from 0.
     def ratios(weights_RN):
         """Ratios of the mean losses under weights of the sequences, [R, L]."""
         return (weights_RN @ replaced_LN.T) / (weights_RN @ intact_N)[:, None]

@@ -31,6 +31,7 @@ def generate(
     """The continuation of a prompt.
 
     Args:
+      prompt: may be empty; the model then begins a document.
       tokens: the most to write; fewer where the model ends the document.
       temperature: divides the logits before an id is drawn; 0 takes the likeliest.
       seed: of the drawing.

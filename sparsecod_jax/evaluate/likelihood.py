@@ -98,6 +98,9 @@ def pad(sizes_N: np.ndarray) -> np.ndarray:
 
     There are at most LENGTHS lengths, multiples of MULTIPLE, chosen so that padding adds
     as little as possible in all.
+
+    Args:
+      sizes_N: tokens of each row.
     """
     if not len(sizes_N):
         return sizes_N

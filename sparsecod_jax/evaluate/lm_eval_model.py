@@ -51,8 +51,9 @@ class LanguageModel(TemplateLM):
     ) -> list[int]:
         """The ids of a text.
 
-        It begins as texts began in training, unless lm-eval passes a piece from within one
-        (`add_special_tokens=False`).
+        Args:
+          string: a whole text, which begins as texts began in training.
+          add_special_tokens: False where lm-eval passes a piece from within a text.
         """
         if add_special_tokens is False:
             return self._tokenizer.ids(string)
@@ -65,6 +66,12 @@ class LanguageModel(TemplateLM):
 
         A long text is cut into windows of the longest length, each of which sees one token
         of the window before it.
+
+        Args:
+          requests: of lm-eval, each with a text as its only argument.
+
+        Raises:
+          SparsecodError: a log-likelihood is not finite.
         """
         text_numbers, windows = [], []
         for number, request in enumerate(requests):
@@ -94,7 +101,11 @@ class LanguageModel(TemplateLM):
         return map(make_disjoint_window, windows)
 
     def generate_until(self, requests, disable_tqdm: bool = False) -> list[str]:
-        """Refused: raises ConfigError."""
+        """Refused, as nothing here samples text for tasks.
+
+        Raises:
+          ConfigError: always.
+        """
         raise ConfigError(
             "tasks that need generated text are not scored here: leave them out"
         )
@@ -126,6 +137,7 @@ class LanguageModel(TemplateLM):
             Row(tokens, tuple(columns)) for tokens, columns in columns_of_row.items()
         ]
         score_of_row = self._scores(rows, disable_tqdm)
+        # Each request picks its own predictions out of its row's.
         answers = []
         for tokens, own in request_columns:
             score = score_of_row[tokens]
@@ -135,6 +147,7 @@ class LanguageModel(TemplateLM):
         return answers
 
     def _check_finite(self, answers: list[tuple[float, bool]]) -> None:
+        """Refuses numbers that lm-eval would average into an accuracy without notice."""
         if not np.isfinite([likelihood for likelihood, _ in answers]).all():
             raise SparsecodError(
                 f"{self.model.source.path.name} gives log-likelihoods that are not finite:"
@@ -144,9 +157,12 @@ class LanguageModel(TemplateLM):
     def _row(
         self, strings, context: list[int], continuation: list[int]
     ) -> tuple[Tokens, list[tuple[int, int]]]:
-        """The tokens that the model reads for a request, and the predictions to score.
+        """The row of a request: what the model reads, and the predictions to score.
 
-        Of too many tokens the last are read.
+        Of too many tokens the last are read, which `truncated` counts.
+
+        Raises:
+          ConfigError: the continuation is empty or does not fit in the model.
         """
         longest = self.max_seq_len
         if not 0 < len(continuation) <= longest:

@@ -47,6 +47,7 @@ def _rows(results: dict[str, Any]) -> list[Row]:
 
 def _aligned(rows: list[Row]) -> list[str]:
     """Lines in which the cells of a column begin below one another."""
+    # Each column is as wide as its longest cell.
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
@@ -59,7 +60,9 @@ def _average(average: dict[str, Any]) -> list[str]:
     """A line with the average and what it is made of; none without accuracies."""
     if average["value"] is None:
         return []
-    counted = [f"{name} {task['metric']}" for name, task in average["tasks"].items()]
+    counted = []
+    for name, task in average["tasks"].items():
+        counted.append(f"{name} {task['metric']}")
     return [f"average {average['value']:.4f} of {', '.join(counted)}"]
 
 

@@ -71,6 +71,7 @@ def load(
     """Loads tasks and their data, without a network if `folder` has it all.
 
     Args:
+      names: of tasks, groups and tags.
       folder: local data sets; None has each task load its own as lm-eval does.
       include: a folder of further tasks in YAML.
       num_fewshot: examples before each question; None is the task's own number, and 0 where
@@ -90,6 +91,7 @@ def load(
     factory = _Factory(folder)
     manager._factory = factory
     task_set = TaskSet(tuple(names), {}, {}, {}, factory.data)
+    # All data sets that are missing are named in one message.
     missing = []
     for name in names:
         try:
@@ -120,7 +122,12 @@ def _check_names(names: list[str], manager: TaskManager) -> None:
 
 
 def _add(task_set: TaskSet, name: str, manager: TaskManager) -> None:
-    """Adds a task, or those of a group or tag."""
+    """Adds a task, or those of a group or tag.
+
+    Raises:
+      MissingData: the folder lacks a data set.
+      ConfigError: a task can't be loaded, is there already, or needs generation.
+    """
     try:
         loaded = manager.load([name])
     except ConfigError:
@@ -144,6 +151,7 @@ def _add(task_set: TaskSet, name: str, manager: TaskManager) -> None:
 
 
 def _check_output_type(task: str, output_type: Any) -> None:
+    """Refuses a task that needs generated text."""
     if output_type not in OUTPUT_TYPES:
         raise ConfigError(
             f"the task {task} needs generated text ({output_type}),"
@@ -152,7 +160,11 @@ def _check_output_type(task: str, output_type: Any) -> None:
 
 
 def _set_examples(task: Task, num_fewshot: int | None) -> None:
-    """Sets the number of examples as lm-eval's own command line does."""
+    """Sets the number of examples as lm-eval's own command line does.
+
+    Raises:
+      ConfigError: there are not enough examples.
+    """
     usual = task.config.num_fewshot
     count = usual or 0
     if num_fewshot is not None and usual != 0:  # a task that fixes 0 keeps it
@@ -188,7 +200,7 @@ class _Factory(TaskFactory):
         if entry.kind is Kind.GROUP:
             return config
         if "class" not in config:
-            # Before its data is loaded; lm-eval's own default is generation.
+            # Before its data is looked for; lm-eval's own default is generation.
             output_type = config.get("output_type", "generate_until")
             _check_output_type(config["task"], output_type)
         if self._folder is None or _brings_data(config):
@@ -225,7 +237,7 @@ def _find_data(folder: epath.Path, config: Config) -> tuple[epath.Path, dict[str
         path = _config_folder(folder / known_as, name) if known_as else None
         if path:
             return path, {}
-    # A config of one data set may be a data set of its own elsewhere.
+    # What is a config of one data set may be a data set of its own elsewhere, as boolq is.
     whole = f"{dataset}/{name}" if name else dataset
     other = OTHER_NAMES.get(whole)
     path = _config_folder(folder / other, None) if other else None
