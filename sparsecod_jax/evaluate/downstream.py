@@ -130,7 +130,7 @@ def _target(workdir: str | None, out: str | None) -> epath.Path | None:
         files.check_can_write(target)
     except ConfigError as error:
         raise ConfigError(
-            f"the results have no place ({error}):"
+            f"the results can not be written ({error}):"
             " give --out, a JSON file in a folder that is there"
         ) from error
     return target

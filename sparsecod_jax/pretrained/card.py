@@ -166,7 +166,7 @@ def _public(value: Any, name: str = "") -> Any:
         return [_public(item) for item in value]
     if not isinstance(value, str) or value.startswith("hf:"):
         return value
-    # A path tells of a machine and of who uses it.
+    # A path gives away a machine and who uses it.
     is_path = name in FILE_FIELDS or value.startswith(("/", "~", ".")) or "://" in value
     if is_path:
         return value.rstrip("/").rpartition("/")[2]

@@ -20,7 +20,10 @@ from sparsecod_jax.evaluate.lm_eval_model import LanguageModel
 from sparsecod_jax.pretrained.load import find_model, load_model
 
 LONGEST = 48
-WORDS = "a of in and it was not the river stone light under old paper walks green quiet seven bird wind"
+WORDS = (
+    "a of in and it was not the river stone light under old paper walks green quiet seven"
+    " bird wind"
+)
 
 
 def _requests(kind: str, arguments: list[tuple]) -> list[Instance]:
@@ -36,15 +39,18 @@ def _text(rng, words: int) -> str:
 
 @pytest.fixture(scope="module")
 def pairs():
-    """Contexts with four choices each: short, as long as the model and longer; none; ending in spaces; choices of one letter."""
+    """Contexts with four choices each.
+
+    Short ones, as long as the model and longer; none; ending in spaces; choices of one letter.
+    """
     rng = np.random.default_rng(0)
-    found = []
+    result = []
     for words in (0, 1, 3, 5, 9, 14, 30):
         context = _text(rng, words)
-        found += [(context, " " + _text(rng, count)) for count in (1, 2, 4, 7)]
-    found += [("the river  ", "stone"), ("The light is", " green")]
+        result += [(context, " " + _text(rng, count)) for count in (1, 2, 4, 7)]
+    result += [("the river  ", "stone"), ("The light is", " green")]
     same = _text(rng, 6) + " Answer:"
-    return found + [(same, f" {letter}") for letter in "ABCD"]
+    return result + [(same, f" {letter}") for letter in "ABCD"]
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +110,7 @@ def test_rolling_equals_numpy(params):
     """Each id is predicted once, by a window that ends with it at the latest."""
     text = "".join(np.random.default_rng(2).choice(list("abcdefgh "), 110))
     model = LanguageModel(loaded_models.load(params, max_seq_len=LONGEST))
-    (found,) = model.loglikelihood_rolling(
+    (result,) = model.loglikelihood_rolling(
         _requests("loglikelihood_rolling", [(text,)]), disable_tqdm=True
     )
     ids = [loaded_models.Letters.start_id, *loaded_models.Letters().ids(text)]
@@ -114,7 +120,7 @@ def test_rolling_equals_numpy(params):
         log_softmax = _log_softmax(params, window[:-1])
         count = last - first + 1
         expected += log_softmax[-count:][np.arange(count), window[-count:]].sum()
-    assert found == pytest.approx(expected, rel=1e-5)
+    assert result == pytest.approx(expected, rel=1e-5)
     assert not model.truncated
 
 
@@ -161,7 +167,8 @@ def test_generation_is_refused(params):
 
 def test_torch_is_not_imported():
     """It may be installed; nothing here waits for it."""
-    program = "import sys; import sparsecod_jax.evaluate.lm_eval_model, sparsecod_jax.evaluate.tasks; sys.exit('torch' in sys.modules)"
+    modules = "sparsecod_jax.evaluate.lm_eval_model, sparsecod_jax.evaluate.tasks"
+    program = f"import sys; import {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
@@ -198,11 +205,11 @@ def test_agrees_with_the_hf_model(both, pairs, texts, sizes, monkeypatch):
     )
     requests = _requests("loglikelihood", pairs)
     expected = theirs.loglikelihood(requests, disable_tqdm=True)
-    found = model.loglikelihood(requests, disable_tqdm=True)
+    result = model.loglikelihood(requests, disable_tqdm=True)
     np.testing.assert_allclose(
-        [a for a, _ in found], [b for b, _ in expected], atol=1e-3
+        [a for a, _ in result], [b for b, _ in expected], atol=1e-3
     )
-    assert [a for _, a in found] == [b for _, b in expected]
+    assert [a for _, a in result] == [b for _, b in expected]
     assert model.truncated
     rolling = _requests("loglikelihood_rolling", [(text,) for text in texts])
     monkeypatch.setattr(
