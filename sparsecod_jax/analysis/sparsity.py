@@ -88,7 +88,7 @@ def weight_sparsity(matrix: np.ndarray) -> dict[str, float]:
     if w.size > SORTED_WEIGHTS:
         w = np.random.default_rng(0).choice(w, SORTED_WEIGHTS, replace=False)
     magnitudes, deviation = np.sort(np.abs(w)), w.std()
-    norm = np.linalg.norm(w)
+    norm = float(np.linalg.norm(w))
     near_zero = {
         f"near_zero_{share}": float((magnitudes < share * deviation).mean())
         for share in NEAR_ZERO

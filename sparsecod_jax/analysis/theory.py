@@ -171,15 +171,9 @@ def _attention(
     pairs_ST = np.maximum(count_ST * (count_ST - 1), 1)
     others_ST = (_diagonal(mixed_STT) * count_ST**2 - own_sum_ST) / pairs_ST
     if concentration is None:
-        # Logits are Gaussian with this variance for keys that are independent; what keys
-        # have in common shifts all logits alike and drops out of the softmax.
-        logit_variance = (
-            (cfg.d_model * square) ** 2 * scales.query[layer] * scales.key[layer]
-        )
-        exponent_ST = logit_variance * np.maximum(own_ST - others_ST, 0)
-        # For log-normal weights, E w^2 / (E w)^2 = e^variance.
-        unevenness_ST = np.exp(np.minimum(exponent_ST, LARGEST_EXPONENT))
-        squares_ST = unevenness_ST / (count_ST - 1 + unevenness_ST)
+        # What keys have in common shifts all logits alike and drops out of the softmax.
+        spread_ST = np.maximum(own_ST - others_ST, 0)
+        squares_ST = _attention_squares(cfg, scales, layer, spread_ST, count_ST)
     else:
         # sum a^2 from n sum a^2; it can't exceed 1.
         squares_ST = np.minimum(concentration / count_ST, 1)
@@ -190,6 +184,31 @@ def _attention(
     # Then the value and output matrices, over D, and over H heads of width K.
     values = cfg.d_model * scales.value[layer] * square
     return values * cfg.n_heads * cfg.head_dim * scales.out[layer] * mixed_STT
+
+
+def _attention_squares(
+    cfg: Model,
+    scales: WeightScales,
+    layer: int,
+    spread_ST: np.ndarray,
+    count_ST: np.ndarray,
+) -> np.ndarray:
+    """The predicted sum of a^2 over the keys that each position sees, [S, T].
+
+    Args:
+      spread_ST: cosine of a key with itself, less the mean cosine with the others.
+      count_ST: n, the keys that a position sees.
+    """
+    # Logits are Gaussian: this is the variance of those of independent keys.
+    square = _norm_square(cfg, scales.attention_gain, layer)
+    logit_variance = (
+        (cfg.d_model * square) ** 2 * scales.query[layer] * scales.key[layer]
+    )
+    # Before they are normalised, weights are log-normal: E w^2 / (E w)^2 = e^variance.
+    exponent_ST = np.minimum(logit_variance * spread_ST, LARGEST_EXPONENT)
+    unevenness_ST = np.exp(exponent_ST)
+    # 1/n where weights are even, 1 where they are on one key.
+    return unevenness_ST / (count_ST - 1 + unevenness_ST)
 
 
 def _ffn(

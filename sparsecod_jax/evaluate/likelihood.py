@@ -73,6 +73,7 @@ def scores(model: LoadedModel, rows: list[Row]) -> Iterator[_Scored]:
 
     To be called, and iterated over, under `model.mesh`.
     """
+    # A row is padded to one length that its tokens and its predictions fit in.
     counts = np.array([len(row.predictions) for row in rows], int)
     lengths = np.array([len(row.tokens) for row in rows], int)
     padded = pad(np.maximum(lengths, counts))
