@@ -156,11 +156,11 @@ def tail_losses(net: Transformer, params, x_BTD, first, rows) -> jax.Array:
 
 @partial(jax.jit, static_argnums=0)
 def with_attention(net: Transformer, params, x_BTD, number, segments_BT) -> jax.Array:
-    """The residual stream after a block whose FFN is skipped, [B, T, D]."""
+    """The residual stream after block `number` without its FFN, [B, T, D]."""
     return BlockAt(net, params, number, number).with_attention(x_BTD, segments_BT)
 
 
 @partial(jax.jit, static_argnums=0)
 def with_ffn(net: Transformer, params, x_BTD, number) -> jax.Array:
-    """The residual stream after a block whose attention is skipped, [B, T, D]."""
+    """The residual stream after block `number` without its attention, [B, T, D]."""
     return BlockAt(net, params, number, number).with_ffn(x_BTD)

@@ -51,6 +51,7 @@ def usefulness(subject: Subject, tokens_NT: np.ndarray) -> dict[str, Any]:
     half = len(tokens_NT) // 2
     fitted_on, scored_on = tokens_NT[:half], tokens_NT[half:]
     maps = fit(subject, fitted_on)
+    # Rows and columns swapped, as a weight [out, in] is from a solution [in, out].
     transposed = maps._replace(update_LDD=maps.update_LDD.swapaxes(1, 2))
     return {
         **_summary(*replaced_losses(subject, scored_on, maps)),
@@ -113,6 +114,7 @@ def _normal_equations(
         states_LBTD = network.states(
             subject.net, subject.params, rows.tokens, rows.segments
         )
+        # Rows that only fill up the last batch must not enter the sums.
         states_LBTD = np.asarray(states_LBTD)[:, : rows.valid]
         for layer in range(layers):
             x_MD = states_LBTD[layer].reshape(-1, width).astype(np.float64)
@@ -195,6 +197,7 @@ def _summary(replaced_LN: np.ndarray, intact_N: np.ndarray) -> dict[str, Any]:
 
     even_1N = np.full((1, sequences), 1 / sequences)
     ratio_L = ratios(even_1N)[0]
+    # The published score counts blocks above a threshold, which moves in steps of 1 / L.
     shares = {}
     for threshold in SHARES:
 

@@ -98,7 +98,8 @@ def pad(sizes_N: np.ndarray) -> np.ndarray:
     """To which length each size is padded, [N].
 
     There are at most LENGTHS lengths, multiples of MULTIPLE, chosen so that padding adds
-    as little as possible in all.
+    as little as possible in all. Sizes 5, 9, 9 and 8 are padded to 8, 16, 16 and 8; with
+    LENGTHS = 1 all would be padded to 16.
 
     Args:
       sizes_N: tokens of each row.
@@ -113,9 +114,16 @@ def pad(sizes_N: np.ndarray) -> np.ndarray:
 
 
 def _best_lengths(values_K: np.ndarray, counts_K: np.ndarray) -> np.ndarray:
-    """The lengths, in ascending order, by dynamic programming over sorted values."""
-    # The K distinct sizes, in ascending order, are cut into groups of neighbours. All rows of
-    # a group are padded to its largest size. The best cut is found group by group.
+    """The lengths, in ascending order, by dynamic programming.
+
+    The K distinct sizes, in ascending order, are cut into groups of neighbours, of which all
+    rows are padded to the largest size. The best cut into g groups is the best over all
+    last groups, each with the best cut of what is before it into g - 1 groups.
+
+    Args:
+      values_K: distinct sizes, in ascending order.
+      counts_K: how many rows have each.
+    """
     K = len(values_K)
     before = np.concatenate([[0], np.cumsum(counts_K)])  # rows below each value
     # group_cost[i, j]: the tokens of the rows with values i to j - 1, all padded to the

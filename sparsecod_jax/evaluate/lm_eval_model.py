@@ -64,8 +64,8 @@ class LanguageModel(TemplateLM):
     ) -> list[float]:
         """The log-likelihood of each whole text, nats.
 
-        A long text is cut into windows of the longest length, each of which sees one token
-        of the window before it.
+        A long text is cut into windows of the longest length, each of which sees the last
+        token of the one before it, or more where it is the last and shorter.
 
         Args:
           requests: of lm-eval, each with a text as its only argument.

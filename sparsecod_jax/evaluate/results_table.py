@@ -5,15 +5,22 @@ Results table: every metric of every task, for people, and what to know about it
 
 from typing import Any
 
+Results = dict[str, Any]
 Row = tuple[str, ...]  # cells
 
 HEADINGS = ("task", "questions", "examples", "metric", "value", "error")
 
 
-def describe(results: dict[str, Any]) -> str:
+def describe(results: Results) -> str:
     """The results as text.
 
-    A table of every metric, the average, and what was different from the usual task.
+    A table of every metric, the average, and what was different from the usual task:
+
+      task      questions  examples  metric    value   error
+      arc_easy  570        0         acc       0.4123  0.0206
+      arc_easy  570        0         acc_norm  0.3877  0.0204
+      average 0.3877 of arc_easy acc_norm
+      arc_easy was scored on validation, as ai2_arc/ARC-Easy has no test
 
     Args:
       results: as `evaluate` writes them.
@@ -28,7 +35,7 @@ def describe(results: dict[str, Any]) -> str:
     return "\n".join([*_aligned(rows), *notes])
 
 
-def _rows(results: dict[str, Any]) -> list[Row]:
+def _rows(results: Results) -> list[Row]:
     """One row per task or group and metric, with its standard error."""
     rows = []
     for name, result in results["results"].items():

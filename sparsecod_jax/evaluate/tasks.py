@@ -1,8 +1,13 @@
 """Which questions are asked, and of which data?
 
 Tasks of lm-eval: they name data sets of a hub. With a folder of data sets saved by
-`datasets.save_to_disk`, laid out DATASET/CONFIG/SPLIT with CONFIG `none` where there is but
-one, each task is given its data set there; no other part of the task changes.
+`datasets.save_to_disk`, each task is given its data set there; no other part of the task
+changes. The folder is laid out DATASET/CONFIG/SPLIT, with CONFIG `none` where there is but
+one:
+
+    ai2_arc/ARC-Easy/validation
+    ai2_arc/ARC-Easy/test
+    boolq/none/validation
 """
 
 import dataclasses

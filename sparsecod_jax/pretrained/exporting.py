@@ -174,7 +174,11 @@ def _size(tensor: Tensor) -> int:
 
 
 def _shards(model: Model, itemsize: int, shard_bytes: int) -> Iterator[list[Tensor]]:
-    """The tensors in order, as many at a time as fit; a larger one is alone."""
+    """The tensors in order, as many at a time as fit in a file; a larger one is alone.
+
+    Args:
+      itemsize: bytes of a number.
+    """
     shard, shard_size = [], 0
     for tensor in tensors(model):
         size = _size(tensor) * itemsize

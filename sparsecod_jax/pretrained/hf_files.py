@@ -177,7 +177,10 @@ def _check_no_code(folder: epath.Path, name: str, digests: Digests) -> None:
 
 
 def read_digests(folder: epath.Path) -> tuple[Digests, Digests]:
-    """The digests of tensors and of files that an export left, by name; empty without any.
+    """The digests that an export left in the folder; empty without any.
+
+    Returns:
+      Those of tensors, and those of files.
 
     Raises:
       ConfigError: they are damaged.
