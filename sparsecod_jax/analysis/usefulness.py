@@ -51,7 +51,7 @@ def usefulness(subject: Subject, tokens_NT: np.ndarray) -> dict[str, Any]:
     half = len(tokens_NT) // 2
     fitted_on, scored_on = tokens_NT[:half], tokens_NT[half:]
     maps = fit(subject, fitted_on)
-    # Rows and columns swapped, as a weight [out, in] is from a solution [in, out].
+    # The released code's linear module computes x @ weight.T, with the solution as weight.
     transposed = maps._replace(update_LDD=maps.update_LDD.swapaxes(1, 2))
     return {
         **_summary(*replaced_losses(subject, scored_on, maps)),
