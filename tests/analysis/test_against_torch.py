@@ -18,7 +18,7 @@ from tests.support import loaded_models, saved_runs, tiny_configs
 
 pytest.importorskip("torch", reason="the parity extra is not installed")
 pytest.importorskip("transformers", reason="the parity extra is not installed")
-torch_scores: Any = pytest.importorskip("torch_scores")
+torch_scores: Any = pytest.importorskip("tests.support.torch_scores")
 
 TOLERANCE = 1e-4  # relative, of float32 to float64
 FORMS = {
