@@ -8,7 +8,6 @@ import json
 import os
 import subprocess
 import sys
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +17,7 @@ from tests.support import loaded_models, saved_runs, tiny_configs
 
 pytest.importorskip("torch", reason="the parity extra is not installed")
 pytest.importorskip("transformers", reason="the parity extra is not installed")
-torch_scores: Any = pytest.importorskip("tests.support.torch_scores")
+from tests.support import torch_scores
 
 TOLERANCE = 1e-4  # relative, of float32 to float64
 FORMS = {

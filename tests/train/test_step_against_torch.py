@@ -9,7 +9,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +20,7 @@ from tests.support import loaded_models, saved_runs, tiny_configs
 
 pytest.importorskip("torch", reason="the parity extra is not installed")
 pytest.importorskip("transformers", reason="the parity extra is not installed")
-torch_scores: Any = pytest.importorskip("tests.support.torch_scores")
+from tests.support import torch_scores
 
 DENSE = dataclasses.replace(
     tiny_configs.MODEL, d_model=64, d_ff=192, vocab_size=300, init_std=0.1
