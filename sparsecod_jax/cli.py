@@ -390,13 +390,13 @@ def _data(args, overrides) -> None:
 
 def _train(args, overrides) -> None:
     from sparsecod_jax.config.load import load_experiment
-    from sparsecod_jax.shell.console import unhinder
+    from sparsecod_jax.shell.console import use_nonblocking_output
     from sparsecod_jax.shell.stopping import STOP
     from sparsecod_jax.storage.buckets import check_named
 
     if args.owns_process:
         STOP.listen()
-        unhinder()
+        use_nonblocking_output()
     experiment = load_experiment(
         args.config, overrides
     )  # refuses mistakes before jax is imported
@@ -515,11 +515,11 @@ def _plan(args, overrides) -> None:
 
 
 def _sweep(args, overrides) -> None:
-    from sparsecod_jax.shell.console import unhinder
+    from sparsecod_jax.shell.console import use_nonblocking_output
     from sparsecod_jax.study.run_local import sweep
 
     if args.owns_process:
-        unhinder()
+        use_nonblocking_output()
     print(
         sweep(
             args.sweep,

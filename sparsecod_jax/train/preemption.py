@@ -35,4 +35,4 @@ class PreemptionGuard:
     def _answer(self) -> bool:
         if self._several:
             return multihost_utils.reached_preemption_sync_point(self._asked)
-        return STOP.asked is not None
+        return STOP.signal_name is not None

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 import jax
 
 from sparsecod_jax.errors import STUCK, ConfigError, Diverged, Preempted, SaveFailed
-from sparsecod_jax.shell.stopping import LAST_WORDS, tell, within
+from sparsecod_jax.shell.stopping import GRACE, run_within, write_stderr
 from sparsecod_jax.storage import files
 from sparsecod_jax.storage.rundir import Attempt
 
@@ -149,8 +149,8 @@ class Watchdog:
             )
             text, code = _stacks(), STUCK
         text = f"{text}\nprocess {self._process}: {sentence}; run the same command to go on"
-        tell(text)
-        within(LAST_WORDS, lambda: self._record(reason, text))
+        write_stderr(text)
+        run_within(GRACE, lambda: self._record(reason, text))
         os._exit(code)
 
     def _record(self, reason: str, text: str) -> None:

@@ -1,4 +1,7 @@
-"""A reader who stops reading, or leaves, neither holds up nor ends a program; one who is slow gets everything."""
+"""A reader who stops reading, or leaves, neither holds up nor ends a program.
+
+One who is slow gets everything.
+"""
 
 import json
 import os
@@ -16,8 +19,8 @@ from tests.support import process, tiny_configs
 
 PROGRAM = """
 import sys, time
-from sparsecod_jax.shell.console import unhinder
-unhinder()
+from sparsecod_jax.shell.console import use_nonblocking_output
+use_nonblocking_output()
 began = time.monotonic()
 for number in range({lines}):
     print(number, "x" * 100)
@@ -78,8 +81,8 @@ def test_a_full_disk_takes_a_log_and_not_the_program(tmp_path):
 
 SHORT_OF_ROOM = """
 import os, sys, time
-from sparsecod_jax.shell.console import unhinder
-unhinder()
+from sparsecod_jax.shell.console import use_nonblocking_output
+use_nonblocking_output()
 print("first", flush=True)
 time.sleep(0.5)
 full = os.open("/dev/full", os.O_WRONLY)
