@@ -40,7 +40,7 @@ from sparsecod_jax.data.left_out import LeftOut
 from sparsecod_jax.data.store import MANIFEST, Manifest, Split, entropy, read_manifest
 from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.shell.shown import shown
-from sparsecod_jax.storage import files
+from sparsecod_jax.storage import files, records
 from sparsecod_jax.storage.ownership import locked
 
 SPLITS = ("train", "validation")
@@ -116,7 +116,7 @@ def prepare(request: Request, out: str) -> Manifest:
                 dataclasses.asdict(request),
                 lambda before: _check_can_go_on(directory, before, request),
             )
-            files.write_record(
+            records.write_record(
                 directory / SOURCE,
                 {"files": listed, "tokenizer": _tokenizer_digest(request)},
             )
@@ -179,7 +179,7 @@ def _say_what_changed(directory: epath.Path, request: Request) -> None:
     """What is else in source and tokenizer than when finished data was made from them, as far as that was recorded and can be seen."""
     if not (directory / SOURCE).exists():
         return
-    recorded = files.read_record(directory / SOURCE)
+    recorded = records.read_record(directory / SOURCE)
     as_then = f"the data in {shown(directory)} is as it was then. To make it anew, choose another --out"
     with contextlib.suppress(ConfigError):  # what it was made from may well be gone
         if recorded.get("tokenizer") not in (None, _tokenizer_digest(request)):
@@ -387,7 +387,7 @@ def _select(
             record, hashes = work / f"{name}.json", work / f"{name}.hashes.npy"
             digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()
             if record.exists():
-                done = files.read_record(record)
+                done = records.read_record(record)
                 if done["digest"] != digest:
                     raise changed
                 seen.add(_array(hashes.read_bytes()))
@@ -418,7 +418,7 @@ def _select(
                     "examples": [shown(t, 120) for t in left[:EXAMPLES]],
                     "bytes": sizes,
                 }
-                files.write_record(record, done)
+                records.write_record(record, done)
             dropped += done["dropped"]
             examples += done.get("examples", [])
             training_bytes += done.get("bytes", {}).get("train", 0)
@@ -429,9 +429,9 @@ def _select(
         print(
             f"near-duplicates were looked for among the first {dedup.MOST:,} hashes of kept documents, as more take too much memory"
         )
-    if finished.exists() and files.read_json(finished) != names:
+    if finished.exists() and records.read_json(finished) != names:
         raise changed
-    files.write_json(finished, names)
+    records.write_json(finished, names)
     return _Selected(names, dropped, tuple(examples[:EXAMPLES]), seen.full)
 
 

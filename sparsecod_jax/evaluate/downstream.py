@@ -12,7 +12,7 @@ from etils import epath
 
 from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.pretrained.load import LoadedModel, find_model, load_model
-from sparsecod_jax.storage import files
+from sparsecod_jax.storage import files, records
 from sparsecod_jax.storage.rundir import RunDir
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def evaluate(
         "asked": {"tasks": names, "limit": limit, "num_fewshot": num_fewshot, **folders}
     }
     try:
-        files.write_record(
+        records.write_record(
             target,
             results
             | {"earlier": [found for found in earlier if not _same(found, results)]},
@@ -137,7 +137,7 @@ def _earlier(target: epath.Path) -> list[dict[str, Any]]:
     """
     if not target.exists():
         return []
-    found = files.read_record(target)
+    found = records.read_record(target)
     if "versions_of" not in found or not isinstance(
         earlier := found.pop("earlier", []), list
     ):
@@ -192,7 +192,7 @@ def _run(model: LoadedModel, asked: "TaskSet", limit: int | None) -> dict[str, A
             name: version(name) for name in ("lm_eval", "jax", "sparsecod-jax")
         },
     }
-    return files.finite(
+    return records.finite(
         json.loads(json.dumps(results, default=handle_non_serializable))
     )
 

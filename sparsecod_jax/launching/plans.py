@@ -12,7 +12,7 @@ from sparsecod_jax.launching import package
 from sparsecod_jax.parallel.processes import log_phase
 from sparsecod_jax.plan import topologies
 from sparsecod_jax.plan.plan import GIB, plan
-from sparsecod_jax.storage import files
+from sparsecod_jax.storage import files, records
 from sparsecod_jax.study.study import Run
 from sparsecod_jax.study.study_dir import PLANS
 
@@ -42,14 +42,14 @@ def _find(run: Run, args: argparse.Namespace) -> dict[str, Any]:
     ).hexdigest()[:16]
     kept = files.absolute(args.workdir) / PLANS / f"{key}.json"
     if kept.exists():
-        return files.read_json(kept)
+        return records.read_json(kept)
     log_phase(f"{run.name}: compiling for {args.topology}")
     topology = topologies.find(args.topology)
     found = plan(run.experiment, topology, args.mfu) | {
         "hosts": len({device.process_index for device in topology.devices})
     }
     files.make_folder(kept.parent)
-    files.write_json(kept, found)
+    records.write_json(kept, found)
     return found
 
 

@@ -16,7 +16,7 @@ from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.parallel import devices, layout
 from sparsecod_jax.plan import hlo, topologies
 from sparsecod_jax.plan.topologies import Topology
-from sparsecod_jax.storage import files
+from sparsecod_jax.storage import files, records
 from sparsecod_jax.train.step import Program, build
 
 GIB = devices.GIB
@@ -59,7 +59,7 @@ def plan_all(
             found[-1]["remat"] = every_remat_policy(experiment, topology, found[-1])
         print(report(found[-1]), flush=True)
         if target:
-            files.write_json(target, found)
+            records.write_json(target, found)
 
 
 def _check_target(target: epath.Path) -> None:
@@ -67,7 +67,7 @@ def _check_target(target: epath.Path) -> None:
     files.check_can_write(target)
     if not target.exists():
         return
-    found = files.read_json(target)
+    found = records.read_json(target)
     if not isinstance(found, list) or not all(
         isinstance(each, dict) and "topology" in each for each in found
     ):

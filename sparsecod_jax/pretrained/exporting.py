@@ -26,9 +26,9 @@ from sparsecod_jax.pretrained.hf_files import DIGESTS
 from sparsecod_jax.pretrained.hf_folder import CONFIG, INDEX, WEIGHTS, digest
 from sparsecod_jax.pretrained.hf_tensors import Tensor, tensors, to_theirs
 from sparsecod_jax.pretrained.load import find_model, load_model
-from sparsecod_jax.storage import files
+from sparsecod_jax.storage import files, records
 from sparsecod_jax.storage.digest import names
-from sparsecod_jax.storage.files import read_record
+from sparsecod_jax.storage.records import read_record
 from sparsecod_jax.storage.rundir import RunDir
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -61,7 +61,7 @@ def export(
     words = _settings(tokenizer, source.max_seq_len) | _words(run)
     model = load_model(source)
     with files.new_folder(target) as folder:
-        files.write_json(folder / CONFIG, described)
+        records.write_json(folder / CONFIG, described)
         digests = _write_weights(folder, source.model, model.params, dtype, shard_bytes)
         for name, content in {
             TOKENIZER: _tokenizer(run, tokenizer),
@@ -69,7 +69,7 @@ def export(
             CARD: words.get(CARD) or card.write(run, model).encode(),
         }.items():
             files.write(folder / name, content)
-        files.write_record(
+        records.write_record(
             folder / DIGESTS, {"tensors": digests, "files": _digests_of_files(folder)}
         )
     log_phase(f"step {model.step} of {run.path} as {dtype}")
@@ -147,7 +147,7 @@ def _write_weights(
             sum(np.prod(tensor.shape, dtype=int) for tensor in tensors(model))
             * np.dtype(DTYPES[dtype]).itemsize
         )
-        files.write_json(
+        records.write_json(
             folder / INDEX,
             {"metadata": {"total_size": int(total)}, "weight_map": places},
         )

@@ -14,7 +14,7 @@ from etils import epath
 
 from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.shell.shown import shown, warn_once
-from sparsecod_jax.storage import files
+from sparsecod_jax.storage import records
 
 DIGESTS = "digests.json"  # a record: of each tensor, and of each other file
 WORDS = (  # what a folder may say beside config and weights
@@ -149,7 +149,7 @@ def read_digests(folder: epath.Path) -> tuple[dict[str, str], dict[str, str]]:
     if not os.path.lexists(folder / DIGESTS):
         return {}, {}
     read(folder, DIGESTS, LARGEST_JSON, {})
-    record = files.read_record(folder / DIGESTS)
+    record = records.read_record(folder / DIGESTS)
     for section in ("tensors", "files"):
         values = record.get(section)
         if not isinstance(values, dict) or not all(

@@ -32,7 +32,7 @@ from sparsecod_jax.parallel.processes import (
     run_on_first,
 )
 from sparsecod_jax.shell.shown import shown
-from sparsecod_jax.storage import files
+from sparsecod_jax.storage import files, records
 from sparsecod_jax.storage.digest import digests, names
 from sparsecod_jax.storage.rundir import RunDir
 
@@ -197,7 +197,7 @@ class Checkpointer:
     def _record_commit(self, step: int) -> None:
         """So that a run whose checkpoints are gone later does not begin again in silence."""
         if is_first() and not self._run.committed.exists():
-            files.write_record(self._run.committed, {"first_step": step})
+            records.write_record(self._run.committed, {"first_step": step})
 
     def close(self) -> None:
         self._reader.close()

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from etils import epath
 
 from sparsecod_jax.errors import ConfigError, Fenced
-from sparsecod_jax.storage.files import UNFINISHED, is_remote
+from sparsecod_jax.storage.files import is_remote
+from sparsecod_jax.storage.unfinished import UNFINISHED
 
 # What a file system without locks says; it is treated as an object store.
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)

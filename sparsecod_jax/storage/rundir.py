@@ -20,13 +20,13 @@ from etils import epath
 from sparsecod_jax.errors import ConfigError, Fenced
 from sparsecod_jax.shell.shown import shown
 from sparsecod_jax.storage import files, journal
-from sparsecod_jax.storage.files import read_json, read_record, write_record
 from sparsecod_jax.storage.ownership import (
     check_free_or_ours,
     is_locked,
     locked,
     names_in,
 )
+from sparsecod_jax.storage.records import read_json, read_record, write_record
 
 # stopped: it was killed; damaged: status.json can't be read, the next attempt writes it anew
 Status = Literal[

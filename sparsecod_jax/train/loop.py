@@ -33,9 +33,9 @@ from sparsecod_jax.parallel.processes import (
 )
 from sparsecod_jax.shell.shown import shown
 from sparsecod_jax.shell.stopping import STOP
-from sparsecod_jax.storage import files
+from sparsecod_jax.storage import files, records
 from sparsecod_jax.storage.checkpoint import Checkpointer, check_room
-from sparsecod_jax.storage.files import read_record, write_record
+from sparsecod_jax.storage.records import read_record, write_record
 from sparsecod_jax.storage.rundir import (
     Attempt,
     RunDir,
@@ -109,7 +109,7 @@ def train(
 def _finished(run: RunDir, fields: dict[str, Any]) -> dict[str, Any] | None:
     """The final numbers, if this run has them already."""
     check_identity(run, fields)
-    files.warn_if_unchecked(run.manifest)
+    records.warn_if_unchecked(run.manifest)
     if not run.final.exists():
         return None
     log_phase(f"{shown(run.path)} is already finished")

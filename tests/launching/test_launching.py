@@ -11,7 +11,7 @@ import pytest
 from etils import epath
 
 from sparsecod_jax.launching import launching, plans
-from sparsecod_jax.storage import files
+from sparsecod_jax.storage import files, records
 from sparsecod_jax.storage.buckets import LIMIT
 from sparsecod_jax.storage.rundir import RunDir
 from sparsecod_jax.study.study import expand, load
@@ -125,7 +125,7 @@ def test_what_is_done_diverged_or_held_is_not_sent(here, study, capsys):
     place = {name: RunDir(epath.Path(study[1]) / "runs" / name) for name in names}
     for name in ("flat-s0", "deep-s0", "flat-s1"):
         place[name].path.mkdir(parents=True)
-    files.write_json(place["flat-s0"].final, {"loss": 1.5})
+    records.write_json(place["flat-s0"].final, {"loss": 1.5})
     place["deep-s0"].set_status("diverged", reason="3 updates were not finite")
     place["flat-s1"].set_status("failed", reason="no space left")
     here.held = {"deep-s1": "running", "flat-s1": "whatever else"}
@@ -192,7 +192,7 @@ def test_a_study_in_a_bucket_is_sent_from_there_with_its_data(
     told = json.loads((study[1] / "notebook" / "jobs.json").read_text())[2]
     assert told[0][2] == f"{study[1]}/runs/flat-s0"
     assert told[0][3][0][-1] == f"--config.data.path={data}"
-    files.write_json(RunDir(study[1] / "runs" / "flat-s0").final, {"loss": 1.5})
+    records.write_json(RunDir(study[1] / "runs" / "flat-s0").final, {"loss": 1.5})
     capsys.readouterr()
     launch(there, "status", study)
     assert (

@@ -18,7 +18,7 @@ from sparsecod_jax import config
 from sparsecod_jax.errors import ConfigError, Fenced, SparsecodError
 from sparsecod_jax.parallel.sharding import make_mesh
 from sparsecod_jax.storage.checkpoint import Checkpointer, check_room
-from sparsecod_jax.storage.files import read_record
+from sparsecod_jax.storage.records import read_record
 from sparsecod_jax.storage.rundir import RunDir
 
 

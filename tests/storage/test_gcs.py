@@ -19,7 +19,7 @@ from sparsecod_jax.data.prepare import Request, prepare
 from sparsecod_jax.data.store import Windows, read_manifest
 from sparsecod_jax.errors import ConfigError, Fenced, SparsecodError
 from sparsecod_jax.report.writing import write_report
-from sparsecod_jax.storage import files
+from sparsecod_jax.storage import files, records
 from sparsecod_jax.storage.checkpoint import Checkpointer
 from sparsecod_jax.storage.rundir import RunDir, claim
 from sparsecod_jax.train.writers import Writers
@@ -98,8 +98,8 @@ def test_train_kill_resume_be_overtaken_resume_report_and_nothing_is_lost(
     assert "restored step" in process.finish(process.start(experiment(data), bucket))
     process.finish(uninterrupted)
     assert _lines(run) == _lines(whole)
-    assert files.read_json(run.final)["loss"] == files.read_json(whole.final)["loss"]
-    assert files.read_json(run.status)["status"] == "finished"
+    assert records.read_json(run.final)["loss"] == records.read_json(whole.final)["loss"]
+    assert records.read_json(run.status)["status"] == "finished"
     assert len(list(run.tensorboard.iterdir())) == 3
     assert str(write_report(str(bucket))) == f"{bucket}/report.html"
     assert "1 of 1 runs finished" in run.report.read_text()

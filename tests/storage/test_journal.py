@@ -7,7 +7,7 @@ import pytest
 from etils import epath
 
 from sparsecod_jax.storage import journal
-from sparsecod_jax.storage.files import write_record
+from sparsecod_jax.storage.records import write_record
 from sparsecod_jax.storage.rundir import RunDir
 
 VALUES = [

@@ -12,8 +12,13 @@ from etils import epath
 from sparsecod_jax import config
 from sparsecod_jax.config.identity import identity_fields
 from sparsecod_jax.errors import ConfigError, Fenced
-from sparsecod_jax.storage import files, journal
-from sparsecod_jax.storage.files import read_json, read_record, write_json, write_record
+from sparsecod_jax.storage import journal, unfinished
+from sparsecod_jax.storage.records import (
+    read_json,
+    read_record,
+    write_json,
+    write_record,
+)
 from sparsecod_jax.storage.rundir import (
     Attempt,
     RunDir,
@@ -281,7 +286,7 @@ def _begun(run) -> None:
         [],
         ["attempts"],
         ["attempts/0001.json"],
-        ["attempts/0001.json", files.UNFINISHED + "00"],
+        ["attempts/0001.json", unfinished.UNFINISHED + "00"],
     ],
 )
 def test_a_process_killed_at_its_first_record_leaves_a_place_to_begin(run, left):
