@@ -34,16 +34,10 @@ from sparsecod_jax.parallel.processes import (
 from sparsecod_jax.shell.shown import shown
 from sparsecod_jax.shell.stopping import STOP
 from sparsecod_jax.storage import files, records
+from sparsecod_jax.storage.attempts import Attempt, check_free, claim
 from sparsecod_jax.storage.checkpoint import Checkpointer, check_room
 from sparsecod_jax.storage.records import read_record, write_record
-from sparsecod_jax.storage.rundir import (
-    Attempt,
-    RunDir,
-    Status,
-    check_free,
-    check_identity,
-    claim,
-)
+from sparsecod_jax.storage.rundir import RunDir, Status, check_identity
 from sparsecod_jax.train import manifest as run_manifest
 from sparsecod_jax.train.evaluation import evaluator
 from sparsecod_jax.train.preemption import Interrupted, PreemptionGuard

@@ -22,7 +22,7 @@ import jax
 from sparsecod_jax.errors import STUCK, ConfigError, Diverged, Preempted, SaveFailed
 from sparsecod_jax.shell.stopping import GRACE, run_within, write_stderr
 from sparsecod_jax.storage import files
-from sparsecod_jax.storage.rundir import Attempt
+from sparsecod_jax.storage.attempts import Attempt
 
 PATIENCE = "SPARSECOD_PATIENCE"  # seconds, in place of five minutes; the other budgets grow and shrink with it
 FIVE_MINUTES = 300.0

@@ -14,7 +14,8 @@ import numpy as np
 
 from sparsecod_jax.shell.shown import shown
 from sparsecod_jax.storage import files, journal
-from sparsecod_jax.storage.rundir import Attempt, RunDir
+from sparsecod_jax.storage.attempts import Attempt
+from sparsecod_jax.storage.rundir import RunDir
 from sparsecod_jax.train.curves import Curves
 
 WAITING = 10_000  # lines kept in memory for a disk that has no room

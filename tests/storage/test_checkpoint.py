@@ -221,7 +221,10 @@ def test_a_refused_save_is_an_error(run):
 
 
 def test_a_step_is_on_the_disk_before_it_has_its_name(run, monkeypatch):
-    """So that a power cut leaves no step of empty files: what was not forced to the disk by then may be empty."""
+    """So that a power cut leaves no step of empty files.
+
+    What was not forced to the disk by then may be empty.
+    """
     synced: dict[str, int] = {}
     fsync, states = os.fsync, []
 

@@ -87,7 +87,10 @@ def test_the_layout_does_not_show(dtype):
 
 
 def test_the_definition_stays():
-    """Checkpoints hold digests: a change of the definition would quarantine every older one. Computed by hand with Python integers."""
+    """Checkpoints hold digests: another definition would quarantine every older one.
+
+    Computed by hand with Python integers.
+    """
     assert _digest(jnp.arange(12, dtype=jnp.int32).reshape(3, 4)) == [
         448646922,
         1225632606,

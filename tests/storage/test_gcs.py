@@ -20,8 +20,9 @@ from sparsecod_jax.data.store import Windows, read_manifest
 from sparsecod_jax.errors import ConfigError, Fenced, SparsecodError
 from sparsecod_jax.report.writing import write_report
 from sparsecod_jax.storage import files, records
+from sparsecod_jax.storage.attempts import claim
 from sparsecod_jax.storage.checkpoint import Checkpointer
-from sparsecod_jax.storage.rundir import RunDir, claim
+from sparsecod_jax.storage.rundir import RunDir
 from sparsecod_jax.train.writers import Writers
 from tests.support import emulator, process, tiny_configs
 
@@ -98,7 +99,9 @@ def test_train_kill_resume_be_overtaken_resume_report_and_nothing_is_lost(
     assert "restored step" in process.finish(process.start(experiment(data), bucket))
     process.finish(uninterrupted)
     assert _lines(run) == _lines(whole)
-    assert records.read_json(run.final)["loss"] == records.read_json(whole.final)["loss"]
+    assert (
+        records.read_json(run.final)["loss"] == records.read_json(whole.final)["loss"]
+    )
     assert records.read_json(run.status)["status"] == "finished"
     assert len(list(run.tensorboard.iterdir())) == 3
     assert str(write_report(str(bucket))) == f"{bucket}/report.html"
@@ -124,7 +127,8 @@ def test_starts_at_the_same_moment_get_numbers_of_their_own(bucket):
 START = """
 import sys
 from etils import epath
-from sparsecod_jax.storage.rundir import RunDir, claim
+from sparsecod_jax.storage.attempts import claim
+from sparsecod_jax.storage.rundir import RunDir
 
 with claim(RunDir(epath.Path(sys.argv[1]))):
     pass

@@ -20,9 +20,10 @@ from sparsecod_jax.data.pipeline import example_stream
 from sparsecod_jax.data.store import Windows, read_manifest
 from sparsecod_jax.errors import ConfigError, Diverged, Fenced
 from sparsecod_jax.storage import files
+from sparsecod_jax.storage.attempts import claim
 from sparsecod_jax.storage.checkpoint import Checkpointer
 from sparsecod_jax.storage.records import read_record, write_record
-from sparsecod_jax.storage.rundir import RunDir, claim
+from sparsecod_jax.storage.rundir import RunDir
 from sparsecod_jax.train import loop
 from sparsecod_jax.train.evaluation import evaluator
 from sparsecod_jax.train.loop import train

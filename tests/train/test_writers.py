@@ -11,7 +11,8 @@ import pytest
 from etils import epath
 from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 
-from sparsecod_jax.storage.rundir import Attempt, RunDir
+from sparsecod_jax.storage.attempts import Attempt
+from sparsecod_jax.storage.rundir import RunDir
 from sparsecod_jax.train import curves
 from sparsecod_jax.train.writers import Writers, plain
 from tests.support import disks
