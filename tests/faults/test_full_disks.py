@@ -93,7 +93,7 @@ def test_while_logging_on_a_disk_that_has_room_again(tokens, disk, whole):
     _mend(disk)
     output = process.finish(running)
     print(
-        f"\nlogging, _full: {output.count('training goes on')} warnings, went on to its end"
+        f"\nlogging, _full: {output.count('training continues')} warnings, went on to its end"
     )
     assert output.count("metrics.jsonl can't be written") <= 1
     assert faults.lines(run) == whole

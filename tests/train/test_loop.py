@@ -144,7 +144,7 @@ def test_sigterm_saves_exits_75_and_eight_devices_become_two(tokens, tmp_path):
     process.signal_at_line(
         victim, tmp_path / "moved" / "metrics.jsonl", 6, signal.SIGTERM
     )
-    assert "run the same command to go on" in process.finish(victim, code=75)
+    assert "run the same command to resume" in process.finish(victim, code=75)
     assert (
         json.loads((tmp_path / "moved" / "status.json").read_text())["status"]
         == "preempted"

@@ -223,7 +223,7 @@ def test_sigterm_to_one_stops_all_and_a_second_job_is_turned_away(tokens, tmp_pa
     lines = _lines(tmp_path / "pair")
     for output in outputs:
         assert (
-            f"stopped at step {len(lines)} of 100000; run the same command to go on"
+            f"stopped at step {len(lines)} of 100000; run the same command to resume"
             in output
         )
     assert [path.name for path in (tmp_path / "pair" / "checkpoints").iterdir()] == [

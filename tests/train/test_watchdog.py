@@ -43,7 +43,7 @@ def test_what_moves_goes_on_and_what_does_not_is_ended_with_its_stacks():
     )
     assert stuck.returncode == STUCK
     assert (
-        "stuck while training: nothing happened for 1 s; run the same command to go on"
+        "stuck while training: nothing happened for 1 s; run the same command to resume"
         in stuck.stderr
     )
     assert 'File "<string>", line 7' in stuck.stderr

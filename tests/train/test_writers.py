@@ -245,7 +245,7 @@ def test_lines_that_find_no_room_wait_for_it(small_disk, capsys):
     writers.close()
     assert (
         capsys.readouterr().err.count(
-            "metrics.jsonl can't be written (No space left on device): training goes on"
+            "metrics.jsonl can't be written (No space left on device): training continues"
         )
         == 1
     )
