@@ -1,4 +1,4 @@
-"""One training step: meshes, accumulation, non-finite updates, the shape of the compiled program."""
+"""One training step: meshes, accumulation, non-finite updates, the compiled program."""
 
 import dataclasses
 import functools
@@ -19,7 +19,8 @@ MESHES = {
     "fsdp": (1, 8, 1, 1),
     "mixed": (2, 2, 1, 2),
 }
-# Sizes that every axis divides and whose norm gains, which stay replicated, are small beside the rest.
+# Sizes that every axis divides. The norm gains, which stay replicated, are small beside
+# the rest.
 WIDE = dataclasses.replace(
     tiny_configs.MODEL,
     d_model=128,
