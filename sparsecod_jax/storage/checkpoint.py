@@ -155,6 +155,7 @@ class Checkpointer:
         saves: dict[str, Any] = {"record": ocp.args.JsonSave(sealed)}
         for name, tree in items.items():
             saves[name] = ocp.args.StandardSave(tree)
+        # The save before is confirmed first, so that its failure does not go unnoticed.
         self.wait()
         if not self._manager.save(step, args=ocp.args.Composite(**saves)):
             raise SparsecodError(
@@ -249,6 +250,7 @@ class Checkpointer:
           ConfigError: checkpoints exist but none can be used, or the newest belongs to
             another model.
         """
+        # One process lists the steps, so that all of them try the same ones.
         steps = run_on_first(self.steps)
         for step in steps:
             try:
@@ -284,8 +286,10 @@ class Checkpointer:
         record = _unseal(run_on_first(self._read_record, step))
         _check_arrays(step, record["arrays"], _describe(abstract))
         targets = {name: self._target(tree) for name, tree in abstract.items()}
+        # If one process can't read its part, `run_on_all` makes all of them fail here.
         composite = run_on_all(self._read, step, **targets)
         items = {name: composite[name] for name in abstract}
+        # Digests are of whole arrays, so that all processes come to the same verdict.
         saved = record["digests"]
         wrong = [name for name, pair in digests(items).items() if pair != saved[name]]
         if wrong or record["step"] != step:

@@ -226,6 +226,7 @@ def make_folder(path: epath.Path) -> None:
     """
     if is_remote(path) or path.is_dir():
         return
+    # The name of each new folder is on the disk once its parent is synced.
     made = [folder for folder in (path, *path.parents) if not folder.exists()]
     with _as_config_error(path, "made"):
         path.mkdir(parents=True, exist_ok=True)
@@ -254,6 +255,7 @@ def new_folder(target: epath.Path) -> Iterator[epath.Path]:
         with _as_config_error(target, "made"):
             beside = stack.enter_context(unfinished_folder(target.parent))
         yield beside
+        # The content reaches the disk first: a power cut must not leave the name alone.
         sync_tree(beside)
         _rename_to_new(beside, target)
     _sync(target.parent)

@@ -107,7 +107,7 @@ class RunDir:
             record = read_record(self.status)
         except (ConfigError, OSError):
             return "damaged"
-        status = record.get("status")
+        status: Any = record.get("status")
         if status not in get_args(Status):
             return "damaged"
         if status == "running" and is_dead(record, self.path):

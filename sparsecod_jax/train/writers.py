@@ -55,8 +55,10 @@ class Writers:
     def __init__(self, attempt: Attempt):
         self.lost = 0  # lines that metrics.jsonl lacks
         self._attempt = attempt
+        # The newest line, as values and as bytes: an evaluation may amend it.
         self._last: dict[str, Any] = {}
         self._last_line = b""
+        # Lines that found no room yet, oldest first.
         self._waiting: list[bytes] = []
         self._upload_failed = False
 
@@ -106,6 +108,8 @@ class Writers:
                 line = self._waiting[0]
                 written = os.write(self._jsonl, line)
                 if written < len(line):
+                    # The disk took a part. It is cut off again, so that a reader finds
+                    # whole lines only.
                     os.ftruncate(self._jsonl, self._size)
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 self._size += len(line)
@@ -136,6 +140,7 @@ class Writers:
         self._upload()
 
     def _upload(self) -> None:
+        # An upload would replace the files of a newer attempt.
         self._attempt.check_still_owner()
         try:
             self._mirror.upload()
@@ -146,6 +151,7 @@ class Writers:
             self._upload_failed = True
 
     def close(self) -> None:
+        # The mirror is removed even if a newer attempt forbids the last upload.
         with contextlib.closing(self._mirror):
             self._append()
             self._curves.close()
