@@ -154,7 +154,8 @@ class _Run:
     def _open(
         self, resources: contextlib.ExitStack
     ) -> tuple[TrainState, dict[str, Any]]:
-        """Restores the state and opens what `resources` closes again, in reverse order."""
+        """Restores the state and opens what `resources` closes again."""
+        # What is entered first is left last: closing files counts as finishing.
         resources.enter_context(self.watchdog.during("finishing"))
         resources.enter_context(contextlib.closing(self.checkpointer))
         self.profiler = resources.enter_context(contextlib.ExitStack())
@@ -167,6 +168,7 @@ class _Run:
         if is_first():
             self.writers.begin(record["step"])
             resources.enter_context(contextlib.closing(self.writers))
+        # From here on a failure must not wait for files that can't be closed.
         resources.enter_context(self.watchdog.prompt_end())
         self.guard = PreemptionGuard()
         self.progress = Progress(self.experiment, record["step"], record["seconds"])
@@ -185,7 +187,9 @@ class _Run:
                 self._profile(step - start)
             with self.watchdog.during("reading data"):
                 batch = next(batches)
-            state, metrics = self._step_with_statistics(step)(state, batch)
+            with_moments = _is_due(step, self.experiment.log.moments_every)
+            train_step = self.compiled.steps[with_moments]
+            state, metrics = train_step(state, batch)
             self._write(unread)
             unread = (step, metrics)
             self.checkpointer.raise_if_save_failed()
@@ -232,7 +236,7 @@ class _Run:
         )
         return final
 
-    # Data and steps
+    # Data and profile
 
     def _batches(self, first_example: int) -> Iterator[Batch]:
         """The batches from an example on, sharded over the devices."""
@@ -248,11 +252,6 @@ class _Run:
                 segments = pipeline.segments(tokens[:, :-1], self.inputs.data.eos_id)
             batch = Batch(tokens, segments)
             yield pipeline.to_devices(batch, rows, sharding, batch_size)
-
-    def _step_with_statistics(self, step: int) -> Any:
-        """The compiled train step, with the costly statistics where they are due."""
-        with_moments = _is_due(step, self.experiment.log.moments_every)
-        return self.compiled.steps[with_moments]
 
     def _profile(self, step: int) -> None:
         """Begins and ends the trace; `step` counts from 1 in each attempt."""
