@@ -45,9 +45,8 @@ def test_everything_arrives_in_order(tmp_path):
     )
     output, errors = running.communicate()
     assert running.returncode == 0
-    assert [line.split()[0] for line in output.splitlines()] == [
-        str(number) for number in range(500)
-    ]
+    numbers = [int(line.split()[0]) for line in output.splitlines()]
+    assert numbers == list(range(500))
     assert errors == "an error\n"
 
 
@@ -104,9 +103,8 @@ def test_a_disk_that_is_full_for_a_while_takes_only_what_is_printed_then(tmp_pat
             stdout=log,
             check=True,
         )
-    assert (
-        (tmp_path / "log").read_text()
-        == "first\nthird\n[1 lines were not printed, as there was no room for them]\n"
+    assert (tmp_path / "log").read_text() == (
+        "first\nthird\n[1 lines were not printed, as there was no room for them]\n"
     )
 
 
@@ -117,13 +115,12 @@ def test_a_pipe_that_does_not_wait_loses_nothing(tmp_path):
     os.close(write)
     time.sleep(1)  # the pipe is full
     with open(read) as reader:
-        assert [line.split()[0] for line in reader] == [
-            str(number) for number in range(5000)
-        ]
+        numbers = [int(line.split()[0]) for line in reader]
+    assert numbers == list(range(5000))
     assert running.wait() == 0
 
 
-def test_a_training_goes_on_without_a_reader_and_heeds_sigterm_when_its_pipe_is_full(
+def test_training_continues_without_a_reader_and_heeds_sigterm_when_its_pipe_is_full(
     tokens, tmp_path
 ):
     experiment = tiny_configs.experiment(

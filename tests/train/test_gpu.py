@@ -93,11 +93,8 @@ def _assert_within_noise(lines, rounded, exact):
     losses, rounded_losses, exact_losses = (
         _column(each, "loss") for each in (lines, rounded, exact)
     )
-    assert (
-        0
-        < np.abs(losses - exact_losses).max()
-        < 3 * np.abs(rounded_losses - exact_losses).max()
-    )
+    noise = np.abs(rounded_losses - exact_losses).max()
+    assert 0 < np.abs(losses - exact_losses).max() < 3 * noise
     np.testing.assert_allclose(
         lines[0]["variance/ffn"], exact[0]["variance/ffn"], rtol=2e-2
     )
