@@ -23,7 +23,7 @@ from sparsecod_jax.config.load import load_experiment
 from sparsecod_jax.parallel.devices import CHIPS, GIB
 from sparsecod_jax.plan import topologies
 from sparsecod_jax.plan.plan import make_plan
-from sparsecod_jax.storage import files
+from sparsecod_jax.storage import files, records
 
 DOCS = epath.Path(__file__).resolve().parents[1] / "docs"
 MFU = 0.4
@@ -131,7 +131,7 @@ def _compile(name: str, topology: str) -> None:
     plans = _read() | {
         f"{name} on {topology}": found
     }  # read now, as another process may have written while this one compiled
-    files.write_json(DOCS / "plans.json", plans)
+    records.write_json(DOCS / "plans.json", plans)
     files.write(DOCS / "plans.md", page(plans).encode())
     jax.clear_caches()
 

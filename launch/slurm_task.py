@@ -15,8 +15,8 @@ from typing import Any
 from etils import epath
 
 from sparsecod_jax.errors import ATTEMPTS, FINAL, Fenced, Preempted
-from sparsecod_jax.storage.files import read_json, write_json
 from sparsecod_jax.storage.ownership import locked
+from sparsecod_jax.storage.records import read_json, write_json
 from sparsecod_jax.storage.rundir import RunDir
 
 ONE_PROCESS = ["--nodes=1", "--ntasks=1"]

@@ -25,8 +25,8 @@ from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.parallel.processes import log_phase
 from sparsecod_jax.pretrained.load import ModelSource, find_model
 from sparsecod_jax.storage import files
-from sparsecod_jax.storage.files import finite, read_record, write_record
 from sparsecod_jax.storage.ownership import check_free_or_ours, locked
+from sparsecod_jax.storage.records import finite, read_record, write_record
 from sparsecod_jax.storage.rundir import AnalysisDir, RunDir, read_loosely
 
 Record = dict[str, Any]  # scores.json, or a part of it

@@ -16,7 +16,7 @@ from sparsecod_jax.data import raw, sources, trial, workspace
 from sparsecod_jax.data.request import Request
 from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.shell.shown import shown
-from sparsecod_jax.storage import files
+from sparsecod_jax.storage import files, records
 
 # Size and time of change of each file when it was read, and a digest of the tokenizer.
 SOURCE = "source.json"
@@ -80,7 +80,7 @@ def source_files(request: Request) -> Listing:
 def record(directory: epath.Path, request: Request, listed: Listing) -> None:
     """Writes what the data is made from."""
     values = {"files": listed, "tokenizer": _tokenizer_digest(request)}
-    files.write_record(directory / SOURCE, values)
+    records.write_record(directory / SOURCE, values)
 
 
 def _tokenizer_digest(request: Request) -> str | None:
@@ -98,7 +98,7 @@ def report_changes(directory: epath.Path, request: Request) -> None:
     """
     if not (directory / SOURCE).exists():
         return
-    recorded = files.read_record(directory / SOURCE)
+    recorded = records.read_record(directory / SOURCE)
     advice = (
         f"the data in {shown(directory)} is not made again."
         " To make it from what is there now, choose another --out"

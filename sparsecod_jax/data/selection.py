@@ -25,7 +25,7 @@ from sparsecod_jax.data.request import Request
 from sparsecod_jax.data.splitting import SPLITS, SplitOf
 from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.shell.shown import shown
-from sparsecod_jax.storage import files
+from sparsecod_jax.storage import files, records
 
 BATCH_CHARACTERS = 2**25
 # At most, in the mean of a text: decides when to stop reading for max_tokens.
@@ -160,7 +160,7 @@ class _Selector:
         joined = "\0".join(texts)
         digest = hashlib.sha256(joined.encode()).hexdigest()
         if path.exists():
-            record = files.read_record(path)
+            record = records.read_record(path)
             if record["digest"] != digest:
                 raise self._changed()
             # Later batches are compared with what was kept of this one.
@@ -177,7 +177,7 @@ class _Selector:
             "bytes": sizes,
         }
         # Written last: with its record a batch is finished.
-        files.write_record(path, record)
+        records.write_record(path, record)
         return record
 
     def finish(self, batches: list[str]) -> None:
@@ -188,9 +188,9 @@ class _Selector:
                 " kept documents, as more take too much memory"
             )
         path = self._work / "batches.json"
-        if path.exists() and files.read_json(path) != batches:
+        if path.exists() and records.read_json(path) != batches:
             raise self._changed()
-        files.write_json(path, batches)
+        records.write_json(path, batches)
 
     def _without_duplicates(
         self, texts: list[str], pool: concurrent.futures.Executor

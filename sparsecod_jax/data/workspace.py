@@ -15,7 +15,7 @@ from etils import epath
 
 from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.shell.shown import shown
-from sparsecod_jax.storage import files
+from sparsecod_jax.storage import files, records
 from sparsecod_jax.storage.ownership import check_free_or_ours
 
 BEGUN = "begun.json"  # the request of unfinished data
@@ -54,7 +54,7 @@ def begin(
     try:
         files.make_folder(directory)
         if not (directory / BEGUN).exists():
-            files.write_record(directory / BEGUN, request)
+            records.write_record(directory / BEGUN, request)
         files.make_folder(work)
     except OSError as error:
         raise ConfigError(
@@ -112,7 +112,7 @@ def _recorded_request(directory: epath.Path) -> dict[str, Any] | None:
         if not files.is_plain(record):
             continue
         try:
-            values = files.read_record(record)
+            values = records.read_record(record)
         except (ConfigError, ValueError, OSError):
             continue  # a record that can't be read proves nothing
         if {"source", "tokenizer", "split_seed"} <= values.keys():

@@ -17,7 +17,7 @@ from etils import epath
 from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.evaluate.results_table import describe
 from sparsecod_jax.pretrained.load import LoadedModel, find_model, load_model
-from sparsecod_jax.storage import files
+from sparsecod_jax.storage import files, records
 from sparsecod_jax.storage.rundir import RunDir
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def evaluate(
     }
     results["earlier"] = [one for one in earlier if not _is_repeated(one, results)]
     try:
-        files.write_record(target, results)
+        records.write_record(target, results)
     except BaseException:
         print(table, flush=True)  # hours may have gone into it
         raise
@@ -144,7 +144,7 @@ def _read_evaluations(target: epath.Path) -> list[dict[str, Any]]:
     """
     if not target.exists():
         return []
-    newest = files.read_record(target)
+    newest = records.read_record(target)
     earlier = newest.pop("earlier", [])
     if "versions_of" not in newest or not isinstance(earlier, list):
         raise ConfigError(
@@ -210,7 +210,7 @@ def _run(model: LoadedModel, task_set: "TaskSet", limit: int | None) -> dict[str
         "versions_of": {name: version(name) for name in packages},
     }
     plain = json.loads(json.dumps(results, default=handle_non_serializable))
-    return files.finite(plain)
+    return records.finite(plain)
 
 
 def average(

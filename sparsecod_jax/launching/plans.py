@@ -17,7 +17,7 @@ from sparsecod_jax.parallel.processes import log_phase
 from sparsecod_jax.plan import topologies
 from sparsecod_jax.plan.findings import Plan
 from sparsecod_jax.plan.plan import check_mfu, make_plan
-from sparsecod_jax.storage import files
+from sparsecod_jax.storage import files, records
 from sparsecod_jax.study.study import Run
 from sparsecod_jax.study.study_dir import PLANS
 
@@ -45,12 +45,12 @@ def _find(run: Run, args: Namespace) -> Plan:
     """The plan that was kept, or a new one, which is then kept."""
     file = files.absolute(args.workdir) / PLANS / f"{_key(run, args)}.json"
     if file.exists():
-        return Plan.from_dict(files.read_json(file))
+        return Plan.from_dict(records.read_json(file))
     log_phase(f"{run.name}: compiling for {args.topology}")
     topology = topologies.find(args.topology)
     plan = make_plan(run.experiment, topology, args.mfu)
     files.make_folder(file.parent)
-    files.write_json(file, plan.to_dict())
+    records.write_json(file, plan.to_dict())
     return plan
 
 

@@ -18,7 +18,7 @@ from sparsecod_jax.plan import topologies
 from sparsecod_jax.plan.findings import Budget, Compiled, Plan
 from sparsecod_jax.plan.fit import compile_programs, smallest_change
 from sparsecod_jax.plan.topologies import Topology
-from sparsecod_jax.storage import files
+from sparsecod_jax.storage import files, records
 from sparsecod_jax.train.step import build
 
 
@@ -58,7 +58,7 @@ def plan_all(
         plans.append(plan)
         print(report(plan), flush=True)
         if target:
-            files.write_json(target, [each.to_dict() for each in plans])
+            records.write_json(target, [each.to_dict() for each in plans])
 
 
 def check_mfu(mfu: float) -> None:
@@ -79,7 +79,7 @@ def _check_target(target: epath.Path) -> None:
     files.check_can_write(target)
     if not target.exists():
         return
-    content = files.read_json(target)
+    content = records.read_json(target)
     are_plans = isinstance(content, list) and all(
         isinstance(entry, dict) and "topology" in entry for entry in content
     )

@@ -11,7 +11,7 @@ from typing import Any
 from sparsecod_jax.analysis.catalogue import IN_REPORTS
 from sparsecod_jax.config import counts
 from sparsecod_jax.pretrained.load import LoadedModel
-from sparsecod_jax.storage.files import read_record
+from sparsecod_jax.storage.records import read_record
 from sparsecod_jax.storage.rundir import RunDir
 
 HEAD = """---

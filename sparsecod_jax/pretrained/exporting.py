@@ -27,9 +27,9 @@ from sparsecod_jax.pretrained.hf_files import DIGESTS, Digests
 from sparsecod_jax.pretrained.hf_folder import CONFIG, INDEX, WEIGHTS, digest
 from sparsecod_jax.pretrained.hf_tensors import Tensor, tensors, to_theirs
 from sparsecod_jax.pretrained.load import find_model, load_model
-from sparsecod_jax.storage import files
+from sparsecod_jax.storage import files, records
 from sparsecod_jax.storage.digest import names
-from sparsecod_jax.storage.files import read_record
+from sparsecod_jax.storage.records import read_record
 from sparsecod_jax.storage.rundir import RunDir
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -73,12 +73,12 @@ def export(
     if CARD not in contents:
         contents[CARD] = card.write(run, model).encode()
     with files.new_folder(target) as folder:
-        files.write_json(folder / CONFIG, config)
+        records.write_json(folder / CONFIG, config)
         digests = _write_weights(folder, source.model, model.params, dtype, shard_bytes)
         for name, content in contents.items():
             files.write(folder / name, content)
         record = {"tensors": digests, "files": _file_digests(folder)}
-        files.write_record(folder / DIGESTS, record)
+        records.write_record(folder / DIGESTS, record)
     log_phase(f"step {model.step} of {run.path} as {dtype}")
     return target
 
@@ -157,7 +157,7 @@ def _write_weights(
         numbers = sum(_size(tensor) for tensor in tensors(model))
         metadata = {"total_size": numbers * itemsize}
         index = {"metadata": metadata, "weight_map": file_of}
-        files.write_json(folder / INDEX, index)
+        records.write_json(folder / INDEX, index)
     return digests
 
 

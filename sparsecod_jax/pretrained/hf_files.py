@@ -16,7 +16,7 @@ from etils import epath
 
 from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.shell.shown import shown, warn_once
-from sparsecod_jax.storage import files
+from sparsecod_jax.storage import records
 
 DIGESTS = "digests.json"  # a record: of each tensor, and of each other file
 # Files beside config and weights that travel with a model through import and export.
@@ -188,7 +188,7 @@ def read_digests(folder: epath.Path) -> tuple[Digests, Digests]:
     if not os.path.lexists(folder / DIGESTS):
         return {}, {}
     read(folder, DIGESTS, LARGEST_JSON, digests={})
-    record = files.read_record(folder / DIGESTS)
+    record = records.read_record(folder / DIGESTS)
     for section in ("tensors", "files"):
         if not _maps_to_strings(record.get(section)):
             raise ConfigError(

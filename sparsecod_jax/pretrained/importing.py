@@ -21,10 +21,11 @@ from sparsecod_jax.pretrained.hf_folder import CONFIG, INDEX, open_folder
 from sparsecod_jax.pretrained.load import LoadedModel, load_model, model_of_folder
 from sparsecod_jax.shell.shown import shown
 from sparsecod_jax.storage import files
+from sparsecod_jax.storage.attempts import claim
 from sparsecod_jax.storage.checkpoint import Checkpointer
-from sparsecod_jax.storage.files import write_record
 from sparsecod_jax.storage.ownership import check_free_or_ours
-from sparsecod_jax.storage.rundir import RunDir, claim
+from sparsecod_jax.storage.records import write_record
+from sparsecod_jax.storage.rundir import RunDir
 
 
 def import_model(hf: str, workdir: str) -> epath.Path:

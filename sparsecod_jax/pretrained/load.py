@@ -27,10 +27,10 @@ from sparsecod_jax.parallel import layout
 from sparsecod_jax.parallel.sharding import make_mesh, tree_shardings
 from sparsecod_jax.pretrained.hf_folder import Folder, open_folder
 from sparsecod_jax.shell.shown import shown, warn_once
-from sparsecod_jax.storage import files
+from sparsecod_jax.storage import files, records
 from sparsecod_jax.storage.checkpoint import Checkpointer, Restored
 from sparsecod_jax.storage.digest import digests
-from sparsecod_jax.storage.files import read_record
+from sparsecod_jax.storage.records import read_record
 from sparsecod_jax.storage.rundir import RunDir
 
 
@@ -92,7 +92,7 @@ def find_model(workdir: str | None = None, hf: str | None = None) -> ModelSource
             f"{run.path} holds no run: give a --workdir that `sparsecod train` wrote"
         )
     experiment = config.from_dict(read_record(run.config))
-    files.warn_if_unchecked(run.config)
+    records.warn_if_unchecked(run.config)
     imported = run.manifest.exists() and "imported" in read_record(run.manifest)
     return ModelSource(
         path=run.path,

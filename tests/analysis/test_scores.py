@@ -17,8 +17,8 @@ from sparsecod_jax.analysis.scores import Options, analyze
 from sparsecod_jax.cli import main
 from sparsecod_jax.errors import ConfigError, Fenced
 from sparsecod_jax.report.measures import find
-from sparsecod_jax.storage.files import read_record
 from sparsecod_jax.storage.ownership import locked
+from sparsecod_jax.storage.records import read_record
 from sparsecod_jax.storage.rundir import RunDir
 from sparsecod_jax.study.study_dir import is_scored
 from sparsecod_jax.train.loop import train

@@ -11,8 +11,9 @@ from sparsecod_jax.data import workspace
 from sparsecod_jax.data.prepare import Request, prepare
 from sparsecod_jax.data.store import Manifest
 from sparsecod_jax.errors import ConfigError, Fenced
-from sparsecod_jax.storage.files import UNFINISHED, write_json
 from sparsecod_jax.storage.ownership import locked
+from sparsecod_jax.storage.records import write_json
+from sparsecod_jax.storage.unfinished import UNFINISHED
 
 
 @pytest.fixture

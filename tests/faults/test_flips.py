@@ -32,6 +32,7 @@ from sparsecod_jax.storage.checkpoint import Checkpointer
 from sparsecod_jax.storage.digest import digests
 from sparsecod_jax.storage.rundir import RunDir, check_identity
 from sparsecod_jax.train import loop
+from sparsecod_jax.train.result import read_result
 from sparsecod_jax.train.step import build
 from tests.support import faults, tiny_configs
 
@@ -97,7 +98,7 @@ def _continued(trained: Trained) -> Any:
     check_identity(trained.run, trained.fields)
     begun = trained.run.begin_metrics(trained.experiment.steps)
     lines = [values for values, _ in begun]
-    return loop._finished(trained.run, trained.fields), lines
+    return read_result(trained.run, trained.fields), lines
 
 
 def _loaded(trained: Trained) -> Any:

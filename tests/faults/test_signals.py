@@ -72,7 +72,7 @@ def test_one_signal_saves_and_the_run_resumes_bit_for_bit(
         victim.send_signal(number)
         output = process.finish(victim, code=75)
         slowest = max(slowest, time.monotonic() - began)
-        assert "run the same command to go on" in output
+        assert "run the same command to resume" in output
         assert "Traceback" not in output
         run = RunDir(epath.Path(workdir))
         if run.status.exists():

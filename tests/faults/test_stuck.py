@@ -14,7 +14,7 @@ from etils import epath
 from sparsecod_jax import config
 from sparsecod_jax.errors import STUCK
 from sparsecod_jax.storage.rundir import RunDir
-from sparsecod_jax.train.watchdog import BUDGETS, LAST_WORDS, PATIENCE, TICKS
+from sparsecod_jax.train.watchdog import BUDGETS, GRACE, PATIENCE, TICKS
 from tests.support import faults, process, tiny_configs
 
 pytestmark = pytest.mark.faults
@@ -35,7 +35,7 @@ def _experiment(tokens, devices=1, **sections):
 
 def _limit(activity: str) -> float:
     """Seconds within which the watchdog ends a process that is stuck in an activity."""
-    return BUDGETS[activity] * SECONDS * (1 + 4 / TICKS) + 2 * LAST_WORDS
+    return BUDGETS[activity] * SECONDS * (1 + 4 / TICKS) + 2 * GRACE
 
 
 def _impatient(**environment) -> dict[str, str]:

@@ -15,7 +15,7 @@ from sparsecod_jax.config import counts
 from sparsecod_jax.launching import launching, plans
 from sparsecod_jax.parallel.devices import GIB
 from sparsecod_jax.plan.findings import Budget, Compiled, Memory, Plan
-from sparsecod_jax.storage import files
+from sparsecod_jax.storage import files, records
 from sparsecod_jax.storage.buckets import LIMIT
 from sparsecod_jax.storage.rundir import RunDir
 from sparsecod_jax.study.study import expand, load
@@ -112,7 +112,7 @@ def test_what_is_done_diverged_or_held_is_not_sent(here, study, capsys):
     run_dirs = {name: RunDir(runs / name) for name in names}
     for name in ("flat-s0", "deep-s0", "flat-s1"):
         run_dirs[name].path.mkdir(parents=True)
-    files.write_json(run_dirs["flat-s0"].final, {"loss": 1.5})
+    records.write_json(run_dirs["flat-s0"].final, {"loss": 1.5})
     run_dirs["deep-s0"].set_status("diverged", reason="3 updates were not finite")
     run_dirs["flat-s1"].set_status("failed", reason="no space left")
     here.held = {"deep-s1": "running", "flat-s1": "whatever else"}
@@ -177,7 +177,7 @@ def test_a_study_in_a_bucket_is_sent_from_there_with_its_data(
     _, _, workdir, (train,), _ = jobs[0]
     assert workdir == f"{study[1]}/runs/flat-s0"
     assert train[-1] == f"--config.data.path={data}"
-    files.write_json(RunDir(study[1] / "runs" / "flat-s0").final, {"loss": 1.5})
+    records.write_json(RunDir(study[1] / "runs" / "flat-s0").final, {"loss": 1.5})
     capsys.readouterr()
     launch(there, "status", study)
     table = capsys.readouterr().out.splitlines()

@@ -19,7 +19,7 @@ from sparsecod_jax.data.store import Windows
 from sparsecod_jax.evaluate import generate
 from sparsecod_jax.pretrained.exporting import export
 from sparsecod_jax.pretrained.load import find_model, load_model
-from sparsecod_jax.storage.files import write_json
+from sparsecod_jax.storage.records import write_json
 from sparsecod_jax.train.loop import train
 from tests.support import saved_runs, tiny_configs
 

@@ -10,7 +10,7 @@ from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.pretrained.exporting import export
 from sparsecod_jax.pretrained.importing import import_model
 from sparsecod_jax.pretrained.load import at_least_float32, find_model, load_model
-from sparsecod_jax.storage.files import read_json, read_record, write_record
+from sparsecod_jax.storage.records import read_json, read_record, write_record
 from tests.support import saved_runs, tiny_configs
 
 

@@ -12,7 +12,7 @@ from sparsecod_jax import config
 from sparsecod_jax.data.tokenizer import of_bytes
 from sparsecod_jax.pretrained.load import LoadedModel
 from sparsecod_jax.storage.checkpoint import Checkpointer
-from sparsecod_jax.storage.files import write_json, write_record
+from sparsecod_jax.storage.records import write_json, write_record
 from sparsecod_jax.storage.rundir import RunDir
 from tests.support import tiny_configs
 
