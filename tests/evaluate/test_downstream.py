@@ -207,7 +207,7 @@ def test_results_are_printed_though_they_can_not_be_written(
     def full(path, values):
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr(downstream.files, "write_record", full)
+    monkeypatch.setattr(downstream.records, "write_record", full)
     with pytest.raises(OSError, match="No space left"):
         evaluate(
             "run",
