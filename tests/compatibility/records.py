@@ -1,0 +1,87 @@
+"""What do the runs of an earlier commit hold that today's must equal? Baselines: files and numbers.
+
+`make_baselines` writes a folder per commit below DATA, `test_earlier_commits` reads them.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+DATA = Path(__file__).parent / "data"
+
+# Of both sides, whatever flags a commit adds by itself. Compiled code without optimizations depends
+# less on the CPU, and is there sooner.
+XLA_FLAGS = (
+    "--xla_cpu_experimental_ynn_fusion_type=individual_dot,individual_convolution"
+    " --xla_backend_optimization_level=0"
+    " --xla_force_host_platform_device_count=1"
+)
+PREPARE = (
+    "data",
+    "--source=corpus",
+    "--out=data",
+    "--vocab_size=280",
+    "--validation_fraction=0.2",
+)
+TRAIN = ("train", "--config=tiny.py:{model}")
+SCORE = ("analyze", "--sequences=2", "--seq_len=24")
+MODELS = ("dense", "moe")
+STEPS = 8
+
+# Fields of metrics.jsonl and final.json that differ from one execution to the next.
+TIMES = ("tokens_per_second", "seconds", "compile_seconds", "mfu")
+CHECKSUMS = ("crc32", "checksum")
+
+
+def environment(checkout: Path, caches: Path) -> dict[str, str]:
+    """The surroundings of a process that runs the code of a checkout."""
+    return os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": os.fspath(checkout),
+        "XDG_CACHE_HOME": os.fspath(caches),
+        "XLA_FLAGS": XLA_FLAGS,
+    }
+
+
+def machine() -> dict[str, str]:
+    """What decides the last bits of results on CPUs: the compiler and a digest of the CPU."""
+    cpuinfo = Path("/proc/cpuinfo").read_text().splitlines()
+    names = ("model name", "flags", "Features", "CPU implementer", "CPU part")
+    decisive = [line for line in cpuinfo if line.startswith(names)]
+    return {
+        "jaxlib": importlib.metadata.version("jaxlib"),
+        "cpu": hashlib.sha256("\n".join(decisive).encode()).hexdigest()[:16],
+    }
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl, without times and checksums."""
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [_without_times(json.loads(line)) for line in lines]
+
+
+def read_final(run: Path) -> dict[str, Any]:
+    """The values of final.json, without times and checksums."""
+    return _without_times(json.loads((run / "final.json").read_text()))
+
+
+def _without_times(values: dict[str, Any]) -> dict[str, Any]:
+    left_out = {*TIMES, *CHECKSUMS}
+    return {name: value for name, value in values.items() if name not in left_out}
+
+
+def read_digests(run: Path, step: int) -> dict[str, list[int]]:
+    """The digest of each array in the checkpoint of a step, by name."""
+    stored = run / "checkpoints" / str(step) / "record" / "metadata"
+    body = json.loads(json.loads(stored.read_text())["body"])
+    return body["digests"]
+
+
+def file_names(folder: Path) -> set[str]:
+    """Relative paths of the files in a folder, without those whose names are drawn or counted."""
+    drawn = {"d", "tensorboard", "ocdbt.process_0"}
+    paths = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+    return {path.as_posix() for path in paths if not drawn & set(path.parts)}
