@@ -4,8 +4,8 @@ Each checkout lowers the step in a process of its own, so neither can import fro
 of functions and places in the source are no part of a program; the texts are compared without them.
 
 Command:  python benchmarks/lowered.py OLD_CHECKOUT NEW_CHECKOUT [FOLDER]
-Prints one line per program, with a hash of either text; writes the texts to FOLDER, if one is given.
-Exits with 1 where any two differ.
+Prints one line per program, with a hash of either text, and exits with 1 where any two differ.
+The texts are written to FOLDER, if one is given.
 """
 
 import difflib

@@ -1,4 +1,4 @@
-"""How do the runs of an earlier commit come into tests/compatibility/data? Baselines: made by its code.
+"""How are the baselines of an earlier commit made? Baselines: runs, scores and exports by its code.
 
 Command:  python -m tests.compatibility.make_baselines COMMIT...
 Takes some minutes for each commit, whose code runs in a worktree of its own.
@@ -139,9 +139,7 @@ class Maker:
         """One subcommand; `stop` has the words after which it ends, and how."""
         command = [sys.executable, "-P", "-m", "sparsecod_jax", *words]
         environment = self._environment | {"STOP": json.dumps(stop)}
-        process = subprocess.run(
-            command, cwd=self.folder, env=environment, check=False
-        )
+        process = subprocess.run(command, cwd=self.folder, env=environment, check=False)
         if process.returncode != code:
             raise SystemExit(
                 f"{' '.join(words)} ended with {process.returncode}, not {code}"

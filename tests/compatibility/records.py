@@ -60,15 +60,11 @@ def machine() -> dict[str, str]:
 def read_metrics(run: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl, without times and checksums."""
     lines = (run / "metrics.jsonl").read_text().splitlines()
-    return [_without_times(json.loads(line)) for line in lines]
+    return [without_times(json.loads(line)) for line in lines]
 
 
-def read_final(run: Path) -> dict[str, Any]:
-    """The values of final.json, without times and checksums."""
-    return _without_times(json.loads((run / "final.json").read_text()))
-
-
-def _without_times(values: dict[str, Any]) -> dict[str, Any]:
+def without_times(values: dict[str, Any]) -> dict[str, Any]:
+    """The fields that are the same whenever and wherever a run is executed."""
     left_out = {*TIMES, *CHECKSUMS}
     return {name: value for name, value in values.items() if name not in left_out}
 
@@ -78,10 +74,3 @@ def read_digests(run: Path, step: int) -> dict[str, list[int]]:
     stored = run / "checkpoints" / str(step) / "record" / "metadata"
     body = json.loads(json.loads(stored.read_text())["body"])
     return body["digests"]
-
-
-def file_names(folder: Path) -> set[str]:
-    """Relative paths of the files in a folder, without those whose names are drawn or counted."""
-    drawn = {"d", "tensorboard", "ocdbt.process_0"}
-    paths = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
-    return {path.as_posix() for path in paths if not drawn & set(path.parts)}
