@@ -79,8 +79,9 @@ def normalized(text: str) -> str:
     functions = re.findall(r'func\.func [\w ]*@("[^"]+"|[\w.$-]+)', text)
     numbers = {name: f"function_{number}" for number, name in enumerate(functions)}
 
-    def renamed(match: re.Match) -> str:
-        return "@" + numbers.get(match[1], match[1])
+    def renamed(match: re.Match[str]) -> str:
+        name = match.group(1)
+        return f"@{numbers.get(name, name)}"
 
     return re.sub(r'@("[^"]+"|[\w.$-]+)', renamed, text)
 
