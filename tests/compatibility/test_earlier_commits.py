@@ -329,6 +329,9 @@ def test_the_run_of_a_study_that_was_stopped_ends_like_the_others(earlier):
     after, before = earlier.used / "stopped" / deep, earlier.made / "finished" / deep
     earlier.check_same_run(after, before)
     scores = [earlier.read(run / "analysis" / "scores.json") for run in (after, before)]
+    for values in scores:
+        if not earlier.same_machine:
+            del values["model"]["weights"]  # a digest of them
     earlier.check_same(*scores)
 
 
