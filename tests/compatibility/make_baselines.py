@@ -183,13 +183,9 @@ def _make_data(maker: Maker) -> None:
 
 def _make_finished(maker: Maker) -> None:
     for model in records.MODELS:
-        maker.run(*train(model), f"--workdir=finished/{model}")
+        maker.run(*records.train(model, f"finished/{model}"))
     maker.run(*records.SCORE, "--workdir=finished/dense")
     maker.run("export", "--workdir=finished/dense", "--out=finished/export")
-
-
-def train(model: str) -> list[str]:
-    return [word.format(model=model) for word in records.TRAIN]
 
 
 def _make_stopped(maker: Maker) -> None:
@@ -198,9 +194,10 @@ def _make_stopped(maker: Maker) -> None:
         return {"workdir": folder, "words": words, "killed": killed, "sweep": sweep}
 
     killed = stop("stopped/dense", "step 6/8", killed=True)
-    maker.run(*train("dense"), "--workdir=stopped/dense", code=-9, stop=killed)
+    maker.run(*records.train("dense", "stopped/dense"), code=-9, stop=killed)
     preempted = stop("stopped/moe", "step 4/8", killed=False)
-    maker.run(*train("moe"), "--workdir=stopped/moe", code=75, stop=preempted)
+    maker.run(*records.train("moe", "stopped/moe"), code=75, stop=preempted)
+
     sweep = ("sweep", "--sweep=study.py:nano")
     study = "stopped/study"
     killed = stop(f"{study}/runs/deep-s0", "step 6/8", killed=True, sweep=True)

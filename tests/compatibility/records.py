@@ -26,7 +26,6 @@ PREPARE = (
     "--vocab_size=280",
     "--validation_fraction=0.2",
 )
-TRAIN = ("train", "--config=tiny.py:{model}")
 SCORE = ("analyze", "--sequences=2", "--seq_len=24")
 MODELS = ("dense", "moe")
 STEPS = 8
@@ -44,6 +43,12 @@ def environment(checkout: Path, caches: Path) -> dict[str, str]:
         "XDG_CACHE_HOME": os.fspath(caches),
         "XLA_FLAGS": XLA_FLAGS,
     }
+
+
+def train(model: str, workdir: str) -> list[str]:
+    """The words that train a model alone, also in a process that has used jax before."""
+    config, directory = f"--config=tiny.py:{model}", f"--workdir={workdir}"
+    return ["train", config, directory, "--process_count=1"]
 
 
 def machine() -> dict[str, str]:

@@ -117,12 +117,6 @@ def run(folder: Path, caches: Path, commands: dict[str, list[str]]) -> None:
     assert process.returncode == 0, process.stdout
 
 
-def train(model: str, workdir: str) -> list[str]:
-    """The words that train a model alone, in a process that has used jax before."""
-    words = [word.format(model=model) for word in records.TRAIN]
-    return [*words, "--process_count=1", f"--workdir={workdir}"]
-
-
 @pytest.fixture(scope="module")
 def caches(tmp_path_factory) -> Path:
     """Where compiled programs are kept: those of two commits are the same."""
@@ -142,9 +136,9 @@ def earlier(request, tmp_path_factory, caches) -> Earlier:
     exported = ["--workdir=finished/dense", "--out=exported"]
     imported = ["--hf=finished/export", "--workdir=imported"]
     commands = {
-        "resume-dense": train("dense", "stopped/dense"),
-        "resume-moe": train("moe", "stopped/moe"),
-        "finished": train("dense", "finished/dense"),
+        "resume-dense": records.train("dense", "stopped/dense"),
+        "resume-moe": records.train("moe", "stopped/moe"),
+        "finished": records.train("dense", "finished/dense"),
         "analyze": [*records.SCORE, "--workdir=unscored"],
         "analyze-again": [*records.SCORE, "--workdir=scored"],
         "export": ["export", *exported],
@@ -174,8 +168,8 @@ def today(tmp_path_factory, caches) -> Path:
     shutil.copy(made / "tiny.py", folder)
     commands = {
         "data": list(records.PREPARE),
-        "dense": train("dense", "finished/dense"),
-        "moe": train("moe", "finished/moe"),
+        "dense": records.train("dense", "finished/dense"),
+        "moe": records.train("moe", "finished/moe"),
     }
     run(folder, caches, commands)
     return folder
