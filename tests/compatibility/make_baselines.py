@@ -216,6 +216,8 @@ def _prune(folder: Path) -> None:
             continue
         (run / "digests.json").write_text(json.dumps(digests, indent=1) + "\n")
         shutil.rmtree(run / "checkpoints")
+    for half_written in folder.rglob(".sparsecod-*"):  # as the process was killed
+        half_written.unlink()
     for study in ("finished", "stopped"):
         shutil.rmtree(folder / study / "study" / "logs")
     for file in folder.rglob("commit_success.txt"):
