@@ -1,5 +1,7 @@
 # make quickstart   a small depth study on real English: trains, scores every layer, draws the report (minutes on two cores)
 # make test         passes the tests; both set everything up in .venv first
+# make check        lint and the fast tests, which train no run: three minutes on two cores
+# make docs         the documentation site, in build/site
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -7,7 +9,20 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("%d%d" % sys.version_info[:2]
 CONSTRAINTS := constraints/py$(VERSION).txt
 QUICKSTART := runs/quickstart
 
-.PHONY: quickstart test test-slow test-faults test-aot test-gpu lint format bench gpu-bench plans check-python
+# The tests of make check.
+FAST := tests/test_imports.py tests/docs tests/config tests/data tests/stats \
+	$(addprefix tests/analysis/test_,catalogue.py) \
+	$(addprefix tests/model/test_,grouped_matmul.py loss.py moe.py router.py transformer.py) \
+	$(addprefix tests/parallel/test_,devices.py layout.py xla_flags.py) \
+	$(addprefix tests/plan/test_,hlo.py topologies.py) \
+	$(addprefix tests/pretrained/test_,hf_config.py hf_tensors.py) \
+	$(addprefix tests/report/test_,depth.py measures.py page.py verdicts.py) \
+	$(addprefix tests/shell/test_,ending.py) \
+	$(addprefix tests/storage/test_,checkpoint.py digest.py files.py journal.py ownership.py rundir.py) \
+	$(addprefix tests/study/test_,study.py study_dir.py) \
+	$(addprefix tests/train/test_,manifest.py optimizer.py)
+
+.PHONY: quickstart test check docs test-slow test-faults test-aot test-gpu lint format bench gpu-bench plans check-python
 
 quickstart: $(VENV)/demo
 	$(BIN)/sparsecod sweep --sweep=configs/sweeps/smoke.py --workdir=$(QUICKSTART) --jobs=2
@@ -15,6 +30,13 @@ quickstart: $(VENV)/demo
 
 test: $(VENV)/dev
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 2
+
+check: lint
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 2 $(FAST)
+
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: $(VENV)/docs
+	$(BIN)/mkdocs build --strict
 
 test-slow: $(VENV)/dev
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m slow -s
@@ -56,7 +78,7 @@ check-python:
 	@test -f $(CONSTRAINTS) || { echo "$$($(PYTHON) --version) is not supported: use Python 3.11, 3.12 or 3.13, for example make PYTHON=python3.12"; exit 1; }
 
 # One marker file per set of extras; dev holds demo.
-$(VENV)/demo $(VENV)/dev $(VENV)/gpu $(VENV)/tpu: pyproject.toml constraints/*.txt | check-python
+$(VENV)/demo $(VENV)/dev $(VENV)/docs $(VENV)/gpu $(VENV)/tpu: pyproject.toml constraints/*.txt | check-python
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --editable '.[$(notdir $@)]'
 	touch $@
