@@ -14,14 +14,17 @@ ENV PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore PYTHONUNBUFFERED=1
 COPY pyproject.toml setup.py README.md ./
 COPY constraints constraints
 COPY sparsecod_jax/__init__.py sparsecod_jax/
-RUN pip install --constraint "constraints/py$(python -c 'import sys; print("%d%d" % sys.version_info[:2])').txt" ".[${EXTRA},gcs]"
+RUN python_version=$(python -c 'import sys; print("%d%d" % sys.version_info[:2])') \
+    && pip install --constraint "constraints/py${python_version}.txt" ".[${EXTRA},gcs]"
 
 COPY sparsecod_jax sparsecod_jax
 COPY configs configs
 COPY launch launch
-# The version says the commit, which the manifest of every run then shows.
-RUN sed --in-place "s/^__version__ = \"\([^\"]*\)\"/__version__ = \"\1+g${COMMIT}\"/" sparsecod_jax/__init__.py \
-    && pip install --no-deps --force-reinstall . && rm -r build sparsecod_jax
+# The version ends with the commit, which the manifest of every run then shows.
+RUN sed --in-place "s/^__version__ = \"\([^\"]*\)\"/__version__ = \"\1+g${COMMIT}\"/" \
+        sparsecod_jax/__init__.py \
+    && pip install --no-deps --force-reinstall . \
+    && rm -r build sparsecod_jax
 
 USER 1000
 ENTRYPOINT ["sparsecod"]

@@ -20,28 +20,29 @@ from etils import epath
 
 from sparsecod_jax.config import Experiment, counts
 from sparsecod_jax.config.load import load_experiment
+from sparsecod_jax.parallel.devices import CHIPS, GIB
 from sparsecod_jax.plan import topologies
-from sparsecod_jax.plan.plan import GIB, plan
-from sparsecod_jax.storage import files
+from sparsecod_jax.plan.plan import make_plan
+from sparsecod_jax.storage import files, records
 
 DOCS = epath.Path(__file__).resolve().parents[1] / "docs"
 MFU = 0.4
 COLUMNS = "case | topology | verdict | mesh | microbatches | peak of limit, GiB | GB a step and chip | s a step | chip-hours | compile s"
 
-LADDERS = {
-    "v4": ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4"),
-    "v5e": ("2x2", "2x4", "4x4", "4x8", "8x8"),
-    "v5p": ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4"),
-    "v6e": ("2x2", "2x4", "4x4", "4x8", "8x8"),
-    "h100": ("1", "2", "4", "8", "2x8", "4x8", "8x8"),
+# By dimensions of a TPU slice, 0 for GPUs: sizes up to 64 chips, and one of 512.
+SIZES = {
+    3: ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4"),
+    2: ("2x2", "2x4", "4x4", "4x8", "8x8"),
+    0: ("1", "2", "4", "8", "2x8", "4x8", "8x8"),
 }
-LARGEST = {
-    "v4": "8x8x8",
-    "v5e": "16x16*2",
-    "v5p": "8x8x8",
-    "v6e": "16x16*2",
-    "h100": "64x8",
-}  # 512 chips
+SIZE_512 = {3: "8x8x8", 2: "16x16*2", 0: "64x8"}
+DIMENSIONS = {
+    chip.name: chip.tpu.dimensions if chip.tpu else 0
+    for chip in CHIPS
+    if chip.has_topologies
+}
+LADDERS = {chip: SIZES[dimensions] for chip, dimensions in DIMENSIONS.items()}
+LARGEST = {chip: SIZE_512[dimensions] for chip, dimensions in DIMENSIONS.items()}
 
 
 def _length(seq_len: int) -> list[str]:
@@ -103,7 +104,7 @@ def _next(name: str, kind: str, plans: dict[str, Any]) -> str | None:
 @functools.cache
 def _memory(topology: str) -> float:
     found = topologies.find(topology)
-    return len(found.devices) * found.device.memory
+    return len(found.devices) * found.chip.memory
 
 
 def _experiment(name: str) -> Experiment:
@@ -121,8 +122,8 @@ def _compile(name: str, topology: str) -> None:
     searched = not experiment.model.n_experts or topology.startswith(
         "h100"
     )  # TPUs: a quarter of an hour in search of a change
-    found = plan(experiment, topologies.find(topology), MFU, search=searched)
-    found |= {
+    plan = make_plan(experiment, topologies.find(topology), MFU, search=searched)
+    found = plan.to_dict() | {
         "case": name,
         "machine": f"{os.cpu_count()} CPU cores",
         "jax": jax.__version__,
@@ -130,7 +131,7 @@ def _compile(name: str, topology: str) -> None:
     plans = _read() | {
         f"{name} on {topology}": found
     }  # read now, as another process may have written while this one compiled
-    files.write_json(DOCS / "plans.json", plans)
+    records.write_json(DOCS / "plans.json", plans)
     files.write(DOCS / "plans.md", page(plans).encode())
     jax.clear_caches()
 

@@ -8,7 +8,8 @@ import tempfile
 from etils import epath
 from paired import Stepper, compare, experiment, program, without_statistics
 
-from sparsecod_jax.storage.rundir import Attempt, RunDir
+from sparsecod_jax.storage.attempts import Attempt
+from sparsecod_jax.storage.rundir import RunDir
 from sparsecod_jax.train.writers import Writers, plain
 
 

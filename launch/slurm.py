@@ -1,11 +1,12 @@
-"""How does a study run under Slurm? As one job array, whose tasks are its runs.
+"""How does a study run under Slurm? Job array: one task per run.
 
-    python launch/slurm.py submit --sweep=configs/sweeps/depth.py:mini --workdir=/shared/depth --topology=h100:1x8 --sbatch=--time=1-0
+    python launch/slurm.py submit --sweep=configs/sweeps/depth.py:mini \
+        --workdir=/shared/depth --topology=h100:1x8 --sbatch=--time=1-0
 
-The script of the job is always the same: what runs are told lies in a file as lists of words, which no shell ever reads.
+The script of the job is always the same. The commands of the runs are in a file, as lists of
+words, which no shell ever reads.
 """
 
-import argparse
 import dataclasses
 import getpass
 import hashlib
@@ -13,6 +14,7 @@ import json
 import os
 import re
 import sys
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from sparsecod_jax.errors import ConfigError
@@ -23,7 +25,7 @@ from sparsecod_jax.launching.package import CodePackage
 from sparsecod_jax.plan import topologies
 from sparsecod_jax.storage.files import is_remote
 
-SAVING = 120  # seconds before a time limit at which runs are told to save
+GRACE = 120  # seconds to save in before a time limit
 
 
 class Slurm:
@@ -32,16 +34,16 @@ class Slurm:
     name = "slurm"
     shares_files = True
 
-    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+    def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument(
             "--nodes",
             type=int,
-            help="of each run (default: as the topology says, else 1)",
+            help="of each run (default: those of the topology, else 1)",
         )
         parser.add_argument(
             "--processes",
             type=int,
-            help="of each node (default: one a GPU of the topology, else 1)",
+            help="of each node (default: one per GPU of the topology, else 1)",
         )
         parser.add_argument(
             "--at_once",
@@ -57,130 +59,150 @@ class Slurm:
         )
 
     def render(
-        self, jobs: list[Job], code_package: CodePackage, args: argparse.Namespace
+        self, jobs: list[Job], code_package: CodePackage, args: Namespace
     ) -> dict[str, bytes]:
+        """The commands of all runs, and the command that submits them."""
         _check(args)
-        study = Path(args.workdir)
-        code = Path(code_package.wheel).parent if code_package.wheel else package.ROOT
-        runs = [
-            {
-                "name": job.name,
-                "workdir": job.workdir,
-                "commands": [_here(command) for command in job.commands],
-            }
-            for job in jobs
-        ]
-        told = json.dumps(
-            {
-                "study": args.workdir,
-                "code_package": dataclasses.asdict(code_package),
-                "runs": runs,
-            },
-            indent=1,
-        ).encode()
-        file = f"runs-{hashlib.sha256(told).hexdigest()[:12]}.json"  # tasks that wait keep theirs when another is sent
-        nodes, processes, devices = _shape(args)
-        command = [
-            "sbatch",
-            "--parsable",
-            f"--job-name={_name(args)}",
-            f"--chdir={code}",
-            f"--output={study / 'logs' / 'slurm.log'}",
-            "--open-mode=append",
-            "--requeue",
-            f"--signal=TERM@{SAVING}",
-            f"--nodes={nodes}",
-            f"--ntasks-per-node={processes}",
-            *devices,
-            *args.sbatch,
-        ]
+        # All hosts see this checkout; a wheel is unpacked in a folder that they see too.
+        code = package.ROOT
+        if code_package.wheel:
+            code = Path(code_package.wheel).parent
+        content = _describe(jobs, code_package, args)
+        # Named by its content: tasks that wait keep theirs when another is sent.
+        digest = hashlib.sha256(content).hexdigest()[:12]
+        runs_name = f"runs-{digest}.json"
         script = [
-            code / "launch" / "slurm_job.sh",
-            sys.executable,
-            "-m",
-            "launch.slurm_task",
-            study / self.name / file,
+            os.fspath(code / "launch" / "slurm_job.sh"),
+            *(sys.executable, "-m", "launch.slurm_task"),
+            os.fspath(Path(args.workdir) / self.name / runs_name),
         ]
-        return {
-            file: told,
-            "sbatch.json": json.dumps(
-                [command, list(map(os.fspath, script))], indent=1
-            ).encode(),
-        }
+        sbatch = json.dumps([_sbatch(code, args), script], indent=1)
+        return {runs_name: content, "sbatch.json": sbatch.encode()}
 
-    def submit(
-        self, files: dict[str, Path], jobs: list[Job], args: argparse.Namespace
-    ) -> None:
-        (Path(args.workdir) / "logs").mkdir(exist_ok=True)
+    def submit(self, files: dict[str, Path], jobs: list[Job], args: Namespace) -> None:
+        """Submits one array, whose indices are those of the runs in their study."""
+        logs = Path(args.workdir) / "logs"
+        logs.mkdir(exist_ok=True)
         command, script = json.loads(files["sbatch.json"].read_text())
-        throttle = f"%{args.at_once}" if args.at_once else ""
-        output_of(
-            [
-                *command,
-                f"--array={','.join(str(job.index) for job in jobs)}{throttle}",
-                *script,
-            ]
-        )
+        array = ",".join(str(job.index) for job in jobs)
+        # Slurm itself holds back the tasks beyond so many at a time.
+        if args.at_once:
+            array += f"%{args.at_once}"
+        output_of([*command, f"--array={array}", *script])
 
-    def query(self, jobs: list[Job], args: argparse.Namespace) -> dict[str, str]:
+    def query(self, jobs: list[Job], args: Namespace) -> dict[str, str]:
+        """States by the index of a task, which is that of its run."""
         names = {str(job.index): job.name for job in jobs}
-        held = output_of(
-            ["squeue", "--noheader", "--array", *_own(args), "--format=%K %T"]
-        )
-        states = dict(line.split() for line in held.splitlines())
-        # A task that is completing may still hold its run: it counts as running.
-        return {
-            names[index]: "pending" if state == "PENDING" else "running"
-            for index, state in states.items()
-        }
+        # Index and state, one line for each task.
+        squeue = ["squeue", "--noheader", "--array", "--format=%K %T"]
+        listing = output_of([*squeue, *_own(args)])
+        states = {}
+        for line in listing.splitlines():
+            index, state = line.split()
+            # A task that is completing may still hold its run: it counts as running.
+            states[names[index]] = "pending" if state == "PENDING" else "running"
+        return states
 
-    def cancel(self, jobs: list[Job], args: argparse.Namespace) -> None:
+    def cancel(self, jobs: list[Job], args: Namespace) -> None:
+        """Ends all tasks of this study: their common name is enough."""
         output_of(["scancel", *_own(args)])
 
 
-def _check(args: argparse.Namespace) -> None:
+def _describe(jobs: list[Job], code_package: CodePackage, args: Namespace) -> bytes:
+    """The file from which a task reads its commands."""
+    runs = [
+        {
+            "name": job.name,
+            "workdir": job.workdir,
+            "commands": [_with_this_python(command) for command in job.commands],
+        }
+        for job in jobs
+    ]
+    described = {
+        "study": args.workdir,
+        "code_package": dataclasses.asdict(code_package),
+        "runs": runs,
+    }
+    return json.dumps(described, indent=1).encode()
+
+
+def _sbatch(code: Path, args: Namespace) -> list[str]:
+    """The command that submits, without the array and the script."""
+    nodes, processes, devices = _shape(args)
+    return [
+        "sbatch",
+        "--parsable",
+        f"--job-name={_name(args)}",
+        f"--chdir={code}",
+        f"--output={Path(args.workdir) / 'logs' / 'slurm.log'}",
+        "--open-mode=append",
+        "--requeue",
+        f"--signal=TERM@{GRACE}",
+        f"--nodes={nodes}",
+        f"--ntasks-per-node={processes}",
+        *devices,
+        *args.sbatch,
+    ]
+
+
+def _check(args: Namespace) -> None:
+    """Refuses options with which Slurm can't work.
+
+    Raises:
+      ConfigError: names the option.
+    """
     if is_remote(args.workdir) or re.search(r"[%\\\x00-\x1f\x7f]", args.workdir):
         raise ConfigError(
-            f"Slurm can't write to {args.workdir!r}: choose a --workdir that all hosts see, without % \\ or newlines"
+            f"Slurm can't write to {args.workdir!r}:"
+            " choose a --workdir that all hosts see, without % \\ or newlines"
         )
     for name in ("nodes", "processes", "at_once"):
-        if (value := getattr(args, name)) is not None and value < 1:
+        value = getattr(args, name)
+        if value is not None and value < 1:
             raise ConfigError(f"--{name}={value} is below 1: raise it or leave it out")
     if args.package is None and not (package.ROOT / "launch" / "slurm_job.sh").exists():
         raise ConfigError(
             f"{package.ROOT} has no launch folder: send studies from a checkout"
         )
-    if wrong := [option for option in args.sbatch if not option.startswith("--")]:
-        raise ConfigError(
-            f"--sbatch={wrong[0]} is no long option: write it like --sbatch=--partition=gpu"
-        )
+    for option in args.sbatch:
+        if not option.startswith("--"):
+            raise ConfigError(
+                f"--sbatch={option} is no long option:"
+                " write it like --sbatch=--partition=gpu"
+            )
 
 
-def _shape(args: argparse.Namespace) -> tuple[int, int, list[str]]:
-    """Nodes, processes of each and options for their GPUs: JAX under Slurm has one process a GPU."""
+def _shape(args: Namespace) -> tuple[int, int, list[str]]:
+    """Nodes, processes of each, and options for their GPUs.
+
+    JAX under Slurm has one process per GPU.
+    """
+    # Without a topology the GPUs, if any, are among the options for sbatch.
     if not args.topology:
         return args.nodes or 1, args.processes or 1, []
-    asked = topologies.shape(args.topology)
-    if asked.is_tpu:
+    shape = topologies.shape(args.topology)
+    if shape.is_tpu:
         raise ConfigError(
-            f"--topology={args.topology} is no matter for Slurm: give GPUs, such as h100:2x8"
+            f"--topology={args.topology} is no matter for Slurm:"
+            " give GPUs, such as h100:2x8"
         )
-    return (
-        args.nodes or asked.slices,
-        args.processes or asked.chips,
-        [f"--gpus-per-node={asked.chips}"],
-    )
+    nodes = args.nodes or shape.slices
+    processes = args.processes or shape.chips
+    return nodes, processes, [f"--gpus-per-node={shape.chips}"]
 
 
-def _here(command: tuple[str, ...]) -> list[str]:
+def _with_this_python(command: tuple[str, ...]) -> list[str]:
+    """The command, run by the Python that submits."""
     return [sys.executable, *command[1:]]
 
 
-def _name(args: argparse.Namespace) -> str:
+def _name(args: Namespace) -> str:
+    """The name of all jobs of a study, by which they are found again."""
     return f"sparsecod-{study_id(args)}"
 
 
-def _own(args: argparse.Namespace) -> list[str]:
+def _own(args: Namespace) -> list[str]:
+    """Options that select the jobs of this study."""
     return [f"--user={getpass.getuser()}", f"--name={_name(args)}"]
 
 

@@ -1,4 +1,5 @@
 #!/bin/bash
-# One run of an array. Slurm asks everything in a job to end at once; this stays until the run has saved and is back in the queue.
+# One run of an array. Slurm asks everything in a job to end at once; this stays until the
+# run has saved and is back in the queue.
 trap : TERM
 "$@"

@@ -1,17 +1,18 @@
-"""How is a study sent to TPU VMs, without a cluster? One queued resource a run, whose hosts start it by themselves.
+"""How is a study sent to TPU VMs, without a cluster? Queued resources: one per run.
 
-    python launch/tpu_vm.py submit --sweep=configs/sweeps/depth.py:paper --workdir=gs://BUCKET/depth --topology=v5p:4x4x4 --image=IMAGE \
+    python launch/tpu_vm.py submit --sweep=configs/sweeps/depth.py:paper \
+        --workdir=gs://BUCKET/depth --topology=v5p:4x4x4 --image=IMAGE \
         --project=PROJECT --zone=us-east5-a --spot
 
-A queued resource that was preempted is deleted and asked for again by the next `submit`: run it from time to time.
+The hosts of a queued resource start its run by themselves. One that was preempted is deleted
+and requested again by the next `submit`: run it from time to time.
 """
 
-import argparse
 import json
 import re
 import sys
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
-from typing import Any
 
 from sparsecod_jax.errors import ConfigError, SparsecodError
 from sparsecod_jax.launching import host, launching
@@ -19,6 +20,7 @@ from sparsecod_jax.launching.commands import output_of
 from sparsecod_jax.launching.container import PYTHON_IMAGE, Wheel
 from sparsecod_jax.launching.launching import Job
 from sparsecod_jax.launching.package import CodePackage
+from sparsecod_jax.parallel.devices import Tpu
 from sparsecod_jax.plan import topologies
 from sparsecod_jax.plan.topologies import Shape
 
@@ -26,17 +28,15 @@ HOST_SCRIPT = Path(__file__).with_name("tpu_vm_host.sh")
 STUDY = "sparsecod-study"  # label
 ATTRIBUTE = "sparsecod-commands"  # of the metadata, which the script reads
 
-# Google Cloud's words.
-RUNTIMES = {
-    "v4": "tpu-ubuntu2204-base",
-    "v5e": "v2-alpha-tpuv5-lite",
-    "v5p": "v2-alpha-tpuv5",
-    "v6e": "v2-alpha-tpuv6e",
+# Google Cloud's states, with what they mean here.
+STATES = {
+    "ACTIVE": "running",
+    "ACCEPTED": "pending",
+    "CREATING": "pending",
+    "PROVISIONING": "pending",
+    "WAITING_FOR_RESOURCES": "pending",
 }
-STATES = {"ACTIVE": "running"} | dict.fromkeys(
-    ("ACCEPTED", "CREATING", "PROVISIONING", "WAITING_FOR_RESOURCES"), "pending"
-)
-GOING = ("DELETING", "SUSPENDING")
+ENDING = ("DELETING", "SUSPENDING")
 OWN_REGISTRIES = ("-docker.pkg.dev", "gcr.io")  # which a VM must log in to
 
 GRACE = 120  # seconds to save in when the VM shuts down; spot VMs have 30
@@ -48,12 +48,13 @@ class TpuVm:
     name = "tpu_vm"
     shares_files = False
 
-    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+    def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("--project", required=True, help="of Google Cloud")
         parser.add_argument("--zone", required=True, help="where there are such TPUs")
         parser.add_argument(
             "--service_account",
-            help="e-mail of the account that may read and write the buckets (default Compute Engine's)",
+            help="e-mail of the account that may read and write the buckets"
+            " (default Compute Engine's)",
         )
         kind = parser.add_mutually_exclusive_group()
         kind.add_argument(
@@ -79,206 +80,214 @@ class TpuVm:
         )
 
     def render(
-        self, jobs: list[Job], code_package: CodePackage, args: argparse.Namespace
+        self, jobs: list[Job], code_package: CodePackage, args: Namespace
     ) -> dict[str, bytes]:
+        """The script that hosts run when they boot, and for each run its commands."""
         if args.max_restarts < 0:
             raise ConfigError(
                 f"--max_restarts={args.max_restarts} is below 0: raise it"
             )
-        commands = {
-            f"{job.name}.json": json.dumps(
-                _on_host(job, code_package, args), indent=1
-            ).encode()
-            for job in jobs
-        }
-        return {HOST_SCRIPT.name: HOST_SCRIPT.read_bytes(), **commands}
-
-    def submit(
-        self, files: dict[str, Path], jobs: list[Job], args: argparse.Namespace
-    ) -> None:
-        states = _states(args)
+        rendered = {HOST_SCRIPT.name: HOST_SCRIPT.read_bytes()}
         for job in jobs:
-            state = states.get(_name(job, args))
-            if state in GOING:
+            commands = _host_commands(job, code_package)
+            # The script reads both from the metadata of its VM.
+            on_host = {"max_restarts": args.max_restarts, "commands": commands}
+            rendered[f"{job.name}.json"] = json.dumps(on_host, indent=1).encode()
+        return rendered
+
+    def submit(self, files: dict[str, Path], jobs: list[Job], args: Namespace) -> None:
+        """Requests what is absent; what ended is deleted first, as its name is taken."""
+        states = _states(args)
+        script = files[HOST_SCRIPT.name]
+        for job in jobs:
+            name = _name(job, args)
+            state = states.get(name)
+            if state in ENDING:
                 raise SparsecodError(
-                    f"{_name(job, args)} is {state.lower()}: submit again in some minutes"
+                    f"{name} is {state.lower()}: submit again in some minutes"
                 )
+            # It is there or on its way.
             if state in STATES:
                 continue
             if state:
                 output_of(_delete(job, args))
-            output_of(
-                _create(job, files[HOST_SCRIPT.name], files[f"{job.name}.json"], args)
-            )
+            output_of(_create(job, script, files[f"{job.name}.json"], args))
 
-    def query(self, jobs: list[Job], args: argparse.Namespace) -> dict[str, str]:
+    def query(self, jobs: list[Job], args: Namespace) -> dict[str, str]:
+        """Google Cloud's states in our words where there is one."""
         states = _states(args)
-        found = {
-            job.name: states[_name(job, args)]
-            for job in jobs
-            if _name(job, args) in states
-        }
-        return {name: STATES.get(state, state.lower()) for name, state in found.items()}
+        found = {}
+        for job in jobs:
+            state = states.get(_name(job, args))
+            if state:
+                found[job.name] = STATES.get(state, state.lower())
+        return found
 
-    def cancel(self, jobs: list[Job], args: argparse.Namespace) -> None:
+    def cancel(self, jobs: list[Job], args: Namespace) -> None:
+        """Deletes the queued resources, and with them the VMs."""
         states = _states(args)
         for job in jobs:
             if _name(job, args) in states:
                 output_of(_delete(job, args))
 
 
-def _name(job: Job, args: argparse.Namespace) -> str:
+def _name(job: Job, args: Namespace) -> str:
+    """The name of a run's queued resource, unique in its zone."""
     return f"{job.name}-{launching.study_id(args)}"
 
 
-def _gcloud(verb: str, args: argparse.Namespace, *words: str) -> list[str]:
-    release = (
-        ["alpha"] if verb == "create" and args.flex else []
-    )  # where flexible capacity is known
-    where = [f"--project={args.project}", f"--zone={args.zone}", "--quiet"]
-    return [
-        "gcloud",
-        *release,
-        "compute",
-        "tpus",
-        "queued-resources",
-        verb,
-        *words,
-        *where,
-    ]
+def _gcloud(action: str, args: Namespace, *words: str) -> list[str]:
+    """A command on queued resources in the project and zone of the options."""
+    command = ["gcloud"]
+    # Flexible capacity is known to the alpha release alone.
+    if action == "create" and args.flex:
+        command.append("alpha")
+    command += ["compute", "tpus", "queued-resources", action, *words]
+    command += [f"--project={args.project}", f"--zone={args.zone}", "--quiet"]
+    return command
 
 
-def _states(args: argparse.Namespace) -> dict[str, str]:
-    found = json.loads(output_of(_gcloud("list", args, "--format=json")))
-    return {each["name"].rpartition("/")[2]: each["state"]["state"] for each in found}
+def _states(args: Namespace) -> dict[str, str]:
+    """Google Cloud's state of each queued resource, by name."""
+    output = output_of(_gcloud("list", args, "--format=json"))
+    resources = json.loads(output)
+    states = {}
+    for resource in resources:
+        _, _, name = resource["name"].rpartition("/")
+        states[name] = resource["state"]["state"]
+    return states
 
 
-def _delete(job: Job, args: argparse.Namespace) -> list[str]:
-    return _gcloud("delete", args, _name(job, args), "--force")  # with its VMs
+def _delete(job: Job, args: Namespace) -> list[str]:
+    # By force: with its VMs.
+    return _gcloud("delete", args, _name(job, args), "--force")
 
 
-def _create(
-    job: Job, script: Path, commands: Path, args: argparse.Namespace
-) -> list[str]:
-    shape, name = topologies.shape(job.topology), _name(job, args)
+def _create(job: Job, script: Path, commands: Path, args: Namespace) -> list[str]:
+    """The command that requests the queued resource of a run.
+
+    Script and commands reach the hosts as metadata of their VMs.
+    """
     if "," in f"{script}{commands}":
         raise ConfigError(
-            f"gcloud takes no comma in a path such as {commands}: set TMPDIR to one without"
+            f"gcloud takes no comma in a path such as {commands}:"
+            " set TMPDIR to one without"
         )
-    nodes = (
-        [f"--node-id={name}"]
-        if shape.slices == 1
-        else [f"--node-count={shape.slices}", f"--node-prefix={name}"]
-    )
-    flex = (
-        ["--provisioning-model=FLEX_START", f"--max-run-duration={args.flex}"]
-        if args.flex
-        else []
-    )
+    shape = topologies.shape(job.topology)
+    tpu = _tpu(job.topology)
+    name = _name(job, args)
+    nodes = [f"--node-id={name}"]
+    if shape.slices > 1:
+        nodes = [f"--node-count={shape.slices}", f"--node-prefix={name}"]
+    options = []
+    if args.service_account:
+        options.append(f"--service-account={args.service_account}")
+    if args.spot:
+        options.append("--spot")
+    if args.reserved:
+        options.append("--reserved")
+    if args.flex:
+        options.append("--provisioning-model=FLEX_START")
+        options.append(f"--max-run-duration={args.flex}")
     return _gcloud(
         "create",
         args,
         name,
         *nodes,
         f"--accelerator-type={accelerator_type(job.topology)}",
-        f"--runtime-version={RUNTIMES[shape.kind]}",
+        f"--runtime-version={tpu.vm_runtime}",
         f"--metadata-from-file=startup-script={script},{ATTRIBUTE}={commands}",
         f"--labels={STUDY}={launching.study_id(args)}",
         "--scopes=https://www.googleapis.com/auth/cloud-platform",
-        *(
-            [f"--service-account={args.service_account}"]
-            if args.service_account
-            else []
-        ),
-        *(["--spot"] if args.spot else []),
-        *(["--reserved"] if args.reserved else []),
-        *flex,
+        *options,
     )
 
 
 def accelerator_type(topology: str) -> str:
-    """Google Cloud's word for a slice, which counts its cores or chips and leaves its sides to them.
+    """Google Cloud's name for a slice, such as v5p-128.
+
+    It has a number of cores or chips, and leaves the sides of the slice to Google Cloud.
 
     Raises:
-      ConfigError: a slice of that many chips would have other sides, or these are not TPUs.
+      ConfigError: a slice of that many chips would have other sides, or these are not
+        TPUs.
     """
+    tpu = _tpu(topology)
     shape = topologies.shape(topology)
-    if not shape.is_tpu:
-        raise ConfigError(
-            f"--topology={topology} is none of TPUs: send it with launch/slurm.py or launch/jobset.py"
-        )
     sides = list(shape.sides)
-    powers = all(side & (side - 1) == 0 for side in sides)
-    if (
-        not powers
-        or (sides != sorted(sides) and sides != [2, 2, 1])
-        or sides[-1] > 2 * sides[0]
-    ):
+    # Of slices with that many chips Google Cloud takes the one whose sides differ least.
+    are_powers_of_2 = all(side.bit_count() == 1 for side in sides)
+    are_sorted = sides == sorted(sides) or sides == [2, 2, 1]
+    if not are_powers_of_2 or not are_sorted or sides[-1] > 2 * sides[0]:
         raise ConfigError(
-            f"--topology={topology} has no name among TPU VMs: take sides that differ least, as in 4x4x8, or launch/jobset.py"
+            f"--topology={topology} has no name among TPU VMs:"
+            " take sides that differ least, as in 4x4x8, or launch/jobset.py"
         )
-    cores = {"v4": 2, "v5p": 2}.get(shape.kind, 1)  # of a chip, where they are counted
-    return f"{ {'v5e': 'v5litepod'}.get(shape.kind, shape.kind) }-{cores * shape.chips}"
+    return f"{tpu.vm_type}-{tpu.vm_cores * shape.chips}"
 
 
-def _on_host(
-    job: Job, code_package: CodePackage, args: argparse.Namespace
-) -> dict[str, Any]:
-    """What the script does on each host: commands, of which the last is the run, again after failures and preemptions."""
+def _tpu(topology: str) -> Tpu:
+    """The TPU of a topology, which has no other chips."""
+    tpu = topologies.shape(topology).chip.tpu
+    if not tpu:
+        raise ConfigError(
+            f"--topology={topology} is none of TPUs:"
+            " send it with launch/slurm.py or launch/jobset.py"
+        )
+    return tpu
+
+
+def _host_commands(job: Job, code_package: CodePackage) -> list[list[str]]:
+    """What the script runs on each host; the last command is the run.
+
+    Each is repeated after failures and preemptions.
+    """
+    # Refuses slices without a name, before anything is sent.
     accelerator_type(job.topology)
     image = code_package.image or PYTHON_IMAGE
     if not re.fullmatch(r"[\w][-\w.:/@]*", image, re.ASCII):
         raise ConfigError(
-            f"--image={image} names no image: write it like REGION-docker.pkg.dev/PROJECT/REPOSITORY/NAME@sha256:..."
+            f"--image={image} names no image:"
+            " write it like REGION-docker.pkg.dev/PROJECT/REPOSITORY/NAME@sha256:..."
         )
     shape = topologies.shape(job.topology)
-    argv = host.argv(job.commands, several_tpu_hosts=_several_hosts(shape))
-    # A TPU's driver needs device files, the host's network and locked memory; the VM is this run's alone.
+    argv = host.argv(job.commands, several_tpu_hosts=_has_several_hosts(shape))
+    # A TPU's driver needs device files, the host's network and locked memory; the VM is
+    # this run's alone.
     docker = [
-        "docker",
-        "run",
-        "--rm",
-        "--privileged",
-        "--network=host",
-        "--user=0",
-        "--entrypoint=",
-        f"--stop-timeout={GRACE}",
+        *("docker", "run", "--rm", "--privileged", "--network=host", "--user=0"),
+        *("--entrypoint=", f"--stop-timeout={GRACE}"),
+        *(f"--env={name}" for name in host.HOST_NUMBERS),
     ]
-    docker += [f"--env={name}" for name in host.PLACE]
     if not code_package.wheel:
-        registry = image.partition("/")[0]
-        login = (
-            [["gcloud", "auth", "configure-docker", registry, "--quiet"]]
-            if registry.endswith(OWN_REGISTRIES)
-            else []
-        )
-        return {
-            "max_restarts": args.max_restarts,
-            "commands": [
-                *login,
-                ["docker", "pull", "--quiet", image],
-                [*docker, image, *argv],
-            ],
-        }
+        pull = ["docker", "pull", "--quiet", image]
+        return [*_login(image), pull, [*docker, image, *argv]]
     wheel = Wheel(code_package, "tpu")
+    # Wheel and installed code stay in a folder of the VM, which containers share.
     docker.append(f"--volume={wheel.folder}:{wheel.folder}")
     variables = [f"--env={name}={value}" for name, value in wheel.environment.items()]
-    prepare = [
+    return [
         ["mkdir", "--parents", wheel.folder],
         wheel.fetch,
         [*docker, image, *wheel.install],
+        [*docker, *variables, f"--workdir={wheel.workdir}", image, *argv],
     ]
-    return {
-        "max_restarts": args.max_restarts,
-        "commands": [
-            *prepare,
-            [*docker, *variables, f"--workdir={wheel.workdir}", image, *argv],
-        ],
-    }
 
 
-def _several_hosts(shape: Shape) -> bool:
-    return shape.hosts > 1 and shape.sides != (2, 4)  # a VM of eight chips is one host
+def _login(image: str) -> list[list[str]]:
+    """The command that lets docker pull from a registry of Google Cloud.
+
+    None for other registries, which must be public.
+    """
+    registry, _, _ = image.partition("/")
+    if not registry.endswith(OWN_REGISTRIES):
+        return []
+    return [["gcloud", "auth", "configure-docker", registry, "--quiet"]]
+
+
+def _has_several_hosts(shape: Shape) -> bool:
+    # A VM of eight chips is one host, where a cluster would have two.
+    return shape.hosts > 1 and shape.sides != (2, 4)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 #!/bin/bash
-# What every host of a TPU VM does when it boots: the commands in its metadata, one after the other, each again until it succeeds or
-# its exit code says that it never will. A command is a list of words and meets no shell.
+# What every host of a TPU VM does when it boots: the commands in its metadata, one after
+# the other. Each is repeated until it succeeds, or its exit code means that it never will.
+# A command is a list of words and meets no shell.
 set -uo pipefail
 export HOME=/root SPARSECOD_HOST SPARSECOD_SLICE
 
@@ -17,7 +18,9 @@ SPARSECOD_SLICE=${SPARSECOD_SLICE:-0}
 mapfile -d '' -t words < <(attribute sparsecod-commands | python3 -c '
 import json, sys
 described = json.load(sys.stdin)
-flat = [described["max_restarts"], *(word for argv in described["commands"] for word in (len(argv), *argv))]
+flat = [described["max_restarts"]]
+for argv in described["commands"]:
+    flat += [len(argv), *argv]
 sys.stdout.buffer.write("".join(f"{word}\0" for word in flat).encode())')
 max_restarts=${words[0]:?"the metadata has no commands"}
 

@@ -88,13 +88,13 @@ def _unescaped(separator: str | None) -> str | None:
 
 def _train(args: Namespace, overrides: Overrides) -> None:
     from sparsecod_jax.config.load import load_experiment
-    from sparsecod_jax.shell.console import unhinder
+    from sparsecod_jax.shell.console import use_nonblocking_output
     from sparsecod_jax.shell.stopping import STOP
     from sparsecod_jax.storage.buckets import check_named
 
     if args.owns_process:
         STOP.listen()
-        unhinder()
+        use_nonblocking_output()
     experiment = load_experiment(
         args.config, overrides
     )  # refuses before jax is imported
@@ -192,11 +192,11 @@ def _plan(args: Namespace, overrides: Overrides) -> None:
 
 
 def _sweep(args: Namespace, overrides: Overrides) -> None:
-    from sparsecod_jax.shell.console import unhinder
+    from sparsecod_jax.shell.console import use_nonblocking_output
     from sparsecod_jax.study.run_local import sweep
 
     if args.owns_process:
-        unhinder()
+        use_nonblocking_output()
     answer = sweep(
         args.sweep,
         args.workdir,

@@ -1,11 +1,12 @@
-"""Which mistakes and events end a verb, and with which exit code?
+"""Which mistakes and events end a subcommand, and with which exit code?
 
-The codes are a contract with schedulers (docs/design.md, "Exit codes"): 75 asks to be run again, 2, 70, 76 and 78 must not be retried.
+Exit codes: they are a contract with schedulers (docs/design.md, "Exit codes"). 75 asks
+to be run again; 2, 70, 76 and 78 must not be retried.
 """
 
 
 class SparsecodError(Exception):
-    """Ends a verb with one sentence for the user and an exit code for the scheduler."""
+    """Ends a subcommand with one sentence for the user and an exit code for the scheduler."""
 
     exit_code = 1
     of_all = False  # whether every process of a run leaves with it
@@ -16,7 +17,7 @@ class SaveFailed(SparsecodError):
 
 
 class UsageError(SparsecodError):
-    """The command line has an option or a word that the verb does not know."""
+    """The command line has an option or a word that the subcommand does not know."""
 
     exit_code = 2
 
@@ -41,20 +42,19 @@ class Preempted(SparsecodError):
 
 
 class Diverged(SparsecodError):
-    """More updates than the budget were skipped for a loss or gradient that was not finite."""
+    """More updates than allowed were skipped, as a loss or gradient was not finite."""
 
     exit_code = 70
     of_all = True
 
 
-FINAL = (
-    UsageError.exit_code,
-    Diverged.exit_code,
-    ConfigError.exit_code,
-)  # codes of runs that would end so again
-INTERRUPTED = 130  # Ctrl-C where nothing can be saved, as shells have it
-PIPE_CLOSED = 141  # whoever read the output has left, as shells have it
-STUCK = (
-    124  # the watchdog ended a process in which nothing happened, as `timeout` has it
-)
-ATTEMPTS = 3  # in a row that may die of anything else without a newer checkpoint
+# Exit codes of runs that would end in the same way again.
+FINAL = (UsageError.exit_code, Diverged.exit_code, ConfigError.exit_code)
+
+# Exit codes without an exception of ours.
+INTERRUPTED = 130  # Ctrl-C where nothing can be saved; the shells' convention
+PIPE_CLOSED = 141  # the reader of the output has left; the shells' convention
+STUCK = 124  # the watchdog ended a process without progress; the code of `timeout`
+
+# How many times in a row a run may end with any other code and no newer checkpoint.
+ATTEMPTS = 3

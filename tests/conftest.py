@@ -1,4 +1,8 @@
-"""Eight CPU devices, no silent rank promotion, nothing left in the home directory, and a corpus that every test may read."""
+"""What all tests share.
+
+Eight CPU devices, no silent rank promotion, nothing left in the home directory, and a
+corpus that every test may read.
+"""
 
 import os
 import tempfile
@@ -6,12 +10,10 @@ import tempfile
 from sparsecod_jax.parallel import xla_flags
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["XLA_FLAGS"] = (
-    "--xla_backend_optimization_level=0"  # the tests mostly compile
-)
-os.environ["XDG_CACHE_HOME"] = (
-    CACHES := tempfile.TemporaryDirectory()
-).name  # compiled programs of the command line
+# The tests mostly compile.
+os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
+# For programs that the command line compiles; the folder lasts as long as its object.
+os.environ["XDG_CACHE_HOME"] = (CACHES := tempfile.TemporaryDirectory()).name
 
 import jax
 import pytest
@@ -20,7 +22,10 @@ xla_flags.compute_own_reductions()  # as the command line does
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-WORDS = "a of in and it was not the river stone light under old paper walks green quiet seven bird wind her his"
+WORDS = (
+    "a of in and it was not the river stone light under old paper walks green quiet"
+    " seven bird wind her his"
+)
 
 
 @pytest.fixture(scope="session")
@@ -29,11 +34,12 @@ def corpus(tmp_path_factory):
     import numpy as np
 
     folder = tmp_path_factory.mktemp("corpus")
-    rng, words = np.random.default_rng(0), WORDS.split()
+    rng = np.random.default_rng(0)
+    words = WORDS.split()
     for number in range(60):
-        chosen = rng.choice(
-            words, size=rng.integers(150, 400), p=rng.dirichlet(np.ones(len(words)))
-        )
+        size = rng.integers(150, 400)
+        shares = rng.dirichlet(np.ones(len(words)))
+        chosen = rng.choice(words, size=size, p=shares)
         (folder / f"{number:02d}.txt").write_text(" ".join(chosen))
     return folder
 

@@ -140,7 +140,10 @@ def test_dependencies_have_the_lowest_versions_that_are_tested():
                 tested.setdefault(canonicalize_name(name), []).append(Version(version))
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"].values()
-    for text in [*project["dependencies"], *(word for extra in extras for word in extra)]:
+    for text in [
+        *project["dependencies"],
+        *(word for extra in extras for word in extra),
+    ]:
         requirement = Requirement(text)
         if requirement.name == project["name"]:
             continue

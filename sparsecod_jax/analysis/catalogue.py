@@ -1,8 +1,8 @@
 """Which layer scores are there, and how are they shown?
 
-`sparsecod analyze`, its help, reports, studies and the card of an export read this one table. It
-needs neither jax nor numpy, so that a help text and a report wait for neither.
-`analysis/scores.py` has the function of each score.
+Catalogue of scores: `sparsecod analyze`, its help, reports, studies and the card of an
+export read this one table. It needs neither jax nor numpy, so that a help text and a report
+wait for neither. `analysis/scores.py` has the function of each score.
 """
 
 import dataclasses
@@ -14,32 +14,49 @@ Path = tuple[str, ...]  # names that lead to a value in scores.json
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """One number per run, in the table of scored runs; of one value per block the last block's."""
+    """One number per run, in the table of scored runs.
+
+    Of a score with one value per block, the last block's.
+
+    Attributes:
+      interval: the value has two ends.
+    """
 
     name: str
     path: Path
     meaning: str
-    interval: bool = False  # the value has two ends
+    interval: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """One value per block, drawn against depth; of one value per head the mean is drawn."""
+    """One value per block, drawn against depth.
+
+    Of a score with one value per head, the mean over heads.
+
+    Attributes:
+      reading: how to read the figure.
+      log: whether the values are on a logarithmic axis.
+      predicted: of a second curve, drawn dashed.
+      probe_length: of tokens, where curves compare at one length only.
+    """
 
     path: Path
     title: str
     unit: str
     reading: str
     log: bool = False
-    predicted: Path | None = None  # drawn dashed beside it
-    probe_length: Path | None = (
-        None  # in tokens, where curves compare at one length only
-    )
+    predicted: Path | None = None
+    probe_length: Path | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Matrix:
-    """One value per row and column, drawn as colours; a signed one has a colour for each sign."""
+    """One value per row and column, drawn as colours.
+
+    Attributes:
+      signed: whether each sign has a colour of its own.
+    """
 
     path: Path
     title: str
@@ -51,7 +68,11 @@ class Matrix:
 
 @dataclasses.dataclass(frozen=True)
 class CardColumn:
-    """One value per block, in the card of an export; `reading` goes into the text above."""
+    """One value per block, in the card of an export.
+
+    Attributes:
+      reading: how to read it, in the text above the table.
+    """
 
     name: str
     path: Path
@@ -60,12 +81,12 @@ class CardColumn:
 
 @dataclasses.dataclass(frozen=True)
 class LayerScore:
-    """What is to be known of a score, apart from how it is computed.
+    """A score, apart from how it is computed.
 
     Attributes:
-      sequences: a costly score takes the first so many; None takes all.
-      headlines: metrics in a study's table of arms, by the names of their columns. A metric is
-        named as `report/measures.py` reads it.
+      sequences: how many of the first sequences a costly score takes; None takes all.
+      headlines: metrics in a study's table of arms, by the names of their columns. A metric
+        is named as `report/measures.py` reads it.
       across_studies: the metric that is set against variance over the runs of all studies.
       columns: of the table of scored runs.
       card: columns of the card's table of blocks.
@@ -82,8 +103,7 @@ class LayerScore:
 
 DEEP_WORKS = "Higher in late blocks: they still do something."
 
-# By name, in the order in which they are computed. Readings break where it reads well.
-# fmt: off
+# By name, in the order in which they are computed.
 CATALOGUE = {
     "profile": LayerScore(
         sequences=32,
@@ -92,7 +112,7 @@ CATALOGUE = {
                 path=("block_influence",),
                 title="Block influence",
                 unit="1 - cos(input, output)",
-                reading=f"0: the block does not turn the stream. {DEEP_WORKS}",
+                reading=f"0: the block does not turn the residual stream. {DEEP_WORKS}",
                 log=True,
             ),
             Curve(
@@ -107,8 +127,8 @@ CATALOGUE = {
                 title="Logit lens",
                 unit="KL(decoded after the block || final), nats",
                 reading=(
-                    "What the head would say at each depth. A curve that falls until the end means"
-                    " that late blocks still change the prediction."
+                    "What the head would predict at each depth. A curve that falls until"
+                    " the end means that late blocks still change the prediction."
                 ),
             ),
             Curve(
@@ -225,7 +245,11 @@ CATALOGUE = {
         sequences=16,  # each block is run some L^2 / 3 times
         headlines={"permutation": "scores/permutation/score"},
         across_studies="scores/permutation/score",
-        columns=(Column("permutation", ("permutation", "score"), "mean over pairs of blocks"),),
+        columns=(
+            Column(
+                "permutation", ("permutation", "score"), "mean over pairs of blocks"
+            ),
+        ),
         matrices=(
             Matrix(
                 path=("permutation", "matrix"),
@@ -290,7 +314,8 @@ CATALOGUE = {
                 path=("sparsity", "weights", "kinds", "ffn/down", "rms"),
                 title="Weight size, FFN output",
                 unit="root mean square",
-                reading="Smaller matrices write less into the stream; weight decay acts here.",
+                reading="Smaller matrices write less into the residual stream;"
+                " weight decay acts here.",
             ),
             Curve(
                 path=("sparsity", "weights", "kinds", "ffn/down", "near_zero_0.1"),
@@ -305,7 +330,8 @@ CATALOGUE = {
                 path=("sparsity", "activations", "massive"),
                 title="Massive activations",
                 unit="largest / median magnitude",
-                reading="Mean over tokens. Large: a few channels dwarf the rest of the stream.",
+                reading="Mean over tokens. Large: a few channels dwarf the rest of the residual"
+                " stream.",
                 log=True,
             ),
         ),
@@ -360,15 +386,14 @@ CATALOGUE = {
                 unit="variance of the residual stream",
                 reading=(
                     "Dashed: expected from the sizes of weights, attention and gates, if"
-                    " branches did not align with the stream. What is above it comes from"
-                    " alignment, and from what else sizes don't tell."
+                    " branches did not align with the residual stream. What is above it comes"
+                    " from alignment, and from all else that sizes don't show."
                 ),
                 log=True,
             ),
         ),
     ),
 }
-# fmt: on
 
 # Reports and cards begin with the scores that have a headline.
 IN_REPORTS = sorted(CATALOGUE.values(), key=lambda score: not score.headlines)

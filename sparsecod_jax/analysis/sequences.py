@@ -1,4 +1,9 @@
-"""Which sequences is a model looked at with? Those of a file, or some that are drawn from data. N sequences, T positions."""
+"""Which sequences is a model analysed with?
+
+Token sequences: those of a file, or windows that are drawn from data.
+
+N sequences, T positions.
+"""
 
 import io
 from typing import Any
@@ -13,7 +18,7 @@ from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.pretrained.load import ModelSource
 from sparsecod_jax.storage import files
 
-SEQUENCES, SEQ_LEN, SPLIT = 100, 512, "validation"  # unless asked for otherwise
+SEQUENCES, SEQ_LEN, SPLIT = 100, 512, "validation"  # where no option is given
 
 
 def choose(
@@ -26,37 +31,40 @@ def choose(
     split: str | None,
     seed: int,
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """The sequences, integers [N, T], and where they come from: the options of `analyze`.
+    """The sequences that the options of `analyze` name.
+
+    Returns:
+      Integers [N, T], and where they come from, for scores.json.
 
     Raises:
       ConfigError: the options contradict one another, or what they name can't be used.
     """
     if tokens is not None:
-        asked = {
-            "--data": data,
-            "--sequences": sequences,
-            "--seq_len": seq_len,
-            "--split": split,
-        }
-        given = [name for name, value in asked.items() if value is not None]
-        if given:
-            raise ConfigError(
-                f"--tokens says which sequences are scored, so {' and '.join(given)} can't: leave one out"
-            )
-        return _of_file(tokens), {"seed": seed}
-    count, length = (
-        default if value is None else value
-        for value, default in ((sequences, SEQUENCES), (seq_len, SEQ_LEN))
-    )
-    if min(count, length) < 2:
+        _check_no_others(data=data, sequences=sequences, seq_len=seq_len, split=split)
+        return _read_file(tokens), {"seed": seed}
+    if sequences is None:
+        sequences = SEQUENCES
+    if seq_len is None:
+        seq_len = SEQ_LEN
+    if min(sequences, seq_len) < 2:
         raise ConfigError(
-            f"{count} sequences of {length} tokens can't be scored: give --sequences and --seq_len of at least 2"
+            f"{sequences} sequences of {seq_len} tokens can't be scored:"
+            " give --sequences and --seq_len of at least 2"
         )
     split = split or SPLIT
-    return draw(*_data(source, data), split, count, length, seed), {
-        "split": split,
-        "seed": seed,
-    }
+    directory, manifest = _find_data(source, data)
+    tokens_NT = draw(directory, manifest, split, sequences, seq_len, seed)
+    return tokens_NT, {"split": split, "seed": seed}
+
+
+def _check_no_others(**options: Any) -> None:
+    """Refuses options that --tokens leaves no room for."""
+    given = [f"--{name}" for name, value in options.items() if value is not None]
+    if given:
+        raise ConfigError(
+            f"--tokens says which sequences are scored, so {' and '.join(given)} can't:"
+            " leave one out"
+        )
 
 
 def draw(
@@ -67,58 +75,78 @@ def draw(
     seq_len: int,
     seed: int,
 ) -> np.ndarray:
-    """`sequences` windows of `seq_len` tokens, [N, T] int32, drawn without replacement from a split of the data.
+    """Windows drawn without replacement from a split of the data, [N, T] int32.
+
+    Args:
+      sequences: N.
+      seq_len: T, tokens.
 
     Raises:
       ConfigError: the split has too few such windows.
     """
+    # A window has one token more than the length that it is named by.
     windows = Windows(directory, manifest, dict(manifest.splits())[split], seq_len - 1)
     if len(windows) < sequences:
         raise ConfigError(
-            f"the {split} split has {len(windows)} windows of {seq_len} tokens, not {sequences}: lower --sequences or --seq_len"
+            f"the {split} split has {len(windows)} windows of {seq_len} tokens,"
+            f" not {sequences}: lower --sequences or --seq_len"
         )
-    chosen = np.random.default_rng(seed).choice(len(windows), sequences, replace=False)
+    rng = np.random.default_rng(seed)
+    chosen = rng.choice(len(windows), sequences, replace=False)
     return np.stack([windows[number] for number in chosen])
 
 
-def _data(source: ModelSource, named: str | None) -> tuple[epath.Path, Manifest]:
-    """The data that is named, if it has the model's tokenizer; else that on which the model was trained."""
-    if named is None:
-        if source.experiment is None:
-            raise ConfigError(
-                f"{source.path} does not tell its data: name some with --data, or give --tokens"
-            )
-        directory = files.absolute(source.experiment.data.path)
-        return directory, read_manifest(directory, prepare_command(source.experiment))
-    directory = files.absolute(named)
-    command = f"sparsecod data --source=... --tokenizer={source.path / TOKENIZER} --out={named}"
-    manifest = read_manifest(directory, command)
-    if (
-        load_tokenizer(directory / TOKENIZER, manifest.eos_id).rules
-        != source.tokenizer().rules
-    ):
+def _find_data(source: ModelSource, data: str | None) -> tuple[epath.Path, Manifest]:
+    """The data at `data`, if it has the model's tokenizer; else the model's training data."""
+    if data is not None:
+        return _other_data(source, data)
+    if source.experiment is None:
         raise ConfigError(
-            f"{directory} was made with another tokenizer than the model's: make some with `{command}`"
+            f"{source.path} does not tell its data:"
+            " name some with --data, or give --tokens"
+        )
+    directory = files.absolute(source.experiment.data.path)
+    return directory, read_manifest(directory, prepare_command(source.experiment))
+
+
+def _other_data(source: ModelSource, data: str) -> tuple[epath.Path, Manifest]:
+    """Data that the model was not trained on, which has to have its ids."""
+    directory = files.absolute(data)
+    own_tokenizer = source.path / TOKENIZER
+    command = f"sparsecod data --source=... --tokenizer={own_tokenizer} --out={data}"
+    manifest = read_manifest(directory, command)
+    tokenizer = load_tokenizer(directory / TOKENIZER, manifest.eos_id)
+    if tokenizer.rules != source.tokenizer().rules:
+        raise ConfigError(
+            f"{directory} was made with another tokenizer than the model's:"
+            f" make some with `{command}`"
         )
     return directory, manifest
 
 
-def _of_file(tokens: str) -> np.ndarray:
+def _read_file(tokens: str) -> np.ndarray:
+    """The array in an .npy file, [N, T]."""
     try:
-        tokens_NT = np.load(
-            io.BytesIO(files.absolute(tokens).read_bytes()), allow_pickle=False
-        )
+        content = files.absolute(tokens).read_bytes()
+        tokens_NT = np.load(io.BytesIO(content), allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise ConfigError(
-            f"--tokens={tokens} can't be read ({error}): give an .npy file of integers [N, T]"
+            f"--tokens={tokens} can't be read ({error}):"
+            " give an .npy file of integers [N, T]"
         ) from error
-    shape = getattr(tokens_NT, "shape", ())
-    if (
-        len(shape) != 2
-        or not np.issubdtype(tokens_NT.dtype, np.integer)
-        or min(shape) < 2
-    ):
+    if not _is_sequences(tokens_NT):
         raise ConfigError(
-            f"--tokens={tokens} does not hold integers [N, T], both at least 2: give such an .npy file"
+            f"--tokens={tokens} does not hold integers [N, T], both at least 2:"
+            " give such an .npy file"
         )
     return tokens_NT
+
+
+def _is_sequences(array: Any) -> bool:
+    if not isinstance(array, np.ndarray):  # an archive of several arrays
+        return False
+    return (
+        array.ndim == 2
+        and np.issubdtype(array.dtype, np.integer)
+        and min(array.shape) >= 2
+    )

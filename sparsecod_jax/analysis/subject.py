@@ -1,6 +1,8 @@
-"""Which model is looked at, with which sequences?
+"""Which model is analysed, with which sequences?
 
-N sequences, T positions, B rows on the devices at once.
+Subject of an analysis: a loaded model and token ids, and the loop over batches of them.
+
+N sequences, T positions, B rows on the devices at once, L blocks, D width.
 """
 
 import dataclasses
@@ -21,69 +23,87 @@ from sparsecod_jax.model.transformer import Transformer
 from sparsecod_jax.parallel.sharding import batch_sharding, ways
 from sparsecod_jax.pretrained.load import LoadedModel, ModelSource, load_model
 
-STATES_BYTES = (
-    2**28
-)  # of a device, for the stream after every block of the rows that it holds
+# Of a device, for the residual stream after every block of the rows that it holds.
+STATES_BYTES = 2**28
 
 
 class Rows(NamedTuple):
-    """Sequences on the devices; what is computed for the rows after the first `valid` is thrown away."""
+    """Sequences on the devices.
 
-    tokens: Any  # [B, T]
-    segments: Any  # [B, T], None without document masking
+    Attributes:
+      tokens: [B, T].
+      segments: [B, T], None without document masking.
+      valid: how many rows are sequences; what is computed for those after is thrown away.
+    """
+
+    tokens: Any
+    segments: Any
     valid: int
+
+
+Measure = Callable[[Rows, jax.Array], Any]  # from rows and their states to [..., B]
 
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """A finished model with float32 arithmetic (float64 if it was trained so), and the sequences that it is looked at with."""
+    """A loaded model in float32 (float64 if it was trained so), and the sequences.
+
+    Attributes:
+      tokens_NT: int32.
+      eos_id: ends a document, where attention stays within documents.
+      step: of the checkpoint.
+      weights: a digest of the parameters.
+    """
 
     net: Transformer
     params: Any
     mesh: Mesh
-    tokens_NT: np.ndarray  # int32
-    eos_id: int | None  # ends a document, where attention stays within documents
-    step: int  # of the checkpoint
-    weights: str  # a digest of the parameters
+    tokens_NT: np.ndarray
+    eos_id: int | None
+    step: int
+    weights: str
 
     @property
     def cfg(self) -> config.Model:
         return self.net.cfg
 
     def documents(self, tokens_NT: np.ndarray) -> np.ndarray | None:
-        """A number for each document of a sequence, [N, T]; None where attention does not stay within documents."""
-        return None if self.eos_id is None else segments(tokens_NT, self.eos_id)
+        """A number for each document of a sequence, [N, T].
 
-    def blocks(self, doing: str) -> Iterable[int]:
-        """The numbers of the blocks, with a progress bar for whoever watches."""
-        return tqdm(
-            range(self.cfg.n_layers),
-            desc=doing,
-            unit="block",
-            leave=False,
-            disable=None,
-        )
+        None where attention does not stay within documents.
+        """
+        if self.eos_id is None:
+            return None
+        return segments(tokens_NT, self.eos_id)
+
+    def blocks(self, score: str) -> Iterable[int]:
+        """The numbers of the blocks, with a progress bar."""
+        numbers = range(self.cfg.n_layers)
+        return tqdm(numbers, desc=score, unit="block", leave=False, disable=None)
 
     def rows(self, tokens_NT: np.ndarray) -> Iterator[Rows]:
-        """The sequences in order, as many at a time as STATES_BYTES allows; all batches have one shape."""
-        cfg, (count, length) = self.cfg, tokens_NT.shape
-        sharding, devices = batch_sharding(self.mesh), ways("batch")
-        row_bytes = (
-            (cfg.n_layers + 1)
-            * length
-            * cfg.d_model
-            * np.dtype(cfg.residual_dtype).itemsize
-        )
-        batch = devices * min(
-            max(STATES_BYTES // row_bytes, 1), math.ceil(count / devices)
-        )
+        """The sequences in order, as many at a time as STATES_BYTES allows.
+
+        All batches have one shape, so that there is one program; the last is filled up with
+        sequences from the beginning.
+        """
+        count = len(tokens_NT)
+        sharding = batch_sharding(self.mesh)
+        batch = self._batch_size(*tokens_NT.shape)
         here = local_rows(sharding, batch)
         for first in range(0, count, batch):
             part = tokens_NT[(first + here) % count]
-            tokens, masks = to_devices(
-                (part, self.documents(part)), here, sharding, batch
-            )
-            yield Rows(tokens, masks, min(batch, count - first))
+            local = (part, self.documents(part))
+            tokens, documents = to_devices(local, here, sharding, batch)
+            yield Rows(tokens, documents, min(batch, count - first))
+
+    def _batch_size(self, count: int, length: int) -> int:
+        """B, a multiple of the devices over which the rows are split."""
+        cfg, devices = self.cfg, ways("batch")
+        itemsize = np.dtype(cfg.residual_dtype).itemsize
+        row_bytes = (cfg.n_layers + 1) * length * cfg.d_model * itemsize
+        that_fit = max(STATES_BYTES // row_bytes, 1)
+        return devices * min(that_fit, math.ceil(count / devices))
 
 
 def load(source: ModelSource, tokens_NT: np.ndarray) -> Subject:
@@ -109,13 +129,13 @@ def of_model(model: LoadedModel, tokens_NT: np.ndarray) -> Subject:
     _check_tokens(source, tokens_NT)
     masking = source.model.document_masking
     return Subject(
-        model.net,
-        model.params,
-        model.mesh,
-        tokens_NT.astype(np.int32),
-        source.tokenizer().eos_id if masking else None,
-        model.step,
-        model.weights,
+        net=model.net,
+        params=model.params,
+        mesh=model.mesh,
+        tokens_NT=tokens_NT.astype(np.int32),
+        eos_id=source.tokenizer().eos_id if masking else None,
+        step=model.step,
+        weights=model.weights,
     )
 
 
@@ -140,15 +160,13 @@ def _check_tokens(source: ModelSource, tokens_NT: np.ndarray) -> None:
 
 
 def per_sequence(
-    subject: Subject, tokens_NT: np.ndarray, measure: Callable[[Rows, jax.Array], Any]
+    subject: Subject, tokens_NT: np.ndarray, measure: Measure
 ) -> np.ndarray:
-    """What `measure` gives for rows and their states, [..., B], for all sequences: [..., N] float64."""
+    """What `measure` returns for all sequences, [..., N] float64."""
+    net, params = subject.net, subject.params
     parts = []
     for rows in subject.rows(tokens_NT):
-        states_LBTD = network.states(
-            subject.net, subject.params, rows.tokens, rows.segments
-        )
-        parts.append(
-            np.asarray(measure(rows, states_LBTD), np.float64)[..., : rows.valid]
-        )
+        states_LBTD = network.states(net, params, rows.tokens, rows.segments)
+        measured = np.asarray(measure(rows, states_LBTD), np.float64)
+        parts.append(measured[..., : rows.valid])
     return np.concatenate(parts, axis=-1)

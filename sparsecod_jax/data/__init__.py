@@ -1,1 +1,1 @@
-"""What does it learn from?"""
+"""What does a model learn from? Data: from sources to batches of tokens."""

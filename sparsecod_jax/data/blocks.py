@@ -1,10 +1,14 @@
 """Are these the token files that were made?
 
-A shard has a CRC-32 for each 64 KiB of its ids. A block is compared once a process, before a window
-of it is used; small data is compared as a whole at the start, and the rest of large data by a thread
-that takes a hundredth of one core. Of objects in a store only what is read is compared, by reading
-whole blocks the first time. A CRC-32 misses no run of up to 32 wrong bits, and one of four billion
-other changes. Data made before there were blocks is compared with the SHA-256 of its whole files.
+Integrity of token files: a shard has a CRC-32 for each 64 KiB of its ids. Each process
+compares a block once, before it uses a window of it. Small data is compared as a whole at
+the start. The rest of large data is compared by a thread that takes one hundredth of a
+core. Of files in an object store only what is read is compared, by reading whole blocks
+the first time.
+
+A CRC-32 detects every run of up to 32 wrong bits, and misses one in four billion other
+changes. Data made before blocks were recorded is compared with the SHA-256 of its whole
+files.
 """
 
 import dataclasses
@@ -23,7 +27,7 @@ from sparsecod_jax.shell.shown import shown
 from sparsecod_jax.storage import files
 
 BLOCK = 2**16  # bytes
-DIGITS = 8  # of a block's digest
+DIGITS = 8  # hexadecimal digits of a block's digest
 AT_ONCE = 2**24  # bytes in memory
 SMALL = 2**28  # bytes of token files, which take less than half a second at the start
 SHARE = 0.01  # of one core, for the thread
@@ -31,72 +35,104 @@ SHARE = 0.01  # of one core, for the thread
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """`tokens` little-endian ids in `file` (relative to the data directory, or absolute), `offset` bytes from its start."""
+    """A run of little-endian ids in a file."""
 
-    file: str
-    offset: int
+    file: str  # relative to the data directory, or absolute
+    offset: int  # bytes from the start of the file
     tokens: int
     sha256: str
-    blocks: str = ""  # the digests of its blocks, one after the other; none in data made by earlier versions
+    # The digests of its blocks, joined; empty in data made by earlier versions.
+    blocks: str = ""
+
+    def size(self, dtype: str | np.dtype) -> int:
+        """Bytes of its ids."""
+        return self.tokens * np.dtype(dtype).itemsize
 
 
 def digests(ids: bytes | memoryview) -> str:
-    """The digests of the blocks of these bytes; of pieces that are multiples of BLOCK they can be joined."""
+    """The digests of the blocks of these bytes, joined.
+
+    Digests of consecutive pieces can be joined if their sizes are multiples of BLOCK.
+    """
     view = memoryview(ids)
-    return "".join(
-        f"{zlib.crc32(view[start : start + BLOCK]):0{DIGITS}x}"
-        for start in range(0, len(view), BLOCK)
-    )
+    parts = []
+    for start in range(0, len(view), BLOCK):
+        checksum = zlib.crc32(view[start : start + BLOCK])
+        parts.append(f"{checksum:0{DIGITS}x}")
+    return "".join(parts)
 
 
-def place(directory: epath.Path, shard: Shard) -> epath.Path:
-    """Where a shard's file lies."""
-    return (
-        epath.Path(shard.file)
-        if files.is_remote(shard.file)
-        else directory / shard.file
-    )
+def shard_path(directory: epath.Path, shard: Shard) -> epath.Path:
+    """The path of a shard's file; a local absolute path wins over `directory`."""
+    if files.is_remote(shard.file):
+        return epath.Path(shard.file)
+    return directory / shard.file
 
 
 def read_bytes(file: epath.PathLike, start: int, stop: int) -> bytes:
-    """Bytes start..stop-1 of a file. It is not mapped: a mapped file that shrinks, or a disk that fails, would kill the process.
+    """Bytes start..stop-1 of a file.
+
+    The file is not mapped into memory: a mapped file that shrinks, or a disk that fails,
+    would kill the process.
 
     Raises:
-      ConfigError: the file ends before.
-      SparsecodError: the disk can't be read now.
+      ConfigError: the file is missing or too short.
+      SparsecodError: the disk cannot be read now.
     """
     if files.is_remote(file):
         content = files.read_range(file, start, stop)
     else:
-        try:
-            with open(file, "rb", buffering=0) as opened:
-                content = b"".join(_read(opened.fileno(), start, stop))
-        except FileNotFoundError as error:
-            raise _differs(file) from error
-        except OSError as error:
-            raise SparsecodError(
-                f"{shown(file)} can't be read ({error.strerror}): look after its disk, and run again"
-            ) from error
+        content = _read_local(file, start, stop)
     if len(content) != stop - start:
         raise _differs(file)
     return content
 
 
-def _read(descriptor: int, start: int, stop: int) -> Iterator[bytes]:
-    """One read gives at most 2 GiB."""
-    while start < stop and (part := os.pread(descriptor, stop - start, start)):
+def _read_local(file: epath.PathLike, start: int, stop: int) -> bytes:
+    """Bytes start..stop-1 of a file on this machine, or fewer where it ends."""
+    try:
+        with open(file, "rb", buffering=0) as opened:
+            return b"".join(_parts(opened.fileno(), start, stop))
+    except FileNotFoundError as error:
+        raise _differs(file) from error
+    except OSError as error:
+        raise SparsecodError(
+            f"{shown(file)} can't be read ({error.strerror}):"
+            " look after its disk, and run again"
+        ) from error
+
+
+def _parts(descriptor: int, start: int, stop: int) -> Iterator[bytes]:
+    """What several reads return, as one read returns at most 2 GiB."""
+    while start < stop:
+        part = os.pread(descriptor, stop - start, start)
+        if not part:
+            return
         yield part
         start += len(part)
 
 
 def _differs(file: epath.PathLike) -> ConfigError:
+    """The error of a file that is missing, too short, or has another content."""
     return ConfigError(
-        f"{shown(file)} is not the token file that was made: copy it again, or make the data again in another folder"
+        f"{shown(file)} is not the token file that was made:"
+        " copy it again, or make the data again in another folder"
     )
 
 
 class Blocks:
-    """The blocks of a split's shards, each compared once."""
+    """The blocks of a split's shards, each compared once.
+
+    Args:
+      directory: of the data.
+      shards: in the order of their numbers.
+      dtype: of the ids.
+      vocab_size: every id is below it.
+
+    Attributes:
+      size: bytes of all ids.
+      remote: some files are in an object store, where only what is read is compared.
+    """
 
     def __init__(
         self,
@@ -105,43 +141,48 @@ class Blocks:
         dtype: str,
         vocab_size: int,
     ):
-        self._places = [os.fspath(place(directory, shard)) for shard in shards]
-        self._shards, self._vocab_size = shards, vocab_size
-        self._ids = np.dtype(dtype).newbyteorder("<")
-        self._compared = [
-            bytearray(len(shard.blocks) // DIGITS) for shard in shards
-        ]  # set by any thread; twice does no harm
-        self._found: Exception | None = None  # by the thread
-        self.size = sum(shard.tokens for shard in shards) * self._ids.itemsize
-        self.remote = any(
-            files.is_remote(file) for file in self._places
-        )  # some are in a store, where only what is read is compared
+        self._files = [os.fspath(shard_path(directory, shard)) for shard in shards]
+        self._shards = shards
+        self._vocab_size = vocab_size
+        self._dtype = np.dtype(dtype).newbyteorder("<")
+        # A flag per block, set by any thread. Without a lock two threads may compare the
+        # same block, which does no harm.
+        self._compared = [bytearray(len(shard.blocks) // DIGITS) for shard in shards]
+        self._failure: Exception | None = None  # in the thread
+        self.size = sum(shard.size(self._dtype) for shard in shards)
+        self.remote = any(files.is_remote(file) for file in self._files)
 
     def check(self, number: int, start: int, stop: int) -> None:
-        """Compares the blocks that hold bytes start..stop-1 of the ids of shard `number`.
+        """Compares the blocks that hold bytes start..stop-1 of the ids of a shard.
+
+        Args:
+          number: of the shard within the split.
 
         Raises:
-          ConfigError: one differs, here or where the thread has looked, or has an id beyond the vocabulary.
+          ConfigError: a block differs, here or where the thread has read, or it has an id
+            outside the vocabulary.
         """
-        if self._found:
-            raise self._found
-        shard, compared = self._shards[number], self._compared[number]
-        waiting = [
-            block
-            for block in range(start // BLOCK, -(-stop // BLOCK))
-            if shard.blocks and not compared[block]
-        ]
+        if self._failure:
+            raise self._failure
+        shard = self._shards[number]
+        if not shard.blocks:
+            return
+        compared = self._compared[number]
+        touched = range(start // BLOCK, -(-stop // BLOCK))
+        waiting = [block for block in touched if not compared[block]]
         if not waiting:
             return
-        first, last = waiting[0], waiting[-1] + 1
-        length = shard.tokens * self._ids.itemsize
+        # One read from the first to the last of them, even if some between are known.
+        first = waiting[0]
+        last = waiting[-1] + 1
+        # The last block of a shard is a short one.
+        stop = min(last * BLOCK, shard.size(self._dtype))
         content = read_bytes(
-            self._places[number],
-            shard.offset + first * BLOCK,
-            shard.offset + min(last * BLOCK, length),
+            self._files[number], shard.offset + first * BLOCK, shard.offset + stop
         )
-        if digests(content) != shard.blocks[first * DIGITS : last * DIGITS]:
-            raise _differs(self._places[number])
+        recorded = shard.blocks[first * DIGITS : last * DIGITS]
+        if digests(content) != recorded:
+            raise _differs(self._files[number])
         self._check_ids(number, content)
         compared[first:last] = b"\1" * (last - first)
 
@@ -155,51 +196,70 @@ class Blocks:
             pass
 
     def watch(self) -> None:
-        """Compares everything in a thread that ends with the process; what it finds is raised by the next `check`."""
-        threading.Thread(target=self._look, name="token files", daemon=True).start()
+        """Compares everything in a thread that ends with the process.
 
-    def _look(self) -> None:
+        The next `check` raises what it finds.
+        """
+        thread = threading.Thread(
+            target=self._check_slowly, name="token files", daemon=True
+        )
+        thread.start()
+
+    def _check_slowly(self) -> None:
+        """Runs in the thread, while the rest of the process trains."""
         began = time.monotonic()
         try:
             for _ in self._steps():
+                # Sleeping in proportion to the work bounds the share of a core.
                 time.sleep((time.monotonic() - began) / SHARE)
                 began = time.monotonic()
-        except (
-            Exception
-        ) as error:  # whatever ended the comparison, training must not go on without it
-            self._found = error
+        # Whatever ended the comparison, training must not continue without it.
+        except Exception as error:
+            self._failure = error
 
     def _steps(self) -> Iterator[None]:
+        """Compares everything, AT_ONCE bytes per step."""
         for number, shard in enumerate(self._shards):
-            yield from self._by_blocks(number) if shard.blocks else self._whole(number)
+            if shard.blocks:
+                yield from self._check_blocks(number)
+            else:
+                yield from self._check_sha256(number)
 
-    def _by_blocks(self, number: int) -> Iterator[None]:
-        length = self._shards[number].tokens * self._ids.itemsize
-        for start in range(0, length, AT_ONCE):
-            self.check(number, start, min(start + AT_ONCE, length))
+    def _check_blocks(self, number: int) -> Iterator[None]:
+        size = self._shards[number].size(self._dtype)
+        for start in range(0, size, AT_ONCE):
+            stop = min(start + AT_ONCE, size)
+            self.check(number, start, stop)
             yield
 
-    def _whole(self, number: int) -> Iterator[None]:
-        """By the digest of old data: of a file made here with its header, of a range of a raw file without."""
-        shard, digest = self._shards[number], hashlib.sha256()
-        stop = shard.offset + shard.tokens * self._ids.itemsize
-        raw = os.path.isabs(shard.file) or files.is_remote(shard.file)
-        if not raw:
-            digest.update(read_bytes(self._places[number], 0, shard.offset))
+    def _check_sha256(self, number: int) -> Iterator[None]:
+        """Compares old data, whose digest covers the header of a file made here.
+
+        That of a range of a raw file, which has an absolute path, covers the ids alone.
+        """
+        shard = self._shards[number]
+        file = self._files[number]
+        digest = hashlib.sha256()
+        is_raw = os.path.isabs(shard.file) or files.is_remote(shard.file)
+        if not is_raw:
+            header = read_bytes(file, 0, shard.offset)
+            digest.update(header)
+        stop = shard.offset + shard.size(self._dtype)
         for start in range(shard.offset, stop, AT_ONCE):
-            content = read_bytes(
-                self._places[number], start, min(start + AT_ONCE, stop)
-            )
+            content = read_bytes(file, start, min(start + AT_ONCE, stop))
             self._check_ids(number, content)
             digest.update(content)
             yield
         if digest.hexdigest() != shard.sha256:
-            raise _differs(self._places[number])
+            raise _differs(file)
 
     def _check_ids(self, number: int, content: bytes) -> None:
-        ids = np.frombuffer(content, self._ids)
-        if ids.size and (highest := int(ids.max())) >= self._vocab_size:
+        # An embedding would be looked up outside its table without an error.
+        ids = np.frombuffer(content, self._dtype)
+        highest = ids.max(initial=0)
+        if highest >= self._vocab_size:
             raise ConfigError(
-                f"{shown(self._places[number])} has id {highest}, and the vocabulary ends at {self._vocab_size - 1}:"
-                " copy it again, or make the data again in another folder"
+                f"{shown(self._files[number])} has id {highest}, and the vocabulary ends at"
+                f" {self._vocab_size - 1}: copy it again, or make the data again in another"
+                " folder"
             )

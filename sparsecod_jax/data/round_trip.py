@@ -1,4 +1,8 @@
-"""Do a tokenizer's ids give the text back? What they lose the model never sees, and bits per byte count it all the same."""
+"""Do a tokenizer's ids give the text back?
+
+Round trip: text to ids and back. What it loses the model never sees, while bits per byte
+still count the lost bytes.
+"""
 
 import dataclasses
 import unicodedata
@@ -8,56 +12,83 @@ from sparsecod_jax.data.tokenizer import Tokenizer
 from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.shell.shown import shown
 
-MOST_LOST = 0.1  # share of characters from which a tokenizer does not fit the text
+MAX_LOST = 0.1  # share of characters above which a tokenizer does not fit the text
 
 
 @dataclasses.dataclass(frozen=True)
 class RoundTrip:
-    """What became of some documents."""
+    """What a sample of documents lost."""
 
     documents: int
-    returned: int  # came back as they were
+    returned: int  # documents that came back unchanged
     characters: int  # without spaces, whatever their case
-    lost: int  # of them, what did not come back
-    example: str  # the beginning of a document that lost most
+    lost: int  # characters that did not come back
+    example: str  # the beginning of the document that lost the largest share
 
 
-def look(encoder: Tokenizer, texts: list[str]) -> RoundTrip:
-    """Encodes and decodes documents."""
-    returned, characters, lost, worst = 0, 0, 0, (0.0, "")
-    for text, ids in zip(texts, encoder.encode(texts), strict=True):
-        back = encoder.decode(ids[len(encoder.before) : -1].tolist())
-        before, after = _letters(text), _letters(back)
-        missing, whole = (before - after).total(), before.total()
-        returned += back == text
-        characters, lost = characters + whole, lost + missing
-        worst = max(worst, (missing / max(whole, 1), shown(text, 80)))
-    return RoundTrip(len(texts), returned, characters, lost, worst[1] if lost else "")
+def measure(encoder: Tokenizer, texts: list[str]) -> RoundTrip:
+    """Encodes and decodes documents.
+
+    Args:
+      texts: whole documents, or their beginnings.
+    """
+    documents = encoder.encode(texts)
+    returned = 0
+    characters = 0
+    lost = 0
+    worst = (0.0, "")  # share and text
+    for text, ids in zip(texts, documents, strict=True):
+        # Without what stands before and after a text.
+        content = ids[len(encoder.before) : -1]
+        decoded = encoder.decode(content.tolist())
+        if decoded == text:
+            returned += 1
+        original = _letters(text)
+        length = original.total()
+        missing = (original - _letters(decoded)).total()
+        characters += length
+        lost += missing
+        share = missing / max(length, 1)
+        worst = max(worst, (share, shown(text, 80)))
+    example = worst[1] if lost else ""
+    return RoundTrip(len(texts), returned, characters, lost, example)
 
 
 def _letters(text: str) -> Counter[str]:
-    """Its characters without spaces, equal where they differ in case or way of writing alone."""
-    return Counter("".join(unicodedata.normalize("NFKC", text).casefold().split()))
+    """Characters without spaces; case and equivalent Unicode forms make no difference."""
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return Counter("".join(folded.split()))
 
 
-def judge(found: RoundTrip, tokenizer: str) -> str | None:
-    """What people should know; None where every document came back.
+def judge(result: RoundTrip, tokenizer: str) -> str | None:
+    """A warning or remark for people; None where every document came back.
+
+    Args:
+      tokenizer: its name, for messages.
 
     Raises:
-      ConfigError: so much is lost that the tokenizer is none for this text.
+      ConfigError: more than MAX_LOST of the characters are lost.
     """
-    share = found.lost / max(found.characters, 1)
-    sample = f"of {found.documents:,} documents that were looked at, {found.documents - found.returned:,}"
-    if found.lost:
-        sentence = (
-            f"the tokenizer {shown(tokenizer)} does not give the text back: {sample} differ, and {found.lost:,} of {found.characters:,}"
-            f" characters ({share:.1%}) are lost, as in {found.example!r}"
+    changed = result.documents - result.returned
+    if changed == 0:
+        return None
+    sample = f"of {result.documents:,} sampled documents, {changed:,}"
+    if not result.lost:
+        return (
+            f"the tokenizer {shown(tokenizer)} changes spaces, case or Unicode forms:"
+            f" {sample} come back changed; no character is lost"
         )
-        if share > MOST_LOST:
-            raise ConfigError(
-                f"{sentence}: choose a tokenizer that knows them, such as --tokenizer=bpe"
-            )
-        return f"warning: {sentence}; bits per byte count them as predicted, so they are too low by about as much"
-    if found.returned < found.documents:
-        return f"the tokenizer {shown(tokenizer)} changes spaces, case or ways of writing: {sample} come back so; no character is lost"
-    return None
+    share = result.lost / max(result.characters, 1)
+    finding = (
+        f"the tokenizer {shown(tokenizer)} does not give the text back: {sample} differ,"
+        f" and {result.lost:,} of {result.characters:,} characters ({share:.1%}) are lost,"
+        f" as in {result.example!r}"
+    )
+    if share > MAX_LOST:
+        raise ConfigError(
+            f"{finding}: choose a tokenizer that knows them, such as --tokenizer=bpe"
+        )
+    return (
+        f"warning: {finding}; bits per byte count them as predicted,"
+        " so they are too low by about as much"
+    )

@@ -1,8 +1,9 @@
 """Can this tokenizer.json be used without harm? Anyone may have made it.
 
-The library reads it in Rust, which may panic, and its replacements and patterns may grow a text
-without end or search for ever. So a file that has any is tried first, in a process of its own with
-little memory and time, on all printable ASCII and on every piece of text that its rules look for.
+Trial of a tokenizer: the library reads the file in Rust, which may panic, and its
+replacements and patterns may expand a text without end or search forever. So a file that
+has any of these is tried first, in a process of its own with little memory and time, on
+all printable ASCII and on every string that its rules contain.
 """
 
 import contextlib
@@ -21,13 +22,10 @@ from sparsecod_jax.storage import files
 LARGEST = 2**28  # bytes of a tokenizer.json; the largest in use have 2**25
 SECONDS = 30
 MEMORY = 2**32  # bytes of address space of the trial
-GROWTH = 64  # ids a character at most
-RISKY = (
-    "Replace",
-    "Split",
-    "Precompiled",
-)  # rules that take patterns or tables from the file
-FAILED = 3
+GROWTH = 64  # ids per byte of text at most
+# Rules that take patterns or tables from the file.
+RISKY = ("Replace", "Split", "Precompiled")
+FAILED = 3  # exit code
 
 PROGRAM = """
 import contextlib, json, resource, sys
@@ -48,79 +46,88 @@ def content(path: epath.Path) -> str:
     """The text of a tokenizer.json.
 
     Raises:
-      ConfigError: it is missing, not a plain file, too large, or no text.
+      ConfigError: it is missing, not a plain file, too large, or not text.
     """
     if not path.exists():
         raise ConfigError(
-            f"there is no tokenizer {shown(path)}: use bytes, bpe, or the path of a tokenizer.json"
+            f"there is no tokenizer {shown(path)}:"
+            " use bytes, bpe, or the path of a tokenizer.json"
         )
     files.check_plain(path)
     size = path.stat().length
     if size > LARGEST:
         raise ConfigError(
-            f"{shown(path)} has {size:,} bytes, and a tokenizer.json at most {LARGEST:,}: choose another"
+            f"{shown(path)} has {size:,} bytes,"
+            f" and a tokenizer.json at most {LARGEST:,}: choose another"
         )
     try:
         return path.read_bytes().decode()
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"{shown(path)} can't be read as a tokenizer.json ({shown(error)}): choose another"
+            f"{shown(path)} can't be read as a tokenizer.json ({shown(error)}):"
+            " choose another"
         ) from error
 
 
 def check(path: epath.Path, text: str) -> None:
     """Tries a file that has risky rules.
 
+    Args:
+      path: of the file, for messages.
+      text: its content.
+
     Raises:
-      ConfigError: it takes too long, too much memory, or makes too many ids of a text.
+      ConfigError: it takes too long or too much memory, or makes too many ids of a text.
     """
+    strings = set(_strings(_rules(path, text)))
+    if strings.isdisjoint(RISKY):
+        return
+    # Repeated, as a bad rule may take time or memory that grows with the square.
+    printable = "".join(map(chr, range(32, 127)))
+    repeated = {string[:1000] * 20 for string in strings}
+    texts = [printable * 10, *(repeated - {""})]
+    if problem := _try(text, texts):
+        raise ConfigError(f"{shown(path)} {problem}: choose another tokenizer")
+
+
+def _rules(path: epath.Path, text: str) -> list[Any]:
+    """What a tokenizer.json does to a text before and after its model."""
     try:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ConfigError(
             f"{shown(path)} is not a tokenizer.json ({shown(error)}): choose another"
         ) from error
-    parts = ("normalizer", "pre_tokenizer", "decoder")
-    rules = [values.get(part) for part in parts] if isinstance(values, dict) else []
-    found = list(_strings(rules))
-    if not any(word in RISKY for word in found):
-        return
-    ascii_text = "".join(map(chr, range(32, 127)))
-    texts = [ascii_text * 10, *({word[:1000] * 20 for word in found} - {""})]
-    sentence = f"{shown(path)} {{}}: choose another tokenizer"
+    if not isinstance(values, dict):
+        return []
+    return [values.get(part) for part in ("normalizer", "pre_tokenizer", "decoder")]
+
+
+def _try(tokenizer_json: str, texts: list[str]) -> str | None:
+    """Encodes texts in a process of its own; returns what went wrong, if anything."""
+    # With -P the library is not imported from the working directory.
+    program = PROGRAM.format(growth=GROWTH, failed=FAILED, memory=MEMORY)
     try:
-        tried = subprocess.run(
-            [
-                sys.executable,
-                "-P",
-                "-c",
-                PROGRAM.format(growth=GROWTH, failed=FAILED, memory=MEMORY),
-            ],
-            input=json.dumps([text, texts]).encode(),
+        process = subprocess.run(
+            [sys.executable, "-P", "-c", program],
+            input=json.dumps([tokenizer_json, texts]).encode(),
             capture_output=True,
             timeout=SECONDS,
             check=False,
         )
-    except subprocess.TimeoutExpired as error:
-        raise ConfigError(
-            sentence.format(f"takes more than {SECONDS} s for a few lines of text")
-        ) from error
-    if tried.returncode == FAILED:
-        raise ConfigError(
-            sentence.format(f"makes more than {GROWTH} ids of a character")
-        )
-    if tried.returncode:
-        reason = next(
-            reversed(tried.stderr.decode(errors="replace").strip().splitlines()),
-            f"code {tried.returncode}",
-        )
-        raise ConfigError(
-            sentence.format(f"fails on a few lines of text ({shown(reason, 200)})")
-        )
+    except subprocess.TimeoutExpired:
+        return f"takes more than {SECONDS} s for a few lines of text"
+    if process.returncode == FAILED:
+        return f"makes more than {GROWTH} ids per byte of text"
+    if process.returncode == 0:
+        return None
+    lines = process.stderr.decode(errors="replace").strip().splitlines()
+    reason = lines[-1] if lines else f"code {process.returncode}"
+    return f"fails on a few lines of text ({shown(reason, 200)})"
 
 
 def _strings(value: Any) -> Iterator[str]:
-    """Every text in nested JSON."""
+    """Every string in nested JSON."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
@@ -133,7 +140,7 @@ def _strings(value: Any) -> Iterator[str]:
 
 @contextlib.contextmanager
 def panics_named(path: object) -> Iterator[None]:
-    """A panic of the library, which is no Exception, as one sentence.
+    """Turns a panic of the library, which is not an Exception, into a ConfigError.
 
     Raises:
       ConfigError: the library panicked.

@@ -1,7 +1,13 @@
 """Which questions are asked, and of which data?
 
-lm-eval's tasks name data sets of a hub. With a folder of data sets saved by `datasets.save_to_disk`, laid out DATASET/CONFIG/SPLIT with
-CONFIG `none` where there is but one, each task is given its data set there; no other part of the task changes.
+Tasks of lm-eval: they name data sets of a hub. With a folder of data sets saved by
+`datasets.save_to_disk`, each task is given its data set there; no other part of the task
+changes. The folder is laid out DATASET/CONFIG/SPLIT, with CONFIG `none` where there is but
+one:
+
+    ai2_arc/ARC-Easy/validation
+    ai2_arc/ARC-Easy/test
+    boolq/none/validation
 """
 
 import dataclasses
@@ -20,13 +26,13 @@ from lm_eval.tasks._index import Kind
 
 from sparsecod_jax.errors import ConfigError
 
-SCORES = (
-    "multiple_choice",
-    "loglikelihood",
-    "loglikelihood_rolling",
-)  # what tasks may ask of the model
+Config = dict[str, Any]  # of a task, from its YAML
 
-# Data sets, or configs of them, that are also in use under another name, and the columns that are named otherwise there.
+# What tasks may ask of the model.
+OUTPUT_TYPES = ("multiple_choice", "loglikelihood", "loglikelihood_rolling")
+
+# Data sets, or configs of them, that are also in use under another name, and the columns
+# that have other names there.
 OTHER_NAMES = {
     "cais/mmlu": "hails/mmlu_no_train",
     "lighteval/siqa": "social_i_qa",
@@ -41,25 +47,24 @@ class MissingData(ConfigError):
 
 @dataclasses.dataclass(frozen=True)
 class TaskSet:
-    """Tasks whose data is at hand."""
+    """Tasks whose data is at hand.
 
-    names: tuple[str, ...]  # as asked for: tasks, groups and tags
-    members: dict[str, list[str]]  # the tasks of each name
+    Attributes:
+      names: of tasks, groups and tags, as given on the command line.
+      members: the tasks of each name.
+      data: of each task that was given local data: its folder and splits.
+    """
+
+    names: tuple[str, ...]
+    members: dict[str, list[str]]
     tasks: dict[str, Task]
     groups: dict[str, Group]
-    data: dict[
-        str, dict[str, Any]
-    ]  # of each task that was given local data: its folder and splits
+    data: dict[str, dict[str, Any]]
 
     def for_lm_eval(self) -> dict[str, Any]:
-        """As `lm_eval.evaluate` takes them."""
-        return {
-            "tasks": self.tasks,
-            "groups": self.groups,
-            "group_map": {
-                name: group.child_names for name, group in self.groups.items()
-            },
-        }
+        """As `lm_eval.evaluate` takes them: tasks, groups, and the members of each group."""
+        children = {name: group.child_names for name, group in self.groups.items()}
+        return {"tasks": self.tasks, "groups": self.groups, "group_map": children}
 
 
 def load(
@@ -71,218 +76,248 @@ def load(
     """Loads tasks and their data, without a network if `folder` has it all.
 
     Args:
+      names: of tasks, groups and tags.
       folder: local data sets; None has each task load its own as lm-eval does.
       include: a folder of further tasks in YAML.
-      num_fewshot: examples before each question; None is as each task says, and 0 where it says nothing.
+      num_fewshot: examples before each question; None is the task's own number, and 0 where
+        it has none.
 
     Raises:
-      ConfigError: a name is unknown or asked for twice, a task needs generation, its data or enough examples are not there.
+      ConfigError: a name is unknown or given twice, a task needs generation, its data or
+        enough examples are not there.
     """
-    for option, place in (("--data", folder), ("--include", include)):
-        if place is not None and not place.is_dir():
-            raise ConfigError(f"{option}={place} is not a folder: correct it")
+    for option, path in (("--data", folder), ("--include", include)):
+        if path is not None and not path.is_dir():
+            raise ConfigError(f"{option}={path} is not a folder: correct it")
     manager = TaskManager(include_path=str(include) if include else None)
-    for name in names:
-        if name not in manager.task_index:
-            guesses = difflib.get_close_matches(name, manager.task_index, n=3)
-            hint = f", it has {', '.join(guesses)}" if guesses else ""
-            raise ConfigError(
-                f"lm-eval has no task {name!r}{hint}: choose from `lm-eval ls tasks`"
-            )
-    manager._factory = factory = _Factory(
-        folder
-    )  # the one place where a task's config is whole, members of groups included
-    asked, missing = TaskSet(tuple(names), {}, {}, {}, factory.data), []
+    _check_names(names, manager)
+    # The factory is the one part of lm-eval where a task's config is whole, members of
+    # groups included.
+    factory = _Factory(folder)
+    manager._factory = factory
+    task_set = TaskSet(tuple(names), {}, {}, {}, factory.data)
+    # All data sets that are missing are named in one message.
+    missing = []
     for name in names:
         try:
-            _add(asked, name, manager)
+            _add(task_set, name, manager)
         except MissingData as error:
             missing.append(str(error))
     if missing:
         raise ConfigError(
             f"--data={folder} lacks {'; '.join(missing)}: add them, or leave out the tasks"
         )
-    for task in asked.tasks.values():
+    for task in task_set.tasks.values():
         _set_examples(task, num_fewshot)
-        if task.config.num_fewshot == 0 and task.config.task in asked.data:
-            del asked.data[task.config.task]["fewshot_split"]
-    return asked
+        if task.config.num_fewshot == 0 and task.config.task in task_set.data:
+            del task_set.data[task.config.task]["fewshot_split"]
+    return task_set
 
 
-def _add(asked: TaskSet, name: str, manager: TaskManager) -> None:
+def _check_names(names: list[str], manager: TaskManager) -> None:
+    """Refuses an unknown name, and suggests what may be meant."""
+    for name in names:
+        if name in manager.task_index:
+            continue
+        guesses = difflib.get_close_matches(name, manager.task_index, n=3)
+        hint = f", it has {', '.join(guesses)}" if guesses else ""
+        raise ConfigError(
+            f"lm-eval has no task {name!r}{hint}: choose from `lm-eval ls tasks`"
+        )
+
+
+def _add(task_set: TaskSet, name: str, manager: TaskManager) -> None:
+    """Adds a task, or those of a group or tag.
+
+    Raises:
+      MissingData: the folder lacks a data set.
+      ConfigError: a task can't be loaded, is there already, or needs generation.
+    """
     try:
         loaded = manager.load([name])
     except ConfigError:
         raise
-    except (
-        Exception
-    ) as error:  # tasks run code of their own and open data sets from anywhere
-        reason = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+    except Exception as error:  # tasks run code and open data sets from anywhere
+        first_line = next(iter(str(error).splitlines()), "")
         raise ConfigError(
-            f"the task {name} can't be loaded ({reason}): give its data with --data, or leave it out"
+            f"the task {name} can't be loaded ({type(error).__name__}: {first_line}):"
+            " give its data with --data, or leave it out"
         ) from error
     for task_name, task in loaded["tasks"].items():
-        if task_name in asked.tasks:
+        if task_name in task_set.tasks:
             raise ConfigError(
-                f"--tasks asks for {task_name} twice, once as part of {name}: leave one out"
+                f"--tasks asks for {task_name} twice, once as part of {name}:"
+                " leave one out"
             )
-        if task.OUTPUT_TYPE not in SCORES:
-            raise _generates(task_name, task.OUTPUT_TYPE)
-    asked.members[name] = list(loaded["tasks"])
-    asked.tasks.update(loaded["tasks"])
-    asked.groups.update(loaded.get("groups", {}))
+        _check_output_type(task_name, task.OUTPUT_TYPE)
+    task_set.members[name] = list(loaded["tasks"])
+    task_set.tasks.update(loaded["tasks"])
+    task_set.groups.update(loaded.get("groups", {}))
 
 
-def _generates(task: str, output_type: Any) -> ConfigError:
-    return ConfigError(
-        f"the task {task} needs generated text ({output_type}), which is not scored here: leave it out"
-    )
+def _check_output_type(task: str, output_type: Any) -> None:
+    """Refuses a task that needs generated text."""
+    if output_type not in OUTPUT_TYPES:
+        raise ConfigError(
+            f"the task {task} needs generated text ({output_type}),"
+            " which is not scored here: leave it out"
+        )
 
 
 def _set_examples(task: Task, num_fewshot: int | None) -> None:
-    """As lm-eval's own command line does: a task that fixes 0 keeps it."""
+    """Sets the number of examples as lm-eval's own command line does.
+
+    Raises:
+      ConfigError: there are not enough examples.
+    """
     usual = task.config.num_fewshot
-    count = usual or 0 if num_fewshot is None or usual == 0 else num_fewshot
+    count = usual or 0
+    if num_fewshot is not None and usual != 0:  # a task that fixes 0 keeps it
+        count = num_fewshot
     task.set_config("num_fewshot", count)
     task.set_fewshot_seed(DEFAULT_OTHER_SEED)
-    if count and len(list(task.fewshot_docs())) <= count - (
-        task.config.fewshot_split != task.config.test_split
-    ):
+    if not count:
+        return
+    needed = count
+    if task.config.fewshot_split == task.config.test_split:
+        needed += 1  # a question is never its own example
+    if len(list(task.fewshot_docs())) < needed:
         raise ConfigError(
-            f"the task {task.config.task} has too few examples for --num_fewshot={count}: lower it"
+            f"the task {task.config.task} has too few examples for"
+            f" --num_fewshot={count}: lower it"
         )
 
 
 class _Factory(TaskFactory):
-    """Builds tasks with the data sets of a folder."""
+    """Builds tasks with the data sets of a folder.
+
+    Attributes:
+      data: of each task that was given local data: its folder and splits.
+    """
 
     def __init__(self, folder: epath.Path | None):
         super().__init__()
         self._folder = folder
         self.data: dict[str, dict[str, Any]] = {}
 
-    def _load_full_config(self, entry, overrides=None) -> dict[str, Any]:
+    def _load_full_config(self, entry, overrides=None) -> Config:
         config = super()._load_full_config(entry, overrides)
         if entry.kind is Kind.GROUP:
             return config
-        if (
-            "class" not in config
-            and config.get("output_type", "generate_until") not in SCORES
-        ):
-            raise _generates(
-                config["task"], config.get("output_type", "generate_until")
-            )
-        brings_data = config.get("custom_dataset") or "data_files" in (
-            config.get("dataset_kwargs") or {}
-        )
-        if self._folder is None or brings_data:
+        if "class" not in config:
+            # Before its data is looked for; lm-eval's own default is generation.
+            output_type = config.get("output_type", "generate_until")
+            _check_output_type(config["task"], output_type)
+        if self._folder is None or _brings_data(config):
             return config
-        place, columns = _place(self._folder, config)
-        splits, described = _splits(config, place)
-        self.data[config["task"]] = {
-            "folder": str(place.relative_to(self._folder)),
-            **described,
+        path, columns = _find_data(self._folder, config)
+        splits, described = _splits(config, path)
+        local_path = str(path.relative_to(self._folder))
+        self.data[config["task"]] = {"folder": local_path, **described}
+        return {
+            **config,
+            **splits,
+            "custom_dataset": partial(_read, str(path), columns),
+            "dataset_kwargs": None,
         }
-        return (
-            config
-            | splits
-            | {
-                "custom_dataset": partial(_read, str(place), columns),
-                "dataset_kwargs": None,
-            }
-        )
 
 
-def _place(
-    folder: epath.Path, config: dict[str, Any]
-) -> tuple[epath.Path, dict[str, str]]:
-    """Where a task's data set lies, and which of its columns have other names there.
+def _brings_data(config: Config) -> bool:
+    """Whether a task's config has data of its own."""
+    kwargs = config.get("dataset_kwargs") or {}
+    return bool(config.get("custom_dataset")) or "data_files" in kwargs
+
+
+def _find_data(folder: epath.Path, config: Config) -> tuple[epath.Path, dict[str, str]]:
+    """The folder of a task's data set, and which of its columns have other names there.
+
+    A data set of the hub is NAME or OWNER/NAME; it may be saved under either, or under a
+    name that was in use before.
 
     Raises:
-      MissingData: nowhere.
+      MissingData: there is none.
     """
-    path, name = config.get("dataset_path") or "", config.get("dataset_name")
-    whole = f"{path}/{name}" if name else path
-    for dataset in (path, path.rpartition("/")[2], OTHER_NAMES.get(path)):
-        place = _configuration(folder / dataset, name) if dataset else None
-        if place:
-            return place, {}
+    dataset, name = config.get("dataset_path") or "", config.get("dataset_name")
+    for known_as in (dataset, dataset.rpartition("/")[2], OTHER_NAMES.get(dataset)):
+        path = _config_folder(folder / known_as, name) if known_as else None
+        if path:
+            return path, {}
+    # What is a config of one data set may be a data set of its own elsewhere, as boolq is.
+    whole = f"{dataset}/{name}" if name else dataset
     other = OTHER_NAMES.get(whole)
-    place = _configuration(folder / other, None) if other else None
-    if place is None:
+    path = _config_folder(folder / other, None) if other else None
+    if path is None:
         raise MissingData(f"{whole or 'the data'} of {config['task']}")
-    return place, OTHER_COLUMNS.get(str(other), {})
+    return path, OTHER_COLUMNS.get(str(other), {})
 
 
-def _configuration(dataset: epath.Path, name: str | None) -> epath.Path | None:
-    """The folder of the splits of a data set's config; of the only one, where the task names none."""
+def _config_folder(dataset: epath.Path, name: str | None) -> epath.Path | None:
+    """The folder of a data set's config.
+
+    Args:
+      name: of the config; None is the only one there is.
+
+    Returns:
+      None where there is no such folder with splits in it.
+    """
     if name:
         candidates = [dataset / name]
+    elif not dataset.is_dir():
+        return None
     else:
-        candidates = [
-            dataset / "none",
-            *(sorted(dataset.iterdir()) if dataset.is_dir() else ()),
-        ]
-        if len(candidates) > 2 and not candidates[0].is_dir():
-            return None
-    return next((place for place in candidates if _splits_in(place)), None)
+        none, configs = dataset / "none", sorted(dataset.iterdir())
+        if len(configs) > 1 and not none.is_dir():
+            return None  # it can't be known which one is meant
+        candidates = [none, *configs]
+    return next(filter(_splits_in, candidates), None)
 
 
-def _splits_in(place: epath.Path) -> list[str]:
-    return (
-        sorted(
-            split.name for split in place.iterdir() if (split / "state.json").exists()
-        )
-        if place.is_dir()
-        else []
+def _splits_in(path: epath.Path) -> list[str]:
+    """The names of the splits that were saved in a folder, sorted."""
+    if not path.is_dir():
+        return []
+    return sorted(
+        split.name for split in path.iterdir() if (split / "state.json").exists()
     )
 
 
-def _splits(
-    config: dict[str, Any], place: epath.Path
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """What to change in a task's config for the splits that are there, and what came of it; nothing is changed if none is missing.
+def _splits(config: Config, path: epath.Path) -> tuple[Config, dict[str, str]]:
+    """Which splits a task is scored on and takes its examples from.
+
+    Where the usual ones are there, the config only forgets the ones that are not.
+
+    Returns:
+      What to change in the config, and the splits by their roles.
 
     Raises:
       MissingData: none of them may be scored.
     """
-    there, examples = _splits_in(place), dict(config.get("fewshot_config") or {})
-    test, validation, training = (
-        config.get(f"{split}_split") for split in ("test", "validation", "training")
-    )
+    there = _splits_in(path)
+    test, validation = config.get("test_split"), config.get("validation_split")
+    training = config.get("training_split")
     usual = test or validation
-    usual_examples = (
-        examples.pop("split", config.get("fewshot_split"))
-        or training
-        or validation
-        or test
-    )
-    scored = next(
-        (
-            split
-            for split in (usual, validation, "test", "validation")
-            if split in there
-        ),
-        None,
-    )
+    # Scored on the usual split, or on the nearest to it; never on training data.
+    candidates = (usual, validation, "test", "validation")
+    scored = next((split for split in candidates if split in there), None)
     if scored is None:
         raise MissingData(
             f"the split {usual} of {config['task']} (there is {', '.join(there)})"
         )
-    fewshot = next(
-        split
-        for split in (usual_examples, training, validation, scored)
-        if split in there
-    )
+    examples = dict(config.get("fewshot_config") or {})
+    usual_examples = examples.pop("split", config.get("fewshot_split"))
+    usual_examples = usual_examples or training or validation or test
+    # Examples from anywhere, as the last resort from what is scored.
+    candidates = (usual_examples, training, validation, scored)
+    fewshot = next(split for split in candidates if split in there)
     described = {"split": scored, "usual_split": usual, "fewshot_split": fewshot}
     if (scored, fewshot) == (usual, usual_examples):
-        named = {
-            f"{split}_split": None
-            for split in ("training", "validation")
-            if config.get(f"{split}_split") not in there
-        }
-        return named, described
-    # lm-eval leaves a question out of its own examples where both have the same split by name, so both are named.
+        absent = {}
+        for role in ("training_split", "validation_split"):
+            if config.get(role) not in there:
+                absent[role] = None
+        return absent, described
+    # lm-eval leaves a question out of its own examples where both have the same split by
+    # name, so both are named.
     changed = {
         "test_split": scored,
         "validation_split": None,
@@ -294,16 +329,22 @@ def _splits(
 
 
 def _read(
-    place: str, columns: dict[str, str], /, **_: Any
+    path: str, columns: dict[str, str], /, **_: Any
 ) -> dict[str, datasets.Dataset]:
-    """The splits of a data set, in memory, so that what a task derives from them is not cached beside them."""
+    """The splits of a data set.
+
+    They are kept in memory, so that what a task derives from them is not cached beside them.
+
+    Args:
+      path: of the data set's folder.
+      columns: names that ours are to have, by the names there.
+    """
     splits = {}
-    for split in _splits_in(epath.Path(place)):
-        rows = datasets.load_from_disk(f"{place}/{split}", keep_in_memory=True)
+    for split in _splits_in(epath.Path(path)):
+        rows = datasets.load_from_disk(f"{path}/{split}", keep_in_memory=True)
         assert isinstance(rows, datasets.Dataset)
         for theirs, ours in columns.items():
-            rows = rows.rename_column(theirs, ours).cast_column(
-                ours, datasets.Value("int64")
-            )
+            rows = rows.rename_column(theirs, ours)
+            rows = rows.cast_column(ours, datasets.Value("int64"))
         splits[split] = rows
     return splits

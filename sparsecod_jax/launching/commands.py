@@ -1,4 +1,4 @@
-"""How is a command of another program run? As a list of words, never through a shell."""
+"""How is a command of another program run? Command lines: lists of words, never through a shell."""
 
 import shlex
 import subprocess
@@ -8,13 +8,14 @@ from sparsecod_jax.errors import ConfigError, SparsecodError
 
 
 def output_of(argv: Sequence[str]) -> str:
-    """What a command prints on its standard output.
+    """The standard output of a command.
 
-    Secrets belong into the environment, never into `argv`: errors name the words, and nothing of the environment.
+    Secrets belong into the environment, never into `argv`: errors name the words, and
+    nothing of the environment.
 
     Raises:
       ConfigError: there is no such program here.
-      SparsecodError: it failed; the message has what it printed on its standard error.
+      SparsecodError: it failed; the message has its standard error.
     """
     try:
         done = subprocess.run(

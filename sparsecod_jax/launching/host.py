@@ -1,7 +1,8 @@
-"""What does one host of a pod do for a run? Its commands, one after the other: the first on every host, the others on the first host alone.
+"""What does one host of a pod do for a run? Commands of a host: run one after the other.
 
-The engines start `python -P -m sparsecod_jax.launching.host COMMAND [--then COMMAND]...` on every host; a command is the words of its argv.
-SPARSECOD_SLICE and SPARSECOD_HOST say which host this is.
+The first runs on every host, the others on the first host alone. Engines start
+`python -P -m sparsecod_jax.launching.host COMMAND [--then COMMAND]...` on every host; a
+command is the words of its argv. SPARSECOD_SLICE and SPARSECOD_HOST number the hosts.
 """
 
 import os
@@ -14,10 +15,9 @@ from collections.abc import Sequence
 from sparsecod_jax.errors import ConfigError, Preempted
 
 THEN = "--then"
-PLACE = ("SPARSECOD_SLICE", "SPARSECOD_HOST")
-LOCKED_MEMORY = (
-    64 * 2**30
-)  # bytes that a TPU's driver may pin; without privileges a container starts with far less
+HOST_NUMBERS = ("SPARSECOD_SLICE", "SPARSECOD_HOST")
+# Bytes that a TPU's driver may pin; without privileges a container starts with far less.
+LOCKED_MEMORY = 64 * 2**30
 
 # What tells a process that it is one of several, on every kind of host.
 OF_SEVERAL = (
@@ -29,41 +29,43 @@ OF_SEVERAL = (
     "MEGASCALE_NUM_SLICES",
     "MEGASCALE_SLICE_ID",
 )
+# Keeps libtpu from waiting for the other hosts of a slice.
 ONE_HOST_OF_SEVERAL = (
     "TPU_PROCESS_BOUNDS=1,1,1",
     "TPU_CHIPS_PER_PROCESS_BOUNDS=2,2,1",
-)  # tells libtpu not to wait for the others
+)
 
 
 def argv(commands: Sequence[Sequence[str]], *, several_tpu_hosts: bool) -> list[str]:
-    """What is started on every host.
+    """The command line with which every host is started.
 
     Raises:
       ConfigError: a word would be read as the end of its command.
     """
-    if any(word == THEN for command in commands for word in command):
+    if any(THEN in command for command in commands):
         raise ConfigError(
-            f"a command has the word {THEN}, which separates commands: choose another value"
+            f"a command has the word {THEN}, which separates commands:"
+            " choose another value"
         )
-    words = ["python", "-P", "-m", "sparsecod_jax.launching.host", *commands[0]]
-    bounds = ONE_HOST_OF_SEVERAL if several_tpu_hosts else ()
-    for command in commands[1:]:
-        words += [
-            THEN,
-            "env",
-            *(f"--unset={name}" for name in OF_SEVERAL),
-            *bounds,
-            *command,
-        ]
+    everywhere, *alone = commands
+    words = ["python", "-P", "-m", "sparsecod_jax.launching.host", *everywhere]
+    # What only the first host runs must not wait for the others.
+    env = ["env", *(f"--unset={name}" for name in OF_SEVERAL)]
+    if several_tpu_hosts:
+        env += ONE_HOST_OF_SEVERAL
+    for command in alone:
+        words += [THEN, *env, *command]
     return words
 
 
 def main(words: list[str]) -> int:
-    """Runs the commands of this host, and returns the exit code of the first that fails."""
+    """Runs the commands of this host; returns the exit code of the first that fails."""
     allow_locked_memory()
     everywhere, *alone = _split(words)
-    is_first = all(os.environ.get(name, "0") == "0" for name in PLACE)
-    for command in [everywhere, *(alone if is_first else [])]:
+    commands = [everywhere]
+    if all(os.environ.get(name, "0") == "0" for name in HOST_NUMBERS):
+        commands += alone
+    for command in commands:
         code = _run(command)
         if code:
             return code
@@ -75,11 +77,8 @@ def allow_locked_memory() -> None:
     try:
         resource.setrlimit(resource.RLIMIT_MEMLOCK, (LOCKED_MEMORY, LOCKED_MEMORY))
     except (ValueError, OSError) as error:
-        print(
-            f"the limit of locked memory stays as it is ({error})",
-            file=sys.stderr,
-            flush=True,
-        )
+        message = f"the limit of locked memory stays as it is ({error})"
+        print(message, file=sys.stderr, flush=True)
 
 
 def _split(words: list[str]) -> list[list[str]]:
@@ -93,7 +92,10 @@ def _split(words: list[str]) -> list[list[str]]:
 
 
 def _run(command: list[str]) -> int:
-    """The exit code of a command, which is told of SIGTERM: as a container's first process this one alone hears of it."""
+    """The exit code of a command, to which SIGTERM is passed on.
+
+    As a container's first process this one alone receives it.
+    """
     stopped = False
 
     def stop(number, frame):
@@ -106,7 +108,8 @@ def _run(command: list[str]) -> int:
     code = process.wait()
     signal.signal(signal.SIGTERM, before)
     if stopped and code == -signal.SIGTERM:
-        return Preempted.exit_code  # it saves as it goes, and had no more to say
+        # It saves as it runs, and had nothing more to report.
+        return Preempted.exit_code
     return code if code >= 0 else 128 - code
 
 

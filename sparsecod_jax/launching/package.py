@@ -1,6 +1,8 @@
-"""How does code reach a pod? In an image, or as a wheel of exactly what is committed here."""
+"""How does code reach a pod? Code packages: an image, or a wheel of one commit.
 
-import argparse
+A wheel has exactly what is committed in this checkout.
+"""
+
 import dataclasses
 import hashlib
 import os
@@ -8,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from etils import epath
@@ -29,17 +32,17 @@ class CodePackage:
     """How code and data get there."""
 
     image: str | None  # of a container that holds everything
-    wheel: (
-        str | None
-    )  # a path or URL in the study directory; configs/ and constraints/ lie beside it, and commands run in that folder
+    # A path or URL in the study directory. configs/ and constraints/ lie beside it, and
+    # commands run in that folder.
+    wheel: str | None
     sha256: str | None  # of the wheel
     commit: str  # of the checkout that sent it
     dirty: bool  # whether files differed from it
-    data: str | None  # in place of the data.path of all runs; the commands say it too
+    data: str | None  # in place of the data.path of all runs; also in their commands
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that `check` and `ship` read."""
+def add_arguments(parser: ArgumentParser) -> None:
+    """Adds the options that `check` and `pack_code` read."""
     code = parser.add_mutually_exclusive_group()
     code.add_argument(
         "--image",
@@ -58,56 +61,60 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def check(args: argparse.Namespace, *, shares_files: bool) -> None:
+def check(args: Namespace, *, shares_files: bool) -> None:
     """Refuses code that can't be sent, or could not be found again.
 
     Raises:
-      ConfigError: how code gets there is not said, or files differ from the commit.
+      ConfigError: no option names how code gets there, or files differ from the commit.
     """
     if shares_files and args.image:
         raise ConfigError(
-            "--image is for pods: leave it out, as the hosts see this checkout, or give --package=wheel"
+            "--image is for pods: leave it out, as the hosts see this checkout,"
+            " or give --package=wheel"
         )
     if not shares_files and not (args.image or args.package):
         raise ConfigError("say how code gets there: --image=NAME or --package=wheel")
-    if commit().endswith(".dirty") and not args.allow_dirty:
+    _, dirty = _version()
+    if dirty and not args.allow_dirty:
         raise ConfigError(
-            f"files of {ROOT} are not committed: commit them, or give --allow_dirty, which is recorded"
+            f"files of {ROOT} are not committed:"
+            " commit them, or give --allow_dirty, which is recorded"
         )
 
 
-def ship(args: argparse.Namespace) -> CodePackage:
-    """Puts the code where the runs find it, and says what it is.
+def pack_code(args: Namespace) -> CodePackage:
+    """Puts the code where the runs find it.
+
+    Returns:
+      What engines and records need to know of it.
 
     Raises:
       ConfigError: the wheel can't be built.
     """
-    version = commit()
+    if not args.package:
+        return CodePackage(args.image, None, None, *_version(), args.data)
+    with tempfile.TemporaryDirectory() as folder:
+        built = _build(Path(folder), commit())
+        sha256 = hashlib.sha256(built.read_bytes()).hexdigest()
+        # Named by its content: what waiting runs use is not replaced.
+        target = _packages(args) / sha256[:16]
+        if files.is_remote(target) or not target.exists():
+            _copy(built, target)
+        wheel = os.fspath(target / built.name)
+    return CodePackage(None, wheel, sha256, *_version(), args.data)
+
+
+def rehearse(args: Namespace) -> CodePackage:
+    """What `pack_code` would return, for a wheel that does not exist."""
     wheel = sha256 = None
     if args.package:
-        with tempfile.TemporaryDirectory() as folder:
-            built = _build(Path(folder), version)
-            sha256 = hashlib.sha256(built.read_bytes()).hexdigest()
-            target = (
-                files.absolute(args.workdir) / "package" / sha256[:16]
-            )  # what waiting runs use is not replaced
-            if files.is_remote(target) or not target.exists():
-                _copy(built, target)
-            wheel = os.fspath(target / built.name)
+        wheel = os.fspath(_packages(args) / "0" / "rehearsal.whl")
+        sha256 = "0" * 64
     return CodePackage(args.image, wheel, sha256, *_version(), args.data)
 
 
-def rehearse(args: argparse.Namespace) -> CodePackage:
-    """What `ship` would return, of a wheel that is not there."""
-    nowhere = (
-        (
-            os.fspath(files.absolute(args.workdir) / "package" / "0" / "rehearsal.whl"),
-            "0" * 64,
-        )
-        if args.package
-        else (None, None)
-    )
-    return CodePackage(args.image, *nowhere, *_version(), args.data)
+def _packages(args: Namespace) -> epath.Path:
+    return files.absolute(args.workdir) / "package"
 
 
 def _version() -> tuple[str, bool]:
@@ -117,46 +124,52 @@ def _version() -> tuple[str, bool]:
 
 
 def _build(folder: Path, version: str) -> Path:
-    """A wheel of the files that git knows or would, whose version ends with the commit, which manifests then show."""
+    """A wheel of the files that git tracks or would track.
+
+    Its version ends with the commit, which manifests then show.
+    """
     tree = folder / "tree"
-    for name in filter(
-        None,
-        _git("ls-files", "-z", "--cached", "--others", "--exclude-standard").split(
-            "\0"
-        ),
-    ):
-        if (ROOT / name).is_file():
-            (tree / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(ROOT / name, tree / name)
+    _copy_tracked_files(tree)
+    # In the copy, never in the checkout.
     module = tree / "sparsecod_jax" / "__init__.py"
-    module.write_text(
-        module.read_text().replace(f'"{__version__}"', f'"{__version__}+g{version}"')
-    )
+    text = module.read_text()
+    module.write_text(text.replace(f'"{__version__}"', f'"{__version__}+g{version}"'))
     command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--quiet",
-        "--no-deps",
+        *(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps"),
         f"--wheel-dir={folder}",
         os.fspath(tree),
     ]
-    surroundings = os.environ | {
-        "SOURCE_DATE_EPOCH": _git("log", "-1", "--format=%ct")
-    }  # the same commit makes the same bytes
-    made = subprocess.run(
-        command, env=surroundings, capture_output=True, text=True, check=False
+    # The same commit makes the same bytes.
+    commit_time = _git("log", "-1", "--format=%ct")
+    environment = os.environ | {"SOURCE_DATE_EPOCH": commit_time}
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=False
     )
-    if made.returncode:
+    if done.returncode:
+        errors = done.stderr.strip() or "no reason given"
         raise ConfigError(
-            f"the wheel can't be built ({(made.stderr.strip() or 'no reason given').splitlines()[-1]}): try pip wheel by hand"
+            f"the wheel can't be built ({errors.splitlines()[-1]}): try pip wheel by hand"
         )
     return next(folder.glob("*.whl"))
 
 
+def _copy_tracked_files(tree: Path) -> None:
+    """Copies what git tracks or would track, as it is in this checkout."""
+    listed = _git("ls-files", "-z", "--cached", "--others", "--exclude-standard")
+    for name in listed.split("\0"):
+        source = ROOT / name
+        target = tree / name
+        # A file that was deleted without a commit is still listed.
+        if source.is_file():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
+
+
 def _copy(wheel: Path, target: epath.Path) -> None:
-    """Fills the folder where runs work: the package, unpacked for hosts that see this folder, and what it needs."""
+    """Fills the folder where runs work: the package and what it needs.
+
+    For hosts that see this folder the package is unpacked.
+    """
     with files.new_folder(target) as folder:
         shutil.copy(wheel, folder)
         for name in BESIDE:
@@ -172,8 +185,9 @@ def commit() -> str:
       ConfigError: this is no checkout, and no package that was built from one.
     """
     if (ROOT / ".git").exists():
-        changed = _git("status", "--porcelain")
-        return _git("rev-parse", "HEAD") + (".dirty" if changed else "")
+        revision = _git("rev-parse", "HEAD")
+        is_changed = _git("status", "--porcelain") != ""
+        return f"{revision}.dirty" if is_changed else revision
     built_from = code_commit()
     if built_from is None:
         raise ConfigError(f"the package in {ROOT} {UNKNOWN}")
@@ -181,12 +195,9 @@ def commit() -> str:
 
 
 def _git(*argv: str) -> str:
-    done = subprocess.run(
-        ["git", "-C", os.fspath(ROOT), *argv],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    """The output of git in this checkout."""
+    command = ["git", "-C", os.fspath(ROOT), *argv]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise ConfigError(
             f"{ROOT} is no git checkout ({done.stderr.strip()}): send studies from one"

@@ -20,7 +20,7 @@ from jax.experimental import multihost_utils
 
 from sparsecod_jax.errors import ConfigError, SparsecodError
 from sparsecod_jax.shell import ending
-from sparsecod_jax.shell.stopping import STOP, end_within, tell
+from sparsecod_jax.shell.stopping import STOP, end_within, write_stderr
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -82,7 +82,7 @@ def _leave_alone(error: BaseException) -> NoReturn:
         error, jax.errors.JaxRuntimeError
     ) and ending.OUT_OF_MEMORY not in str(error):
         message = f"computing with the others failed ({_first_line(error)}): what they say may tell why; run the same command to go on"
-    tell(f"process {jax.process_index()}: {message}")
+    write_stderr(f"process {jax.process_index()}: {message}")
     if is_first():
         time.sleep(ALIKE)
     os._exit(code)

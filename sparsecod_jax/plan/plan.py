@@ -1,11 +1,10 @@
-"""Will it fit and compile on that pod? The real train step, compiled ahead of time for a named topology, from a CPU."""
+"""Will it fit and compile on that pod? Plans: the real train step, compiled on a CPU.
+
+It is compiled ahead of time for a named topology, no chip of which need be here.
+"""
 
 import dataclasses
-import re
-import time
-from bisect import bisect_left
-from collections.abc import Iterator
-from typing import Any, get_args
+from typing import get_args
 
 import jax
 from etils import epath
@@ -13,14 +12,14 @@ from etils import epath
 from sparsecod_jax import config
 from sparsecod_jax.config import Experiment, counts
 from sparsecod_jax.errors import ConfigError
-from sparsecod_jax.parallel import devices, layout
-from sparsecod_jax.plan import hlo, topologies
+from sparsecod_jax.parallel import layout
+from sparsecod_jax.parallel.devices import GIB
+from sparsecod_jax.plan import topologies
+from sparsecod_jax.plan.findings import Budget, Compiled, Plan
+from sparsecod_jax.plan.fit import compile_programs, smallest_change
 from sparsecod_jax.plan.topologies import Topology
-from sparsecod_jax.storage import files
-from sparsecod_jax.train.step import Program, build
-
-GIB = devices.GIB
-OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
+from sparsecod_jax.storage import files, records
+from sparsecod_jax.train.step import build
 
 
 def plan_all(
@@ -34,270 +33,169 @@ def plan_all(
     """Prints a plan for each topology, and writes all to the JSON file `out`.
 
     Args:
-      every_remat: also compiles every remat policy, so that the one that recomputes least can be chosen among those that fit.
+      every_remat: also compiles every remat policy, so that the one that recomputes least
+        can be chosen among those that fit.
 
     Raises:
-      ConfigError: as `plan` does, or `out` can't be written.
+      ConfigError: as `make_plan` does, or `out` can't be written.
     """
-    if not 0 < mfu <= 1:
-        raise ConfigError(
-            f"--mfu={mfu} is not a share of the peak: use a number above 0 and up to 1, such as 0.4"
-        )
-    jax.config.update(
-        "jax_platforms", "cpu"
-    )  # the chips that are compiled for are not here
+    check_mfu(mfu)
+    # The chips that are compiled for are not here.
+    jax.config.update("jax_platforms", "cpu")
     wanted = [topologies.find(name) for name in names]
+    # Compiling takes minutes: before that, layouts and the file are checked.
     for topology in wanted:
         layout.resolve(experiment, topology.devices, topology.slices)
     target = files.absolute(out) if out else None
     if target:
-        _check_target(target)  # now, as compiling takes minutes
-    found = []
+        _check_target(target)
+    plans = []
     for topology in wanted:
-        found.append(plan(experiment, topology, mfu))
+        plan = make_plan(experiment, topology, mfu)
         if every_remat:
-            found[-1]["remat"] = every_remat_policy(experiment, topology, found[-1])
-        print(report(found[-1]), flush=True)
+            remat = every_remat_policy(experiment, topology, plan.compiled)
+            plan = dataclasses.replace(plan, remat=remat)
+        plans.append(plan)
+        print(report(plan), flush=True)
         if target:
-            files.write_json(target, found)
+            records.write_json(target, [each.to_dict() for each in plans])
+
+
+def check_mfu(mfu: float) -> None:
+    """Refuses a utilisation that is no share.
+
+    Raises:
+      ConfigError: it is not above 0 and up to 1.
+    """
+    if not 0 < mfu <= 1:
+        raise ConfigError(
+            f"--mfu={mfu} is not a share of the peak:"
+            " use a number above 0 and up to 1, such as 0.4"
+        )
 
 
 def _check_target(target: epath.Path) -> None:
-    """Refuses a file that can't be written, or that holds something else than plans."""
+    """Refuses a file that can't be written, or that holds anything but plans."""
     files.check_can_write(target)
     if not target.exists():
         return
-    found = files.read_json(target)
-    if not isinstance(found, list) or not all(
-        isinstance(each, dict) and "topology" in each for each in found
-    ):
+    content = records.read_json(target)
+    are_plans = isinstance(content, list) and all(
+        isinstance(entry, dict) and "topology" in entry for entry in content
+    )
+    if not are_plans:
         raise ConfigError(
             f"{target} holds something else than plans: choose another --out"
         )
 
 
-def plan(
+def make_plan(
     experiment: Experiment, topology: Topology, mfu: float, *, search: bool = True
-) -> dict[str, Any]:
-    """What `experiment` needs on `topology`, as plain JSON values.
+) -> Plan:
+    """What `experiment` needs on `topology`.
 
     Args:
       mfu: assumed model FLOPs utilisation, for step time and chip-hours.
-      search: whether to compile on, where it does not fit, until a change is found that does.
+      search: whether to compile on, where it does not fit, until a change is found with
+        which it does.
 
     Raises:
       ConfigError: no mesh of these devices divides model and batch.
     """
     program = build(experiment, topology.devices, topology.slices)
-    found = {
-        "topology": topology.name,
-        "devices": len(topology.devices),
-        "slices": topology.slices,
-        "device_kind": topology.devices[0].device_kind,
-        "placement": layout.describe(program.layout, experiment),
-        "mesh": dataclasses.asdict(program.layout.mesh),
-        "execution": dataclasses.asdict(program.layout.decided(experiment.execution)),
-        **budget(experiment, topology, mfu),
-        **compiled(program, topology),
-    }
-    if search and not found["fits"]:
-        found["change"] = smallest_change(experiment, topology)
-    return found
-
-
-def budget(experiment: Experiment, topology: Topology, mfu: float) -> dict[str, Any]:
-    """What follows from sizes alone."""
-    flops = (
-        counts.flops_per_token(experiment.model, experiment.data.seq_len)
-        * experiment.tokens_per_step
+    compiled = compile_programs(program, topology)
+    change = None
+    if search and not compiled.fits:
+        change = smallest_change(experiment, topology)
+    return Plan(
+        topology=topology.name,
+        devices=len(topology.devices),
+        slices=topology.slices,
+        device_kind=topology.devices[0].device_kind,
+        placement=layout.describe(program.layout, experiment),
+        mesh=program.layout.mesh,
+        execution=program.layout.decided(experiment.execution),
+        budget=_budget(experiment, topology, mfu),
+        compiled=compiled,
+        change=change,
     )
-    seconds = flops / (len(topology.devices) * topology.device.peak_flops * mfu)
-    return {
-        "parameters": dataclasses.asdict(counts.parameters(experiment.model)),
-        "tokens": experiment.steps * experiment.tokens_per_step,
-        "flops_per_step": flops,
-        "flops_convention": counts.FLOPS_CONVENTION,
-        "assumed_mfu": mfu,
-        "step_seconds": seconds,
-        "chip_hours": seconds * experiment.steps * len(topology.devices) / 3600,
-    }
 
 
-def compiled(program: Program, topology: Topology) -> dict[str, Any]:
-    """Memory, collectives and compile time of the programs that a run alternates between; out of memory is a finding."""
-    leaves = jax.tree.leaves(program.abstract_state)
-    state = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
-    found: dict[str, Any] = {
-        "checkpoint_bytes": state,
-        "fits": True,
-        "compile_seconds": 0.0,
-    }
-    for with_moments in (
-        [False, True] if program.experiment.log.moments_every else [False]
-    ):
-        began = time.perf_counter()
-        found |= _compiled_once(program, topology, found.get("memory"), with_moments)
-        found["compile_seconds"] += time.perf_counter() - began
-        if not found["fits"]:
-            break
-    return found
-
-
-def _compiled_once(
-    program: Program,
-    topology: Topology,
-    before: dict[str, Any] | None,
-    with_moments: bool,
-) -> dict[str, Any]:
-    """What one program adds to the findings; `before` is the memory of the other."""
-    try:
-        executable = program.lower(with_moments=with_moments).compile()
-    except jax.errors.JaxRuntimeError as error:
-        if OUT_OF_MEMORY not in str(error):
-            raise
-        return {"fits": False, "reason": _reason(str(error))}
-    analysis = executable.memory_analysis()
-    assert analysis, "every compiler named in `topologies` analyses memory"
-    memory = {
-        "arguments": analysis.argument_size_in_bytes,
-        "temporaries": analysis.temp_size_in_bytes,
-        "limit": topology.device.memory,
-    }
-    memory["peak"] = memory["arguments"] + memory["temporaries"]
-    found: dict[str, Any] = {
-        "memory": memory
-        if before is None or memory["peak"] > before["peak"]
-        else before
-    }
-    if not with_moments:
-        found["collectives"] = {
-            kind: dataclasses.asdict(sent)
-            for kind, sent in hlo.collectives(executable.as_text() or "").items()
-        }
-    if memory["peak"] > memory["limit"]:
-        peak, limit = memory["peak"] / GIB, memory["limit"] / GIB
-        found |= {
-            "fits": False,
-            "reason": f"arguments and temporaries take {peak:.1f} of {limit:.1f} GiB",
-        }
-    return found
-
-
-def _reason(error: str) -> str:
-    """The first line; where that is only a title, also for what memory ran out."""
-    title, *details = error.splitlines()
-    if title.endswith(":") and details:
-        title += " " + details[0].partition(" = ")[0]
-    return re.sub(r"\s+", " ", title)
-
-
-def smallest_change(experiment: Experiment, topology: Topology) -> str:
-    """The first change that fits, as overrides of the config; or that none does.
-
-    Compiling takes minutes, and memory only falls along a group: where its last change does not fit, none of it does.
-    """
-
-    def fits(changes: dict[str, Any]) -> bool:
-        values = config.to_dict(experiment)
-        for name, value in changes.items():
-            section, field = name.split(".")
-            values[section][field] = value
-        try:
-            program = build(config.from_dict(values), topology.devices, topology.slices)
-        except ConfigError:
-            return False
-        return compiled(program, topology)["fits"]
-
-    for group in _changes(
-        experiment, layout.resolve(experiment, topology.devices, topology.slices)
-    ):
-        if fits(group[-1]):
-            first = group[bisect_left(group, True, hi=len(group) - 1, key=fits)]
-            return " ".join(f"--config.{name}={value}" for name, value in first.items())
-    return "none of microbatches, a loop over blocks, remat and fsdp makes it fit: take a larger slice"
+def _budget(experiment: Experiment, topology: Topology, mfu: float) -> Budget:
+    """FLOPs from the model, time from FLOPs and the peak of the chips."""
+    flops_per_token = counts.flops_per_token(experiment.model, experiment.data.seq_len)
+    flops = flops_per_token * experiment.tokens_per_step
+    chips = len(topology.devices)
+    seconds = flops / (chips * topology.chip.peak_flops * mfu)
+    return Budget(
+        parameters=counts.parameters(experiment.model),
+        tokens=experiment.steps * experiment.tokens_per_step,
+        flops_per_step=flops,
+        flops_convention=counts.FLOPS_CONVENTION,
+        assumed_mfu=mfu,
+        step_seconds=seconds,
+        chip_hours=seconds * experiment.steps * chips / 3600,
+    )
 
 
 def every_remat_policy(
-    experiment: Experiment, topology: Topology, planned: dict[str, Any]
-) -> dict[str, dict[str, Any]]:
-    """Memory, or why it does not fit, by remat policy; `planned` has that of the experiment's own."""
-    found = {}
+    experiment: Experiment, topology: Topology, compiled: Compiled
+) -> dict[str, Compiled]:
+    """Each remat policy compiled, by its name.
+
+    Args:
+      compiled: what was found with the experiment's own policy, which is not compiled
+        again.
+    """
+    by_policy = {}
     for policy in get_args(config.Remat):
         execution = dataclasses.replace(experiment.execution, remat=policy)
         if execution == experiment.execution:
-            result = planned
-        else:
-            program = build(
-                dataclasses.replace(experiment, execution=execution),
-                topology.devices,
-                topology.slices,
-            )
-            result = compiled(program, topology)
-        found[policy] = {
-            name: value
-            for name, value in result.items()
-            if name in ("fits", "memory", "reason")
-        }
-    return found
+            by_policy[policy] = compiled
+            continue
+        changed = dataclasses.replace(experiment, execution=execution)
+        program = build(changed, topology.devices, topology.slices)
+        by_policy[policy] = compile_programs(program, topology)
+    return by_policy
 
 
-def _changes(
-    experiment: Experiment, now: layout.Layout
-) -> Iterator[list[dict[str, Any]]]:
-    """Groups of changes, each with less memory towards its end.
-
-    Smaller microbatches first, which cost least, then a loop over blocks that were unrolled, then full remat, then data-parallel replicas
-    turned into shards, each with one row. Blocks that stay unrolled under full remat are not tried, as nobody has measured them.
-    """
-    mesh = now.mesh
-    rows = experiment.global_batch // (mesh.data * mesh.fsdp * mesh.expert)
-    splits = [count for count in range(now.microbatches, rows + 1) if rows % count == 0]
-    if splits[1:]:
-        yield [{"execution.accumulation": count} for count in splits[1:]]
-    kept: dict[str, Any] = {}
-    for field, least in (("unroll", False), ("remat", "full")):
-        if getattr(now.kernels, field) != least:
-            kept[f"execution.{field}"] = least
-            yield [{"execution.accumulation": count, **kept} for count in splits]
-    for data in range(mesh.data - 1, 0, -1):
-        if mesh.data % data == 0:
-            wider = {"mesh.data": data, "mesh.fsdp": mesh.fsdp * mesh.data // data}
-            yield [{**wider, **kept, "execution.accumulation": rows}]
-
-
-def report(found: dict[str, Any]) -> str:
-    """A plan as a few lines for people."""
-    sent = [
-        f"{kind} {each['count']} x, {each['bytes'] / 1e9:.2f} GB"
-        for kind, each in sorted(found.get("collectives", {}).items())
+def report(plan: Plan) -> str:
+    """A plan for people: layout, verdict, sizes, collectives and costs."""
+    budget, compiled = plan.budget, plan.compiled
+    parameters = budget.parameters
+    collectives = []
+    for kind, traffic in sorted((compiled.collectives or {}).items()):
+        gigabytes = traffic.bytes / 1e9
+        collectives.append(f"{kind} {traffic.count} x, {gigabytes:.2f} GB")
+    lines = [
+        f"{plan.topology}: {plan.devices} x {plan.device_kind}",
+        f"  {plan.placement}",
+        f"  {_verdict(compiled)}",
     ]
-    parameters = found["parameters"]
-    return "\n".join(
-        [
-            f"{found['topology']}: {found['devices']} x {found['device_kind']}",
-            f"  {found['placement']}",
-            f"  {_verdict(found)}",
-            *([] if found["fits"] else [f"  smallest change: {found['change']}"]),
-            f"  {parameters['total']:,} parameters, {parameters['activated']:,} activated;"
-            f" checkpoint {found['checkpoint_bytes'] / 1e9:.1f} GB",
-            f"  collectives of a step on a chip: {'; '.join(sent) or 'none'}",
-            f"  {found['flops_per_step']:.3g} FLOPs a step ({found['flops_convention']})",
-            f"  at MFU {found['assumed_mfu']:.0%}: {found['step_seconds']:.2f} s a step,"
-            f" {found['chip_hours']:,.0f} chip-hours for {found['tokens']:,} tokens",
-            f"  compiled in {found['compile_seconds']:.0f} s",
-            *(
-                f"  remat {policy}: {_verdict(each)}"
-                for policy, each in found.get("remat", {}).items()
-            ),
-        ]
-    )
+    if not compiled.fits:
+        lines.append(f"  smallest change: {plan.change}")
+    lines += [
+        f"  {parameters.total:,} parameters, {parameters.activated:,} activated;"
+        f" checkpoint {compiled.checkpoint_bytes / 1e9:.1f} GB",
+        f"  collectives per step and chip: {'; '.join(collectives) or 'none'}",
+        f"  {budget.flops_per_step:.3g} FLOPs per step ({budget.flops_convention})",
+        f"  at MFU {budget.assumed_mfu:.0%}: {budget.step_seconds:.2f} s per step,"
+        f" {budget.chip_hours:,.0f} chip-hours for {budget.tokens:,} tokens",
+        f"  compiled in {compiled.compile_seconds:.0f} s",
+    ]
+    for policy, remat in (plan.remat or {}).items():
+        lines.append(f"  remat {policy}: {_verdict(remat)}")
+    return "\n".join(lines)
 
 
-def _verdict(found: dict[str, Any]) -> str:
-    if not found["fits"]:
-        return f"does not fit: {found['reason']}"
-    memory = found["memory"]
-    peak, limit, arguments, temporaries = (
-        memory[name] / GIB for name in ("peak", "limit", "arguments", "temporaries")
+def _verdict(compiled: Compiled) -> str:
+    """Whether it fits, and with how much memory or why not."""
+    if not compiled.fits:
+        return f"does not fit: {compiled.reason}"
+    memory = compiled.memory
+    assert memory, "what fits has been compiled"
+    return (
+        f"fits: peak {memory.peak / GIB:.2f} of {memory.limit / GIB:.2f} GiB per chip"
+        f" (arguments {memory.arguments / GIB:.2f},"
+        f" temporaries {memory.temporaries / GIB:.2f})"
     )
-    return f"fits: peak {peak:.2f} of {limit:.2f} GiB a chip (arguments {arguments:.2f}, temporaries {temporaries:.2f})"

@@ -1,18 +1,26 @@
-"""Which devices would be there? Slices and GPU hosts by name, described to the compiler, which needs no chip to compile for them."""
+"""Which devices would be there? Topologies: TPU slices and GPU hosts by name.
 
+They are described to the compiler, which needs no chip to compile for them.
+"""
+
+import dataclasses
 import importlib.util
 import math
 import os
 import re
-from typing import Any, NamedTuple
+from typing import Any
 
 from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.parallel import devices
-from sparsecod_jax.parallel.devices import Device
+from sparsecod_jax.parallel.devices import CHIPS, Chip, Tpu
 
-NAMES = "v4:2x2x2, v5p:4x4x4, v5e:4x4, v6e:8x8, h100:8 (GPUs of a host), h100:8x8 (hosts x GPUs), v5p:4x4x4*2 (two slices)"
+EXAMPLES = (
+    "v4:2x2x2, v5p:4x4x4, v5e:4x4, v6e:8x8, h100:8 (GPUs of a host),"
+    " h100:8x8 (hosts x GPUs), v5p:4x4x4*2 (two slices)"
+)
 
-# Without these the compiler lets only one process compile at a time, looks for the metadata server of a TPU VM, and warns of its absence.
+# Without these the compiler lets only one process compile at a time, looks for the
+# metadata server of a TPU VM, and warns of its absence.
 NO_TPU_HERE = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_SKIP_MDS_QUERY": "1",
@@ -20,70 +28,91 @@ NO_TPU_HERE = {
     "TPU_WORKER_HOSTNAMES": "localhost",
 }
 
-TPU_OPTIONS = {
-    "v4": {"chip_config_name": "megacore"},
-    "v5e": {},
-    "v5p": {},
-    "v6e": {},
-}  # megacore: one device a chip
+CHIPS_PER_TPU_HOST = 4  # 2x2 of a slice; hosts with eight are not used
 
-HOST_OF_TPU = 4  # chips, 2x2 of a slice; those of eight are not used
-
-H100 = """
-gpu_device_info {
-  threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152 shared_memory_per_core: 233472
-  threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128 block_dim_limit_x: 2147483647 block_dim_limit_y: 65535
-  block_dim_limit_z: 65535 memory_bandwidth: 3352320000000 l2_cache_size: 52428800 clock_rate_ghz: 1.98
-  device_memory_size: 84929347584 shared_memory_per_block_optin: 232448 cuda_compute_capability { major: 9 }
-  registers_per_core_limit: 65536 registers_per_block_limit: 65536
-}
-platform_name: "CUDA" dnn_version_info { major: 9 minor: 12 } runtime_version { major: 13 }
-device_description_str: "NVIDIA H100 80GB HBM3"
-"""
+SIZE = r"[1-9]\d*"
 
 
-class Topology(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Topology:
     """Devices to compile for."""
 
     name: str
     devices: list[Any]
     slices: int  # groups with a fast network among themselves: TPU slices, GPU hosts
-    device: Device  # what each of them can do
+    chip: Chip
 
 
-class Shape(NamedTuple):
-    """What a name says, without a compiler."""
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """What the name of a topology states, known without a compiler."""
 
-    kind: str  # v4, v5e, v5p, v6e, h100
-    sides: tuple[int, ...]  # of a slice in chips; of a GPU host, its GPUs
-    slices: int  # as above
+    chip: Chip
+    sides: tuple[int, ...]  # of a TPU slice, in chips; of a GPU host, its GPUs
+    slices: int  # TPU slices or GPU hosts
 
-    is_tpu = property(lambda self: self.kind != "h100")
-    chips = property(lambda self: math.prod(self.sides))  # of a slice
-    chips_of_host = property(lambda self: HOST_OF_TPU if self.is_tpu else self.chips)
-    hosts = property(lambda self: self.chips // self.chips_of_host)  # of a slice
+    @property
+    def is_tpu(self) -> bool:
+        """Whether these are slices of a TPU, not hosts of GPUs."""
+        return self.chip.tpu is not None
+
+    @property
+    def chips(self) -> int:
+        """Chips per slice."""
+        return math.prod(self.sides)
+
+    @property
+    def chips_per_host(self) -> int:
+        """Chips that one host has; a GPU host is a slice of its own."""
+        return CHIPS_PER_TPU_HOST if self.is_tpu else self.chips
+
+    @property
+    def hosts(self) -> int:
+        """Hosts per slice."""
+        return self.chips // self.chips_per_host
 
 
 def shape(name: str) -> Shape:
-    """How large a topology such as v5p:4x4x4, v5p:4x4x4*2 or h100:8x8 is, whether it is built or not.
+    """The size of a topology such as v5p:4x4x4, v5p:4x4x4*2 or h100:8x8.
 
     Raises:
-      ConfigError: it is not written so, or not of whole hosts.
+      ConfigError: the name is not of this form, or not of whole hosts.
     """
-    size = r"[1-9]\d*"
-    if tpu := re.fullmatch(
-        rf"(?:(v4|v5p):({size}x{size}x{size})|(v5e|v6e):({size}x{size}))(?:\*({size}))?",
-        name,
-    ):
-        sides = tuple(map(int, (tpu[2] or tpu[4]).split("x")))
-        if sides[0] % 2 or sides[1] % 2:
-            raise ConfigError(
-                f"--topology={name} is no slice that exists (hosts have 2x2 chips): write it like {NAMES}"
-            )
-        return Shape(tpu[1] or tpu[3], sides, int(tpu[5] or 1))
-    if gpu := re.fullmatch(rf"h100:(?:({size})x)?({size})", name):
-        return Shape("h100", (int(gpu[2]),), int(gpu[1] or 1))
-    raise ConfigError(f"--topology={name} is not known: write it like {NAMES}")
+    chip_name, _, size = name.partition(":")
+    for chip in CHIPS:
+        if chip.name == chip_name and chip.has_topologies:
+            found = _shape_of(chip, size)
+            if found:
+                return found
+    raise ConfigError(f"--topology={name} is not known: write it like {EXAMPLES}")
+
+
+def _shape_of(chip: Chip, size: str) -> Shape | None:
+    """The shape that the part behind the colon names, None where it names none."""
+    if chip.tpu:
+        return _tpu_shape(chip, chip.tpu.dimensions, size)
+    return _gpu_shape(chip, size)
+
+
+def _tpu_shape(chip: Chip, dimensions: int, size: str) -> Shape | None:
+    sides_pattern = "x".join([SIZE] * dimensions)
+    match = re.fullmatch(rf"({sides_pattern})(?:\*({SIZE}))?", size)
+    if not match:
+        return None
+    sides = tuple(int(side) for side in match[1].split("x"))
+    if sides[0] % 2 or sides[1] % 2:
+        raise ConfigError(
+            f"--topology={chip.name}:{size} is no slice that exists (hosts have 2x2 chips):"
+            f" write it like {EXAMPLES}"
+        )
+    return Shape(chip, sides, slices=int(match[2] or 1))
+
+
+def _gpu_shape(chip: Chip, size: str) -> Shape | None:
+    match = re.fullmatch(rf"(?:({SIZE})x)?({SIZE})", size)
+    if not match:
+        return None
+    return Shape(chip, sides=(int(match[2]),), slices=int(match[1] or 1))
 
 
 def find(name: str) -> Topology:
@@ -93,17 +122,19 @@ def find(name: str) -> Topology:
       ConfigError: there is no such topology, or its compiler is not installed.
     """
     wanted = shape(name)
-    found = (
-        _tpu(name.partition("*")[0], wanted.kind, wanted.slices)
-        if wanted.is_tpu
-        else _gpu(wanted.slices, wanted.chips)
-    )
-    device = devices.find(found[0].device_kind)
-    assert device, f"{found[0].device_kind} is missing in the table of devices"
-    return Topology(name, found, wanted.slices, device)
+    if wanted.chip.tpu:
+        slice_name = name.partition("*")[0]
+        found = _tpu_devices(slice_name, wanted.chip.tpu, wanted.slices)
+    else:
+        found = _gpu_devices(wanted)
+    # By device kind, which accounts for the share of a GPU's memory that jax takes.
+    chip = devices.find(found[0].device_kind)
+    assert chip, f"{found[0].device_kind} is missing in the table of chips"
+    return Topology(name, found, wanted.slices, chip)
 
 
-def _tpu(name: str, kind: str, slices: int) -> list[Any]:
+def _tpu_devices(slice_name: str, tpu: Tpu, slices: int) -> list[Any]:
+    """Devices of one or several slices of that name, by the compiler for TPU."""
     import jax  # here, as it takes seconds and `shape` does without
     from jax.experimental import topologies
 
@@ -112,26 +143,34 @@ def _tpu(name: str, kind: str, slices: int) -> list[Any]:
             "compiling for a TPU needs its compiler: pip install 'sparsecod-jax[tpu]'"
         )
     os.environ.update(NO_TPU_HERE)
-    options = TPU_OPTIONS[kind] | ({"num_slices": slices} if slices > 1 else {})
+    options: dict[str, Any] = dict(tpu.compiler_options)
+    if slices > 1:
+        options["num_slices"] = slices
     try:
-        return list(topologies.get_topology_desc(name, "tpu", **options).devices)
+        described = topologies.get_topology_desc(slice_name, "tpu", **options)
     except jax.errors.JaxRuntimeError as error:
         if "INVALID_ARGUMENT" not in str(error):
             raise
+        reason = str(error).splitlines()[0]
         raise ConfigError(
-            f"--topology={name} is no slice that exists ({str(error).splitlines()[0]}): write it like {NAMES}"
+            f"--topology={slice_name} is no slice that exists ({reason}):"
+            f" write it like {EXAMPLES}"
         ) from error
+    return list(described.devices)
 
 
-def _gpu(hosts: int, gpus: int) -> list[Any]:
+def _gpu_devices(wanted: Shape) -> list[Any]:
+    """Devices that XLA's text about an absent GPU describes."""
     from jax.experimental import topologies
 
     if importlib.util.find_spec("jax_cuda13_plugin") is None:
         raise ConfigError(
-            "compiling for an H100 needs its compiler: pip install 'sparsecod-jax[gpu]'"
+            "compiling for a GPU needs its compiler: pip install 'sparsecod-jax[gpu]'"
         )
-    return list(
-        topologies.get_topology_desc(
-            "", "cuda", target_config=H100, topology=f"1x{hosts}x{gpus}"
-        ).devices
+    described = topologies.get_topology_desc(
+        "",
+        "cuda",
+        target_config=wanted.chip.gpu_target,
+        topology=f"1x{wanted.slices}x{wanted.chips}",
     )
+    return list(described.devices)

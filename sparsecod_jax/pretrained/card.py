@@ -1,4 +1,8 @@
-"""What does a model say about itself? The README.md of an exported folder."""
+"""What is written about a model beside its weights? The README.md of an exported folder.
+
+Model card: what the model is, how it was trained, how well it predicts, and what each block
+contributes, as far as that is known.
+"""
 
 import json
 import textwrap
@@ -7,7 +11,7 @@ from typing import Any
 from sparsecod_jax.analysis.catalogue import IN_REPORTS
 from sparsecod_jax.config import counts
 from sparsecod_jax.pretrained.load import LoadedModel
-from sparsecod_jax.storage.files import read_record
+from sparsecod_jax.storage.records import read_record
 from sparsecod_jax.storage.rundir import RunDir
 
 HEAD = """---
@@ -19,45 +23,51 @@ tags:
 ---
 """
 
-COLUMNS = [
-    column for score in IN_REPORTS for column in score.card
-]  # of the table of layers
-PLACES = ("path", "source", "tokenizer")  # fields that name files
-PRIVATE = (
-    "host",
-    "hostname",
-    "pid",
-    "workdir",
-    "coordinator",
-)  # what a record may say of a machine
+# Of the table of blocks.
+COLUMNS = [column for score in IN_REPORTS for column in score.card]
+MEASURES = ("loss", "perplexity", "bits_per_byte", "unigram_entropy")  # of final.json
+FILE_FIELDS = ("path", "source", "tokenizer")  # of records, whose values name files
+# Fields of records that describe a machine and stay there.
+PRIVATE = ("host", "hostname", "pid", "workdir", "coordinator")
 WIDTH = 125  # of a line of text
 
 
 def write(run: RunDir, model: LoadedModel) -> str:
-    """Markdown: what the model is, how it was trained, how well it predicts, and what each layer contributes, as far as that is known."""
-    manifest = read_record(run.manifest)
+    """The card in Markdown.
+
+    A section about which nothing is known is left out.
+
+    Args:
+      run: with manifest and config, and scores and final measures if there are any.
+      model: that was exported.
+    """
     sections = [
         _description(run.path.name, model),
         _results(run, model.step),
-        _layers(run, model.weights),
-        _training(run, manifest),
+        _blocks(run, model.weights),
+        _training(run),
     ]
     return HEAD + "\n" + "\n\n".join(section for section in sections if section) + "\n"
 
 
 def _description(name: str, model: LoadedModel) -> str:
-    cfg, sizes = model.source.model, counts.parameters(model.source.model)
-    kind = f"{cfg.n_experts} experts, {cfg.top_k} a token" if cfg.n_experts else "dense"
-    lines = [
-        f"# {name}",
-        "",
-        f"A Pre-LN language model of {cfg.n_layers} blocks of width {cfg.d_model} ({kind}), {sizes.total:,} parameters, of which"
-        f" {sizes.activated:,} are active a token; checkpoint {model.step} of its training. Sequences of up to"
-        f" {model.source.max_seq_len:,} tokens; every document ended with the end-of-text token, and {_beginning(model)}.",
+    """The first section: sizes, and what a user of the model has to know."""
+    cfg, parameters = model.source.model, counts.parameters(model.source.model)
+    kind = "dense"
+    if cfg.n_experts:
+        kind = f"{cfg.n_experts} experts, {cfg.top_k} per token"
+    sentences = [
+        f"A Pre-LN language model of {cfg.n_layers} blocks of width {cfg.d_model} ({kind}),"
+        f" {parameters.total:,} parameters, of which {parameters.activated:,} are active per"
+        f" token; checkpoint {model.step} of its training.",
+        f"Sequences of up to {model.source.max_seq_len:,} tokens;"
+        f" every document ended with the end-of-text token, and {_beginning(model)}.",
     ]
+    lines = [f"# {name}", "", " ".join(sentences)]
     if cfg.document_masking:
         lines.append(
-            "It was trained with attention within documents, which stock code does not know: give it one document at a time."
+            "It was trained with attention within documents, which stock code does not"
+            " know: give it one document at a time."
         )
     if cfg.layer_norm_scaling:
         lines.append(
@@ -67,65 +77,87 @@ def _description(name: str, model: LoadedModel) -> str:
 
 
 def _beginning(model: LoadedModel) -> str:
+    """With which tokens a document began in training, as a clause."""
     tokenizer = model.source.tokenizer()
-    first = "".join(
-        f" `{tokenizer.inner.id_to_token(number)}`" for number in tokenizer.before
-    )
-    return (
-        f"began with{first}, which the tokenizer puts there"
-        if first
-        else "none began with a token of its own"
-    )
+    name_of = tokenizer.inner.id_to_token
+    tokens = [name_of(number) for number in tokenizer.before]
+    if not tokens:
+        return "none began with a token of its own"
+    listed = " ".join(f"`{token}`" for token in tokens)
+    return f"began with {listed}, which the tokenizer puts there"
 
 
 def _results(run: RunDir, step: int) -> str:
-    final = read_record(run.final) if run.final.exists() else {}
+    """The held-out measures, if the run ended with the exported checkpoint.
+
+    Args:
+      step: of the exported checkpoint.
+    """
+    if not run.final.exists():
+        return ""
+    final = read_record(run.final)
     if final.get("steps") != step:
         return ""
-    numbers = {
-        name: final[name]
-        for name in ("loss", "perplexity", "bits_per_byte", "unigram_entropy")
-        if name in final
-    }
     rows = [
-        [name.replace("_", " "), _number(value, ".4f")]
-        for name, value in numbers.items()
+        [name.replace("_", " "), _number(final[name], ".4f")]
+        for name in MEASURES
+        if name in final
     ]
     return _table("## Held-out text", ["measure", "value"], rows)
 
 
-def _layers(run: RunDir, weights: str) -> str:
-    """The scores of these weights, a row a layer."""
-    scores = read_record(run.analysis.scores) if run.analysis.scores.exists() else {}
+def _blocks(run: RunDir, weights: str) -> str:
+    """The scores of the exported weights, one row per block.
+
+    Args:
+      weights: a digest of the parameters.
+    """
+    if not run.analysis.scores.exists():
+        return ""
+    scores = read_record(run.analysis.scores)
+    # Scores of an earlier checkpoint would be those of another model.
     if scores.get("model", {}).get("weights") != weights:
         return ""
-    found = {column.name: _find(scores, column.path) for column in COLUMNS}
-    columns = {name: values for name, values in found.items() if values}
+    # A column without values belongs to a score that was not computed.
+    columns = {}
+    for column in COLUMNS:
+        values = _value_at(scores, column.path)
+        if values:
+            columns[column.name] = values
     if not columns:
         return ""
-    rows = [
-        [str(layer + 1), *(_number(value, ".4g") for value in row)]
-        for layer, row in enumerate(zip(*columns.values(), strict=True))
-    ]
+    rows = []
+    for block, values in enumerate(zip(*columns.values(), strict=True)):
+        cells = [_number(value, ".4g") for value in values]
+        rows.append([str(block + 1), *cells])
     data = scores["data"]
-    measured = f"Measured on {data['sequences']} sequences of {data['seq_len']} tokens, or the first of them."
-    reading = textwrap.fill(
-        " ".join(column.reading for column in COLUMNS if column.reading), WIDTH
+    measured = (
+        f"Measured on {data['sequences']} sequences of {data['seq_len']} tokens,"
+        " or the first of them."
     )
-    heading = f"## What each layer contributes\n\n{reading} {measured}"
+    readings = " ".join(column.reading for column in COLUMNS if column.reading)
+    text = f"{textwrap.fill(readings, WIDTH)} {measured}"
+    heading = f"## What each block contributes\n\n{text}"
     return _table(heading, ["block", *columns], rows)
 
 
-def _training(run: RunDir, manifest: dict[str, Any]) -> str:
-    made_with, config = (
-        json.dumps(_public(values), indent=1)
-        for values in (manifest, read_record(run.config))
-    )
-    return f"## Training\n\nManifest:\n\n```json\n{made_with}\n```\n\nConfig:\n\n```json\n{config}\n```"
+def _training(run: RunDir) -> str:
+    """Manifest and config of the run, as far as they may be published."""
+    manifest = _as_json_block(_public(read_record(run.manifest)))
+    config = _as_json_block(_public(read_record(run.config)))
+    return f"## Training\n\nManifest:\n\n{manifest}\n\nConfig:\n\n{config}"
+
+
+def _as_json_block(values: Any) -> str:
+    """A code block of Markdown."""
+    return f"```json\n{json.dumps(values, indent=1)}\n```"
 
 
 def _public(value: Any, name: str = "") -> Any:
-    """What may be told of a record, and of what it has under `name`: of places their last name, and nothing of hosts and processes."""
+    """What may be published of a record, of which `value` is the field `name`.
+
+    Paths are reduced to their last name; hosts and processes are left out.
+    """
     if isinstance(value, dict):
         return {
             key: _public(item, key) for key, item in value.items() if key not in PRIVATE
@@ -134,22 +166,28 @@ def _public(value: Any, name: str = "") -> Any:
         return [_public(item) for item in value]
     if not isinstance(value, str) or value.startswith("hf:"):
         return value
-    is_place = name in PLACES or value.startswith(("/", "~", ".")) or "://" in value
-    return value.rstrip("/").rpartition("/")[2] if is_place else value
+    # A path gives away a machine and who uses it.
+    is_path = name in FILE_FIELDS or value.startswith(("/", "~", ".")) or "://" in value
+    if is_path:
+        return value.rstrip("/").rpartition("/")[2]
+    return value
 
 
 def _table(heading: str, columns: list[str], rows: list[list[str]]) -> str:
-    lines = [
-        f"| {' | '.join(cells)} |" for cells in (columns, ["---"] * len(columns), *rows)
-    ]
-    return "\n".join([heading, "", *lines])
+    """A section with a heading and a table in Markdown."""
+    lines = [heading, ""]
+    for cells in (columns, ["---"] * len(columns), *rows):
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def _number(value: float | None, style: str) -> str:
     return "–" if value is None else format(value, style)
 
 
-def _find(scores: dict[str, Any], path: tuple[str, ...]) -> Any:
+def _value_at(scores: dict[str, Any], path: tuple[str, ...]) -> Any:
+    """The value at a path of names in scores.json; an empty dict if there is none."""
+    value = scores
     for name in path:
-        scores = scores.get(name, {})
-    return scores
+        value = value.get(name, {})
+    return value

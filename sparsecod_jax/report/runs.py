@@ -9,7 +9,7 @@ from sparsecod_jax.config.python_file import gist
 from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.shell.shown import shown
 from sparsecod_jax.storage import files
-from sparsecod_jax.storage.files import read_record
+from sparsecod_jax.storage.records import read_record
 from sparsecod_jax.storage.rundir import RunDir
 
 

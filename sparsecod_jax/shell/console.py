@@ -1,7 +1,8 @@
-"""How does a program say something to a reader who may have stopped or left?
+"""How does a program print to a reader who may have stopped reading, or left?
 
-Lines wait in a bounded queue for a thread that writes them. Where there is no room, because a pipe or a disk is
-full, they are dropped and counted; where the reader has left (`| head`), all that follows is dropped.
+Console output: lines wait in a bounded queue for a thread that writes them. Where there
+is no room, because a pipe or a disk is full, lines are dropped and counted. Where the
+reader has left (`| head`), all later lines are dropped.
 """
 
 import atexit
@@ -15,44 +16,47 @@ import threading
 import time
 
 LINES = 10_000  # that wait at most
-LAST_WORDS = 3.0  # seconds that a reader has at the end
+GRACE = 3.0  # seconds that a slow reader has at the end
 
 
-class Unhindered(io.TextIOBase):
+class NonBlockingStream(io.TextIOBase):
     """A text stream whose `write` never waits and never fails."""
 
     def __init__(self, stream):
         self._descriptor = stream.fileno()
         self._encoding = stream.encoding
-        self._lines: queue.Queue[bytes | None] = queue.Queue(LINES)
-        self._begun = ""  # a line that has no end yet
+        self._lines: queue.Queue[bytes | None] = queue.Queue(LINES)  # None ends it
+        self._partial = ""  # a line without an end so far
+        # Guards `_partial` and `_dropped`: any thread of the process may print.
         self._lock = threading.Lock()
         self._dropped = 0
         self._reader_left = False
         self._thread = threading.Thread(
             target=self._write_lines, name="console", daemon=True
         )
+        # What is in the old stream's buffer comes before what is written here.
         with contextlib.suppress(OSError):
             stream.flush()
         self._thread.start()
 
     def write(self, text: str, /) -> int:
         with self._lock:
-            self._begun += text
+            self._partial += text
             if "\n" in text:
-                self._take()
+                self._enqueue()
         return len(text)
 
     def flush(self) -> None:
         with self._lock:
-            self._take()
+            self._enqueue()
 
-    def _take(self) -> None:
-        """Queues what was written so far."""
-        text, self._begun = self._begun, ""
+    def _enqueue(self) -> None:
+        """Queues what was written so far; the caller holds the lock."""
+        text, self._partial = self._partial, ""
+        if not text:
+            return
         try:
-            if text:
-                self._lines.put_nowait(text.encode(self._encoding, "backslashreplace"))
+            self._lines.put_nowait(text.encode(self._encoding, "backslashreplace"))
         except queue.Full:
             self._dropped += 1
 
@@ -66,25 +70,25 @@ class Unhindered(io.TextIOBase):
         return self._descriptor
 
     def finish(self) -> None:
-        """Waits until all is written, but no longer than a slow reader may take."""
-        deadline = time.monotonic() + LAST_WORDS
+        """Waits until all is written, but not longer than a slow reader may take."""
+        deadline = time.monotonic() + GRACE
         self.flush()
         with contextlib.suppress(queue.Full):
-            self._lines.put(None, timeout=LAST_WORDS)
+            self._lines.put(None, timeout=GRACE)
         self._thread.join(max(0.0, deadline - time.monotonic()))
 
     def _write_lines(self) -> None:
         while (line := self._lines.get()) is not None:
             self._write_line(line)
         if self._dropped:
-            self._write_line(
-                f"[{self._dropped} lines were not printed, as there was no room for them]\n".encode()
-            )
+            count = f"{self._dropped} lines were not printed"
+            self._write_line(f"[{count}, as there was no room for them]\n".encode())
 
     def _write_line(self, line: bytes) -> None:
         try:
             while line and not self._reader_left:
-                line = line[self._write_part(line) :]
+                written = self._write_part(line)
+                line = line[written:]
         except BrokenPipeError:
             self._reader_left = True
         except OSError:  # the next line may find room again
@@ -92,18 +96,23 @@ class Unhindered(io.TextIOBase):
                 self._dropped += 1
 
     def _write_part(self, line: bytes) -> int:
-        """How many bytes were written, after a wait where a pipe that others share does not wait by itself."""
+        """Writes what the descriptor takes now; returns how many bytes that were."""
         try:
             return os.write(self._descriptor, line)
         except BlockingIOError:
-            waiting = select.poll()
-            waiting.register(self._descriptor, select.POLLOUT)
-            waiting.poll()
+            # Another process that shares the pipe made it non-blocking: wait for room.
+            room = select.poll()
+            room.register(self._descriptor, select.POLLOUT)
+            room.poll()
             return 0
 
 
-def unhinder() -> None:
-    """From now on nothing that is printed holds up or ends this process; it ends some seconds after its last line at the latest."""
-    sys.stdout, sys.stderr = streams = Unhindered(sys.stdout), Unhindered(sys.stderr)
-    for stream in streams:
+def use_nonblocking_output() -> None:
+    """From now on nothing that is printed holds up or ends this process.
+
+    At its end the process waits a few seconds at most for its last lines to be read.
+    """
+    for name in ("stdout", "stderr"):
+        stream = NonBlockingStream(getattr(sys, name))
+        setattr(sys, name, stream)
         atexit.register(stream.finish)

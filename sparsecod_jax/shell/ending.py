@@ -1,7 +1,9 @@
-"""How does a program end, whatever happens in it? With one sentence on the standard error and a documented exit code.
+"""How does a program end, whatever happens in it?
 
-What a user can mend is known by its class (`errors`), or by what the system says of a file or of memory. All else is a bug of ours: its
-trace goes to a file of its own, so that the sentence can be read and the trace be sent.
+Exit: one sentence on the standard error and a documented exit code. What a user can
+mend is known by its class (`errors`), or by what the system reports of a file or of
+memory. Everything else is a bug of ours: its traceback goes to a file of its own, so
+that the sentence can be read and the traceback be sent.
 """
 
 import contextlib
@@ -16,11 +18,11 @@ from collections.abc import Callable
 from sparsecod_jax.errors import INTERRUPTED, PIPE_CLOSED, ConfigError, SparsecodError
 from sparsecod_jax.shell.shown import shown
 
-OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"  # as jax has it for devices
+OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"  # in JAX's message for a device
 LONGEST = 2000  # characters of a message: names in it may come from anybody's files
 
-# What the system says when it may work later, and when only another place will do.
-FOR_NOW = (
+# The system's errors after which a retry may work.
+TEMPORARY = {
     errno.ENOSPC,
     errno.EDQUOT,
     errno.EIO,
@@ -29,40 +31,34 @@ FOR_NOW = (
     errno.ENOMEM,
     errno.ESTALE,
     errno.ETIMEDOUT,
-)
-FOR_GOOD = (
-    *(
-        errno.EROFS,
-        errno.EACCES,
-        errno.EPERM,
-        errno.ENOENT,
-        errno.EEXIST,
-        errno.ENOTDIR,
-        errno.EISDIR,
-        errno.ENOTEMPTY,
-    ),
-    *(
-        errno.ENAMETOOLONG,
-        errno.ELOOP,
-        errno.ENXIO,
-        errno.ESPIPE,
-        errno.EBUSY,
-        errno.EXDEV,
-        errno.EFBIG,
-    ),
-)
+}
+
+# Those after which only another path will work.
+PERMANENT = {
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOENT,
+    errno.EEXIST,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ENOTEMPTY,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.ENXIO,
+    errno.ESPIPE,
+    errno.EBUSY,
+    errno.EXDEV,
+    errno.EFBIG,
+}
 
 
 def exit_code_of(program: str, action: Callable[[], None]) -> int:
-    """Runs `action` and returns the exit code; whatever it raises becomes one sentence that begins with the name of the program."""
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # it was closed before the program began
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(
-            stream, "reconfigure"
-        ):  # a name that is no UTF-8, or a terminal that is not, must not end a verb
-            stream.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
+    """Runs `action` and returns the exit code.
+
+    Whatever it raises becomes one sentence that begins with the name of the program.
+    """
+    _prepare_streams()
     try:
         action()
         sys.stdout.flush()
@@ -79,6 +75,17 @@ def exit_code_of(program: str, action: Callable[[], None]) -> int:
         return code
 
 
+def _prepare_streams() -> None:
+    """Makes the standard streams such that printing to them never ends a subcommand."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # it was closed before the program began
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        stream = getattr(sys, name)
+        # A printed name may not be UTF-8, and neither may the terminal be.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def explained(error: BaseException) -> tuple[str, int]:
     """What happened and what to do, in one line for a terminal, and the exit code."""
     message, code = _explained(error)
@@ -90,39 +97,35 @@ def _explained(error: BaseException) -> tuple[str, int]:
         return str(error), error.exit_code
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", INTERRUPTED
-    if isinstance(error, OSError) and error.errno in FOR_NOW:
-        return (
-            f"{_of_system(error)}: make room or free resources, and run again",
-            SparsecodError.exit_code,
-        )
-    if (
-        isinstance(error, OSError)
-        and error.errno in FOR_GOOD
-        and error.filename is not None
-    ):
-        return (
-            f"{_of_system(error)}: correct the path, or choose another place",
-            ConfigError.exit_code,
-        )
+    if isinstance(error, OSError) and error.errno in TEMPORARY:
+        sentence = f"{_os_reason(error)}: make room or free resources, and run again"
+        return sentence, SparsecodError.exit_code
+    if isinstance(error, OSError) and _has_unusable_path(error):
+        sentence = f"{_os_reason(error)}: correct the path, or choose another place"
+        return sentence, ConfigError.exit_code
     if isinstance(error, MemoryError) or OUT_OF_MEMORY in str(error):
-        return (
-            f"there is too little memory ({_first_line(error)}): ask for less at a time, or take a larger machine",
-            SparsecodError.exit_code,
+        sentence = (
+            f"there is too little memory ({_first_line(error)}): "
+            "ask for less at a time, or take a larger machine"
         )
-    return _of_bug(error), SparsecodError.exit_code
+        return sentence, SparsecodError.exit_code
+    return _bug_report(error), SparsecodError.exit_code
 
 
-def _of_system(error: OSError) -> str:
+def _has_unusable_path(error: OSError) -> bool:
+    return error.errno in PERMANENT and error.filename is not None
+
+
+def _os_reason(error: OSError) -> str:
     reason = error.strerror or type(error).__name__
-    return (
-        f"{os.fsdecode(error.filename)} can't be used ({reason})"
-        if error.filename is not None
-        else reason
-    )
+    if error.filename is None:
+        return reason
+    return f"{os.fsdecode(error.filename)} can't be used ({reason})"
 
 
-def _of_bug(error: BaseException) -> str:
-    gist = f"{type(error).__name__}: {_first_line(error)}"
+def _bug_report(error: BaseException) -> str:
+    """One sentence for an error that we did not expect; writes its traceback to a file."""
+    summary = f"{type(error).__name__}: {_first_line(error)}"
     trace = "".join(traceback.format_exception(error))
     try:
         with tempfile.NamedTemporaryFile(
@@ -134,27 +137,41 @@ def _of_bug(error: BaseException) -> str:
         ) as file:
             file.write(trace)
     except OSError:
-        return f"{gist}; this is a bug of sparsecod_jax, and its trace could not be written: {' '.join(trace.splitlines()[-6:])}"
-    return f"{gist}; this is a bug of sparsecod_jax: please report it with its trace, {file.name}"
+        last_lines = " ".join(trace.splitlines()[-6:])
+        return (
+            f"{summary}; this is a bug of sparsecod_jax, "
+            f"and its trace could not be written: {last_lines}"
+        )
+    return (
+        f"{summary}; this is a bug of sparsecod_jax: "
+        f"please report it with its trace, {file.name}"
+    )
 
 
 def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), "no more is known")[:500]
+    lines = str(error).strip().splitlines()
+    if not lines:
+        return "no more is known"
+    return lines[0][:500]
 
 
 def _reader_has_left() -> bool:
-    """Whether it is the standard output that nobody reads any more, and not a pipe of ours."""
+    """Whether nobody reads the standard output any more.
+
+    A broken pipe may also be one between this program and another that it started.
+    """
     try:
         output = sys.stdout.fileno()
     except (OSError, ValueError, AttributeError):
         return False
     poll = select.poll()
     poll.register(output, select.POLLOUT)
-    return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
+    closed = select.POLLERR | select.POLLHUP
+    return any(events & closed for _, events in poll.poll(0))
 
 
 def _drop_output() -> None:
-    """Lets the interpreter flush into nothing as it ends; it would complain otherwise."""
-    nothing = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nothing, sys.stdout.fileno())
-    os.close(nothing)
+    """Lets the interpreter's last flush go nowhere; it would complain otherwise."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)

@@ -1,4 +1,7 @@
-"""How is a name or text that came from a file printed, and what is said once?"""
+"""How is a name or text that came from a file printed, and what is printed only once?
+
+Terminal text: files may hold anything, so control characters are escaped.
+"""
 
 import functools
 import os
@@ -6,11 +9,12 @@ import sys
 
 
 def shown(value: object, longest: int = 300) -> str:
-    """One line without anything that a terminal obeys, cut in the middle where it is too long."""
+    """One line without anything that a terminal obeys, cut in the middle if too long."""
     text = os.fspath(value) if isinstance(value, os.PathLike) else str(value)
     text = text.strip().replace("\n", " ")
     if len(text) > longest:
-        text = f"{text[: longest // 2]} ... {text[-(longest // 2) :]}"
+        half = longest // 2
+        text = f"{text[:half]} ... {text[-half:]}"
     return "".join(char if char.isprintable() else _escaped(char) for char in text)
 
 
@@ -20,5 +24,8 @@ def _escaped(char: str) -> str:
 
 @functools.cache
 def warn_once(sentence: str) -> None:
-    """Prints a sentence the first time; beside the output, which other programs may read."""
+    """Prints a sentence the first time, to the standard error.
+
+    The standard output is left to what other programs may read.
+    """
     print(sentence, file=sys.stderr, flush=True)

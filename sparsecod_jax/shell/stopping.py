@@ -1,8 +1,9 @@
 """What happens when somebody asks this process to stop?
 
-SIGTERM, SIGINT (Ctrl-C) and SIGHUP (a terminal that closes) ask the same. A thread hears them: Python's
-handlers wait until the main thread is back from compiled code, which may take minutes. As long as nothing
-would be lost the process leaves at once. Later the training loop asks after each step, saves, and leaves.
+Stop signals: SIGTERM, SIGINT (Ctrl-C) and SIGHUP (a closing terminal) ask for the same.
+A thread receives them, because Python's own handlers wait until the main thread returns
+from compiled code, which may take minutes. While nothing would be lost, the process
+leaves at once. Later the training loop checks after each step, saves, and leaves.
 """
 
 import contextlib
@@ -16,99 +17,120 @@ from typing import NoReturn
 from sparsecod_jax.errors import INTERRUPTED, Preempted
 
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-IMPATIENT = (
-    signal.SIGINT,
-    signal.SIGHUP,
-)  # schedulers repeat SIGTERM without meaning more by it
-SAME = 0.1  # seconds within which a repetition is the same request: a closing terminal sends two
-STANDARD_ERROR = 2
-LAST_WORDS = (
-    5.0  # seconds; a disk or a terminal that does not answer must not keep the process
-)
+
+# A second one of these means "now"; schedulers repeat SIGTERM without meaning more by it.
+IMPATIENT = (signal.SIGINT, signal.SIGHUP)
+
+# Seconds within which a repetition is the same request: a closing terminal sends two.
+SAME = 0.1
+
+# Seconds for a last action: a disk or terminal that hangs must not keep the process.
+GRACE = 5.0
+
+STDERR = 2  # file descriptor
 
 
 class Stop:
-    """What was asked, and what is done about it; a process has one, `STOP`."""
+    """The first stop signal and the response to it; a process has one, `STOP`."""
 
     def __init__(self):
-        self.asked: str | None = None  # the name of the first signal
-        self.record: Callable[[], None] = lambda: (
-            None
-        )  # what to put on record before leaving
-        self._since = 0.0
-        self._heed: Callable[[signal.Signals], None] = self._leave_for_now
+        self.signal_name: str | None = None  # of the first signal
+        self.record: Callable[[], None] = _nothing  # what to write before leaving
+        self._received_at = 0.0
+        self._respond: Callable[[signal.Signals], None] = self._leave_at_once
 
     def listen(self) -> None:
-        """Hears the signals from now on, in the main thread of a process of our own."""
-        ear, mouth = os.pipe()
-        os.set_blocking(mouth, False)
-        signal.set_wakeup_fd(mouth, warn_on_full_buffer=False)
+        """Receives the signals from now on.
+
+        To be called in the main thread, and only in a process that this package owns.
+        """
+        read_end, write_end = os.pipe()
+        # The interpreter writes each signal's number into the pipe, at any time, even
+        # while the main thread is in compiled code. It must never block there.
+        os.set_blocking(write_end, False)
+        signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
         for number in STOPS:
-            if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
-                signal.signal(
-                    number, lambda *_: None
-                )  # Python's part; the thread does the rest
-        threading.Thread(
-            target=self._listen, args=(ear,), name="stopping", daemon=True
-        ).start()
+            ignored = signal.getsignal(number) is signal.SIG_IGN  # as under nohup
+            if not ignored:
+                # Replaces the default action, which would end the process.
+                signal.signal(number, lambda *_: None)
+        thread = threading.Thread(
+            target=self._listen, args=(read_end,), name="stopping", daemon=True
+        )
+        thread.start()
 
     def hold(self) -> None:
         """From now on something would be lost: a first signal is only remembered."""
-        self._heed = lambda number: None
+        self._respond = lambda number: None
 
     def forward(self) -> None:
-        """From now on JAX's preemption service has SIGTERM, and is told of the other signals by it."""
-        self._heed = lambda number: os.kill(os.getpid(), signal.SIGTERM)
+        """From now on JAX's preemption service decides.
 
-    def _listen(self, ear: int) -> None:
+        It has SIGTERM itself; the other signals are passed on to it as SIGTERM.
+        """
+        self._respond = lambda number: os.kill(os.getpid(), signal.SIGTERM)
+
+    def _listen(self, read_end: int) -> None:
         while True:
-            for byte in os.read(ear, 64):
+            for byte in os.read(read_end, 64):
                 if byte in STOPS:
-                    self._hear(signal.Signals(byte))
+                    self._receive(signal.Signals(byte))
 
-    def _hear(self, number: signal.Signals) -> None:
+    def _receive(self, number: signal.Signals) -> None:
         now = time.monotonic()
-        if self.asked is None:
-            self.asked, self._since = number.name, now
-            self._heed(number)
-        elif number in IMPATIENT and now - self._since > SAME:
-            _leave(
-                f"{number.name} came again: stopped at once", INTERRUPTED, self.record
-            )
+        if self.signal_name is None:
+            self.signal_name = number.name
+            self._received_at = now
+            self._respond(number)
+        elif number in IMPATIENT and now - self._received_at > SAME:
+            reason = f"{number.name} came again: stopped at once"
+            _leave(reason, INTERRUPTED, self.record)
 
-    def _leave_for_now(self, number: signal.Signals) -> None:
-        sentence = f"{number.name} came before a new step was made: run the same command to go on"
-        _leave(sentence, Preempted.exit_code, self.record)
+    def _leave_at_once(self, number: signal.Signals) -> None:
+        reason = (
+            f"{number.name} came before a new step was made: "
+            "run the same command to resume"
+        )
+        _leave(reason, Preempted.exit_code, self.record)
+
+
+def _nothing() -> None:
+    pass
 
 
 STOP = Stop()
 
 
-def _leave(sentence: str, code: int, record: Callable[[], None]) -> NoReturn:
-    within(LAST_WORDS, record)
-    tell(sentence)
+def _leave(reason: str, code: int, record: Callable[[], None]) -> NoReturn:
+    run_within(GRACE, record)
+    write_stderr(reason)
     os._exit(code)
 
 
-def within(seconds: float, action: Callable[[], object]) -> None:
-    """Does what may fail or never come back, and goes on after that time at the latest."""
+def run_within(seconds: float, action: Callable[[], object]) -> None:
+    """Runs an action that may fail or never return; comes back after `seconds` at most."""
 
-    def tried():
+    def attempt():
         with contextlib.suppress(Exception):
             action()
 
-    thread = threading.Thread(target=tried, daemon=True)
+    # The thread is a daemon: one that never returns does not keep the process alive.
+    thread = threading.Thread(target=attempt, daemon=True)
     thread.start()
     thread.join(seconds)
 
 
-def tell(text: str) -> None:
-    """Says something on the standard error just before the process leaves, past everything that waits to be printed."""
-    within(LAST_WORDS, lambda: os.write(STANDARD_ERROR, f"{text}\n".encode()))
+def write_stderr(text: str) -> None:
+    """Writes a line to the standard error just before the process leaves.
+
+    It goes past everything that waits to be printed.
+    """
+    line = f"{text}\n".encode()
+    run_within(GRACE, lambda: os.write(STDERR, line))
 
 
 def end_within(seconds: float, code: int) -> None:
-    """Ends the process by then, if a library's thread keeps it from ending by itself."""
+    """Ends the process after `seconds`, if a library's thread still keeps it alive."""
 
     def end():
         time.sleep(seconds)

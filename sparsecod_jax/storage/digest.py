@@ -1,7 +1,8 @@
 """Are these the same bits?
 
-A digest of an array is two index-weighted sums modulo 2^32 over its bits. Sums do not depend on how the array is laid out over devices,
-and odd weights make every single flipped bit visible. Orbax checks no array content, so checkpoints carry these.
+Digests of arrays: two index-weighted sums modulo 2^32 over an array's bits. Sums do not
+depend on how the array is laid out over devices, and odd weights make every single
+flipped bit visible. Orbax checks no array content, so checkpoints carry these.
 """
 
 import jax
@@ -23,26 +24,30 @@ def names(tree) -> list[str]:
 
 
 def digests(tree) -> dict[str, list[int]]:
-    """Two unsigned 32-bit numbers for each array, by name; one array after the other, as a CPU needs twice its memory for that."""
-    sums = [jax.device_get(_digest(leaf)) for leaf in jax.tree.leaves(tree)]
-    return {
-        name: [int(number) for number in pair]
-        for name, pair in zip(names(tree), sums, strict=True)
-    }
+    """Two unsigned 32-bit numbers for each array, by name."""
+    values = {}
+    for name, leaf in zip(names(tree), jax.tree.leaves(tree), strict=True):
+        # One array after the other: a CPU needs twice an array's memory for this.
+        pair = jax.device_get(_digest(leaf))
+        values[name] = [int(number) for number in pair]
+    return values
 
 
 def array_digest(array: jax.Array) -> jax.Array:
     """Two unsigned 32-bit numbers, [2], also inside a compiled function."""
-    bits = jax.lax.bitcast_convert_type(array, _UNSIGNED[array.dtype.itemsize]).astype(
-        jnp.uint32
-    )
-    place = jnp.zeros(bits.shape, jnp.uint32)
+    unsigned = _UNSIGNED[array.dtype.itemsize]
+    bits = jax.lax.bitcast_convert_type(array, unsigned).astype(jnp.uint32)
+    # A number for each element that depends on its indices alone, not on the sharding.
+    position = jnp.zeros(bits.shape, jnp.uint32)
     for axis in range(bits.ndim):
-        place += jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis) * _STRIDES[axis]
-    sums = [
-        jnp.sum(bits * (_scramble(place + salt) | 1), dtype=jnp.uint32)
-        for salt in (0, 0x632BE59B)
-    ]
+        index = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
+        position += index * _STRIDES[axis]
+    sums = []
+    for salt in (0, 0x632BE59B):
+        # An odd weight is invertible modulo 2^32, so no change of a single element,
+        # not even of its highest bit, is multiplied away.
+        weight = _scramble(position + salt) | 1
+        sums.append(jnp.sum(bits * weight, dtype=jnp.uint32))
     return jnp.stack(sums)
 
 

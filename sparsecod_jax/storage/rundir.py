@@ -1,34 +1,30 @@
-"""What lies on disk, under which name, and who may write it?
+"""What lies on disk, and under which name?
 
-A run directory belongs to its newest attempt. On a local file system a second live process is turned away by a lock that dies with its
-holder; everywhere, an attempt that finds a newer one stops before its next commit. Object stores have no such lock: there the process that
-starts last goes on. An attempt knows its own record by a random token, so it also stops if the directory was removed and made anew.
+Run directory: its files, the run's status, and the identity that tells whose it is.
 """
 
 import contextlib
 import dataclasses
-import json
-import os
-import secrets
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable
 from typing import Any, Literal, get_args
 
 from etils import epath
 
-from sparsecod_jax.errors import ConfigError, Fenced
+from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.shell.shown import shown
 from sparsecod_jax.storage import files, journal
-from sparsecod_jax.storage.files import read_json, read_record, write_record
 from sparsecod_jax.storage.ownership import (
     check_free_or_ours,
-    is_locked,
-    locked,
+    is_dead,
     names_in,
+    this_process,
 )
+from sparsecod_jax.storage.records import read_json, read_record, write_record
 
-# stopped: it was killed; damaged: status.json can't be read, the next attempt writes it anew
+# stopped: the process was killed.
+# damaged: status.json can't be read; the next attempt writes it anew.
 Status = Literal[
     "pending",
     "running",
@@ -40,7 +36,9 @@ Status = Literal[
     "damaged",
 ]
 
-LARGEST_PID = 2**22  # beyond which Linux gives no process a number
+
+def _in_folder(name: str) -> property:
+    return property(lambda folder: folder.path / name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,10 +47,10 @@ class AnalysisDir:
 
     path: epath.Path
 
-    scores = property(lambda self: self.path / "scores.json")
-    tokens = property(
-        lambda self: self.path / "tokens.npy"
-    )  # [N, T] int32, the sequences that were scored
+    scores = _in_folder("scores.json")
+
+    # [N, T] int32, the sequences that were scored
+    tokens = _in_folder("tokens.npy")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,318 +62,242 @@ class RunDir:
     def __post_init__(self):
         object.__setattr__(self, "path", files.absolute(self.path))
 
-    config = property(lambda self: self.path / "config.json")  # the resolved experiment
-    manifest = property(
-        lambda self: self.path / "manifest.json"
-    )  # versions, commit, mesh, devices, counts, identity
-    tokenizer = property(lambda self: self.path / "tokenizer.json")  # the data's
-    status = property(lambda self: self.path / "status.json")
-    attempts = property(lambda self: self.path / "attempts")
-    metrics = property(
-        lambda self: self.path / "metrics.jsonl"
-    )  # one object a step, unique by step
-    tensorboard = property(lambda self: self.path / "tensorboard")
-    profile = property(lambda self: self.path / "profile")
-    checkpoints = property(lambda self: self.path / "checkpoints")
-    committed = property(
-        lambda self: self.path / "committed.json"
-    )  # there since the first checkpoint
-    quarantine = property(
-        lambda self: self.path / "quarantine"
-    )  # checkpoints that failed verification
-    final = property(lambda self: self.path / "final.json")
+    # What the run is: the resolved experiment; versions, commit, mesh, devices, counts
+    # and identity; and the tokenizer of its data.
+    config = _in_folder("config.json")
+    manifest = _in_folder("manifest.json")
+    tokenizer = _in_folder("tokenizer.json")
+
+    # How far it is: one object per step in metrics.jsonl, unique by step.
+    status = _in_folder("status.json")
+    attempts = _in_folder("attempts")
+    metrics = _in_folder("metrics.jsonl")
+    tensorboard = _in_folder("tensorboard")
+    profile = _in_folder("profile")
+
+    # Its checkpoints: committed.json exists since the first one, and quarantine holds
+    # those that failed verification.
+    checkpoints = _in_folder("checkpoints")
+    committed = _in_folder("committed.json")
+    quarantine = _in_folder("quarantine")
+
+    # Its results; evaluation.json is of downstream tasks.
+    final = _in_folder("final.json")
     analysis = property(lambda self: AnalysisDir(self.path / "analysis"))
-    origin = property(
-        lambda self: self.path / "origin"
-    )  # of an import: the card and settings that it came with
-    evaluation = property(
-        lambda self: self.path / "evaluation.json"
-    )  # downstream tasks
-    report = property(lambda self: self.path / "report.html")
+    evaluation = _in_folder("evaluation.json")
+    report = _in_folder("report.html")
+
+    # Of an imported model: the card and settings that it came with.
+    origin = _in_folder("origin")
 
     def set_status(self, status: Status, **details) -> None:
         """Replaces status.json atomically."""
-        write_record(
-            self.status,
-            {"status": status, "time": time.time(), **_this_process(), **details},
-        )
+        record = {"status": status, "time": time.time(), **this_process(), **details}
+        write_record(self.status, record)
 
     def read_status(self) -> Status:
-        """What status.json says; pending where there is none, stopped where the process is dead."""
+        """The status in status.json.
+
+        It is pending where there is no such file, and stopped instead of running where
+        the process is dead.
+        """
         if not self.status.exists():
             return "pending"
         try:
-            said = read_record(self.status)
+            record = read_record(self.status)
         except (ConfigError, OSError):
-            said = {}
-        if said.get("status") not in get_args(Status):
             return "damaged"
-        return (
-            "stopped"
-            if said["status"] == "running" and _is_dead(said, self.path)
-            else said["status"]
-        )
+        status: Any = record.get("status")
+        if status not in get_args(Status):
+            return "damaged"
+        if status == "running" and is_dead(record, self.path):
+            return "stopped"
+        return status
+
+    def attempt(self, number: int) -> epath.Path:
+        """The record of an attempt."""
+        return self.attempts / f"{number:04d}.json"
+
+    def newest_attempt(self) -> int:
+        """The number of the newest attempt; 0 where there is none."""
+        if not self.attempts.exists():
+            return 0
+        records = self.attempts.iterdir()
+        return _largest(file.stem for file in records if file.suffix == ".json")
 
     def newest_checkpoint(self) -> int:
         """The step of the newest checkpoint, verified or not; 0 where there is none."""
-        steps = (
-            [
-                int(step.name)
-                for step in self.checkpoints.iterdir()
-                if step.name.isdigit()
-            ]
-            if self.checkpoints.is_dir()
-            else []
-        )
-        return max(steps, default=0)
+        if not self.checkpoints.is_dir():
+            return 0
+        return _largest(step.name for step in self.checkpoints.iterdir())
 
     def had_checkpoint(self) -> bool:
         """Whether a checkpoint was ever committed here, even if it is gone."""
         if self.committed.exists():
             return True
-        if names_in(self.checkpoints) or _has_token(self, 1):
+        if names_in(self.checkpoints) or self._has_token(1):
             return False  # a save that a kill cut off proves that nothing is gone
-        # Begun by a version that did not record it: lines beyond the first checkpoint are a sign, as is its word of a save.
-        every = read_loosely(self.config).get("checkpoint", {}).get("every", 0)
+        # Begun by a version that wrote no committed.json. Lines beyond the first
+        # checkpoint's step are a sign of one.
+        experiment = read_loosely(self.config)
+        every = experiment.get("checkpoint", {}).get("every", 0)
         last = max(self._journal().lines, default=0)
-        preempted = read_loosely(self.status).get(
-            "status"
-        ) == "preempted" and not _has_token(self, _newest_attempt(self))
-        return 0 < every < last or preempted
+        if 0 < every < last:
+            return True
+        # So is the status preempted, which that version set after a save alone.
+        status = read_loosely(self.status).get("status")
+        return status == "preempted" and not self._has_token(self.newest_attempt())
+
+    def _has_token(self, attempt: int) -> bool:
+        """Whether an attempt was of a version that writes committed.json."""
+        return "token" in read_loosely(self.attempt(attempt))
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Every whole line of metrics.jsonl, in the order of steps; says what is damaged, doubled or missing."""
-        steps = read_record(self.final).get("steps", 0) if self.final.exists() else 0
-        found = self._journal(steps)
-        self._complain(found)
-        return [values for values, _ in found.lines.values()]
+        """Every whole line of metrics.jsonl, in the order of steps.
+
+        Warns of what is damaged, doubled or missing.
+        """
+        steps = 0
+        if self.final.exists():
+            steps = read_record(self.final).get("steps", 0)
+        metrics = self._journal(steps)
+        self._warn(metrics)
+        return [values for values, _ in metrics.lines.values()]
 
     def begin_metrics(self, step: int) -> list[tuple[dict[str, Any], bytes]]:
-        """The lines up to `step`, with which an attempt goes on: their values, and the lines themselves.
+        """The lines up to `step`, after which an attempt resumes.
 
-        Where any line is damaged or doubled, the file is kept aside as it was.
+        Where any line is damaged or doubled, a copy of the file is kept as it was.
+
+        Returns:
+          For each line its values, and the line itself.
         """
-        found = self._journal(step)
-        self._complain(found)
-        if found.damaged or found.doubled:
-            aside = files.free_name(self.metrics)
-            files.write(aside, self.metrics.read_bytes())
-            print(
-                f"metrics.jsonl as it was is kept as {shown(aside.name)}",
-                file=sys.stderr,
-                flush=True,
-            )
-        return [line for number, line in found.lines.items() if number <= step]
+        metrics = self._journal(step)
+        self._warn(metrics)
+        if metrics.damaged or metrics.doubled:
+            copy = files.free_name(self.metrics)
+            files.write(copy, self.metrics.read_bytes())
+            _print_error(f"metrics.jsonl as it was is kept as {shown(copy.name)}")
+        return [line for number, line in metrics.lines.items() if number <= step]
 
     def _journal(self, until: int = 0) -> journal.Journal:
-        return journal.read(
-            self.metrics.read_bytes() if self.metrics.exists() else b"", until
-        )
+        content = b""
+        if self.metrics.exists():
+            content = self.metrics.read_bytes()
+        return journal.read(content, until)
 
-    def _complain(self, found: journal.Journal) -> None:
-        if found.complaint:
-            print(
-                f"{shown(self.metrics)}: {found.complaint}", file=sys.stderr, flush=True
-            )
+    def _warn(self, metrics: journal.Journal) -> None:
+        if metrics.complaint:
+            _print_error(f"{shown(self.metrics)}: {metrics.complaint}")
+
+
+def _largest(names: Iterable[str]) -> int:
+    """The largest of the names that are numbers; 0 where none is."""
+    return max((int(name) for name in names if name.isdigit()), default=0)
+
+
+def _print_error(sentence: str) -> None:
+    print(sentence, file=sys.stderr, flush=True)
 
 
 def find_runs(path: epath.Path) -> list[RunDir]:
-    """The run at `path`, or those in the folders of `path` and of `path/runs` (a study), by name.
+    """The run at `path`, or those of a study, by name.
+
+    A study's runs are in the folders of `path` and of `path/runs`.
 
     Raises:
       ConfigError: there is none.
     """
     if RunDir(path).config.exists():
         return [RunDir(path)]
-    folders = [
-        folder
-        for place in (path, path / "runs")
-        if place.is_dir()
-        for folder in sorted(place.iterdir())
-    ]
-    runs = [RunDir(folder) for folder in folders if RunDir(folder).config.exists()]
+    runs = []
+    for parent in (path, path / "runs"):
+        if parent.is_dir():
+            runs += [RunDir(folder) for folder in sorted(parent.iterdir())]
+    runs = [run for run in runs if run.config.exists()]
     if not runs:
         raise ConfigError(
-            f"{path} holds no run: give a --workdir that `sparsecod train` wrote, or a folder of them"
+            f"{path} holds no run: "
+            "give a --workdir that `sparsecod train` wrote, or a folder of them"
         )
     return runs
 
 
 def check_identity(run: RunDir, fields: dict[str, Any]) -> None:
-    """Refuses a folder that holds something else, another run, or one that lost its checkpoints.
+    """Refuses a folder that holds another run, or anything else, or lost its checkpoints.
 
     Raises:
-      ConfigError: says what lies there, names the fields that changed, or the folder that is missing.
+      ConfigError: names what lies there, the fields that changed, or the folder that is
+        missing.
     """
     check_free_or_ours(run.path, ours=_is_ours(run), option="--workdir", kind="a run")
     if run.manifest.exists():
-        _check_fields(run, read_record(run.manifest).get("identity_fields", {}), fields)
-    elif left := _results(run):
-        lacking = f"{run.path} holds {', '.join(left)} of a run, but no manifest.json that says of which"
+        manifest = read_record(run.manifest)
+        _check_fields(run, manifest.get("identity_fields", {}), fields)
+    elif results := _results(run):
         raise ConfigError(
-            f"{lacking}: put it back from a copy, or choose another --workdir"
+            f"{run.path} holds {', '.join(results)} of a run, "
+            "but no manifest.json that tells which: "
+            "put it back from a copy, or choose another --workdir"
         )
-    if not run.final.exists() and not run.newest_checkpoint() and run.had_checkpoint():
-        lacking = f"{run.checkpoints} is missing or empty, though this run has saved checkpoints there"
+    has_results = run.final.exists() or run.newest_checkpoint() > 0
+    if not has_results and run.had_checkpoint():
         raise ConfigError(
-            f"{lacking}: mount it or put it back, or choose another --workdir to start afresh"
+            f"{run.checkpoints} is missing or empty, "
+            "though this run has saved checkpoints there: "
+            "mount it or put it back, or choose another --workdir to start afresh"
         )
 
 
 def _check_fields(run: RunDir, before: dict[str, Any], fields: dict[str, Any]) -> None:
-    names = sorted(
-        name for name in {*before, *fields} if before.get(name) != fields.get(name)
-    )
-    if names:
-        changes = ", ".join(
-            f"{name} was {before.get(name)!r}, is {fields.get(name)!r}"
-            for name in names
-        )
+    changes = []
+    for name in sorted({*before, *fields}):
+        old, new = before.get(name), fields.get(name)
+        if old != new:
+            changes.append(f"{name} was {old!r}, is {new!r}")
+    if changes:
         raise ConfigError(
-            f"{run.path} holds another run ({changes}): undo the change or choose another --workdir"
+            f"{run.path} holds another run ({', '.join(changes)}): "
+            "undo the change or choose another --workdir"
         )
 
 
 def _results(run: RunDir) -> list[str]:
     """What training has made, by name."""
-    files_of = [file.name for file in (run.metrics, run.final) if file.exists()]
-    return [*([run.checkpoints.name] if names_in(run.checkpoints) else []), *files_of]
+    names = [file.name for file in (run.metrics, run.final) if file.exists()]
+    if names_in(run.checkpoints):
+        names.insert(0, run.checkpoints.name)
+    return names
 
 
 def _is_ours(run: RunDir) -> bool:
-    """Whether a record proves that this package made it; a status may be a launcher's of a lost run."""
-    attempts = list(run.attempts.iterdir()) if run.attempts.is_dir() else []
-    if names_in(run.path) == {"attempts"} and not any(
-        _read(file).strip(b"\0") for file in attempts
-    ):
+    """Whether a record proves that this package made the folder.
+
+    A status alone may be that of a launcher, about a run that was lost.
+    """
+    attempts: list[epath.Path] = []
+    if run.attempts.is_dir():
+        attempts = list(run.attempts.iterdir())
+    nothing_else = names_in(run.path) == {"attempts"}
+    if nothing_else and all(_is_blank(file) for file in attempts):
         return True  # of a process that was killed while it wrote the first record
-    of_attempts = [(file, {"host", "pid", "time"}) for file in attempts]
-    proofs = [
-        (run.manifest, {"identity_fields"}),
-        (run.status, {"status", "time"}),
-        *of_attempts,
-    ]
-    return any(names <= read_loosely(file).keys() for file, names in proofs)
+    if _holds(run.manifest, "identity_fields") or _holds(run.status, "status", "time"):
+        return True
+    return any(_holds(file, "host", "pid", "time") for file in attempts)
 
 
-def _read(file: epath.Path) -> bytes:
-    return file.read_bytes() if file.is_file() else b"a folder"
+def _holds(file: epath.Path, *keys: str) -> bool:
+    return read_loosely(file).keys() >= set(keys)
+
+
+def _is_blank(file: epath.Path) -> bool:
+    """Whether it is a file of zero bytes or none, as a power cut leaves one."""
+    return file.is_file() and not file.read_bytes().strip(b"\0")
 
 
 def read_loosely(file: epath.Path) -> dict[str, Any]:
-    """A JSON object, or nothing where none can be read: for signs, never for values."""
+    """A JSON object, or {} where none can be read: for signs, never for values."""
     with contextlib.suppress(ConfigError, OSError):
         values = read_json(file)
         return values if isinstance(values, dict) else {}
     return {}
-
-
-class Attempt:
-    """One process's claim on a run directory."""
-
-    def __init__(self, run: RunDir, number: int, token: str = ""):
-        self.run, self.number, self.token = run, number, token
-
-    def check_shared(self) -> None:
-        """Raises ConfigError when this process sees another directory than the one that made the claim."""
-        if not self._is_there():
-            raise ConfigError(
-                f"attempt {self.number} is not in {self.run.path} as seen here: give a --workdir that all processes share"
-            )
-
-    def check_still_owner(self) -> None:
-        """Raises Fenced when a newer attempt, or another directory, has taken this one's place."""
-        newest = _newest_attempt(self.run)
-        if newest > self.number:
-            raise Fenced(
-                f"attempt {newest} took over {self.run.path}: this attempt ({self.number}) stops before writing more"
-            )
-        if not self._is_there():
-            raise Fenced(
-                f"{self.run.path} was removed or replaced under attempt {self.number}: it stops before writing more"
-            )
-
-    def _is_there(self) -> bool:
-        try:
-            said = json.loads(_record(self.run, self.number).read_bytes())
-        except (
-            FileNotFoundError,
-            ValueError,
-        ):  # other trouble is the disk's, which is no reason to stop for good
-            said = {}
-        return isinstance(said, dict) and said.get("token", "") == self.token
-
-
-def check_free(run: RunDir) -> None:
-    """Raises Fenced where another process is at work in the run directory now."""
-    if run.path.is_dir():
-        with locked(run.path):
-            pass
-
-
-@contextlib.contextmanager
-def claim(run: RunDir) -> Iterator[Attempt]:
-    """Makes this process the owner of the run directory while the context lasts.
-
-    Raises:
-      ConfigError: the directory can't be made.
-      Fenced: another live process owns it; nothing was written.
-    """
-    files.make_folder(run.path)
-    with locked(run.path):
-        yield _enter(run)
-
-
-def _enter(run: RunDir) -> Attempt:
-    """A new attempt; where another process takes its number first, the next one, as the later wins."""
-    files.make_folder(run.attempts)
-    token = secrets.token_hex(8)
-    record = json.dumps({**_this_process(), "time": time.time(), "token": token})
-    number = _newest_attempt(run)
-    while True:
-        number += 1
-        with contextlib.suppress(FileExistsError):
-            files.create(_record(run, number), record.encode())
-            return Attempt(run, number, token)
-
-
-def _record(run: RunDir, number: int) -> epath.Path:
-    return run.attempts / f"{number:04d}.json"
-
-
-def _this_process() -> dict[str, Any]:
-    return {"host": os.uname().nodename, "pid": os.getpid()}
-
-
-def _is_dead(said: dict[str, Any], path: epath.Path) -> bool:
-    """Whether the process of this host that wrote `said` in `path` is gone for certain."""
-    number = said.get("pid")
-    if (
-        said.get("host") != os.uname().nodename
-        or type(number) is not int
-        or not 0 < number < LARGEST_PID
-    ):
-        return False  # of other hosts nobody knows
-    try:
-        os.kill(number, 0)
-    except (
-        ProcessLookupError
-    ):  # or it lives in another container of this host, and holds the lock
-        return not is_locked(path)
-    except PermissionError:
-        return False
-    return False
-
-
-def _has_token(run: RunDir, number: int) -> bool:
-    """Whether an attempt was of a version that records checkpoints."""
-    return "token" in read_loosely(_record(run, number))
-
-
-def _newest_attempt(run: RunDir) -> int:
-    names = (
-        [file.stem for file in run.attempts.iterdir() if file.suffix == ".json"]
-        if run.attempts.exists()
-        else []
-    )
-    return max((int(name) for name in names if name.isdigit()), default=0)

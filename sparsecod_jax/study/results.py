@@ -8,7 +8,7 @@ from etils import epath
 
 from sparsecod_jax import config
 from sparsecod_jax.errors import ConfigError
-from sparsecod_jax.storage import files
+from sparsecod_jax.storage import files, records
 from sparsecod_jax.storage.rundir import RunDir
 from sparsecod_jax.study.study import Run, Study
 from sparsecod_jax.study.study_dir import remaining
@@ -34,7 +34,7 @@ def describe(study: Study, run: Run, place: RunDir) -> dict[str, Any]:
 def _read(file: epath.Path) -> tuple[dict[str, Any], str | None]:
     """What a record holds, nothing where there is none; and why it can't be read."""
     try:
-        return (files.read_record(file) if file.exists() else {}), None
+        return (records.read_record(file) if file.exists() else {}), None
     except (OSError, ConfigError) as error:
         return {}, str(error)
 
@@ -59,7 +59,7 @@ def collect(
 ) -> str:
     """Writes results.json and results.csv; returns a summary that names every run with something left to do, and why."""
     rows = [describe(study, run, places[run.name]) for run in runs]
-    files.write_json(directory / "results.json", rows)
+    records.write_json(directory / "results.json", rows)
     files.write(directory / "results.csv", _csv(rows).encode())
     unfinished = [row for row in rows if row["left"]]
     lines = [

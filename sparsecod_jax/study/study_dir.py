@@ -11,7 +11,7 @@ from sparsecod_jax.analysis.catalogue import chosen
 from sparsecod_jax.config.python_file import gist
 from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.shell.shown import shown
-from sparsecod_jax.storage import files
+from sparsecod_jax.storage import files, records
 from sparsecod_jax.storage.ownership import check_free_or_ours, names_in
 from sparsecod_jax.storage.rundir import RunDir
 from sparsecod_jax.study.study import Claim, Run, Study
@@ -43,7 +43,7 @@ def read(directory: StudyDir) -> tuple[dict[str, Any], dict[str, RunDir]]:
     Raises:
       ConfigError: it is damaged, or not what a sweep writes.
     """
-    described = files.read_record(directory.described)
+    described = records.read_record(directory.described)
     try:
         fields: dict[str, Any] = {
             name: described[name] for name in FIELDS if name in described
@@ -101,7 +101,7 @@ def begin(
             name: os.path.relpath(place.path, directory.path)
             for name, place in places.items()
         }
-        files.write_record(
+        records.write_record(
             directory.described,
             {"sweep": spec, **_describe(study, runs), "places": relative},
         )
@@ -124,7 +124,7 @@ def locate(directory: StudyDir, study: Study, runs: list[Run]) -> dict[str, RunD
             run.name: shared.get(run.identity) or directory.run(run.name)
             for run in runs
         }
-    files.warn_if_unchecked(directory.described)
+    records.warn_if_unchecked(directory.described)
     (before, places), now = read(directory), _describe(study, runs)
     changed = sorted(name for name in now if before.get(name) != now.get(name))
     if changed:
@@ -182,7 +182,7 @@ def is_begun(place: RunDir) -> bool:
 def is_scored(place: RunDir, scores: str | None) -> bool:
     """Whether these scores of a run (None: all) can be read; whatever is wrong with them, `analyze` will say."""
     try:
-        found = files.read_record(place.analysis.scores)
+        found = records.read_record(place.analysis.scores)
         return set(chosen(scores)) <= set(found["sequences"])
     except Exception:  # damage shows as almost any type
         return False

@@ -1,4 +1,8 @@
-"""How well does it predict held-out text?"""
+"""How well does it predict held-out text?
+
+Evaluation: the loss on the validation split, as sums over batches of B rows and T
+positions.
+"""
 
 import math
 from collections.abc import Callable
@@ -29,11 +33,15 @@ def evaluator(
     directory: epath.Path,
     manifest: Manifest,
 ) -> Callable[..., dict[str, float]]:
-    """A function from parameters to the held-out metrics, over the validation split at the fixed evaluation length.
+    """A function from parameters to the held-out metrics.
 
-    A second argument is called after each batch, for a caller that counts them or may raise to leave. The function returns
-    `loss` (nats a token), `perplexity`, `evaluation_tokens` and, where the data's size as text is known, `bits_per_byte`:
-    the loss in bits times the split's tokens a byte.
+    It reads the validation split in windows of the fixed evaluation length. Its second
+    argument is called after each batch, for a caller that counts them, or that may raise
+    to leave.
+
+    It returns `loss` (nats per token), `perplexity`, `evaluation_tokens` and, where the
+    data's size as text is known, `bits_per_byte`: the loss in bits per token times the
+    split's tokens per byte.
     """
     cfg = experiment.evaluation
     model = Transformer(experiment.model, layout.kernels)
@@ -57,43 +65,34 @@ def evaluator(
         params, after_batch: Callable[[], None] = lambda: None
     ) -> dict[str, float]:
         sums = []
-        for tokens, weights in evaluation_batches(
-            held_out, batch, rows, cfg.max_tokens
-        ):
-            masks = (
-                segments(tokens[:, :-1], manifest.eos_id)
-                if experiment.model.document_masking
-                else None
-            )
+        batches = evaluation_batches(held_out, batch, rows, cfg.max_tokens)
+        for tokens, weights in batches:
+            masks = None
+            if experiment.model.document_masking:
+                masks = segments(tokens[:, :-1], manifest.eos_id)
+            arrays = (tokens, weights, masks)
             with jax.set_mesh(mesh):
-                sums.append(
-                    summed(
-                        params,
-                        *to_devices((tokens, weights, masks), rows, sharding, batch),
-                    )
-                )
-            jax.block_until_ready(
-                sums[-2:-1]
-            )  # one batch computes while the next is read, and no more wait
+                on_devices = to_devices(arrays, rows, sharding, batch)
+                sums.append(summed(params, *on_devices))
+            # One batch is computed while the next is read; no more are queued.
+            jax.block_until_ready(sums[-2:-1])
             after_batch()
-        loss, count = np.asarray(jax.device_get(sums), np.float64).sum(axis=0).tolist()
+        totals = np.asarray(jax.device_get(sums), np.float64).sum(axis=0)
+        loss, count = totals.tolist()
         return summary(loss / count, int(count), manifest)
 
     return evaluate
 
 
 def summary(loss: float, tokens: int, manifest: Manifest) -> dict[str, float]:
-    """Loss in the units that people compare."""
+    """The loss (nats per token) in the units that people compare."""
     result = {
         "loss": loss,
-        "perplexity": math.exp(min(loss, 700.0)),
+        "perplexity": math.exp(min(loss, 700.0)),  # exp overflows from 710 on
         "evaluation_tokens": tokens,
     }
-    if manifest.validation.text_bytes:
-        result["bits_per_byte"] = (
-            loss
-            / math.log(2)
-            * manifest.validation.tokens
-            / manifest.validation.text_bytes
-        )
+    split = manifest.validation
+    if split.text_bytes:
+        bits = loss / math.log(2)
+        result["bits_per_byte"] = bits * split.tokens / split.text_bytes
     return result

@@ -1,4 +1,7 @@
-"""What was this run made with?"""
+"""What was this run made with?
+
+Run manifest: versions, commit, devices, counts and identity.
+"""
 
 import dataclasses
 import importlib.metadata
@@ -33,28 +36,34 @@ def describe(
     identity_fields: dict,
     tokenizer: dict,
 ) -> dict:
-    """The manifest of a run as plain JSON values; `tokenizer` is the framing of its data."""
+    """The manifest of a run as plain JSON values.
+
+    Args:
+      experiment: the config as given.
+      layout: what was chosen for these devices.
+      identity_fields: what tells the run from others.
+      tokenizer: the framing of its data.
+    """
+    devices = {
+        "kind": jax.devices()[0].device_kind,
+        "count": jax.device_count(),
+        "processes": jax.process_count(),
+    }
+    flops_per_token = counts.flops_per_token(experiment.model, experiment.data.seq_len)
     return {
         "sparsecod_jax": __version__,
         "commit": commit(),
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
-        "devices": {
-            "kind": jax.devices()[0].device_kind,
-            "count": jax.device_count(),
-            "processes": jax.process_count(),
-        },
+        "devices": devices,
         "mesh": dataclasses.asdict(layout.mesh),
         "execution": dataclasses.asdict(layout.decided(experiment.execution)),
         "parameters": dataclasses.asdict(counts.parameters(experiment.model)),
-        "flops_per_token": counts.flops_per_token(
-            experiment.model, experiment.data.seq_len
-        ),
+        "flops_per_token": flops_per_token,
         "flops_convention": counts.FLOPS_CONVENTION,
         "tokenizer": tokenizer,
         "residual_dtype": experiment.model.residual_dtype,
         "identity": identity(identity_fields),
         "identity_fields": identity_fields,
     }
-

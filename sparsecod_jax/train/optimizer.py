@@ -1,4 +1,7 @@
-"""Which update follows from a gradient? Clipping, AdamW with an explicit decayed set, and the learning-rate schedule."""
+"""Which update follows from a gradient?
+
+Optimizer: clipping, AdamW with an explicit decayed set, and the learning-rate schedule.
+"""
 
 import re
 
@@ -21,13 +24,18 @@ assert tuple(GROUPS) == config.PARAMETER_GROUPS
 
 
 def group_of(name: str) -> str:
-    """The one parameter group that `name` belongs to."""
-    found = [group for group, pattern in GROUPS.items() if re.search(pattern, name)]
-    if len(found) != 1:
+    """The one parameter group that `name` belongs to.
+
+    Raises:
+      ValueError: there is none, or more than one.
+    """
+    groups = [group for group, pattern in GROUPS.items() if re.search(pattern, name)]
+    if len(groups) != 1:
         raise ValueError(
-            f"parameter {name} is in the groups {found}, not in exactly one: extend GROUPS"
+            f"parameter {name} is in the groups {groups}, not in exactly one: "
+            "extend GROUPS"
         )
-    return found[0]
+    return groups[0]
 
 
 def decay_mask(params, decayed: tuple[str, ...]):
@@ -37,20 +45,30 @@ def decay_mask(params, decayed: tuple[str, ...]):
 
 
 def make_optimizer(cfg: config.Optimizer) -> optax.GradientTransformation:
-    """Clip by the global norm, Adam with bias correction, add weight_decay * parameter; the learning rate is applied outside."""
+    """AdamW (Loshchilov and Hutter, 2019) on clipped gradients, without a learning rate.
+
+    Clips by the global norm, then Adam with bias correction, then adds
+    weight_decay * parameter. The learning rate is applied outside.
+    """
+
+    def mask(params):
+        return decay_mask(params, cfg.decayed)
+
     return optax.chain(
         optax.clip_by_global_norm(cfg.clip_norm),
         optax.scale_by_adam(b1=cfg.b1, b2=cfg.b2, eps=cfg.eps),
-        optax.add_decayed_weights(
-            cfg.weight_decay, mask=lambda params: decay_mask(params, cfg.decayed)
-        ),
+        optax.add_decayed_weights(cfg.weight_decay, mask=mask),
     )
 
 
 def learning_rate(experiment: config.Experiment, step: jax.Array | int) -> jax.Array:
-    """Learning rate of update `step`, counted from 1: peak * step / warmup below the warm-up, then the chosen schedule."""
+    """Learning rate of update `step`, counted from 1.
+
+    During the warm-up it is peak * step / warmup_steps; then it follows the schedule.
+    """
     peak, cfg = experiment.optimizer.peak_lr, experiment.schedule
     if cfg.kind == "constant":
+        # optax.warmup_constant_schedule rounds otherwise, and is 0 without a warm-up.
         warm_up = jnp.minimum(1.0, jnp.asarray(step) / max(cfg.warmup_steps, 1))
         return peak * warm_up
     schedule = optax.warmup_cosine_decay_schedule(

@@ -1,8 +1,9 @@
 """Is the run asked to stop?
 
-With several processes the answer must be the same on all of them at the same moment, which JAX's preemption
-service arranges; it listens to SIGTERM itself, and a Python handler would silently disable it. With one
-process that service does nothing, and `stopping` hears the signals.
+Preemption: with several processes the answer must be the same on all of them at the
+same moment, which JAX's preemption service arranges. It listens to SIGTERM itself, and
+a Python handler would silently disable it. With one process that service does nothing,
+and `stopping` receives the signals.
 """
 
 import jax
@@ -16,23 +17,29 @@ class Interrupted(Exception):
 
 
 class PreemptionGuard:
-    """The question that the loop asks after each step, and an evaluation after each batch."""
+    """Checked by the loop after each step, and by an evaluation after each batch."""
 
     def __init__(self):
         self._several = jax.distributed.is_initialized()
-        self._asked = 0  # alike on all processes, as they ask at the same places
+        # Identifies a check; the same on all processes, as all check at the same points.
+        self._checks = 0
         self.stopping = False  # the newest answer
         if not self._several:
             STOP.hold()
 
     def preempted(self) -> bool:
-        """Whether to save and stop here; the same on every process, and for good once it is true."""
+        """Whether to save and stop here.
+
+        The answer is the same on every process, and final once it is true.
+        """
         if not self.stopping:
-            self._asked += 1
-            self.stopping = self._answer()
+            self._checks += 1
+            self.stopping = self._check()
         return self.stopping
 
-    def _answer(self) -> bool:
+    def _check(self) -> bool:
         if self._several:
-            return multihost_utils.reached_preemption_sync_point(self._asked)
-        return STOP.asked is not None
+            # The service picks a check that no process has reached yet, and answers
+            # true to all of them there.
+            return multihost_utils.reached_preemption_sync_point(self._checks)
+        return STOP.signal_name is not None

@@ -1,8 +1,9 @@
 """What happens in one training step?
 
-A step is one optimizer step, however many microbatches it has. Whoever compiles a step compiles what `build` returns.
+Train step: one optimizer step, however many microbatches it has. Training, planning and
+benchmarks compile what `build` returns.
 
-B rows of the global batch, M microbatches, T positions, L blocks.
+B rows of the global batch, M microbatches, T positions, L blocks, D residual width.
 """
 
 import dataclasses
@@ -31,13 +32,12 @@ from sparsecod_jax.train.optimizer import learning_rate, make_optimizer
 
 
 class Batch(NamedTuple):
-    """Rows of a step."""
+    """The rows of one step."""
 
     tokens: Any  # [B, T + 1] int32
-    segments: Any = None  # [B, T] int32: attention stays within equal numbers
-    weights: Any = (
-        None  # [B, T] float32: what a prediction counts; None counts each once
-    )
+
+    # [B, T] int32: attention stays within equal numbers.
+    segments: Any = None
 
 
 class TrainState(struct.PyTreeNode):
@@ -70,27 +70,34 @@ class Program:
             return make()
 
     def lower(self, *, with_moments: bool):
-        """The train step before compilation; it maps (state, batch) to (state, metrics) and takes the state's memory."""
-        param_shardings = jax.tree.map(
-            lambda leaf: leaf.sharding, self.abstract_state.params
-        )
-        step = partial(
-            train_step, self.experiment, self.layout, param_shardings, with_moments
-        )
+        """The train step before compilation.
+
+        It maps (state, batch) to (state, metrics) and reuses the memory of the state.
+        """
         state_shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
+        step = partial(
+            train_step,
+            self.experiment,
+            self.layout,
+            state_shardings.params,
+            with_moments,
+        )
+        replicated = NamedSharding(self.mesh, P())
         jitted = jax.jit(
-            step,
-            donate_argnums=0,
-            out_shardings=(state_shardings, NamedSharding(self.mesh, P())),
+            step, donate_argnums=0, out_shardings=(state_shardings, replicated)
         )
         with jax.set_mesh(self.mesh):
             return jitted.lower(self.abstract_state, self.abstract_batch)
 
 
 def build(experiment: Experiment, devices: Sequence[Any], slices: int = 0) -> Program:
-    """The program of `experiment` on these devices; nothing is computed or allocated yet.
+    """The program of `experiment` on these devices.
+
+    Nothing is computed or allocated yet.
 
     Args:
+      experiment: the config as given.
+      devices: all devices of the run; they need not be here.
       slices: as for `resolve`.
 
     Raises:
@@ -100,31 +107,27 @@ def build(experiment: Experiment, devices: Sequence[Any], slices: int = 0) -> Pr
     mesh = make_mesh(layout.mesh, devices)
     boxed = jax.eval_shape(partial(_initial_state, experiment, layout))
     abstract_state = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(
-            leaf.shape, leaf.dtype, sharding=sharding
-        ),
-        nn.unbox(boxed),
-        tree_shardings(mesh, boxed),
+        _with_sharding, nn.unbox(boxed), tree_shardings(mesh, boxed)
     )
     rows, length = experiment.global_batch, experiment.data.seq_len
     integers = partial(
         jax.ShapeDtypeStruct, dtype=jnp.int32, sharding=batch_sharding(mesh)
     )
     segments = integers((rows, length)) if experiment.model.document_masking else None
-    return Program(
-        experiment,
-        layout,
-        mesh,
-        abstract_state,
-        Batch(integers((rows, length + 1)), segments),
-    )
+    abstract_batch = Batch(integers((rows, length + 1)), segments)
+    return Program(experiment, layout, mesh, abstract_state, abstract_batch)
+
+
+def _with_sharding(leaf, sharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
 def _initial_state(experiment: Experiment, layout: Layout) -> TrainState:
     model = Transformer(experiment.model, layout.kernels)
-    params = model.init(jax.random.key(experiment.seed), jnp.zeros((1, 8), jnp.int32))[
-        "params"
-    ]
+    # The shape of the tokens does not matter to the parameters.
+    tokens_BT = jnp.zeros((1, 8), jnp.int32)
+    variables = model.init(jax.random.key(experiment.seed), tokens_BT)
+    params = variables["params"]
     opt_state = make_optimizer(experiment.optimizer).init(params)
     return TrainState(
         step=jnp.int32(0), skipped=jnp.int32(0), params=params, opt_state=opt_state
@@ -142,12 +145,17 @@ def train_step(
     """One update.
 
     Args:
-      param_shardings: layout of the gradients, that of the parameters; None leaves it to the compiler.
+      experiment: static.
+      layout: static.
+      param_shardings: those of the parameters, also for the gradients; None leaves
+        gradients to the compiler.
       with_moments: static; adds the costly statistics.
+      state: before the update.
+      batch: the rows to learn from.
 
     Returns:
-      The new state and the metrics: scalars, or arrays [L] with one value a block. They describe the state before the update;
-      `skipped_updates` includes it.
+      The new state and the metrics: scalars, or arrays [L] with one value per block.
+      They describe the state before the update; `skipped_updates` includes it.
     """
     loss, grads, stats = loss_and_gradients(
         experiment.model, layout, state.params, batch, with_moments=with_moments
@@ -157,11 +165,12 @@ def train_step(
     grad_norm = optax.global_norm(grads)
     lr = learning_rate(experiment, state.step + 1)
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-    # The norms first: fused with the update they would keep it from writing in place, and the parameters would be copied.
+    # The norms first: fused with the update they would keep it from writing in place,
+    # and the parameters would be copied.
     parameter_norm_L, before = jax.lax.optimization_barrier(
         (layer_norms(state.params["blocks"]), state.params)
     )
-    # Chosen value by value, while they are at hand: a conditional would copy parameters and moments.
+    # Selected element by element: a conditional would copy parameters and moments.
     updated = _update(experiment, before, state.opt_state, grads, lr)
     params, opt_state = jax.tree.map(
         partial(jnp.where, finite), updated, (before, state.opt_state)
@@ -178,32 +187,31 @@ def train_step(
     }
     if experiment.model.n_experts:
         metrics["auxiliary_loss"] = auxiliary_loss(experiment.model, stats)
-    return TrainState(
-        state.step + 1, state.skipped + ~finite, params, opt_state
-    ), metrics
+    new_state = TrainState(state.step + 1, state.skipped + ~finite, params, opt_state)
+    return new_state, metrics
 
 
 def loss_and_gradients(
     model: Model, layout: Layout, params, batch: Batch, *, with_moments: bool = False
 ):
-    """Sum of token losses over the number of valid tokens of the whole batch, a gradient, and the block statistics.
+    """The mean token loss of the whole batch, its gradients and the block statistics.
 
-    The gradient is that of this loss and the auxiliary losses, which are not part of it. With microbatches the sums are the same;
-    auxiliary losses and statistics are averaged over them, counts are added.
+    The gradients are those of this loss plus the auxiliary losses, which are not part of
+    it. With microbatches the sums over tokens are the same; auxiliary losses and
+    statistics are averaged over microbatches, and counts are added.
     """
     net = Transformer(model, layout.kernels, with_moments)
     microbatches = layout.microbatches
-    valid = batch.tokens[:, 1:].size if batch.weights is None else batch.weights.sum()
+    predictions = batch.tokens[:, 1:].size
 
     def loss_fn(params, part: Batch):
         inputs_BT, targets_BT = windows(part.tokens)
         h_BTD, stats = net.apply(
             {"params": params}, inputs_BT, part.segments, method="hidden"
         )
-        weights_BT = (
-            jnp.ones(targets_BT.shape) if part.weights is None else part.weights
-        )
-        loss = cross_entropy(h_BTD, params["head"], targets_BT, weights_BT) / valid
+        weights_BT = jnp.ones(targets_BT.shape)
+        summed = cross_entropy(h_BTD, params["head"], targets_BT, weights_BT)
+        loss = summed / predictions
         return loss + auxiliary_loss(model, stats) / microbatches, (loss, stats)
 
     gradient = jax.grad(loss_fn, has_aux=True)
@@ -237,9 +245,7 @@ def _over_microbatches(values_M):
 
 
 def _update(experiment: Experiment, params, opt_state, grads, lr):
-    updates, opt_state = make_optimizer(experiment.optimizer).update(
-        grads, opt_state, params
-    )
-    return jax.tree.map(
-        lambda p, u: p - (lr * u).astype(p.dtype), params, updates
-    ), opt_state
+    optimizer = make_optimizer(experiment.optimizer)
+    updates, opt_state = optimizer.update(grads, opt_state, params)
+    params = jax.tree.map(lambda p, u: p - (lr * u).astype(p.dtype), params, updates)
+    return params, opt_state

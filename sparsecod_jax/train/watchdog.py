@@ -1,9 +1,13 @@
-"""Does the run still move? Ends a process in which nothing happens any more, so that it can be started again.
+"""Does the run still move?
 
-A step may take ten times the median, or five minutes if that is more; other activities have budgets of their
-own. A thread counts the seconds that it was awake for, by a clock that nobody sets: neither a changed clock
-nor a process or machine that was suspended uses up a budget. Each of several processes has its own watchdog,
-so that those who wait for one that is stuck leave as well.
+Watchdog: ends a process in which nothing happens any more, so that it can be started
+again. A step may take ten times the median, or five minutes if that is more; other
+activities have budgets of their own.
+
+A thread counts the seconds during which it was awake, by a clock that nobody sets:
+neither a changed clock nor a suspended process or machine uses up a budget. Each of
+several processes has its own watchdog, so that those that wait for a stuck one leave as
+well.
 """
 
 import collections
@@ -20,17 +24,20 @@ from collections.abc import Iterator
 import jax
 
 from sparsecod_jax.errors import STUCK, ConfigError, Diverged, Preempted, SaveFailed
-from sparsecod_jax.shell.stopping import LAST_WORDS, tell, within
+from sparsecod_jax.shell.stopping import GRACE, run_within, write_stderr
 from sparsecod_jax.storage import files
-from sparsecod_jax.storage.rundir import Attempt
+from sparsecod_jax.storage.attempts import Attempt
 
-PATIENCE = "SPARSECOD_PATIENCE"  # seconds, in place of five minutes; the other budgets grow and shrink with it
+# Environment variable: seconds in place of five minutes. All budgets scale with it.
+PATIENCE = "SPARSECOD_PATIENCE"
 FIVE_MINUTES = 300.0
+
 SLOWER = 10  # medians that a step may take
 REMEMBERED = 101  # steps
 
-# How many times the patience may pass until something is achieved: a step, a read, a batch of an evaluation, else the whole of it.
-# The first step may take as long as compiling.
+# How many times the patience may pass until something is achieved: a step, a read, a
+# batch of an evaluation, else the whole activity. The first step has the budget of
+# compiling.
 BUDGETS = {
     "starting": 6,
     "compiling": 12,
@@ -41,50 +48,57 @@ BUDGETS = {
     "saving": 12,
     "finishing": 12,
 }
-CLOSING = 20.0  # seconds for closing files after a save that failed; Orbax's threads may wait for minutes for it
-TICKS = 20  # looks within the patience
+
+# Seconds for closing files after a save that failed. Orbax's threads may wait for it for
+# minutes.
+CLOSING = 20.0
+
+TICKS = 20  # times that the thread looks within the patience
 
 
 class Watchdog:
-    """Looks on while the context lasts."""
+    """Watches the process while the context lasts."""
 
     def __init__(self):
         self._patience = _patience()
-        # What is done, and a number that grows whenever something was achieved; replaced at once, as another thread reads it.
+        # The activity, and a number that grows whenever something was achieved. The
+        # thread reads both, so they are replaced together, which needs no lock.
         self._now = ("starting", 0)
         self._steps: collections.deque[float] = collections.deque(maxlen=REMEMBERED)
         self._attempt: Attempt | None = None
-        self._process = 0  # asked for early: when jax is stuck it may not answer
+        self._process = 0
         self._error: BaseException | None = None
         self._closing = CLOSING
         self._over = threading.Event()
 
     def __enter__(self):
-        threading.Thread(target=self._look, name="watchdog", daemon=True).start()
+        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
         return self
 
     def __exit__(self, *error):
         self._over.set()
 
     def report_to(self, attempt: Attempt) -> None:
-        """Says whose directory shall hold the status and the stacks."""
+        """Sets whose directory is to hold the status and the stacks of a stuck run."""
+        # Read early: when JAX is stuck it may not answer.
         self._process = jax.process_index()
         self._attempt = attempt
 
     @contextlib.contextmanager
     def during(self, activity: str) -> Iterator[None]:
-        """Gives what is done in the context a budget of its own."""
-        before, moves = self._now
-        self._now = (activity, moves + 1)
+        """Gives the activity in the context a budget of its own, by `BUDGETS`."""
+        before, achieved = self._now
+        self._now = (activity, achieved + 1)
         try:
             yield
         finally:
-            self._now = (before, self._now[1] + 1)
+            _, achieved = self._now
+            self._now = (before, achieved + 1)
 
     def alive(self) -> None:
         """Something was achieved: the budget starts again."""
-        doing, moves = self._now
-        self._now = (doing, moves + 1)
+        activity, achieved = self._now
+        self._now = (activity, achieved + 1)
 
     def step(self, seconds: float) -> None:
         """A step was done, which took so long."""
@@ -99,83 +113,108 @@ class Watchdog:
         except (Preempted, Diverged):
             raise
         except BaseException as error:
-            # A save that is under way is finished first, but not on a disk that failed, nor while other processes wait for this one.
-            in_vain = (
-                isinstance(error, (OSError, SaveFailed)) or jax.process_count() > 1
-            )
-            self._closing = CLOSING if in_vain else BUDGETS["saving"] * self._patience
+            # In this order: once the thread sees the error it uses the budget.
+            self._closing = self._closing_budget(error)
             self._error = error
             self.alive()
             raise
 
-    def _budget(self, doing: str) -> float:
+    def _closing_budget(self, error: BaseException) -> float:
+        """Seconds for closing files after an error.
+
+        A save in progress may be completed first; but not on a disk that failed, nor
+        while other processes wait for this one.
+        """
+        disk_failed = isinstance(error, (OSError, SaveFailed))
+        if disk_failed or jax.process_count() > 1:
+            return CLOSING
+        return BUDGETS["saving"] * self._patience
+
+    def _budget(self, activity: str) -> float:
+        """Seconds without progress that an activity may take."""
         if self._error is not None:
             return self._closing
-        if (
-            doing == "training" and not self._steps
-        ):  # nothing is known of how long a step takes
-            doing = "compiling"
-        budget = BUDGETS[doing] * self._patience
-        return (
-            max(budget, SLOWER * statistics.median(self._steps))
-            if self._steps
-            else budget
-        )
+        if not self._steps:
+            # Nothing is known yet of how long a step takes.
+            if activity == "training":
+                activity = "compiling"
+            return BUDGETS[activity] * self._patience
+        slow_step = SLOWER * statistics.median(self._steps)
+        return max(BUDGETS[activity] * self._patience, slow_step)
 
-    def _look(self) -> None:
+    def _watch(self) -> None:
+        """The thread."""
         tick = min(1.0, self._patience / TICKS)
-        seen, waited, last = self._now, 0.0, time.monotonic()
+        last_now = self._now
+        last_clock = time.monotonic()
+        waited = 0.0
         while not self._over.wait(tick):
-            now = time.monotonic()
-            waited += min(now - last, 2 * tick)  # a longer sleep was not the run's
-            last = now
-            if (current := self._now) != seen:
-                seen, waited = current, 0.0
-            elif waited > self._budget(seen[0]):
-                self._end(seen[0], waited)
+            clock = time.monotonic()
+            elapsed = clock - last_clock
+            last_clock = clock
+            # A tick that took much longer was slept through: the process or the machine
+            # was suspended, and so was the run.
+            waited += min(elapsed, 2 * tick)
+            now = self._now
+            if now != last_now:
+                last_now = now
+                waited = 0.0
+                continue
+            activity, _ = now
+            if waited > self._budget(activity):
+                self._end(activity, waited)
 
-    def _end(self, doing: str, waited: float) -> None:
-        """Says where every thread is, on the standard error and in the run directory, and ends the process."""
-        if self._error is not None:
-            sentence = "a library kept the process from closing its files"
-            text, code = (
-                "".join(traceback.format_exception(self._error)),
-                getattr(self._error, "exit_code", 1),
-            )
-            reason = f"{type(self._error).__name__}: {self._error}"
+    def _end(self, activity: str, waited: float) -> None:
+        """Ends the process at once, without its help.
+
+        The standard error and the run directory get the stacks of all threads, or the
+        error after which the process did not end.
+        """
+        if self._error is None:
+            reason = f"stuck while {activity}: nothing happened for {waited:.0f} s"
+            sentence = reason
+            details = _stacks()
+            code = STUCK
         else:
-            reason = sentence = (
-                f"stuck while {doing}: nothing happened for {waited:.0f} s"
-            )
-            text, code = _stacks(), STUCK
-        text = f"{text}\nprocess {self._process}: {sentence}; run the same command to go on"
-        tell(text)
-        within(LAST_WORDS, lambda: self._record(reason, text))
+            reason = f"{type(self._error).__name__}: {self._error}"
+            sentence = "a library kept the process from closing its files"
+            details = "".join(traceback.format_exception(self._error))
+            code = getattr(self._error, "exit_code", 1)
+        text = (
+            f"{details}\nprocess {self._process}: {sentence}; "
+            "run the same command to resume"
+        )
+        write_stderr(text)
+        # The disk may be what the process is stuck at.
+        run_within(GRACE, lambda: self._record(reason, text))
         os._exit(code)
 
     def _record(self, reason: str, text: str) -> None:
-        if self._attempt is not None:
-            self._attempt.check_still_owner()
-            self._attempt.run.set_status("failed", reason=reason)
-            files.write(
-                self._attempt.run.path / f"stuck-{self._process}.txt", text.encode()
-            )
+        if self._attempt is None:
+            return
+        self._attempt.check_still_owner()
+        run = self._attempt.run
+        run.set_status("failed", reason=reason)
+        files.write(run.path / f"stuck-{self._process}.txt", text.encode())
 
 
 def _patience() -> float:
-    told = os.environ.get(PATIENCE, FIVE_MINUTES)
+    setting = os.environ.get(PATIENCE, FIVE_MINUTES)
     try:
-        patience = float(told)
+        patience = float(setting)
     except ValueError:
         patience = 0.0
     if not 0 < patience < float("inf"):
         raise ConfigError(
-            f"{PATIENCE}={told} is not a number of seconds above 0: correct it, or leave it out"
+            f"{PATIENCE}={setting} is not a number of seconds above 0: "
+            "correct it, or leave it out"
         )
     return patience
 
 
 def _stacks() -> str:
+    """Where every thread is."""
+    # faulthandler writes to a descriptor, so a buffer in memory will not do.
     with tempfile.TemporaryFile() as file:
         faulthandler.dump_traceback(file)
         file.seek(0)

@@ -1,4 +1,4 @@
-"""A dense model and a mixture, trained a little."""
+"""A dense model and a mixture of experts, trained a little."""
 
 import numpy as np
 import pytest
@@ -31,5 +31,5 @@ def run(request, tokens, tmp_path_factory):
 @pytest.fixture(scope="session")
 def trained(run):
     """Its model and parameters."""
-    found = load(find_model(str(run.path)), np.zeros((2, 8), np.int32))
-    return found.cfg, found.params
+    result = load(find_model(str(run.path)), np.zeros((2, 8), np.int32))
+    return result.cfg, result.params

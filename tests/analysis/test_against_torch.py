@@ -8,17 +8,16 @@ import json
 import os
 import subprocess
 import sys
-from typing import Any
 
 import numpy as np
 import pytest
 
 from sparsecod_jax.pretrained.exporting import export
-from tests.support import finishing, saved_runs, tiny_configs
+from tests.support import loaded_models, saved_runs, tiny_configs
 
 pytest.importorskip("torch", reason="the parity extra is not installed")
 pytest.importorskip("transformers", reason="the parity extra is not installed")
-torch_scores: Any = pytest.importorskip("torch_scores")
+from tests.support import torch_scores
 
 TOLERANCE = 1e-4  # relative, of float32 to float64
 FORMS = {
@@ -68,11 +67,11 @@ def _close(actual, expected, tolerance: float = TOLERANCE) -> None:
     assert error <= tolerance, f"relative error {error:.2e}"
 
 
-def _check(found: dict, folder, tokens_NT: np.ndarray, names: list[str]) -> None:
-    """All scores that were asked for equal those of torch."""
+def _check(result: dict, folder, tokens_NT: np.ndarray, names: list[str]) -> None:
+    """All scores that were computed equal those of torch."""
     exported = torch_scores.Exported(folder)
     intact = exported.losses(exported.states(tokens_NT)[-1], tokens_NT).mean()
-    np.testing.assert_allclose(found["baseline_loss"], intact, rtol=TOLERANCE)
+    np.testing.assert_allclose(result["baseline_loss"], intact, rtol=TOLERANCE)
     checks = {
         "profile": _check_profile,
         "usefulness": _check_usefulness,
@@ -82,17 +81,17 @@ def _check(found: dict, folder, tokens_NT: np.ndarray, names: list[str]) -> None
         "sparsity": _check_sparsity,
     }
     for name in names:
-        checks[name](found, exported, tokens_NT)
+        checks[name](result, exported, tokens_NT)
 
 
-def _check_profile(found, exported, tokens_NT):
+def _check_profile(result, exported, tokens_NT):
     for name, expected_L in torch_scores.profile(exported, tokens_NT).items():
         if name == "block_influence":
-            actual_L = found[name]
+            actual_L = result[name]
         elif name.startswith("variance/"):
-            actual_L = found["variance"][name.removeprefix("variance/")]
+            actual_L = result["variance"][name.removeprefix("variance/")]
         else:
-            actual_L = found["profile"][name]
+            actual_L = result["profile"][name]
         # Nearly equal logits may change places among the best five.
         tolerance = 1e-3 if name == "lens_overlap" else TOLERANCE
         if name == "lens_divergence":  # 0 after the last block
@@ -100,37 +99,37 @@ def _check_profile(found, exported, tokens_NT):
         _close(actual_L, expected_L, tolerance)
 
 
-def _check_usefulness(found, exported, tokens_NT):
+def _check_usefulness(result, exported, tokens_NT):
     _close(
-        found["usefulness"]["loss_ratio"], torch_scores.usefulness(exported, tokens_NT)
+        result["usefulness"]["loss_ratio"], torch_scores.usefulness(exported, tokens_NT)
     )
 
 
-def _check_causal(found, exported, tokens_NT):
-    parts = {"block": found["causal"], "attention": found["causal"]["attention"]}
-    parts["ffn"] = found["causal"]["ffn"]
+def _check_causal(result, exported, tokens_NT):
+    parts = {"block": result["causal"], "attention": result["causal"]["attention"]}
+    parts["ffn"] = result["causal"]["ffn"]
     for part, values in parts.items():
         _close(values["matrix"], torch_scores.causal(exported, tokens_NT, part))
-    future = found["causal"]["future"]
+    future = result["causal"]["future"]
     _close(
         future["matrix"],
         torch_scores.causal_future(exported, tokens_NT, future["cuts"]),
     )
 
 
-def _check_permutation(found, exported, tokens_NT):
+def _check_permutation(result, exported, tokens_NT):
     # Differences of losses: the error is that of a loss.
     expected = torch_scores.permutation(exported, tokens_NT)
     np.testing.assert_allclose(
-        found["permutation"]["matrix"], expected, atol=1e-5, rtol=TOLERANCE
+        result["permutation"]["matrix"], expected, atol=1e-5, rtol=TOLERANCE
     )
 
 
-def _check_jacobian(found, exported, tokens_NT):
+def _check_jacobian(result, exported, tokens_NT):
     width = exported.width
     variants = (
-        (found["jacobian"], torch_scores.jacobian),
-        (found["jacobian"]["same_position"], torch_scores.own_jacobian),
+        (result["jacobian"], torch_scores.jacobian),
+        (result["jacobian"]["same_position"], torch_scores.own_jacobian),
     )
     for values, compute in variants:
         for number in range(len(exported.layers)):
@@ -149,27 +148,27 @@ def _check_jacobian(found, exported, tokens_NT):
                 )
 
 
-def _check_sparsity(found, exported, tokens_NT):
-    heads = found["sparsity"]["attention"]["heads"]
+def _check_sparsity(result, exported, tokens_NT):
+    heads = result["sparsity"]["attention"]["heads"]
     for name, expected_LH in torch_scores.attention(exported, tokens_NT).items():
         # A weight at the threshold may be counted or not.
         tolerance = 1e-3 if name.startswith("small_") else TOLERANCE
         _close(heads[name], expected_LH, tolerance)
     for name, expected_L in torch_scores.activations(exported, tokens_NT).items():
-        _close(found["sparsity"]["activations"][name], expected_L)
-    if "experts" in found["sparsity"]:
+        _close(result["sparsity"]["activations"][name], expected_L)
+    if "experts" in result["sparsity"]:
         expected = torch_scores.experts(exported, tokens_NT)
         _close(
-            found["sparsity"]["experts"]["utilisation"], expected["utilisation"], 1e-3
+            result["sparsity"]["experts"]["utilisation"], expected["utilisation"], 1e-3
         )
-        importance = found["sparsity"]["experts"]["importance"]
+        importance = result["sparsity"]["experts"]["importance"]
         np.testing.assert_allclose(
             importance, expected["importance"], atol=1e-5, rtol=1e-3
         )
 
 
 def _exported_run(model, sequences: int, positions: int, folder):
-    run = saved_runs.run(folder / "run", model, finishing.sharpened(model))
+    run = saved_runs.run(folder / "run", model, loaded_models.sharpened(model))
     export(str(run.path), str(folder / "hf"))
     rng = np.random.default_rng(1)
     tokens_NT = rng.integers(0, model.vocab_size, (sequences, positions)).astype(
@@ -190,8 +189,8 @@ def _command_equals_torch(
     subprocess.run(
         command, env=os.environ | {"XLA_FLAGS": ""} | environment, check=True
     )
-    found = json.loads((folder / "out" / "scores.json").read_text())
-    _check(found, folder / "hf", tokens_NT, scores.split(","))
+    result = json.loads((folder / "out" / "scores.json").read_text())
+    _check(result, folder / "hf", tokens_NT, scores.split(","))
 
 
 @pytest.mark.parametrize(("model", "sequences", "positions", "scores"), CASES)

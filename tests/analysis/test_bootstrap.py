@@ -13,19 +13,19 @@ def test_coverage_of_a_ratio_of_means(sequences):
     for draw in range(1000):
         intact = rng.gamma(20.0, 0.2, sequences)  # mean 4
         changed = 1.25 * intact + rng.normal(0, 0.6, sequences)
-        found = interval(
+        result = interval(
             lambda weights, c=changed, i=intact: (weights @ c) / (weights @ i),
             sequences,
             seed=draw,
         )
-        assert found
-        covered += found[0] <= 1.25 <= found[1]
+        assert result
+        covered += result[0] <= 1.25 <= result[1]
     assert 920 <= covered <= 980
 
 
 def test_nothing_varies_when_all_sequences_are_alike():
-    found = interval(lambda weights: weights @ np.full(7, 3.0), 7)
-    assert found == pytest.approx([3, 3])
+    result = interval(lambda weights: weights @ np.full(7, 3.0), 7)
+    assert result == pytest.approx([3, 3])
 
 
 def test_is_that_of_the_mean_for_many_sequences():

@@ -9,7 +9,10 @@ from tests.support import numpy_model, subjects, tiny_configs
 
 
 def _changes(params, cfg, tokens, intervene, measured=slice(None)):
-    """Sums over measured tokens of |change of the update| by s and l, and of |update| by l; `intervene` gives the stream after block s."""
+    """Sums over measured tokens of |change of the update| by s and l, and of |update| by l.
+
+    `intervene` gives the residual stream after block s.
+    """
     states = numpy_model.states(params, tokens, cfg)
     intact = [
         (states[later + 1] - states[later])[:, measured]
@@ -38,7 +41,7 @@ def test_equals_numpy(trained):
     cfg, params = trained
     tokens = subjects.tokens(cfg, length=20)
     with subjects.analysed(cfg, tokens, params) as subject:
-        found = causal(subject, tokens, seed=0)
+        result = causal(subject, tokens, seed=0)
 
     def without_attention(states, s):
         return states[s] + numpy_model.ffn_branch(params, s, states[s], cfg)[0]
@@ -47,32 +50,32 @@ def test_equals_numpy(trained):
         return states[s] + numpy_model.attention_branch(params, s, states[s], cfg)
 
     matrix = _expected(params, cfg, tokens, lambda states, s: states[s])
-    np.testing.assert_allclose(found["matrix"], matrix, rtol=1e-8)
+    np.testing.assert_allclose(result["matrix"], matrix, rtol=1e-8)
     np.testing.assert_allclose(
-        found["attention"]["matrix"],
+        result["attention"]["matrix"],
         _expected(params, cfg, tokens, without_attention),
         rtol=1e-8,
     )
     np.testing.assert_allclose(
-        found["ffn"]["matrix"], _expected(params, cfg, tokens, without_ffn), rtol=1e-8
+        result["ffn"]["matrix"], _expected(params, cfg, tokens, without_ffn), rtol=1e-8
     )
     above = [matrix[s, later] for s in range(3) for later in range(s + 1, 3)]
-    np.testing.assert_allclose(found["score"], np.mean(above))
-    np.testing.assert_allclose(found["score_all"], np.sum(above) / 9)
+    np.testing.assert_allclose(result["score"], np.mean(above))
+    np.testing.assert_allclose(result["score_all"], np.sum(above) / 9)
     np.testing.assert_allclose(
-        found["score_rows"], np.mean([matrix[0, 1:].mean(), matrix[1, 2]])
+        result["score_rows"], np.mean([matrix[0, 1:].mean(), matrix[1, 2]])
     )
-    assert found["ci95"][0] < found["score"] < found["ci95"][1]
+    assert result["ci95"][0] < result["score"] < result["ci95"][1]
 
 
 def test_future_tokens_only(trained):
     cfg, params = trained
     tokens = subjects.tokens(cfg, length=24)
     with subjects.analysed(cfg, tokens, params) as subject:
-        found = causal(subject, tokens, seed=3)["future"]
-    assert len(set(found["cuts"])) == 4
+        result = causal(subject, tokens, seed=3)["future"]
+    assert len(set(result["cuts"])) == 4
     changed, intact = 0, 0
-    for cut in found["cuts"]:
+    for cut in result["cuts"]:
         assert 8 <= cut <= 16
         past = (np.arange(24) > 0) & (np.arange(24) < cut)
 
@@ -81,7 +84,7 @@ def test_future_tokens_only(trained):
 
         of_cut = _changes(params, cfg, tokens, without_past, slice(cut, None))
         changed, intact = changed + of_cut[0], intact + of_cut[1]
-    np.testing.assert_allclose(found["matrix"], changed / intact, rtol=1e-8)
+    np.testing.assert_allclose(result["matrix"], changed / intact, rtol=1e-8)
 
 
 def test_a_block_that_adds_nothing_changes_nothing():
@@ -91,10 +94,10 @@ def test_a_block_that_adds_nothing_changes_nothing():
         tokens,
         subjects.without_output(tiny_configs.init(tiny_configs.MODEL), 1),
     ) as subject:
-        found = causal(subject, tokens, seed=0)
-    np.testing.assert_array_equal(np.array(found["matrix"])[1], 0)  # skipping it
-    assert np.array(found["matrix"])[0, 1] == 0  # and nothing changes what is 0
-    assert found["matrix"][0][2] > 0
+        result = causal(subject, tokens, seed=0)
+    np.testing.assert_array_equal(np.array(result["matrix"])[1], 0)  # skipping it
+    assert np.array(result["matrix"])[0, 1] == 0  # and nothing changes what is 0
+    assert result["matrix"][0][2] > 0
 
 
 def test_a_single_block_has_no_score():

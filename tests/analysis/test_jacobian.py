@@ -55,7 +55,7 @@ def test_exact_equals_full_differentiation(trained):
     cfg, params = trained
     tokens = subjects.tokens(cfg, sequences=2, length=6)
     with subjects.analysed(cfg, tokens, params) as subject:
-        found = jacobian.jacobian(subject, tokens, seed=0)
+        result = jacobian.jacobian(subject, tokens, seed=0)
         for number in range(cfg.n_layers):
             full_BSITJ = _full(subject, number)
             tokens_in_all = tokens.size
@@ -64,11 +64,11 @@ def test_exact_equals_full_differentiation(trained):
                 np.einsum("bsisj->ij", full_BSITJ) / tokens_in_all
             )
             for name, value in expected.items():
-                assert found[name][number] == pytest.approx(value, rel=1e-8), name
-                assert found["same_position"][name][number] == pytest.approx(
+                assert result[name][number] == pytest.approx(value, rel=1e-8), name
+                assert result["same_position"][name][number] == pytest.approx(
                     same_position[name], rel=1e-8
                 ), name
-    assert found["method"] == found["same_position"]["method"] == "exact"
+    assert result["method"] == result["same_position"]["method"] == "exact"
 
 
 def test_the_estimate_agrees_and_says_how_well(trained):
@@ -76,16 +76,16 @@ def test_the_estimate_agrees_and_says_how_well(trained):
     tokens = subjects.tokens(cfg, sequences=3)
     with subjects.analysed(cfg, tokens, params) as subject:
         exact = np.array(jacobian.exact(subject, tokens)["distance_from_identity"])
-        found = jacobian.estimate(subject, tokens, seed=0)
+        result = jacobian.estimate(subject, tokens, seed=0)
     estimated, error = (
-        np.array(found["distance_from_identity"]),
-        np.array(found["standard_error"]),
+        np.array(result["distance_from_identity"]),
+        np.array(result["standard_error"]),
     )
     assert np.all(error <= 0.03 * estimated)
     assert np.all(np.abs(estimated - exact) < 3 * error)
-    assert found["probes"] < jacobian.MOST_PROBES
+    assert result["probes"] < jacobian.MOST_PROBES
     np.testing.assert_allclose(
-        found["relative_distance"], estimated * np.sqrt(cfg.d_model)
+        result["relative_distance"], estimated * np.sqrt(cfg.d_model)
     )
 
 
@@ -94,8 +94,8 @@ def test_wide_models_are_estimated(monkeypatch):
     monkeypatch.setattr(jacobian, "MOST_PROBES", 16)
     tokens = subjects.tokens(tiny_configs.MODEL)
     with subjects.analysed(tiny_configs.MODEL, tokens) as subject:
-        found = jacobian.jacobian(subject, tokens, seed=0)
-    assert (found["method"], found["probes"], found["same_position"]["method"]) == (
+        result = jacobian.jacobian(subject, tokens, seed=0)
+    assert (result["method"], result["probes"], result["same_position"]["method"]) == (
         "estimate",
         16,
         "estimate",
@@ -109,9 +109,9 @@ def test_a_block_that_adds_nothing_is_the_identity():
         tokens,
         subjects.without_output(tiny_configs.init(tiny_configs.MODEL), 1),
     ) as subject:
-        found = jacobian.jacobian(subject, tokens, seed=0)
-    assert found["distance_from_identity"][1] == pytest.approx(0, abs=1e-14)
-    assert found["distance_from_identity"][0] > 0.01
+        result = jacobian.jacobian(subject, tokens, seed=0)
+    assert result["distance_from_identity"][1] == pytest.approx(0, abs=1e-14)
+    assert result["distance_from_identity"][0] > 0.01
 
 
 def test_rows_that_fill_up_a_batch_do_not_count():
@@ -119,12 +119,14 @@ def test_rows_that_fill_up_a_batch_do_not_count():
     cfg = dataclasses.replace(tiny_configs.MODEL, document_masking=True)
     params, tokens = tiny_configs.init(cfg), subjects.tokens(cfg)
     tokens[:, 5] = 7
-    found = []
+    result = []
     for mesh in ((1, 1, 1, 1), (2, 2, 1, 1)):
         with subjects.analysed(cfg, tokens, params, mesh=mesh, eos_id=7) as subject:
-            found.append(jacobian.jacobian(subject, tokens, seed=0))
+            result.append(jacobian.jacobian(subject, tokens, seed=0))
     for name in ("distance_from_identity", "spectral_norm"):
-        np.testing.assert_allclose(found[0][name], found[1][name], rtol=1e-10)
+        np.testing.assert_allclose(result[0][name], result[1][name], rtol=1e-10)
         np.testing.assert_allclose(
-            found[0]["same_position"][name], found[1]["same_position"][name], rtol=1e-10
+            result[0]["same_position"][name],
+            result[1]["same_position"][name],
+            rtol=1e-10,
         )

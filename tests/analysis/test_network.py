@@ -23,21 +23,21 @@ SCALED = dataclasses.replace(tiny_configs.MODEL, layer_norm_scaling=True)
 def test_states_equal_numpy(cfg):
     tokens, params = subjects.tokens(cfg), tiny_configs.init(cfg)
     with subjects.analysed(cfg, tokens, params) as subject:
-        found = np.asarray(network.states(subject.net, subject.params, tokens, None))
+        result = np.asarray(network.states(subject.net, subject.params, tokens, None))
         applied: Any = subject.net.apply(
             {"params": subject.params}, jnp.asarray(tokens)
         )
         logits, stats = jax.device_get(applied)
     np.testing.assert_allclose(
-        found, numpy_model.states(params, tokens, cfg), rtol=1e-9, atol=1e-12
+        result, numpy_model.states(params, tokens, cfg), rtol=1e-9, atol=1e-12
     )
     np.testing.assert_allclose(
-        found[1:].var(axis=-1, ddof=1).mean(axis=(1, 2)),
+        result[1:].var(axis=-1, ddof=1).mean(axis=(1, 2)),
         stats["variance/residual"],
         rtol=1e-10,
     )
     np.testing.assert_allclose(
-        numpy_model.decode(params, found[-1], cfg), logits, rtol=1e-8, atol=1e-10
+        numpy_model.decode(params, result[-1], cfg), logits, rtol=1e-8, atol=1e-10
     )
 
 
@@ -50,11 +50,11 @@ def test_goes_on_from_any_depth(first):
     with subjects.analysed(tiny_configs.MODEL, tokens, params) as subject:
         rows = next(subject.rows(tokens))
         states = network.states(subject.net, subject.params, rows.tokens, None)
-        found = network.tail_losses(
+        result = network.tail_losses(
             subject.net, subject.params, states[first], first, rows
         )
     np.testing.assert_allclose(
-        found,
+        result,
         numpy_model.losses(
             params,
             numpy_model.states(params, tokens, tiny_configs.MODEL)[-1],

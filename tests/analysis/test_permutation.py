@@ -30,13 +30,13 @@ def test_equals_numpy(trained):
     cfg, params = trained
     tokens = subjects.tokens(cfg)
     with subjects.analysed(cfg, tokens, params) as subject:
-        found = permutation(subject, tokens)
+        result = permutation(subject, tokens)
     expected = _expected(params, cfg, tokens)
-    np.testing.assert_allclose(found["matrix"], expected, rtol=1e-6, atol=1e-12)
-    assert found["score"] == np.mean(
-        [found["matrix"][0][1], found["matrix"][0][2], found["matrix"][1][2]]
+    np.testing.assert_allclose(result["matrix"], expected, rtol=1e-6, atol=1e-12)
+    assert result["score"] == np.mean(
+        [result["matrix"][0][1], result["matrix"][0][2], result["matrix"][1][2]]
     )
-    assert found["ci95"][0] <= found["score"] <= found["ci95"][1]
+    assert result["ci95"][0] <= result["score"] <= result["ci95"][1]
 
 
 def test_the_factor_of_layer_norm_scaling_stays_in_its_place():
@@ -57,8 +57,8 @@ def test_identical_blocks_can_be_swapped():
         tokens,
         subjects.identical_blocks(tiny_configs.init(tiny_configs.MODEL)),
     ) as subject:
-        found = permutation(subject, tokens)
-    np.testing.assert_allclose(found["matrix"], np.zeros((3, 3)), atol=1e-14)
+        result = permutation(subject, tokens)
+    np.testing.assert_allclose(result["matrix"], np.zeros((3, 3)), atol=1e-14)
 
 
 def test_a_single_block_has_no_score():

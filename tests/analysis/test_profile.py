@@ -21,7 +21,7 @@ def test_equals_numpy(trained):
     cfg, params = trained
     tokens = subjects.tokens(cfg)
     with subjects.analysed(cfg, tokens, params) as subject:
-        found = profile(subject, tokens)
+        result = profile(subject, tokens)
         variance = residual_variance(subject, tokens)
     states = numpy_model.states(params, tokens, cfg)
     final = numpy_model.decode(params, states[-1], cfg)
@@ -73,23 +73,23 @@ def test_equals_numpy(trained):
         }
         for name, value in expected.items():
             np.testing.assert_allclose(
-                found[name][layer],
+                result[name][layer],
                 value,
                 rtol=1e-2 if "kurtosis" in name else 1e-6,
                 atol=1e-10,
                 err_msg=name,
             )
-    np.testing.assert_allclose(variance, found["variance/residual"], rtol=1e-12)
+    np.testing.assert_allclose(variance, result["variance/residual"], rtol=1e-12)
 
 
 def test_a_block_that_adds_nothing_has_no_influence(trained):
     cfg, params = trained
     tokens = subjects.tokens(cfg)
     with subjects.analysed(cfg, tokens, subjects.without_output(params, 2)) as subject:
-        found = profile(subject, tokens)
-    np.testing.assert_allclose(found["block_influence"][2], 0, atol=1e-12)
-    assert found["relative_update/block"][2] == 0
+        result = profile(subject, tokens)
+    np.testing.assert_allclose(result["block_influence"][2], 0, atol=1e-12)
+    assert result["relative_update/block"][2] == 0
     np.testing.assert_allclose(
-        found["lens_divergence"][1], 0, atol=1e-12
+        result["lens_divergence"][1], 0, atol=1e-12
     )  # all that is to be said is said before it
-    np.testing.assert_allclose(found["lens_overlap"][1], 1)
+    np.testing.assert_allclose(result["lens_overlap"][1], 1)

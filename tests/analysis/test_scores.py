@@ -1,4 +1,4 @@
-"""The verb `analyze`, end to end."""
+"""The subcommand `analyze`, end to end."""
 
 import contextlib
 import dataclasses
@@ -17,8 +17,8 @@ from sparsecod_jax.analysis.scores import Options, analyze
 from sparsecod_jax.cli import main
 from sparsecod_jax.errors import ConfigError, Fenced
 from sparsecod_jax.report.measures import find
-from sparsecod_jax.storage.files import read_record
 from sparsecod_jax.storage.ownership import locked
+from sparsecod_jax.storage.records import read_record
 from sparsecod_jax.storage.rundir import RunDir
 from sparsecod_jax.study.study_dir import is_scored
 from sparsecod_jax.train.loop import train
@@ -50,28 +50,28 @@ def _catalogue_paths():
 
 def test_all_scores_of_a_run(run, tmp_path):
     path = analyze(str(run.path), **SMALL, out=str(tmp_path / "analysis"))
-    found = _read(path)
-    layers = found["model"]["n_layers"]
+    result = _read(path)
+    layers = result["model"]["n_layers"]
     experts = {path for path in _catalogue_paths() if "experts" in path}
-    lacking = {path for path in _catalogue_paths() if find(found, path) is None}
-    assert lacking == (set() if "experts" in found["sparsity"] else experts)
+    lacking = {path for path in _catalogue_paths() if find(result, path) is None}
+    assert lacking == (set() if "experts" in result["sparsity"] else experts)
     for section in (
-        found["variance"]["residual"],
-        found["block_influence"],
-        found["usefulness"]["loss_ratio"],
-        found["theory"]["predicted"],
+        result["variance"]["residual"],
+        result["block_influence"],
+        result["usefulness"]["loss_ratio"],
+        result["theory"]["predicted"],
     ):
         assert len(section) == layers
     for name in ("causal", "permutation"):
-        assert np.shape(found[name]["matrix"]) == (layers, layers)
-        assert found[name]["score"] > 0
-    assert len(found["jacobian"]["distance_from_identity"]) == layers
-    assert found["jacobian"]["method"] == "exact"
-    assert set(found["usefulness"]) >= {"score", "ci95", "in_sample", "as_published"}
-    assert ("experts" in found["sparsity"]) == (
+        assert np.shape(result[name]["matrix"]) == (layers, layers)
+        assert result[name]["score"] > 0
+    assert len(result["jacobian"]["distance_from_identity"]) == layers
+    assert result["jacobian"]["method"] == "exact"
+    assert set(result["usefulness"]) >= {"score", "ci95", "in_sample", "as_published"}
+    assert ("experts" in result["sparsity"]) == (
         json.loads(run.config.read_text())["model"]["n_experts"] > 0
     )
-    assert found["sequences"] == {
+    assert result["sequences"] == {
         "profile": 12,
         "usefulness": 12,
         "causal": 12,
@@ -82,18 +82,18 @@ def test_all_scores_of_a_run(run, tmp_path):
     }
     tokens = np.load(tmp_path / "analysis" / "tokens.npy")
     assert (tokens.dtype, tokens.shape) == (np.int32, (12, 16))
-    assert found["data"]["sequences"] == 12
-    assert found["model"]["step"] == 20
+    assert result["data"]["sequences"] == 12
+    assert result["model"]["step"] == 20
     measured, predicted = (
-        np.array(found["theory"]["measured"]),
-        np.array(found["theory"]["predicted"]),
+        np.array(result["theory"]["measured"]),
+        np.array(result["theory"]["predicted"]),
     )
     np.testing.assert_allclose(
-        found["theory"]["relative_error"], predicted / measured - 1
+        result["theory"]["relative_error"], predicted / measured - 1
     )
     logged = run.read_metrics()[-1]["variance/residual"]
     np.testing.assert_allclose(
-        found["variance"]["residual"], logged, rtol=0.3
+        result["variance"]["residual"], logged, rtol=0.3
     )  # other tokens, the state one update later
 
     everything = analyze(
@@ -112,8 +112,8 @@ def test_all_scores_of_a_run(run, tmp_path):
         out=str(tmp_path / "again"),
     )
     repeated = _read(again)
-    assert repeated["causal"] == found["causal"]
-    assert repeated["baseline_loss"] == found["baseline_loss"]
+    assert repeated["causal"] == result["causal"]
+    assert repeated["baseline_loss"] == result["baseline_loss"]
     assert "permutation" not in repeated
 
 
@@ -132,12 +132,12 @@ def test_goes_on_after_the_scores_that_are_there(run, tmp_path, capsys, monkeypa
     before = _read(tmp_path / "analysis" / "scores.json")
     assert {"variance", "causal"} < set(before)
     capsys.readouterr()
-    found = _read(
+    result = _read(
         analyze(str(run.path), scores="profile,causal,permutation", **SMALL, out=out)
     )
     assert "profile is there already" in capsys.readouterr().out
-    assert found["causal"] == before["causal"]
-    assert found["permutation"]["score"] > 0
+    assert result["causal"] == before["causal"]
+    assert result["permutation"]["score"] > 0
     at_once = analyze(
         str(run.path), scores="profile,causal,permutation", **SMALL, out=f"{out}_2"
     )

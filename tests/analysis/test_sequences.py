@@ -17,7 +17,7 @@ pytestmark = pytest.mark.parametrize("run", ["dense"], indirect=True)
 
 
 def _choose(source, **options: Any):
-    """What is not asked for is left to the default."""
+    """Options that are not given have their defaults."""
     return choose(
         source,
         **dict.fromkeys(("tokens", "data", "sequences", "seq_len", "split")) | options,
@@ -35,7 +35,8 @@ def test_draws_different_windows_of_the_split(run, tokens):
     assert not np.array_equal(drawn, draw(*data, "train", 6, 16, seed=0))
     with pytest.raises(
         ConfigError,
-        match=r"the validation split has \d+ windows of 16 tokens, not 9999: lower --sequences or --seq_len",
+        match=r"the validation split has \d+ windows of 16 tokens, not 9999:"
+        " lower --sequences or --seq_len",
     ):
         draw(*data, "validation", 9999, 16, seed=0)
 

@@ -1,4 +1,7 @@
-"""Sparsity of weights, attention, activations and experts, against numpy and the values for matrices of known shape."""
+"""Sparsity of weights, attention, activations and experts, against numpy.
+
+And against the values of matrices with a known distribution.
+"""
 
 import dataclasses
 
@@ -11,12 +14,12 @@ from tests.support import numpy_model, subjects, tiny_configs
 
 
 def test_gaussian_weights_have_the_gaussian_values():
-    found = sparsity.weight_sparsity(
+    result = sparsity.weight_sparsity(
         np.random.default_rng(0).normal(0, 0.3, (1000, 1000))
     )
-    assert found["rms"] == pytest.approx(0.3, rel=1e-2)
+    assert result["rms"] == pytest.approx(0.3, rel=1e-2)
     for name, value in sparsity.GAUSSIAN.items():
-        assert found[name] == pytest.approx(value, rel=2e-2), name
+        assert result[name] == pytest.approx(value, rel=2e-2), name
 
 
 @pytest.mark.parametrize(
@@ -29,9 +32,9 @@ def test_gaussian_weights_have_the_gaussian_values():
     ids=["all equal", "one stands out", "uniform"],
 )
 def test_known_matrices(matrix, gini, hoyer):
-    found = sparsity.weight_sparsity(matrix)
-    assert found["gini"] == pytest.approx(gini, abs=2e-3)
-    assert found["hoyer"] == pytest.approx(hoyer, abs=2e-3)
+    result = sparsity.weight_sparsity(matrix)
+    assert result["gini"] == pytest.approx(gini, abs=2e-3)
+    assert result["hoyer"] == pytest.approx(hoyer, abs=2e-3)
 
 
 def test_a_matrix_of_zeros_is_no_division_by_zero():
@@ -66,7 +69,9 @@ def test_weights_of_each_kind_and_block(trained):
 
 def _attention(params, cfg, tokens, segments=None):
     """Measures by block, {measure: [L][H]}, with a loop over heads and positions."""
-    found = {name: np.zeros((cfg.n_layers, cfg.n_heads)) for name in sparsity.ATTENTION}
+    result = {
+        name: np.zeros((cfg.n_layers, cfg.n_heads)) for name in sparsity.ATTENTION
+    }
     states = numpy_model.states(params, tokens, cfg)
     group = cfg.n_heads // cfg.n_kv_heads
     for layer in range(cfg.n_layers):
@@ -113,8 +118,8 @@ def _attention(params, cfg, tokens, segments=None):
                 for name, values in mine.items():
                     rows[name].append(np.mean(values))
             for name, values in rows.items():
-                found[name][layer, head] = np.mean(values)
-    return found
+                result[name][layer, head] = np.mean(values)
+    return result
 
 
 @pytest.mark.parametrize("masked", [False, True], ids=["causal", "within documents"])
@@ -128,14 +133,14 @@ def test_attention_equals_numpy(masked):
     with subjects.analysed(
         cfg, tokens, params, eos_id=9 if masked else None
     ) as subject:
-        found = sparsity.attention(subject, tokens)
-    assert found["probe_length"] == 21
+        result = sparsity.attention(subject, tokens)
+    assert result["probe_length"] == 21
     blocks = (
         1 if masked else cfg.n_layers
     )  # numpy's blocks know no documents, but the first has the same input
     for name, values in _attention(params, cfg, tokens, segments).items():
         np.testing.assert_allclose(
-            found["heads"][name][:blocks], values[:blocks], rtol=1e-6, err_msg=name
+            result["heads"][name][:blocks], values[:blocks], rtol=1e-6, err_msg=name
         )
     for name, value in (
         ("density", 1),
@@ -144,7 +149,7 @@ def test_attention_equals_numpy(masked):
         ("small_relative", 0),
         ("small_absolute", 0),
     ):
-        np.testing.assert_allclose(found["uniform"][name], value, atol=1e-12)
+        np.testing.assert_allclose(result["uniform"][name], value, atol=1e-12)
 
 
 def test_attention_of_zero_queries_is_uniform():
@@ -155,20 +160,20 @@ def test_attention_of_zero_queries_is_uniform():
         lambda block: block["attention"]["query"].fill(0),
     )
     with subjects.analysed(tiny_configs.MODEL, tokens, params) as subject:
-        found = sparsity.attention(subject, tokens)
+        result = sparsity.attention(subject, tokens)
     for name in sparsity.ATTENTION:
         np.testing.assert_allclose(
-            found["heads"][name][0], found["uniform"][name][0], rtol=1e-10, atol=1e-12
+            result["heads"][name][0], result["uniform"][name][0], rtol=1e-10, atol=1e-12
         )
-    assert np.all(np.array(found["heads"]["density"][1]) < 1)
+    assert np.all(np.array(result["heads"]["density"][1]) < 1)
 
 
 def test_activations_equal_numpy(trained):
     cfg, params = trained
     tokens = subjects.tokens(cfg)
     with subjects.analysed(cfg, tokens, params) as subject:
-        found = sparsity.activations(subject, tokens)
-    assert set(found) == (
+        result = sparsity.activations(subject, tokens)
+    assert set(result) == (
         {"massive"}
         if cfg.n_experts
         else {"massive", "near_zero", "hoyer", "participation"}
@@ -176,7 +181,7 @@ def test_activations_equal_numpy(trained):
     states = numpy_model.states(params, tokens, cfg)
     for layer in range(cfg.n_layers):
         size = np.abs(states[layer + 1])
-        assert found["massive"][layer] == pytest.approx(
+        assert result["massive"][layer] == pytest.approx(
             (size.max(-1) / np.median(size, -1)).mean(), rel=1e-6
         )
         if cfg.n_experts:
@@ -193,7 +198,7 @@ def test_activations_equal_numpy(trained):
         )
         gate = x @ block["gate"]
         h = gate / (1 + np.exp(-gate)) * (x @ block["up"])
-        assert found["near_zero"][layer] == pytest.approx(
+        assert result["near_zero"][layer] == pytest.approx(
             (np.abs(h) < 0.01 * np.sqrt((h**2).mean(-1, keepdims=True))).mean(),
             rel=1e-6,
         )
@@ -201,8 +206,8 @@ def test_activations_equal_numpy(trained):
         hoyer = (np.sqrt(width) - np.abs(h).sum(-1) / np.linalg.norm(h, axis=-1)) / (
             np.sqrt(width) - 1
         )
-        assert found["hoyer"][layer] == pytest.approx(hoyer.mean(), rel=1e-6)
-        assert found["participation"][layer] == pytest.approx(
+        assert result["hoyer"][layer] == pytest.approx(hoyer.mean(), rel=1e-6)
+        assert result["participation"][layer] == pytest.approx(
             ((h**2).sum(-1) ** 2 / (width * (h**4).sum(-1))).mean(), rel=1e-6
         )
 
@@ -211,7 +216,7 @@ def test_experts_equal_numpy():
     cfg = tiny_configs.MIXTURE
     tokens, params = subjects.tokens(cfg, sequences=3), tiny_configs.init(cfg)
     with subjects.analysed(cfg, tokens, params) as subject:
-        found = sparsity.experts(subject, tokens)
+        result = sparsity.experts(subject, tokens)
         squares = sparsity.gate_squares(subject, tokens)
     states = numpy_model.states(params, tokens, cfg)
     intact = numpy_model.losses(params, states[-1], tokens, cfg).mean()
@@ -234,7 +239,7 @@ def test_experts_equal_numpy():
             -1,
         )[..., : cfg.top_k]
         used = np.bincount(chosen.ravel(), minlength=cfg.n_experts) / chosen.size
-        np.testing.assert_allclose(found["utilisation"][layer], used)
+        np.testing.assert_allclose(result["utilisation"][layer], used)
     for expert in range(cfg.n_experts):
         silenced = subjects.with_block(
             params, 1, lambda block, expert=expert: block["ffn"]["down"][expert].fill(0)
@@ -242,7 +247,7 @@ def test_experts_equal_numpy():
         without = numpy_model.losses(
             silenced, numpy_model.states(silenced, tokens, cfg)[-1], tokens, cfg
         ).mean()
-        assert found["importance"][1][expert] == pytest.approx(
+        assert result["importance"][1][expert] == pytest.approx(
             without / intact - 1, rel=1e-6, abs=1e-12
         )
 
@@ -251,17 +256,17 @@ def test_a_mixture_on_a_mesh_has_the_same_scores():
     """Two experts a device; three sequences on two devices."""
     cfg = tiny_configs.MIXTURE
     tokens, params = subjects.tokens(cfg, sequences=3), tiny_configs.init(cfg)
-    found = []
+    result = []
     for mesh in ((1, 1, 1, 1), (1, 2, 2, 2)):
         with subjects.analysed(cfg, tokens, params, mesh=mesh) as subject:
-            found.append(
+            result.append(
                 (
                     sparsity.experts(subject, tokens),
                     permutation(subject, tokens)["matrix"],
                 )
             )
-    np.testing.assert_allclose(found[0][0]["utilisation"], found[1][0]["utilisation"])
+    np.testing.assert_allclose(result[0][0]["utilisation"], result[1][0]["utilisation"])
     np.testing.assert_allclose(
-        found[0][0]["importance"], found[1][0]["importance"], rtol=1e-8, atol=1e-12
+        result[0][0]["importance"], result[1][0]["importance"], rtol=1e-8, atol=1e-12
     )
-    np.testing.assert_allclose(found[0][1], found[1][1], rtol=1e-8)
+    np.testing.assert_allclose(result[0][1], result[1][1], rtol=1e-8)

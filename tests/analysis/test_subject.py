@@ -49,14 +49,14 @@ def test_each_sequence_is_measured_once_and_in_order(mesh, monkeypatch):
                 ]
             )
 
-        found = per_sequence(subject, tokens, measure)
+        result = per_sequence(subject, tokens, measure)
     assert sizes == (
         [4, 4] if len(jax.devices()[: int(np.prod(mesh))]) > 1 else [2, 2, 2, 2]
     )
     expected = numpy_model.losses(
         params, numpy_model.states(params, tokens, cfg)[-1], tokens, cfg
     )
-    np.testing.assert_allclose(found, expected[None], rtol=1e-10)
+    np.testing.assert_allclose(result, expected[None], rtol=1e-10)
 
 
 def test_documents_are_kept_apart():

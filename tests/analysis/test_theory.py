@@ -93,11 +93,11 @@ def test_silu_products_equal_sampling():
     def silu(z):
         return z / (1 + np.exp(-z))
 
-    for cosine, found in zip(
+    for cosine, result in zip(
         theory.COSINES[::10], theory.silu_products(0.8)[::10], strict=True
     ):
         sampled = (silu(x) * silu(cosine * x + np.sqrt(1 - cosine**2) * fresh)).mean()
-        assert found == pytest.approx(sampled, abs=2e-3)
+        assert result == pytest.approx(sampled, abs=2e-3)
     assert theory.silu_products(0.8192)[-1] == pytest.approx(0.2816, abs=1e-3)
 
 

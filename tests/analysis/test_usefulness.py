@@ -34,38 +34,38 @@ def test_equals_least_squares_by_numpy(trained):
     cfg, params = trained
     tokens = subjects.tokens(cfg, sequences=14)
     with subjects.analysed(cfg, tokens, params) as subject:
-        found = usefulness(subject, tokens)
+        result = usefulness(subject, tokens)
     fitted, scored = tokens[:7], tokens[7:]
     np.testing.assert_allclose(
-        found["loss_ratio"], _expected(params, cfg, fitted, scored), rtol=1e-6
+        result["loss_ratio"], _expected(params, cfg, fitted, scored), rtol=1e-6
     )
     np.testing.assert_allclose(
-        found["in_sample"]["loss_ratio"],
+        result["in_sample"]["loss_ratio"],
         _expected(params, cfg, fitted, fitted),
         rtol=1e-6,
     )
     np.testing.assert_allclose(
-        found["as_published"]["loss_ratio"],
+        result["as_published"]["loss_ratio"],
         _expected(params, cfg, fitted, fitted, transpose=True),
         rtol=1e-6,
     )
-    assert found["score"] == pytest.approx(np.log(found["loss_ratio"]).mean())
-    assert found["ci95"][0] < found["score"] < found["ci95"][1]
-    for threshold, share in found["share_above"].items():
+    assert result["score"] == pytest.approx(np.log(result["loss_ratio"]).mean())
+    assert result["ci95"][0] < result["score"] < result["ci95"][1]
+    for threshold, share in result["share_above"].items():
         assert share["share"] == np.mean(
-            np.array(found["loss_ratio"]) > float(threshold)
+            np.array(result["loss_ratio"]) > float(threshold)
         )
         assert share["ci95"][0] <= share["ci95"][1]
-    assert (found["fitted_on"], found["scored_on"]) == (7, 7)
+    assert (result["fitted_on"], result["scored_on"]) == (7, 7)
 
 
 def test_in_float32_it_is_as_good(trained):
     cfg, params = trained
     tokens = subjects.tokens(cfg, sequences=14)
     with subjects.analysed(cfg, tokens, params, dtype="float32") as subject:
-        found = usefulness(subject, tokens)
+        result = usefulness(subject, tokens)
     np.testing.assert_allclose(
-        found["loss_ratio"], _expected(params, cfg, tokens[:7], tokens[7:]), rtol=1e-4
+        result["loss_ratio"], _expected(params, cfg, tokens[:7], tokens[7:]), rtol=1e-4
     )
 
 
@@ -76,15 +76,17 @@ def test_a_block_that_adds_nothing_has_ratio_one():
         tokens,
         subjects.without_output(tiny_configs.init(tiny_configs.MODEL), 1),
     ) as subject:
-        found = usefulness(subject, tokens)
-    assert found["loss_ratio"][1] == 1
-    assert found["loss_ratio"][0] != 1
+        result = usefulness(subject, tokens)
+    assert result["loss_ratio"][1] == 1
+    assert result["loss_ratio"][0] != 1
 
 
 def test_a_planted_affine_block_has_ratio_one_and_its_transpose_has_not():
-    """The FFN rotates: for embeddings of one length its norm is a constant, and a channel that is always 1 makes its gate one.
+    """The FFN rotates.
 
-    Each pair of tokens is a random id and the one nearest to its rotated embedding, of ids that the other half of the sequences lacks.
+    For embeddings of one length its norm is a constant, and a channel that is always 1 makes
+    its gate a constant too. Each pair of tokens is a random id and the one nearest to its
+    rotated embedding, of ids that the other half of the sequences lacks.
     """
     ids, width, rng = 400, 34, np.random.default_rng(0)
     cfg = config.Model(
@@ -118,9 +120,9 @@ def test_a_planted_affine_block_has_ratio_one_and_its_transpose_has_not():
     with subjects.analysed(
         cfg, tokens, subjects.with_block(params, 0, plant)
     ) as subject:
-        found = usefulness(subject, tokens)
-    np.testing.assert_allclose(found["loss_ratio"], 1, atol=1e-4)
-    assert found["as_published"]["loss_ratio"][0] > 1.1
+        result = usefulness(subject, tokens)
+    np.testing.assert_allclose(result["loss_ratio"], 1, atol=1e-4)
+    assert result["as_published"]["loss_ratio"][0] > 1.1
 
 
 def test_directions_that_no_token_reaches_are_left_alone():

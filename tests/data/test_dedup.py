@@ -13,12 +13,14 @@ def words(seed: int, count: int) -> list[str]:
 
 def kept(*documents: str) -> list[bool]:
     """Which of `documents`, one after the other, are kept."""
-    seen, verdicts = DedupIndex(), []
+    index = DedupIndex()
+    verdicts = []
     for document in documents:
         hashes = near(document)
-        verdicts.append(not seen.is_duplicate(hashes))
-        if verdicts[-1]:
-            seen.add(hashes)
+        is_new = not index.is_duplicate(hashes)
+        if is_new:
+            index.add(hashes)
+        verdicts.append(is_new)
     return verdicts
 
 
@@ -26,21 +28,18 @@ def kept(*documents: str) -> list[bool]:
 def test_near_copy_goes_and_a_different_document_stays(seed):
     original = words(seed, 600)
     copy = list(original)
-    for place in (50, 200, 400):
-        copy[place] = "changed"
-    assert kept(
-        " ".join(original), " ".join(copy), " ".join(words(seed + 100, 600))
-    ) == [True, False, True]
+    for position in (50, 200, 400):
+        copy[position] = "changed"
+    texts = [" ".join(text) for text in (original, copy, words(seed + 100, 600))]
+    assert kept(*texts) == [True, False, True]
 
 
 @pytest.mark.parametrize(("shared", "stays"), [(0.25, True), (0.75, False)])
 def test_half_of_the_grams_decides(shared, stays):
     original, other = words(1, 4000), words(2, 4000)
     cut = int(4000 * shared)
-    assert kept(" ".join(original), " ".join(original[:cut] + other[cut:])) == [
-        True,
-        stays,
-    ]
+    mixed = original[:cut] + other[cut:]
+    assert kept(" ".join(original), " ".join(mixed)) == [True, stays]
 
 
 def test_same_phrases_in_another_order_are_another_document():
@@ -52,9 +51,8 @@ def test_same_phrases_in_another_order_are_another_document():
 def test_share_is_of_the_new_document_over_all_kept_ones():
     first, second = words(1, 2000), words(2, 2000)
     assert kept(" ".join(first + second), " ".join(first[:1000])) == [True, False]
-    assert kept(
-        " ".join(first), " ".join(second), " ".join(first[:1000] + second[:1000])
-    ) == [True, True, False]
+    texts = [" ".join(text) for text in (first, second, first[:1000] + second[:1000])]
+    assert kept(*texts) == [True, True, False]
 
 
 def test_case_and_punctuation_do_not_matter():
@@ -63,16 +61,11 @@ def test_case_and_punctuation_do_not_matter():
 
 
 def test_short_documents_are_compared_exactly():
-    assert kept("To be or not", "to be, or not", "To be or not", "to be or") == [
-        True,
-        True,
-        False,
-        True,
-    ]
+    texts = ("To be or not", "to be, or not", "To be or not", "to be or")
+    assert kept(*texts) == [True, True, False, True]
+    # A few shared grams are no evidence.
     sentence = " ".join(words(7, 20))
-    assert kept(f"{sentence} one", f"{sentence} two") == [True, True], (
-        "a few shared grams are no evidence"
-    )
+    assert kept(f"{sentence} one", f"{sentence} two") == [True, True]
 
 
 def test_vowel_signs_and_operators_are_part_of_the_text():
@@ -81,13 +74,12 @@ def test_vowel_signs_and_operators_are_part_of_the_text():
     hindi = [" ".join(rng.choice(syllables, 200)) for _ in range(6)]
     assert kept(*hindi) == [True] * 6
     assert kept(*syllables) == [True] * 8
-    code = [
-        " ".join(f"x{n} {sign} y{n}" for n in range(100)) for sign in "+-*/%&|<>=!^"
-    ]
+    signs = "+-*/%&|<>=!^"
+    code = [" ".join(f"x{n} {sign} y{n}" for n in range(100)) for sign in signs]
     assert kept(*code) == [True] * 12
 
 
-def test_hashes_that_are_sorted_in_are_found_as_well(monkeypatch):
+def test_hashes_that_were_merged_are_found_too(monkeypatch):
     monkeypatch.setattr(dedup, "RECENT", 100)
     documents = [" ".join(words(seed, 200)) for seed in range(40)]
     assert kept(*documents, *documents) == [True] * 40 + [False] * 40
@@ -96,12 +88,13 @@ def test_hashes_that_are_sorted_in_are_found_as_well(monkeypatch):
 def test_memory_is_bounded(monkeypatch):
     monkeypatch.setattr(dedup, "RECENT", 100)
     monkeypatch.setattr(dedup, "MOST", 200)
-    documents, seen = [" ".join(words(seed, 400)) for seed in range(40)], DedupIndex()
+    documents = [" ".join(words(seed, 400)) for seed in range(40)]
+    index = DedupIndex()
     for document in documents:
-        seen.add(near(document))
-    assert seen.full
-    assert seen.is_duplicate(near(documents[0]))
-    assert not seen.is_duplicate(near(documents[-1])), "later ones are not remembered"
+        index.add(near(document))
+    assert index.full
+    assert index.is_duplicate(near(documents[0]))
+    assert not index.is_duplicate(near(documents[-1])), "later ones are not remembered"
 
 
 def test_documents_without_words():

@@ -1,4 +1,4 @@
-"""Of a folder what is a document is read, and what is left out is named."""
+"""The documents of a folder are read, and what is left out is named."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from sparsecod_jax.errors import ConfigError
 
 
 def fill(folder, names):
-    """A file of each name, with a document that tells it."""
+    """Writes a file of each name, whose document is its name."""
     for name in names:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -23,9 +23,8 @@ def read(source, **options) -> tuple[list[str], dict[str, list[str]]]:
     """The documents, and what is left out by reason."""
     left_out = LeftOut()
     texts = list(documents(str(source), left_out=left_out, **options))
-    return texts, {
-        reason: sorted(entry["examples"]) for reason, entry in left_out.record().items()
-    }
+    record = left_out.record()
+    return texts, {reason: sorted(record[reason]["examples"]) for reason in record}
 
 
 def refusal(source, **options) -> str:
@@ -35,42 +34,25 @@ def refusal(source, **options) -> str:
 
 
 def test_a_snapshot_gives_its_training_split(tmp_path):
-    fill(
-        tmp_path,
-        [
-            "README.md",
-            "LICENSE",
-            "LICENSE.txt",
-            "data/train-00000-of-00002.jsonl",
-            "data/train-00001-of-00002.jsonl",
-        ],
-    )
-    fill(
-        tmp_path,
-        [
-            "data/test-00000-of-00001.jsonl",
-            "data/validation-00000-of-00001.jsonl",
-            "dataset_infos.json",
-        ],
-    )
+    train = ["data/train-00000-of-00002.jsonl", "data/train-00001-of-00002.jsonl"]
+    test = ["data/test-00000-of-00001.jsonl"]
+    validation = ["data/validation-00000-of-00001.jsonl"]
+    about = ["LICENSE.txt", "README.md", "dataset_infos.json"]
+    fill(tmp_path, [*train, *test, *validation, *about, "LICENSE"])
     texts, left = read(tmp_path)
-    assert texts == [
-        "data/train-00000-of-00002.jsonl",
-        "data/train-00001-of-00002.jsonl",
-    ]
+    assert texts == train
     assert left == {
         "files of a kind that can't be read": ["LICENSE"],
-        "files about the data": ["LICENSE.txt", "README.md", "dataset_infos.json"],
-        "files of the split test": ["data/test-00000-of-00001.jsonl"],
-        "files of the split validation": ["data/validation-00000-of-00001.jsonl"],
+        "files about the data": about,
+        "files of the split test": test,
+        "files of the split validation": validation,
     }
-    assert read(tmp_path, split="test")[0] == ["data/test-00000-of-00001.jsonl"]
-    assert "has no split nowhere but test, train, validation" in refusal(
-        tmp_path, split="nowhere"
-    )
+    assert read(tmp_path, split="test")[0] == test
+    sentence = refusal(tmp_path, split="nowhere")
+    assert "has no split nowhere but test, train, validation" in sentence
 
 
-def test_the_readme_of_a_snapshot_tells_its_splits(tmp_path):
+def test_the_readme_of_a_snapshot_gives_its_splits(tmp_path):
     pytest.importorskip("yaml")
     fill(tmp_path, ["a/part.jsonl", "b/part.jsonl", "c/part.jsonl"])
     files = "[{split: train, path: a/*}, {split: held, path: [b/part.jsonl]}]"
@@ -82,20 +64,23 @@ def test_the_readme_of_a_snapshot_tells_its_splits(tmp_path):
     assert left["files of no split"] == ["c/part.jsonl"]
     assert read(tmp_path, split="held")[0] == ["b/part.jsonl"]
     (tmp_path / "README.md").write_text("---\n- [: &x\n---\n")
-    assert len(read(tmp_path)[0]) == 3, "a README that can't be read tells nothing"
+    assert len(read(tmp_path)[0]) == 3, "a README that can't be read gives none"
 
 
 def test_hostile_front_matter_harms_nobody(tmp_path):
     pytest.importorskip("yaml")
     fill(tmp_path, ["a.jsonl"])
-    bomb = "".join(
-        f"k{n}: &m{n} {{<<: [{', '.join([f'*m{n - 1}'] * 9)}]}}\n" for n in range(1, 12)
-    )
-    many = f"d: &d [{', '.join('x' * 300)}]\nconfigs:\n- data_files: [{', '.join(['{split: train, path: *d}'] * 300)}]\n"
+    bomb = "k0: &m0 {a: b}\n"
+    for n in range(1, 12):
+        merged = ", ".join([f"*m{n - 1}"] * 9)
+        bomb += f"k{n}: &m{n} {{<<: [{merged}]}}\n"
+    patterns = ", ".join(["x"] * 300)
+    entries = ", ".join(["{split: train, path: *d}"] * 300)
+    many = f"d: &d [{patterns}]\nconfigs:\n- data_files: [{entries}]\n"
     for front in (
         "x: !!bool maybe\n",
         "x: !!python/object/apply:os.getcwd []\n",
-        f"k0: &m0 {{a: b}}\n{bomb}",
+        bomb,
         "x: !!int y\n",
     ):
         (tmp_path / "README.md").write_text(f"---\n{front}---\n")
@@ -114,10 +99,9 @@ def test_reasons_are_printable_and_bounded(tmp_path):
 
 
 def test_names_of_c4_and_dolma(tmp_path):
-    fill(
-        tmp_path, ["c4-train.00000-of-00002.json", "c4-validation.00000-of-00001.json"]
-    )
-    assert read(tmp_path)[0] == ["c4-train.00000-of-00002.json"]
+    train = "c4-train.00000-of-00002.json"
+    fill(tmp_path, [train, "c4-validation.00000-of-00001.json"])
+    assert read(tmp_path)[0] == [train]
     fill(tmp_path / "dolma", ["cc_en_head-0000.json", "cc_en_head-0001.json"])
     assert len(read(tmp_path / "dolma")[0]) == 2
 
@@ -137,10 +121,8 @@ def test_texts_that_are_called_by_a_split(tmp_path):
 
 
 def test_hidden_files_are_left_out(tmp_path):
-    fill(
-        tmp_path,
-        ["a.jsonl", "._a.jsonl", ".git/b.txt", "__MACOSX/a.jsonl", ".DS_Store"],
-    )
+    hidden = ["._a.jsonl", ".git/b.txt", "__MACOSX/a.jsonl", ".DS_Store"]
+    fill(tmp_path, ["a.jsonl", *hidden])
     texts, left = read(tmp_path)
     assert texts == ["a.jsonl"]
     assert left == {"hidden files": [".DS_Store", "._a.jsonl", ".git", "__MACOSX"]}
@@ -148,17 +130,13 @@ def test_hidden_files_are_left_out(tmp_path):
 
 def test_links_of_a_folder_to_itself_are_not_followed(tmp_path):
     fill(tmp_path, ["a.txt", "deep/b.txt"])
-    for place in ("one", "two", "deep/three"):
-        os.symlink(tmp_path, tmp_path / place)
+    for name in ("one", "two", "deep/three"):
+        os.symlink(tmp_path, tmp_path / name)
     os.symlink(tmp_path / "deep", tmp_path / "other")
     texts, left = read(tmp_path)
     assert texts == ["a.txt", "deep/b.txt"]
-    assert left["folders that were seen under another name"] == [
-        "deep/three",
-        "one",
-        "other",
-        "two",
-    ]
+    reason = "folders that were seen under another name"
+    assert left[reason] == ["deep/three", "one", "other", "two"]
 
 
 def test_links_to_files_are_followed_and_dangling_ones_refused(tmp_path):
@@ -196,18 +174,15 @@ def test_what_save_to_disk_wrote(tmp_path):
     datasets = pytest.importorskip("datasets")
     texts = ["one", "two"]
     rows = datasets.Dataset.from_dict({"text": texts, "body": texts[::-1]})
-    datasets.DatasetDict({"train": rows, "test": rows.select([0])}).save_to_disk(
-        str(tmp_path / "both")
-    )
-    found, left = read(tmp_path / "both")
-    assert (found, left) == (texts, {"splits": ["test"]})
-    assert read(tmp_path / "both", split="test")[0] == ["one"]
-    assert read(tmp_path / "both", text_field="body")[0] == texts[::-1]
-    assert "has no split nowhere but train, test" in refusal(
-        tmp_path / "both", split="nowhere"
-    )
-    rows.save_to_disk(str(tmp_path / "single"))
-    assert read(tmp_path / "single")[0] == texts
-    assert "has no 'other' but body, text" in refusal(
-        tmp_path / "single", text_field="other"
-    )
+    both, single = tmp_path / "both", tmp_path / "single"
+    splits = datasets.DatasetDict({"train": rows, "test": rows.select([0])})
+    splits.save_to_disk(str(both))
+    assert read(both) == (texts, {"splits": ["test"]})
+    assert read(both, split="test")[0] == ["one"]
+    assert read(both, text_field="body")[0] == texts[::-1]
+    sentence = refusal(both, split="nowhere")
+    assert "has no split nowhere but train, test" in sentence
+    rows.save_to_disk(str(single))
+    assert read(single)[0] == texts
+    sentence = refusal(single, text_field="other")
+    assert "has no 'other' but body, text" in sentence

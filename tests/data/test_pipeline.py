@@ -1,4 +1,7 @@
-"""One global stream, whatever the number of processes or the place where it is begun; and an evaluation that counts all once."""
+"""One global sequence of windows, whatever the number of processes or the start.
+
+And an evaluation that counts every prediction once.
+"""
 
 import hashlib
 import itertools
@@ -25,22 +28,13 @@ LENGTH, WINDOWS, BATCH = 4, 22, 8  # an epoch ends within a batch
 
 
 def windows_of(folder, tokens: int, seq_len: int = LENGTH) -> Windows:
-    """Windows over the tokens 0, 1, 2, ..., so that a window's first token tells its place."""
+    """Windows over the tokens 0, 1, 2, ...: the first one of a window is its position."""
     ids = np.arange(tokens, dtype="<u2")
     ids.tofile(folder / "train.npy")
-    split = Split(
-        1,
-        tokens,
-        0,
-        0.0,
-        (Shard("train.npy", 0, tokens, hashlib.sha256(ids.tobytes()).hexdigest()),),
-    )
-    return Windows(
-        epath.Path(folder),
-        Manifest({}, "bytes", tokens, 0, "uint16", split, split, 0),
-        split,
-        seq_len,
-    )
+    sha256 = hashlib.sha256(ids.tobytes()).hexdigest()
+    split = Split(1, tokens, 0, 0.0, (Shard("train.npy", 0, tokens, sha256),))
+    manifest = Manifest({}, "bytes", tokens, 0, "uint16", split, split, 0)
+    return Windows(epath.Path(folder), manifest, split, seq_len)
 
 
 @pytest.fixture
@@ -53,23 +47,15 @@ def take(
 ) -> np.ndarray:
     """The first batches, [count, rows, T + 1]; all rows unless some are named."""
     rows = np.arange(batch) if rows is None else np.array(rows)
-    return np.stack(
-        list(
-            itertools.islice(batches(windows, seed, batch, first_example, rows), count)
-        )
-    )
+    endless = batches(windows, seed, batch, first_example, rows)
+    return np.stack(list(itertools.islice(endless, count)))
 
 
 def epochs(windows: Windows, seed: int, count: int) -> list[list[int]]:
-    """The windows' numbers in each of the first epochs."""
+    """The numbers of the windows in each of the first epochs."""
     stream = example_stream(windows, seed)
-    return [
-        [
-            int(np.asarray(stream[epoch * WINDOWS + n])[0]) // LENGTH
-            for n in range(WINDOWS)
-        ]
-        for epoch in range(count)
-    ]
+    firsts = [int(np.asarray(stream[n])[0]) for n in range(count * WINDOWS)]
+    return (np.array(firsts) // LENGTH).reshape(count, WINDOWS).tolist()
 
 
 def test_each_epoch_is_a_permutation_of_its_own(windows):
@@ -80,14 +66,10 @@ def test_each_epoch_is_a_permutation_of_its_own(windows):
 
 def test_order_follows_the_seed(windows):
     assert epochs(windows, 3, 2) == epochs(windows, 3, 2)
-    orders = [
-        tuple(order)
-        for seed in (0, 1, 2, 2**32 - 1)
-        for order in epochs(windows, seed, 3)
-    ]
-    assert len(set(orders)) == len(orders), (
-        "no epoch of one seed is an epoch of another"
-    )
+    orders = []
+    for seed in (0, 1, 2, 2**32 - 1):
+        orders += [tuple(order) for order in epochs(windows, seed, 3)]
+    assert len(set(orders)) == len(orders), "all epochs of all seeds differ"
 
 
 def test_step_s_is_rows_sB_to_sB_plus_B(windows):
@@ -111,18 +93,17 @@ def test_step_s_is_rows_sB_to_sB_plus_B(windows):
 def test_the_rows_of_all_processes_are_the_global_batch(windows, shares):
     whole = take(7, windows, 5, BATCH, 2 * BATCH)
     for rows in shares:
-        np.testing.assert_array_equal(
-            take(7, windows, 5, BATCH, 2 * BATCH, rows), whole[:, list(rows)]
-        )
+        part = take(7, windows, 5, BATCH, 2 * BATCH, rows)
+        np.testing.assert_array_equal(part, whole[:, list(rows)])
 
 
 @pytest.mark.parametrize("spec", [P("x"), P("y"), P(("x", "y")), P(("y", "x")), P()])
 def test_rows_reach_the_devices_that_hold_them(spec):
-    """Also where devices lie in another order than their rows, or hold the same ones."""
-    mesh = jax.sharding.Mesh(
-        np.array(jax.devices())[[5, 0, 7, 2, 4, 1, 6, 3]].reshape(2, 4), ("x", "y")
-    )
-    sharding, whole = NamedSharding(mesh, spec), np.arange(8 * 3).reshape(8, 3)
+    """Also where devices are in another order than their rows, or hold the same ones."""
+    devices = np.array(jax.devices())[[5, 0, 7, 2, 4, 1, 6, 3]]
+    mesh = jax.sharding.Mesh(devices.reshape(2, 4), ("x", "y"))
+    sharding = NamedSharding(mesh, spec)
+    whole = np.arange(8 * 3).reshape(8, 3)
     rows = local_rows(sharding, 8)
     assert rows.tolist() == list(range(8)), "one process holds them all, each once"
     placed = to_devices({"tokens": whole, "none": None}, rows, sharding, 8)
@@ -135,17 +116,15 @@ def test_rows_reach_the_devices_that_hold_them(spec):
 def test_beginning_later_is_skipping(windows):
     whole = take(12, windows, 5, BATCH, 0)
     for skipped in (1, 2, 3, 9):  # the first epoch ends within the third batch
-        np.testing.assert_array_equal(
-            take(3, windows, 5, BATCH, skipped * BATCH), whole[skipped : skipped + 3]
-        )
+        later = take(3, windows, 5, BATCH, skipped * BATCH)
+        np.testing.assert_array_equal(later, whole[skipped : skipped + 3])
 
 
-def test_another_batch_size_reads_the_same_stream(windows):
+def test_another_batch_size_reads_the_same_sequence(windows):
     first = take(4, windows, 5, 6, 0).reshape(24, LENGTH + 1)
     then = take(2, windows, 5, 3, 24).reshape(6, LENGTH + 1)
-    np.testing.assert_array_equal(
-        np.concatenate([first, then]), take(5, windows, 5, 6, 0).reshape(30, LENGTH + 1)
-    )
+    whole = take(5, windows, 5, 6, 0).reshape(30, LENGTH + 1)
+    np.testing.assert_array_equal(np.concatenate([first, then]), whole)
 
 
 def test_batch_larger_than_an_epoch(windows):
@@ -157,19 +136,19 @@ def test_batch_larger_than_an_epoch(windows):
 @pytest.mark.parametrize("tokens", [2, 5, 6, 9, 24, 25, 26, 27])
 @pytest.mark.parametrize("rows", [1, 3])
 def test_evaluation_counts_every_prediction_once(tmp_path, tokens, rows):
-    inputs, targets, batches_seen = [], [], 0
-    for tokens_BT1, weights_BT in evaluation_batches(
-        windows_of(tmp_path, tokens), rows, np.arange(rows), 0
-    ):
+    windows = windows_of(tmp_path, tokens)
+    inputs, targets, count = [], [], 0
+    for tokens_BT1, weights_BT in evaluation_batches(windows, rows, np.arange(rows), 0):
         assert (tokens_BT1.shape, tokens_BT1.dtype) == ((rows, LENGTH + 1), np.int32)
         assert (weights_BT.shape, weights_BT.dtype) == ((rows, LENGTH), np.float32)
         assert set(np.unique(weights_BT)) <= {0, 1}
-        inputs += tokens_BT1[:, :-1][weights_BT == 1].tolist()
-        targets += tokens_BT1[:, 1:][weights_BT == 1].tolist()
-        batches_seen += 1
+        counts_BT = weights_BT == 1
+        inputs += tokens_BT1[:, :-1][counts_BT].tolist()
+        targets += tokens_BT1[:, 1:][counts_BT].tolist()
+        count += 1
     assert inputs == list(range(tokens - 1))
     assert targets == list(range(1, tokens))
-    assert batches_seen == -(-(tokens - 1) // (rows * LENGTH))
+    assert count == -(-(tokens - 1) // (rows * LENGTH))
 
 
 @pytest.mark.parametrize(
@@ -177,13 +156,9 @@ def test_evaluation_counts_every_prediction_once(tmp_path, tokens, rows):
     [(1, 4), (4, 4), (5, 8), (12, 12), (25, 26), (26, 26), (1000, 26)],
 )
 def test_evaluation_takes_max_tokens_in_whole_windows(tmp_path, max_tokens, counted):
-    weights = [
-        weights.sum()
-        for _, weights in evaluation_batches(
-            windows_of(tmp_path, 27), 2, np.arange(2), max_tokens
-        )
-    ]
-    assert sum(weights) == counted
+    windows = windows_of(tmp_path, 27)
+    evaluated = evaluation_batches(windows, 2, np.arange(2), max_tokens)
+    assert sum(weights.sum() for _, weights in evaluated) == counted
 
 
 def test_a_part_of_the_evaluation_is_spread_over_the_split(tmp_path):
@@ -199,9 +174,8 @@ def test_processes_evaluate_their_rows_of_the_same_batches(tmp_path, max_tokens)
     whole = list(evaluation_batches(windows, 4, np.arange(4), max_tokens))
     for rows in ([0, 1], [3], [1, 2]):
         parts = list(evaluation_batches(windows, 4, np.array(rows), max_tokens))
-        assert len(parts) == len(whole), (
-            "also a process whose rows of the last batch are padding takes part"
-        )
+        # Also a process whose rows of the last batch are padding takes part.
+        assert len(parts) == len(whole)
         for part, batch in zip(parts, whole, strict=True):
             for values, expected in zip(part, batch, strict=True):
                 np.testing.assert_array_equal(values, expected[rows])

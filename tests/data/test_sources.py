@@ -1,4 +1,7 @@
-"""Every kind of source yields its documents in a fixed order; every unusable one is refused in one sentence."""
+"""Every kind of source yields its documents in a fixed order.
+
+Every unusable one is refused in one sentence.
+"""
 
 import gzip
 import json
@@ -7,14 +10,13 @@ import sys
 
 import pytest
 
-from sparsecod_jax.data import readers
+from sparsecod_jax.data import unpacking
 from sparsecod_jax.data.sources import documents
 from sparsecod_jax.errors import ConfigError
 
 TEXTS = ["one", "zwei ä\u2028\n", "三 😀"]
-JSONL = "".join(
-    json.dumps({"text": text, "id": number}) + "\n" for number, text in enumerate(TEXTS)
-).encode()
+ROWS = [{"text": text, "id": number} for number, text in enumerate(TEXTS)]
+JSONL = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
 
 
 def refusal(source, **options) -> str:
@@ -27,14 +29,22 @@ def refusal(source, **options) -> str:
     return sentence
 
 
+def write_parquet(path, columns, names=None) -> None:
+    """A Parquet file of columns by name, or of arrays and their names."""
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pyarrow.table(columns, names=names), path)
+
+
 def test_folder_is_read_nested_and_in_the_order_of_names(tmp_path):
     for name in ("b/deep/3.md", "c.txt", "a/1.py", "b/2.rst", "a.bin"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(f"text of {name}", "utf-8")
     (tmp_path / "blank.txt").write_text(" \n", "utf-8")
-    assert list(documents(str(tmp_path))) == [
+    expected = [
         f"text of {name}" for name in ("a/1.py", "b/2.rst", "b/deep/3.md", "c.txt")
     ]
+    assert list(documents(str(tmp_path))) == expected
 
 
 def test_single_text_file_is_one_document(tmp_path):
@@ -59,14 +69,8 @@ def test_every_frame_of_a_zst_file_is_read(tmp_path):
 
 
 def test_parquet_and_its_nulls(tmp_path):
-    pyarrow, parquet = (
-        pytest.importorskip("pyarrow"),
-        pytest.importorskip("pyarrow.parquet"),
-    )
-    parquet.write_table(
-        pyarrow.table({"text": [*TEXTS, None, ""], "id": range(5)}),
-        tmp_path / "a.parquet",
-    )
+    columns = {"text": [*TEXTS, None, ""], "id": range(5)}
+    write_parquet(tmp_path / "a.parquet", columns)
     assert list(documents(str(tmp_path))) == TEXTS
 
 
@@ -82,7 +86,7 @@ def test_hugging_face_refusals(tmp_path):
     (tmp_path / "train.jsonl").write_text('{"body": "x"}\n')
     assert "has no 'text' but body" in refusal(f"hf:{tmp_path}")
     assert list(documents(f"hf:{tmp_path}", text_field="body")) == ["x"]
-    assert "nowhere" in refusal(f"hf:{tmp_path}", split="nowhere"), "the reason is told"
+    assert "nowhere" in refusal(f"hf:{tmp_path}", split="nowhere"), "names the reason"
 
 
 def test_stdlib_begins_with_a_document():
@@ -133,11 +137,7 @@ def test_damaged_file_is_named(tmp_path):
 
 
 def test_parquet_without_text_names_its_columns(tmp_path):
-    pyarrow, parquet = (
-        pytest.importorskip("pyarrow"),
-        pytest.importorskip("pyarrow.parquet"),
-    )
-    parquet.write_table(pyarrow.table({"body": TEXTS}), tmp_path / "a.parquet")
+    write_parquet(tmp_path / "a.parquet", {"body": TEXTS})
     assert "a.parquet has no 'text' but body" in refusal(tmp_path)
     assert list(documents(str(tmp_path), text_field="body")) == TEXTS
 
@@ -162,50 +162,45 @@ def test_missing_package_names_the_command(tmp_path, monkeypatch, package, name)
 
 @pytest.mark.parametrize("name", ["a.json", "a.json.gz", "a.jsonl.gz", "A.JSONL"])
 def test_json_lines_by_any_name(tmp_path, name):
-    (tmp_path / name).write_bytes(
-        gzip.compress(JSONL) if name.endswith(".gz") else JSONL
-    )
+    content = gzip.compress(JSONL) if name.endswith(".gz") else JSONL
+    (tmp_path / name).write_bytes(content)
     assert list(documents(str(tmp_path / name))) == TEXTS
     assert list(documents(str(tmp_path))) == TEXTS
 
 
 def test_one_list_of_objects(tmp_path):
-    (tmp_path / "a.json").write_text(
-        json.dumps([{"text": text} for text in TEXTS], indent=1)
-    )
+    rows = [{"text": text} for text in TEXTS]
+    (tmp_path / "a.json").write_text(json.dumps(rows, indent=1))
     assert list(documents(str(tmp_path))) == TEXTS
     (tmp_path / "a.json").write_text("[1, 2]")
     assert "a.json, item 1 is not a JSON object" in refusal(tmp_path)
 
 
 def test_blank_lines_and_a_byte_order_mark_are_no_documents(tmp_path):
-    (tmp_path / "a.jsonl").write_bytes(
-        b"\xef\xbb\xbf" + JSONL.replace(b"\n", b"\r\n\n") + b" \n\n"
-    )
+    blank_lines = JSONL.replace(b"\n", b"\r\n\n") + b" \n\n"
+    (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + blank_lines)
     assert list(documents(str(tmp_path))) == TEXTS
     (tmp_path / "b.txt").write_bytes(b"\xef\xbb\xbfb")
     assert list(documents(str(tmp_path))) == [*TEXTS, "b"]
 
 
 def test_lines_are_counted_over_many_blank_ones(tmp_path, monkeypatch):
-    monkeypatch.setattr(readers, "CHUNK", 16)
+    monkeypatch.setattr(unpacking, "CHUNK", 16)
     (tmp_path / "a.jsonl").write_bytes(b"\n" * 100 + b"{}\n")
     assert "a.jsonl, line 101 " in refusal(tmp_path)
 
 
 def test_the_field_is_named(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(JSONL.replace(b'"text"', b'"content"'))
-    assert (
-        "line 1 has no 'text' but content, id: name the field that holds the documents with --text_field"
-        in refusal(tmp_path)
-    )
+    sentence = refusal(tmp_path)
+    assert "line 1 has no 'text' but content, id: name the field" in sentence
+    assert sentence.endswith("with --text_field")
     assert list(documents(str(tmp_path), text_field="content")) == TEXTS
 
 
 def test_csv(tmp_path):
-    (tmp_path / "a.csv").write_text(
-        'id,text\n1,one\n2,"two, with ""quotes""\nand lines"\n\n3,\n'
-    )
+    rows = 'id,text\n1,one\n2,"two, with ""quotes""\nand lines"\n\n3,\n'
+    (tmp_path / "a.csv").write_text(rows)
     assert list(documents(str(tmp_path))) == ["one", 'two, with "quotes"\nand lines']
     assert "has no 'body' but id, text" in refusal(tmp_path, text_field="body")
     (tmp_path / "a.csv").write_text('text\n"never closed')
@@ -215,52 +210,48 @@ def test_csv(tmp_path):
 @pytest.mark.parametrize("name", ["a.txt", "a.txt.gz"])
 def test_a_text_is_cut_at_its_separators(tmp_path, name):
     content = b"one\n<|endoftext|>\ntwo\n\n<|endoftext|>\n"
-    (tmp_path / name).write_bytes(
-        gzip.compress(content) if name.endswith(".gz") else content
-    )
-    assert list(documents(str(tmp_path / name), separator="<|endoftext|>")) == [
-        "one",
-        "two",
-    ]
-    assert len(list(documents(str(tmp_path / name)))) == 1
+    if name.endswith(".gz"):
+        content = gzip.compress(content)
+    source = tmp_path / name
+    source.write_bytes(content)
+    assert list(documents(str(source), separator="<|endoftext|>")) == ["one", "two"]
+    assert len(list(documents(str(source)))) == 1
 
 
 def test_a_separator_on_the_border_of_two_chunks(tmp_path, monkeypatch):
     expected = [f"document {number}" for number in range(50)]
     (tmp_path / "a.txt").write_text("<SEP>".join(expected))
     for size in range(1, 30):
-        monkeypatch.setattr(readers, "CHUNK", size)
+        monkeypatch.setattr(unpacking, "CHUNK", size)
         assert list(documents(str(tmp_path / "a.txt"), separator="<SEP>")) == expected
 
 
-def test_lines_and_documents_have_a_longest(tmp_path, monkeypatch):
-    monkeypatch.setattr(readers, "LONGEST", 10_000)
-    monkeypatch.setattr(readers, "CHUNK", 1_000)
-    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "x" * 20_000}))
-    assert "a.jsonl has more than 10,000 bytes without an end of a line" in refusal(
-        tmp_path / "a.jsonl"
-    )
-    (tmp_path / "b.txt").write_text("x" * 20_000)
-    assert (
-        "b.txt is one document of more than 10,000 bytes: name what divides"
-        in refusal(tmp_path / "b.txt")
-    )
-    assert "without an end of a document (--separator='|')" in refusal(
-        tmp_path / "b.txt", separator="|"
-    )
-    (tmp_path / "c.json").write_text(json.dumps([{"text": "x" * 20_000}]))
-    assert "c.json is one list of more than" in refusal(tmp_path / "c.json")
+def test_lines_and_documents_are_limited_in_length(tmp_path, monkeypatch):
+    monkeypatch.setattr(unpacking, "LONGEST", 10_000)
+    monkeypatch.setattr(unpacking, "CHUNK", 1_000)
+    text = "x" * 20_000
+    lines = tmp_path / "a.jsonl"
+    lines.write_text(json.dumps({"text": text}))
+    sentence = refusal(lines)
+    assert "a.jsonl has more than 10,000 bytes without an end of a line" in sentence
+    plain = tmp_path / "b.txt"
+    plain.write_text(text)
+    sentence = refusal(plain)
+    assert "b.txt is one document of more than 10,000 bytes: name what" in sentence
+    sentence = refusal(plain, separator="|")
+    assert "without an end of a document (--separator='|')" in sentence
+    rows = tmp_path / "c.json"
+    rows.write_text(json.dumps([{"text": text}]))
+    assert "c.json is one list of more than" in refusal(rows)
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
 def test_a_bomb_is_refused(tmp_path, monkeypatch, suffix):
-    monkeypatch.setattr(readers, "FREE", 2**20)
-    blank = b"\n" * 2**24
-    content = (
-        gzip.compress(blank)
-        if suffix == ".gz"
-        else pytest.importorskip("zstandard").ZstdCompressor().compress(blank)
-    )
+    monkeypatch.setattr(unpacking, "FREE", 2**20)
+    compress = gzip.compress
+    if suffix == ".zst":
+        compress = pytest.importorskip("zstandard").ZstdCompressor().compress
+    content = compress(b"\n" * 2**24)
     (tmp_path / f"a.jsonl{suffix}").write_bytes(content)
     assert "is more than 200 times its size" in refusal(tmp_path)
 
@@ -286,12 +277,8 @@ PARQUETS = {
 
 @pytest.mark.parametrize("name", PARQUETS)
 def test_parquet_of_other_types(tmp_path, name):
-    pyarrow, parquet = (
-        pytest.importorskip("pyarrow"),
-        pytest.importorskip("pyarrow.parquet"),
-    )
     values, sentence = PARQUETS[name]
-    parquet.write_table(pyarrow.table({"text": values}), tmp_path / "a.parquet")
+    write_parquet(tmp_path / "a.parquet", {"text": values})
     if sentence is None:
         assert list(documents(str(tmp_path))) == TEXTS
     else:
@@ -299,34 +286,22 @@ def test_parquet_of_other_types(tmp_path, name):
 
 
 def test_parquet_with_two_columns_of_a_name(tmp_path):
-    pyarrow, parquet = (
-        pytest.importorskip("pyarrow"),
-        pytest.importorskip("pyarrow.parquet"),
-    )
-    columns = [pyarrow.array(TEXTS), pyarrow.array(TEXTS), pyarrow.array(TEXTS)]
-    parquet.write_table(
-        pyarrow.Table.from_arrays(columns, names=["text", "text", "body"]),
-        tmp_path / "a.parquet",
-    )
+    write_parquet(tmp_path / "a.parquet", [TEXTS] * 3, names=["text", "text", "body"])
     assert "a.parquet has several columns 'text': name another" in refusal(tmp_path)
     assert list(documents(str(tmp_path), text_field="body")) == TEXTS
 
 
 def test_a_damaged_page_is_named(tmp_path):
-    pyarrow, parquet = (
-        pytest.importorskip("pyarrow"),
-        pytest.importorskip("pyarrow.parquet"),
-    )
+    path = tmp_path / "a.parquet"
     texts = [f"{number} {text}" for number, text in enumerate(TEXTS * 200)]
-    parquet.write_table(pyarrow.table({"text": texts}), tmp_path / "a.parquet")
-    content = bytearray((tmp_path / "a.parquet").read_bytes())
+    write_parquet(path, {"text": texts})
+    content = bytearray(path.read_bytes())
     content[40:400] = bytes(360)
-    (tmp_path / "a.parquet").write_bytes(content)
+    path.write_bytes(content)
     assert "a.parquet is not a whole parquet file" in refusal(tmp_path)
 
 
 def test_one_file_has_no_splits(tmp_path):
-    (tmp_path / "train.jsonl").write_bytes(JSONL)
-    assert "is one file, which has no splits" in refusal(
-        tmp_path / "train.jsonl", split="train"
-    )
+    path = tmp_path / "train.jsonl"
+    path.write_bytes(JSONL)
+    assert "is one file, which has no splits" in refusal(path, split="train")

@@ -1,9 +1,10 @@
-"""Shards read as one stream, and a manifest that does not fit them, or itself, is refused."""
+"""Shards are read as one sequence, and a damaged or wrong manifest is refused."""
 
 import dataclasses
 import functools
 import hashlib
 import json
+import operator
 import os
 import re
 
@@ -23,38 +24,37 @@ from sparsecod_jax.data.store import (
 )
 from sparsecod_jax.errors import ConfigError
 
+HIGHEST = {"uint16": 2**16 - 1, "uint32": 10**6}  # ids
+
 
 def make_split(
     folder, name: str, sizes: list[int], dtype: str, seed: int
 ) -> tuple[Split, np.ndarray]:
-    """Shards of those sizes in `folder`, the second one in the middle of a raw file; and their tokens as one array."""
-    rng, shards, pieces = np.random.default_rng(seed), [], []
+    """Shards of these sizes, and their tokens as one array.
+
+    The second shard is in the middle of a raw file.
+    """
+    rng = np.random.default_rng(seed)
+    highest = HIGHEST[dtype]
+    shards, pieces = [], []
     for number, size in enumerate(sizes):
-        ids = rng.integers(
-            0, np.iinfo(dtype).max if dtype == "uint16" else 10**6, size, endpoint=True
-        ).astype(dtype)
+        ids = rng.integers(0, highest, size, endpoint=True).astype(dtype)
         file = folder / f"{name}-{number}.npy"
         if number == 1:
             np.concatenate([ids, ids, ids]).tofile(file)
-            place, offset = str(file), ids.nbytes
+            path, offset = str(file), ids.nbytes
         else:
             np.save(file, ids)
-            place, offset = file.name, file.stat().st_size - ids.nbytes
-        shards.append(
-            Shard(
-                place,
-                offset,
-                size,
-                hashlib.sha256(ids.tobytes()).hexdigest(),
-                digests(ids.tobytes()),
-            )
-        )
+            path, offset = file.name, file.stat().st_size - ids.nbytes
+        content = ids.tobytes()
+        sha256 = hashlib.sha256(content).hexdigest()
+        shards.append(Shard(path, offset, size, sha256, digests(content)))
         pieces.append(ids)
     tokens = np.concatenate(pieces)
-    counts = np.unique(tokens, return_counts=True)[1]
-    return Split(
-        1, tokens.size, 10 * tokens.size, entropy(counts), tuple(shards)
-    ), tokens
+    _, counts = np.unique(tokens, return_counts=True)
+    text_bytes = 10 * tokens.size
+    split = Split(1, tokens.size, text_bytes, entropy(counts), tuple(shards))
+    return split, tokens
 
 
 def make(
@@ -66,7 +66,7 @@ def make(
     manifest = Manifest(
         {"source": "x"},
         "tokenizer.json",
-        2**16 if dtype == "uint16" else 10**6 + 1,
+        HIGHEST[dtype] + 1,
         0,
         dtype,
         train,
@@ -77,6 +77,10 @@ def make(
     (folder / "manifest.json").write_text(manifest.to_json())
     (folder / "tokenizer.json").touch()
     return manifest, tokens
+
+
+def read(folder) -> Manifest:
+    return read_manifest(epath.Path(folder), "command")
 
 
 @pytest.mark.parametrize("dtype", ["uint16", "uint32"])
@@ -98,9 +102,8 @@ def test_any_range_of_tokens(tmp_path):
     windows = Windows(epath.Path(tmp_path), manifest, manifest.train, 2)
     for start in range(13):
         for stop in range(start + 1, 16):
-            np.testing.assert_array_equal(
-                windows.tokens(start, stop), tokens[start:stop]
-            )
+            piece = windows.tokens(start, stop)
+            np.testing.assert_array_equal(piece, tokens[start:stop])
 
 
 def test_entropy_in_nats():
@@ -111,7 +114,7 @@ def test_entropy_in_nats():
 
 def test_manifest_survives_the_disk(tmp_path):
     manifest, _ = make(tmp_path, [5, 6])
-    assert read_manifest(epath.Path(tmp_path), "command") == manifest
+    assert read(tmp_path) == manifest
 
 
 def test_fingerprint_is_of_content_order_and_split(tmp_path):
@@ -121,16 +124,12 @@ def test_fingerprint_is_of_content_order_and_split(tmp_path):
     held_out = manifest.validation.shards
 
     def fingerprint(train, validation):
-        splits = [
-            dataclasses.replace(split, shards=shards)
-            for split, shards in (
-                (manifest.train, train),
-                (manifest.validation, validation),
-            )
-        ]
-        return dataclasses.replace(
-            manifest, train=splits[0], validation=splits[1]
-        ).fingerprint
+        changed = dataclasses.replace(
+            manifest,
+            train=dataclasses.replace(manifest.train, shards=train),
+            validation=dataclasses.replace(manifest.validation, shards=validation),
+        )
+        return changed.fingerprint
 
     assert fingerprint((moved, second, third), held_out) == manifest.fingerprint
     assert fingerprint((second, first, third), held_out) != manifest.fingerprint
@@ -140,15 +139,15 @@ def test_fingerprint_is_of_content_order_and_split(tmp_path):
 
 def test_every_flipped_bit_of_a_manifest_is_refused(tmp_path):
     manifest, _ = make(tmp_path, [5, 6])
-    file, refused = tmp_path / "manifest.json", 0
+    file = tmp_path / "manifest.json"
     content = file.read_bytes()
-    for place in range(len(content)):
-        flipped = content[place] ^ (1 << place % 8)
-        file.write_bytes(content[:place] + bytes([flipped]) + content[place + 1 :])
+    refused = 0
+    for position in range(len(content)):
+        flipped = bytearray(content)
+        flipped[position] ^= 1 << position % 8
+        file.write_bytes(flipped)
         try:
-            assert read_manifest(epath.Path(tmp_path), "command") == manifest, (
-                "two decimals may be one float"
-            )
+            assert read(tmp_path) == manifest, "two decimals may be one float"
         except ConfigError as error:
             assert re.search(r"can't be read|was changed", str(error))  # noqa: PT017
             refused += 1
@@ -160,11 +159,9 @@ def test_every_flipped_bit_of_a_manifest_is_refused(tmp_path):
 )
 def test_what_is_no_manifest_is_refused(tmp_path, content):
     (tmp_path / "manifest.json").write_text(content)
-    with pytest.raises(
-        ConfigError,
-        match=r"can't be read as a manifest of data .*: copy it again .* in another folder",
-    ):
-        read_manifest(epath.Path(tmp_path), "command")
+    sentence = r"can't be read as a manifest .*: copy it again .* in another folder"
+    with pytest.raises(ConfigError, match=sentence):
+        read(tmp_path)
 
 
 def test_numbers_changed_by_hand_are_refused(tmp_path):
@@ -174,28 +171,27 @@ def test_numbers_changed_by_hand_are_refused(tmp_path):
     values["validation"]["text_bytes"] += 1
     file.write_text(json.dumps(values))
     with pytest.raises(ConfigError, match="was changed after it was made"):
-        read_manifest(epath.Path(tmp_path), "command")
+        read(tmp_path)
 
 
-def test_a_missing_tokenizer_is_told(tmp_path):
+def test_a_missing_tokenizer_is_named(tmp_path):
     make(tmp_path, [5])
     (tmp_path / "tokenizer.json").unlink()
-    with pytest.raises(
-        ConfigError, match=r"tokenizer\.json is missing: copy it again .* `command`"
-    ):
-        read_manifest(epath.Path(tmp_path), "command")
+    sentence = r"tokenizer\.json is missing: copy it again .* `command`"
+    with pytest.raises(ConfigError, match=sentence):
+        read(tmp_path)
 
 
-def test_a_tokenizer_that_is_a_pipe_is_told(tmp_path):
+def test_a_tokenizer_that_is_a_pipe_is_named(tmp_path):
     make(tmp_path, [5])
     (tmp_path / "tokenizer.json").unlink()
     os.mkfifo(tmp_path / "tokenizer.json")
     with pytest.raises(ConfigError, match=r"tokenizer\.json is not a plain file"):
-        read_manifest(epath.Path(tmp_path), "command")
+        read(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("place", "value"),
+    ("path", "value"),
     [
         (("dtype",), "float64"),
         (("dtype",), "O"),
@@ -208,34 +204,29 @@ def test_a_tokenizer_that_is_a_pipe_is_told(tmp_path):
         (("train", "shards", 0, "blocks"), "00"),
     ],
 )
-def test_values_that_no_data_has_are_refused(tmp_path, place, value):
-    """Whoever made the manifest made its checksum."""
+def test_values_that_no_data_has_are_refused(tmp_path, path, value):
+    """Even if the checksum fits, as anyone can compute one."""
     make(tmp_path, [5])
     file = tmp_path / "manifest.json"
     values = json.loads(file.read_text())
-    functools.reduce(lambda inner, name: inner[name], place[:-1], values)[place[-1]] = (
-        value
-    )
+    inner = functools.reduce(operator.getitem, path[:-1], values)
+    inner[path[-1]] = value
     del values["checksum"]
     file.write_text(json.dumps({**values, "checksum": _checksum(values)}))
-    with pytest.raises(
-        ConfigError, match=rf"can't be read as a manifest of data \({place[-1]}"
-    ):
-        read_manifest(epath.Path(tmp_path), "command")
+    sentence = rf"can't be read as a manifest of data \({path[-1]}"
+    with pytest.raises(ConfigError, match=sentence):
+        read(tmp_path)
 
 
 def test_files_in_a_bucket_are_not_read_at_the_start(tmp_path, monkeypatch):
     manifest, _ = make(tmp_path, [5])
-    far = tuple(
-        dataclasses.replace(shard, file=f"gs://bucket/{shard.file}", blocks="")
-        for shard in manifest.train.shards
-    )
-    old = dataclasses.replace(
-        manifest, train=dataclasses.replace(manifest.train, shards=far), before=None
-    )
+    (shard,) = manifest.train.shards
+    remote = dataclasses.replace(shard, file=f"gs://bucket/{shard.file}", blocks="")
+    train = dataclasses.replace(manifest.train, shards=(remote,))
+    old = dataclasses.replace(manifest, train=train, before=None)
     (tmp_path / "manifest.json").write_text(old.to_json())
     monkeypatch.setattr(store, "_length", lambda file: 2**30)
-    assert read_manifest(epath.Path(tmp_path), "command").train == old.train
+    assert read(tmp_path).train == old.train
 
 
 def test_missing_and_truncated_shards_are_refused(tmp_path):
@@ -244,10 +235,10 @@ def test_missing_and_truncated_shards_are_refused(tmp_path):
     content = file.read_bytes()
     file.write_bytes(content[:-1])
     with pytest.raises(ConfigError, match=f"{file.name} is missing or shorter"):
-        read_manifest(epath.Path(tmp_path), "command")
+        read(tmp_path)
     file.unlink()
     with pytest.raises(ConfigError, match=f"{file.name} is missing or shorter"):
-        read_manifest(epath.Path(tmp_path), "command")
+        read(tmp_path)
 
 
 def test_absent_directory_names_the_command(tmp_path):

@@ -1,11 +1,11 @@
-"""The verb eval: what it writes, averages and refuses."""
+"""The subcommand eval: what it writes, averages and refuses."""
 
 import json
 import shutil
 
 import pytest
 
-from tests.support import finishing, tiny_configs
+from tests.support import loaded_models, tiny_configs
 
 pytest.importorskip("lm_eval", reason="needs the extra eval")
 
@@ -31,7 +31,9 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model():
-    return finishing.finished(finishing.sharpened(tiny_configs.MODEL), max_seq_len=36)
+    return loaded_models.load(
+        loaded_models.sharpened(tiny_configs.MODEL), max_seq_len=36
+    )
 
 
 @pytest.fixture
@@ -45,7 +47,7 @@ def source(monkeypatch, model):
 
 @pytest.fixture
 def unloadable(monkeypatch, model):
-    """A mistake is told before the model is loaded."""
+    """A mistake is reported before the model is loaded."""
 
     def load(source):
         raise AssertionError("the model was loaded")
@@ -181,9 +183,9 @@ def test_evaluations_in_turn_are_all_kept(source, folder, tmp_path):
     for name in ("boolq", "arc_easy", "arc_easy"):
         evaluate("run", None, name, data=str(folder), out=str(out), limit=2)
     newest = json.loads(out.read_text())
-    asked = newest["asked"]
-    assert asked.pop("data").startswith(f"{folder.name}-")
-    assert asked == {
+    options = newest["asked"]
+    assert options.pop("data").startswith(f"{folder.name}-")
+    assert options == {
         "tasks": ["arc_easy"],
         "limit": 2,
         "num_fewshot": None,
@@ -205,7 +207,7 @@ def test_results_are_printed_though_they_can_not_be_written(
     def full(path, values):
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr(downstream.files, "write_record", full)
+    monkeypatch.setattr(downstream.records, "write_record", full)
     with pytest.raises(OSError, match="No space left"):
         evaluate(
             "run",
@@ -238,17 +240,17 @@ def test_tasks_of_others_need_trust(unloadable, tmp_path):
         ("triviaqa", {}, "needs generated text"),
         ("arc_easy,sciq", {}, "lacks allenai/sciq of sciq"),
         ("arc_easy", {"limit": 0}, "--limit=0 is below 1"),
-        ("arc_easy", {"num_fewshot": -1}, "--num_fewshot=-1 below 0"),
+        ("arc_easy", {"num_fewshot": -1}, "--num_fewshot=-1 is below 0"),
         (
             "arc_easy",
             {"out": "/absent/folder/out.json"},
-            "the results have no place .* give --out",
+            "the results can not be written .* give --out",
         ),
-        ("arc_easy", {"out": "/tmp"}, "the results have no place .*is a folder"),
+        ("arc_easy", {"out": "/tmp"}, "the results can not be written .*is a folder"),
         ("arc_easy", {"out": __file__}, "is not JSON"),
     ],
 )
-def test_mistakes_are_told_before_the_model_is_loaded(
+def test_mistakes_are_reported_before_the_model_is_loaded(
     unloadable, folder, names, options, message
 ):
     with pytest.raises(ConfigError, match=message):
@@ -275,11 +277,11 @@ def test_average():
         "ai2_arc": ["arc_easy", "arc_challenge"],
         "pages": ["pages"],
     }
-    found = average(results, members)
-    assert found["value"] == pytest.approx((0.3 + 0.4 + 0.2) / 3)
-    assert {name: task["metric"] for name, task in found["tasks"].items()} == {
+    result = average(results, members)
+    assert result["value"] == pytest.approx((0.3 + 0.4 + 0.2) / 3)
+    assert {name: task["metric"] for name, task in result["tasks"].items()} == {
         "mmlu": "acc",
         "arc_easy": "acc_norm",
         "arc_challenge": "acc_norm",
     }
-    assert found["left_out"] == ["pages"]
+    assert result["left_out"] == ["pages"]

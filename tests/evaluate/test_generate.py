@@ -5,19 +5,19 @@ import pytest
 
 from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.evaluate.generate import generate
-from tests.support import finishing, numpy_model, tiny_configs
+from tests.support import loaded_models, numpy_model, tiny_configs
 
-PROMPT, LETTERS = "of the river", finishing.Letters.vocab_size
+PROMPT, LETTERS = "of the river", loaded_models.Letters.vocab_size
 
 
 @pytest.fixture(scope="module")
 def params():
-    return finishing.sharpened(tiny_configs.MODEL)
+    return loaded_models.sharpened(tiny_configs.MODEL)
 
 
 @pytest.fixture(scope="module")
 def model(params):
-    return finishing.finished(params)
+    return loaded_models.load(params)
 
 
 def _greedy(params, prompt: list[int], tokens: int) -> list[int]:
@@ -29,19 +29,19 @@ def _greedy(params, prompt: list[int], tokens: int) -> list[int]:
 
 
 def _ids(text: str) -> list[int]:
-    return finishing.Letters().ids(text)
+    return loaded_models.Letters().ids(text)
 
 
 @pytest.mark.parametrize("sizes", [(1, 1, 1, 1), (1, 2, 1, 2)])
 def test_greedy_is_the_argmax_of_whole_forward_passes(params, sizes):
-    written = generate(finishing.finished(params, sizes=sizes), PROMPT, 10)
+    written = generate(loaded_models.load(params, sizes=sizes), PROMPT, 10)
     assert _ids(written) == _greedy(params, _ids(PROMPT), 10)
     assert len(set(written)) > 2
 
 
 def test_an_empty_prompt_begins_a_document(params, model):
     assert _ids(generate(model, "", 5)) == _greedy(
-        params, [finishing.Letters.start_id], 5
+        params, [loaded_models.Letters.start_id], 5
     )
 
 
@@ -81,10 +81,10 @@ def test_draws_by_the_probabilities(params, model):
 def test_stops_before_the_end_of_document(params):
     """The end is whatever greedy text has at its fifth place."""
     whole = _greedy(params, _ids(PROMPT), 10)
-    tokenizer = finishing.Letters()
+    tokenizer = loaded_models.Letters()
     tokenizer.eos_id = whole[4]
     assert (
-        _ids(generate(finishing.finished(params, tokenizer=tokenizer), PROMPT, 10))
+        _ids(generate(loaded_models.load(params, tokenizer=tokenizer), PROMPT, 10))
         == whole[: whole.index(whole[4])]
     )
 

@@ -1,4 +1,4 @@
-"""Losses of chosen predictions against numpy; what rows are computed with changes nothing; few programs."""
+"""Losses of chosen predictions against numpy, whatever rows are computed together."""
 
 from typing import Any
 
@@ -8,27 +8,30 @@ import pytest
 
 from sparsecod_jax.evaluate import likelihood
 from sparsecod_jax.evaluate.likelihood import LENGTHS, Row, pad, scores
-from tests.support import finishing, numpy_model, tiny_configs
+from tests.support import loaded_models, numpy_model, tiny_configs
 
 
 @pytest.fixture(scope="module")
 def params():
-    return finishing.sharpened(tiny_configs.MODEL)
+    return loaded_models.sharpened(tiny_configs.MODEL)
 
 
 def _rows(count: int, longest: int, seed: int = 0) -> list[Row]:
-    """Rows of all lengths, asked about one to all of their positions, some with several ids at the last."""
+    """Rows of all lengths with predictions at one to all of their positions.
+
+    At the last position there are several ids.
+    """
     rng = np.random.default_rng(seed)
     rows = []
     for length in rng.integers(1, longest + 1, count):
         tokens = tuple(rng.integers(0, tiny_configs.MODEL.vocab_size, length).tolist())
         positions = range(int(rng.integers(0, length)), length)
-        asked = [
+        predictions = [
             (position, int(rng.integers(0, tiny_configs.MODEL.vocab_size)))
             for position in positions
         ]
-        asked += [(int(length) - 1, other) for other in (1, 2, 3)]
-        rows.append(Row(tokens, tuple(dict.fromkeys(asked))))
+        predictions += [(int(length) - 1, other) for other in (1, 2, 3)]
+        rows.append(Row(tokens, tuple(dict.fromkeys(predictions))))
     return rows
 
 
@@ -36,23 +39,23 @@ def _by_hand(params, row: Row) -> tuple[np.ndarray, np.ndarray]:
     logits, _ = numpy_model.forward(params, np.array([row.tokens]), tiny_configs.MODEL)
     log_softmax = logits[0] - np.log(np.exp(logits[0]).sum(-1, keepdims=True))
     losses = np.array(
-        [-log_softmax[position, target] for position, target in row.asked]
+        [-log_softmax[position, target] for position, target in row.predictions]
     )
     return losses, np.array(
-        [logits[0, position].argmax() == target for position, target in row.asked]
+        [logits[0, position].argmax() == target for position, target in row.predictions]
     )
 
 
-def _found(rows: list[Row], params, **options):
-    model = finishing.finished(params, **options)
+def _scores(rows: list[Row], params, **options):
+    model = loaded_models.load(params, **options)
     with jax.set_mesh(model.mesh), jax.default_matmul_precision("highest"):
-        found = [pair for part in scores(model, rows) for pair in part]
-    assert sorted(number for number, _ in found) == list(range(len(rows)))
-    return [score for _, score in sorted(found, key=lambda pair: pair[0])]
+        result = [pair for part in scores(model, rows) for pair in part]
+    assert sorted(number for number, _ in result) == list(range(len(rows)))
+    return [score for _, score in sorted(result, key=lambda pair: pair[0])]
 
 
 def _likeliest(params, rows: list[Row]) -> list[Row]:
-    """The rows, asked about the likeliest id at every other place, so that there are hits and misses."""
+    """The rows with the likeliest id at every other position: there are hits and misses."""
     changed = []
     for row in rows:
         logits, _ = numpy_model.forward(
@@ -61,9 +64,9 @@ def _likeliest(params, rows: list[Row]) -> list[Row]:
         best = logits[0].argmax(-1)
         changed.append(
             row._replace(
-                asked=tuple(
+                predictions=tuple(
                     (p, int(best[p]) if n % 2 else t)
-                    for n, (p, t) in enumerate(row.asked)
+                    for n, (p, t) in enumerate(row.predictions)
                 )
             )
         )
@@ -73,7 +76,7 @@ def _likeliest(params, rows: list[Row]) -> list[Row]:
 def test_equals_numpy(params):
     rows = _likeliest(params, _rows(12, 40))
     hits = 0
-    for row, score in zip(rows, _found(rows, params), strict=True):
+    for row, score in zip(rows, _scores(rows, params), strict=True):
         losses, expected = _by_hand(params, row)
         np.testing.assert_allclose(score.losses, losses, rtol=1e-5, atol=1e-5)
         assert score.hits.tolist() == expected.tolist()
@@ -85,7 +88,7 @@ def test_equals_numpy(params):
 def test_does_not_depend_on_the_mesh(params, sizes):
     rows = _likeliest(params, _rows(11, 30, seed=1))
     for one, many in zip(
-        _found(rows, params), _found(rows, params, sizes=sizes), strict=True
+        _scores(rows, params), _scores(rows, params, sizes=sizes), strict=True
     ):
         np.testing.assert_allclose(one.losses, many.losses, rtol=1e-5, atol=1e-5)
         assert one.hits.tolist() == many.hits.tolist()
@@ -93,11 +96,11 @@ def test_does_not_depend_on_the_mesh(params, sizes):
 
 def test_does_not_depend_on_order_or_batch(params, monkeypatch):
     rows = _rows(10, 30, seed=2)
-    together = _found(rows, params)
-    backwards = _found(rows[::-1], params)[::-1]
+    together = _scores(rows, params)
+    backwards = _scores(rows[::-1], params)[::-1]
     monkeypatch.setattr(likelihood, "TOKENS", 64)
-    few = _found(rows, params)
-    (alone,) = _found(rows[:1], params)
+    few = _scores(rows, params)
+    (alone,) = _scores(rows[:1], params)
     for first, *others in zip(
         together, backwards, few, [alone, *together[1:]], strict=True
     ):
@@ -106,7 +109,7 @@ def test_does_not_depend_on_order_or_batch(params, monkeypatch):
 
 
 def test_ids_of_equal_likelihood(params):
-    """The lowest counts as the likeliest, as argmax has it, also where they lie on different devices."""
+    """The lowest is the likeliest, as for argmax, also where they are on different devices."""
     head = params["head"].copy()
     head[:, 200] = head[:, 7] = 10 * head[:, 50]
     tied = params | {"head": head}
@@ -121,7 +124,7 @@ def test_ids_of_equal_likelihood(params):
     assert expected[::2].any()
     assert not expected[1::2].any()
     for sizes in ((1, 1, 1, 1), (1, 1, 1, 4)):
-        (score,) = _found(rows, tied, sizes=sizes)
+        (score,) = _scores(rows, tied, sizes=sizes)
         assert score.hits.tolist() == expected.tolist()
 
 
@@ -129,7 +132,7 @@ def test_few_programs(params):
     """However many lengths there are."""
     program: Any = likelihood._losses_and_hits
     program.clear_cache()
-    _found(_rows(150, 120, seed=3), params)
+    _scores(_rows(150, 120, seed=3), params)
     assert 2 <= program._cache_size() <= 2 * LENGTHS
 
 
@@ -158,14 +161,14 @@ def test_padding_of_few_sizes():
 
 
 def test_no_rows(params):
-    assert _found([], params) == []
+    assert _scores([], params) == []
 
 
 def test_mixture():
-    """A mixture is one model of the same interface."""
-    rows, params = _rows(4, 20, seed=4), finishing.sharpened(tiny_configs.MIXTURE)
+    """A mixture of experts is one model of the same interface."""
+    rows, params = _rows(4, 20, seed=4), loaded_models.sharpened(tiny_configs.MIXTURE)
     for row, score in zip(
-        rows, _found(rows, params, model=tiny_configs.MIXTURE), strict=True
+        rows, _scores(rows, params, model=tiny_configs.MIXTURE), strict=True
     ):
         logits, _ = numpy_model.forward(
             params, np.array([row.tokens]), tiny_configs.MIXTURE
@@ -173,7 +176,7 @@ def test_mixture():
         log_softmax = logits[0] - np.log(np.exp(logits[0]).sum(-1, keepdims=True))
         np.testing.assert_allclose(
             score.losses,
-            [-log_softmax[pair] for pair in row.asked],
+            [-log_softmax[pair] for pair in row.predictions],
             rtol=1e-4,
             atol=1e-4,
         )

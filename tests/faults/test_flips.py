@@ -1,4 +1,7 @@
-"""One flipped bit in any file that was made: whoever reads it names the damage, or reads what was written."""
+"""One flipped bit in any file that was made.
+
+Every reader names the damage, or reads what was written.
+"""
 
 import contextlib
 import dataclasses
@@ -29,12 +32,13 @@ from sparsecod_jax.storage.checkpoint import Checkpointer
 from sparsecod_jax.storage.digest import digests
 from sparsecod_jax.storage.rundir import RunDir, check_identity
 from sparsecod_jax.train import loop
+from sparsecod_jax.train.result import read_result
 from sparsecod_jax.train.step import build
 from tests.support import faults, tiny_configs
 
 pytestmark = pytest.mark.faults
 
-USUAL = 10  # flips of a kind of file
+USUAL = 10  # flips of each kind of file
 
 KINDS = {
     "config.json": "config.json",
@@ -49,7 +53,8 @@ KINDS = {
     "scores.json": "analysis/scores.json",
     "tokens.npy": "analysis/tokens.npy",
     "arrays": "checkpoints/*/state/d/*",
-    "each process's arrays": "checkpoints/*/state/ocdbt.process_0/**/*",  # which Orbax has copied to the former
+    # Orbax has copied them to those above.
+    "each process's arrays": "checkpoints/*/state/ocdbt.process_0/**/*",
     "what describes arrays": "checkpoints/*/state/*",
     "sealed record": "checkpoints/*/record/metadata",
     "what describes a checkpoint": "checkpoints/*/*",
@@ -58,7 +63,7 @@ KINDS = {
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """A finished run with scores, and what is needed to go on with it."""
+    """A finished run with scores, and what is needed to resume it."""
 
     run: RunDir
     experiment: Any
@@ -80,34 +85,28 @@ def trained(tokens, tmp_path_factory):
 
 
 def _resumed(trained: Trained) -> Any:
-    """What an attempt goes on with, of a run that is not finished."""
-    with contextlib.closing(
-        Checkpointer(trained.run, 3, read_only=True)
-    ) as checkpointer:
+    """What an attempt resumes of a run that is not finished."""
+    checkpointer = Checkpointer(trained.run, 3, read_only=True)
+    with contextlib.closing(checkpointer):
         restored = checkpointer.restore_latest(trained.abstract)
     assert restored is not None
     return restored.step, restored.record, digests(restored.items)
 
 
 def _continued(trained: Trained) -> Any:
+    """What the same command does in the directory of a finished run."""
     check_identity(trained.run, trained.fields)
-    lines = [
-        values for values, _ in trained.run.begin_metrics(trained.experiment.steps)
-    ]
-    return loop._finished(trained.run, trained.fields), lines
+    begun = trained.run.begin_metrics(trained.experiment.steps)
+    lines = [values for values, _ in begun]
+    return read_result(trained.run, trained.fields), lines
 
 
 def _loaded(trained: Trained) -> Any:
     """What scores, exports and evaluations begin with."""
     source = find_model(str(trained.run.path))
     model = load_model(source)
-    return (
-        model.weights,
-        model.step,
-        source.model,
-        source.max_seq_len,
-        card.write(trained.run, model),
-    )
+    text = card.write(trained.run, model)
+    return model.weights, model.step, source.model, source.max_seq_len, text
 
 
 def _tokenized(trained: Trained) -> Any:
@@ -116,10 +115,10 @@ def _tokenized(trained: Trained) -> Any:
 
 
 def _reported(trained: Trained) -> Any:
-    found = dataclasses.asdict(load_run(trained.run))
-    if found["status"] != "finished":
-        print(f"the report shows: {found.pop('status')}")
-    return found
+    values = dataclasses.asdict(load_run(trained.run))
+    if values["status"] != "finished":
+        print(f"the report shows: {values.pop('status')}")
+    return values
 
 
 READERS: list[Callable[[Trained], Any]] = [_continued, _tokenized, _reported]
@@ -128,19 +127,15 @@ RESTORING: list[Callable[[Trained], Any]] = [_resumed, _loaded]
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_flipped_bit_of_a_run_is_named_or_harmless(kind, trained, tmp_path):
-    readers = (
-        RESTORING
-        if "checkpoints" in KINDS[kind]
-        else [*READERS, *(RESTORING if kind == "config.json" else [])]
-    )
-    shutil.copytree(trained.run.path, tmp_path / "run")
-    copy = dataclasses.replace(trained, run=RunDir(epath.Path(tmp_path) / "run"))
-    _flip(
-        kind,
-        tmp_path / "run",
-        KINDS[kind],
-        [partial(reader, copy) for reader in readers],
-    )
+    readers = READERS
+    if "checkpoints" in KINDS[kind]:
+        readers = RESTORING
+    elif kind == "config.json":
+        readers = [*READERS, *RESTORING]
+    folder = tmp_path / "run"
+    shutil.copytree(trained.run.path, folder)
+    copy = dataclasses.replace(trained, run=RunDir(epath.Path(folder)))
+    _flip(kind, folder, KINDS[kind], [partial(reader, copy) for reader in readers])
 
 
 @pytest.mark.parametrize(
@@ -150,31 +145,30 @@ def test_a_flipped_bit_of_data_is_named_or_harmless(kind, tokens, tmp_path):
     shutil.copytree(tokens, tmp_path / "data")
     data = epath.Path(tmp_path) / "data"
 
-    def streams():
+    def everything():
         manifest = read_manifest(data, "command")
         tokenizer = load_tokenizer(data / TOKENIZER, manifest.eos_id)
-        windows = [
-            Windows(data, manifest, split, 32)
-            for split in (manifest.train, manifest.validation)
-        ]
-        ids = [[each[index].tolist() for index in range(len(each))] for each in windows]
+        ids = []
+        for _, split in manifest.splits():
+            windows = Windows(data, manifest, split, 32)
+            ids.append([windows[index].tolist() for index in range(len(windows))])
         return manifest.fingerprint, ids, tokenizer.inner.to_str()
 
-    _flip(f"data, {kind}", tmp_path / "data", kind, [streams])
+    _flip(f"data, {kind}", tmp_path / "data", kind, [everything])
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "config.json",
-        "model.safetensors",
-        "tokenizer.json",
-        "README.md",
-        "*_config.json",
-    ],
+EXPORTED = (
+    "config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "README.md",
+    "*_config.json",
 )
+
+
+@pytest.mark.parametrize("kind", EXPORTED)
 def test_a_flipped_bit_of_an_export_is_named_or_harmless(kind, trained, tmp_path):
-    """Read as import and `--hf` read it."""
+    """As import and `--hf` read it."""
     export(str(trained.run.path), str(tmp_path / "hf"))
 
     def loaded():
@@ -194,25 +188,24 @@ def test_a_flipped_bit_of_an_export_is_named_or_harmless(kind, trained, tmp_path
 def _flip(
     kind: str, folder: Path, pattern: str, readers: list[Callable[[], Any]]
 ) -> None:
-    """Flips bits in those files; no reader may then read anything else without a word."""
-    wanted = [_read(reader) for reader in readers]
-    assert {named for named, _ in wanted} == {""}
-    where = [
-        path for path in folder.glob(pattern) if path.is_file() and path.stat().st_size
-    ]
-    assert where, "there is no such file"
+    """Flips bits in these files; no reader may then silently read anything else."""
+    intact = [_read(reader) for reader in readers]
+    assert {named for named, _ in intact} == {""}
+    paths = [path for path in folder.glob(pattern) if path.is_file()]
+    paths = [path for path in paths if path.stat().st_size]
+    assert paths, "there is no such file"
     dice, outcomes = faults.dice(), Counter()
     for _ in range(faults.trials(USUAL)):
-        file = dice.choice(where)
+        file = dice.choice(paths)
         content = file.read_bytes()
         bit = dice.randrange(8 * len(content))
         flipped = bytearray(content)
         flipped[bit // 8] ^= 1 << (bit % 8)
         outcome = "harmless"
-        for reader, (_, before) in zip(readers, wanted, strict=True):
+        for reader, (_, before) in zip(readers, intact, strict=True):
             file.write_bytes(flipped)
-            named, found = _read(reader)
-            assert named or found == before, f"bit {bit} of {file} is read in silence"
+            named, after = _read(reader)
+            assert named or after == before, f"bit {bit} of {file} is read silently"
             outcome = named or outcome
         outcomes[outcome] += 1
         file.write_bytes(content)
@@ -222,14 +215,14 @@ def _flip(
 
 
 def _read(reader: Callable[[], Any]) -> tuple[str, Any]:
-    """Whether a damage was named, and what was read."""
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+    """Whether any damage was named, and what was read."""
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
         try:
-            found = json.dumps(reader(), default=repr)
+            content = json.dumps(reader(), default=repr)
         except SparsecodError:
             return "named", None
-    named = [
-        line for line in said.getvalue().splitlines() if not line.startswith("[")
-    ]  # notes on progress begin with the time
-    return "named" if named else "", found
+    # Notes on progress begin with the time, in brackets.
+    lines = output.getvalue().splitlines()
+    warnings = [line for line in lines if not line.startswith("[")]
+    return "named" if warnings else "", content

@@ -1,4 +1,7 @@
-"""A disk that is full, or turns read-only, in each phase of a run: no checkpoint lost, no hang, out within 30 s."""
+"""A disk that is full, or becomes read-only, in each phase of a run.
+
+No checkpoint is lost, and the process ends within LIMIT seconds.
+"""
 
 import json
 import time
@@ -17,30 +20,29 @@ STEPS = 400
 
 
 def _experiment(tokens, **sections):
-    return tiny_configs.experiment(
-        **{
-            "steps": STEPS,
-            "data": {"path": str(tokens)},
-            "mesh": config.Mesh(1, 1, 1, 1),
-            "checkpoint": {"every": 10**6},
-            "log": {"every": 1},
-            **sections,
-        }
-    )
+    defaults = {
+        "steps": STEPS,
+        "data": {"path": str(tokens)},
+        "mesh": config.Mesh(1, 1, 1, 1),
+        "checkpoint": {"every": 10**6},
+        "log": {"every": 1},
+    }
+    return tiny_configs.experiment(**{**defaults, **sections})
 
 
 @pytest.fixture(scope="module")
 def whole(tokens, tmp_path_factory):
-    place = tmp_path_factory.mktemp("whole")
-    process.finish(process.start(_experiment(tokens), place))
-    return faults.lines(place)
+    """The lines of an undisturbed run."""
+    workdir = tmp_path_factory.mktemp("whole")
+    process.finish(process.start(_experiment(tokens), workdir))
+    return faults.lines(workdir)
 
 
 @pytest.fixture
 def disk(tmp_path):
-    """A file system of 24 MiB; a checkpoint of these runs takes 1."""
-    with disks.mounted(tmp_path / "disk", "24m", "ext4") as place:
-        yield place
+    """A file system of 24 MiB; a checkpoint of these runs takes 1 MiB."""
+    with disks.mounted(tmp_path / "disk", "24m", "ext4") as folder:
+        yield folder
 
 
 def _full(disk):
@@ -59,6 +61,7 @@ def _mend(disk):
 
 
 def _end(running, codes, what):
+    """Waits for the end, which must be orderly and soon; returns the output."""
     began = time.monotonic()
     output, _ = running.communicate(timeout=120)
     seconds = time.monotonic() - began
@@ -67,6 +70,10 @@ def _end(running, codes, what):
     assert seconds < LIMIT
     assert "Traceback" not in output
     return output
+
+
+def _saved_steps(run: RunDir) -> list[str]:
+    return [path.name for path in run.checkpoints.iterdir() if path.name.isdigit()]
 
 
 FAULTS = [_full, _read_only]
@@ -84,7 +91,7 @@ def test_at_the_start(tokens, disk, fault):
 
 
 def test_while_logging_on_a_disk_that_has_room_again(tokens, disk, whole):
-    """Training goes on meanwhile, and no line is lost."""
+    """Training continues meanwhile, and no line is lost."""
     run = disk / "run"
     running = process.start(_experiment(tokens), run)
     process.wait_for_line(running, run / "metrics.jsonl", 20)
@@ -92,15 +99,14 @@ def test_while_logging_on_a_disk_that_has_room_again(tokens, disk, whole):
     time.sleep(2)
     _mend(disk)
     output = process.finish(running)
-    print(
-        f"\nlogging, _full: {output.count('training goes on')} warnings, went on to its end"
-    )
-    assert output.count("metrics.jsonl can't be written") <= 1
+    warnings = output.count("metrics.jsonl can't be written")
+    print(f"\nlogging, _full: {warnings} warnings, continued to its end")
+    assert warnings <= 1
     assert faults.lines(run) == whole
 
 
 def test_while_logging_on_a_disk_that_has_failed(tokens, disk, whole):
-    """Training goes on until it would save, and what was saved before is there."""
+    """Training continues until it would save, and what was saved before is there."""
     run = RunDir(epath.Path(disk / "run"))
     experiment = _experiment(tokens, checkpoint={"every": 200})
     running = process.start(experiment, run.path)
@@ -126,9 +132,7 @@ def test_while_saving(tokens, disk, whole, fault):
     process.wait_until_it_says(running, "step 199/")
     output = _end(running, (1,), f"saving, {fault.__name__}")
     assert "make room" in output
-    assert [path.name for path in run.checkpoints.iterdir() if path.name.isdigit()] == [
-        "100"
-    ]
+    assert _saved_steps(run) == ["100"]
     _mend(disk)
     assert "restored step 100" in process.finish(process.start(experiment, run.path))
     assert faults.lines(run.path) == whole
@@ -136,7 +140,7 @@ def test_while_saving(tokens, disk, whole, fault):
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_while_evaluating(tokens, disk, fault):
-    """The fault comes with the first evaluation; the checkpoint after it can't be made."""
+    """The fault comes with the first evaluation; the next checkpoint can't be saved."""
     run = RunDir(epath.Path(disk / "run"))
     experiment = _experiment(tokens, checkpoint={"every": 50}, evaluation={"every": 60})
     running = process.start(experiment, run.path)
@@ -144,20 +148,19 @@ def test_while_evaluating(tokens, disk, fault):
     fault(disk)
     process.wait_until_it_says(running, "step 99/")
     _end(running, (1,), f"evaluating, {fault.__name__}")
-    assert [path.name for path in run.checkpoints.iterdir() if path.name.isdigit()] == [
-        "50"
-    ]
+    assert _saved_steps(run) == ["50"]
     _mend(disk)
     assert "restored step 50" in process.finish(process.start(experiment, run.path))
-    assert [
-        "evaluation/loss" in line for line in faults.lines(run.path)[59:STEPS:60]
-    ] == [True] * 6
+    evaluated = faults.lines(run.path)[59:STEPS:60]
+    assert len(evaluated) == 6
+    assert all("evaluation/loss" in line for line in evaluated)
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_at_the_final_numbers(tokens, disk, whole, fault):
     run = RunDir(epath.Path(disk / "run"))
-    running = process.start(_experiment(tokens, evaluation={"batch_size": 1}), run.path)
+    experiment = _experiment(tokens, evaluation={"batch_size": 1})
+    running = process.start(experiment, run.path)
     while run.newest_checkpoint() < STEPS:
         assert running.poll() is None
         time.sleep(0.005)
@@ -166,20 +169,15 @@ def test_at_the_final_numbers(tokens, disk, whole, fault):
     if running.returncode:
         assert not run.final.exists()
     _mend(disk)
-    process.finish(
-        process.start(_experiment(tokens, evaluation={"batch_size": 1}), run.path)
-    )
+    process.finish(process.start(experiment, run.path))
     assert json.loads(run.status.read_text())["status"] == "finished"
     assert faults.lines(run.path) == whole
     assert output
 
 
 def test_a_checkpoint_that_can_never_fit_is_refused_before_training(tokens, disk):
-    experiment = _experiment(
-        tokens, model={"d_model": 512, "d_ff": 1024, "n_heads": 4, "n_kv_heads": 2}
-    )
-    output = _end(
-        process.start(experiment, disk / "run"), (1, 78), "too large a checkpoint"
-    )
+    model = {"d_model": 512, "d_ff": 1024, "n_heads": 4, "n_kv_heads": 2}
+    running = process.start(_experiment(tokens, model=model), disk / "run")
+    output = _end(running, (1, 78), "too large a checkpoint")
     assert "a checkpoint takes" in output
     assert not (disk / "run").exists()

@@ -1,4 +1,7 @@
-"""Folders of Hugging Face that someone made to do harm: refused in one sentence, soon, in little memory, and nothing is executed."""
+"""Hugging Face model folders that someone made to do harm.
+
+They are refused in one sentence, soon and in little memory; nothing in them is executed.
+"""
 
 import dataclasses
 import json
@@ -24,26 +27,27 @@ from tests.support import saved_runs, tiny_configs, wrong_inputs
 pytestmark = pytest.mark.faults
 
 SECONDS = 20.0  # for each folder
-MEMORY = 2**30  # bytes that all of them together may add
+MEMORY = 2**30  # bytes that a folder may add to the peak of all before it
 TRIALS = int(os.environ.get("SPARSECOD_FAULT_TRIALS", "60"))  # of each property
+SPRUNG = Path("/tmp/sparsecod-sprung")  # made by a pickle that is loaded
+
+
+Spoil = Callable[[Path], object]  # changes a folder
+ONE_LAYER = dataclasses.replace(tiny_configs.MODEL, n_layers=1)
 
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory):
+    """An export without digests."""
     folder = tmp_path_factory.mktemp("original")
-    export(
-        str(
-            saved_runs.run(
-                folder / "run", dataclasses.replace(tiny_configs.MODEL, n_layers=1)
-            ).path
-        ),
-        str(folder / "hf"),
-    )
+    run = saved_runs.run(folder / "run", ONE_LAYER)
+    export(str(run.path), str(folder / "hf"))
     (folder / "hf" / "digests.json").unlink()
     return folder / "hf"
 
 
 def _header(folder: Path) -> tuple[dict, bytes]:
+    """Header and body of the file of weights."""
     content = (folder / "model.safetensors").read_bytes()
     (size,) = struct.unpack("<Q", content[:8])
     return json.loads(content[8 : 8 + size]), content[8 + size :]
@@ -52,19 +56,25 @@ def _header(folder: Path) -> tuple[dict, bytes]:
 def _write(
     folder: Path, header: dict | bytes, body: bytes, size: int | None = None
 ) -> None:
-    words = header if isinstance(header, bytes) else json.dumps(header).encode()
-    (folder / "model.safetensors").write_bytes(
-        struct.pack("<Q", len(words) if size is None else size) + words + body
-    )
+    """Writes a file of weights, whose header may claim another size."""
+    if isinstance(header, dict):
+        header = json.dumps(header).encode()
+    if size is None:
+        size = len(header)
+    content = struct.pack("<Q", size) + header + body
+    (folder / "model.safetensors").write_bytes(content)
 
 
-def _config(**values) -> Callable[[Path], object]:
-    return lambda folder: (folder / "config.json").write_text(
-        json.dumps(json.loads((folder / "config.json").read_text()) | values)
-    )
+def _config(**changes) -> Spoil:
+    def spoil(folder: Path) -> None:
+        path = folder / "config.json"
+        values = json.loads(path.read_text()) | changes
+        path.write_text(json.dumps(values))
+
+    return spoil
 
 
-def _tensor(**values) -> Callable[[Path], object]:
+def _tensor(**values) -> Spoil:
     def spoil(folder: Path) -> None:
         header, body = _header(folder)
         header["lm_head.weight"] |= values
@@ -73,11 +83,13 @@ def _tensor(**values) -> Callable[[Path], object]:
     return spoil
 
 
-def _content(name: str, content: bytes) -> Callable[[Path], object]:
+def _content(name: str, content: bytes) -> Spoil:
     return lambda folder: (folder / name).write_bytes(content)
 
 
-def _instead(name: str, make: Callable[[Path], object]) -> Callable[[Path], object]:
+def _instead(name: str, make: Spoil) -> Spoil:
+    """Removes a file, and makes something else with its path."""
+
     def spoil(folder: Path) -> None:
         (folder / name).unlink()
         make(folder / name)
@@ -85,19 +97,20 @@ def _instead(name: str, make: Callable[[Path], object]) -> Callable[[Path], obje
     return spoil
 
 
-def _index(places: object) -> Callable[[Path], object]:
+def _index(files: object) -> Spoil:
+    """Writes an index of tensors in files."""
+
     def spoil(folder: Path) -> None:
         (folder / "model.safetensors").rename(folder / "one.safetensors")
-        (folder / "model.safetensors.index.json").write_text(
-            json.dumps({"weight_map": places})
-        )
+        index = json.dumps({"weight_map": files})
+        (folder / "model.safetensors.index.json").write_text(index)
 
     return spoil
 
 
 class _Trap:
     def __reduce__(self):
-        return os.system, ("touch /tmp/sparsecod-sprung",)
+        return os.system, (f"touch {SPRUNG}",)
 
 
 def _sparse(file: Path) -> None:
@@ -115,7 +128,7 @@ SIZES = (
     "head_dim",
 )
 NAMES = ("config.json", "model.safetensors", "tokenizer.json")
-HOSTILE: dict[str, Callable[[Path], object]] = {
+HOSTILE: dict[str, Spoil] = {
     **{
         f"{name} is {value}": _config(**{name: value})
         for name in SIZES
@@ -187,32 +200,39 @@ HOSTILE: dict[str, Callable[[Path], object]] = {
 
 def _complaint(folder: Path, out: Path) -> str | None:
     """What is wrong with how a folder is refused."""
-    began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    found = wrong_inputs.complaint(["import", f"--hf={folder}", f"--workdir={out}"])
-    taken, added = (
-        time.monotonic() - began,
-        (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024,
-    )
-    if taken > SECONDS or added > MEMORY:
-        return f"{taken:.1f} s, {added / 2**20:.0f} MiB"
-    return found or (f"{out} was made" if out.exists() else None)
+    began = time.monotonic()
+    before = _peak_bytes()
+    failure = wrong_inputs.complaint(["import", f"--hf={folder}", f"--workdir={out}"])
+    seconds = time.monotonic() - began
+    added = _peak_bytes() - before
+    if seconds > SECONDS or added > MEMORY:
+        return f"{seconds:.1f} s, {added / 2**20:.0f} MiB"
+    if not failure and out.exists():
+        return f"{out} was made"
+    return failure
+
+
+def _peak_bytes() -> int:
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def test_hostile_folders(original, tmp_path):
-    sprung, failures = Path("/tmp/sparsecod-sprung"), {}
+    failures = {}
     for number, (name, spoil) in enumerate(HOSTILE.items()):
         folder = Path(shutil.copytree(original, tmp_path / f"{number}"))
+        out = tmp_path / "out"
         spoil(folder)
-        if found := _complaint(folder, tmp_path / "out"):
-            failures[name] = found
-        for made in (folder, tmp_path / "out"):
-            shutil.rmtree(made, ignore_errors=True)
+        if failure := _complaint(folder, out):
+            failures[name] = failure
+        for path in (folder, out):
+            shutil.rmtree(path, ignore_errors=True)
     print(
-        f"\nhostile folders: {len(HOSTILE)} tried, {len(failures)} not refused as they should be"
+        f"\nhostile folders: {len(HOSTILE)} tried, {len(failures)} not refused as they"
+        " should be"
     )
     assert not failures, wrong_inputs.report(failures)
     assert len(HOSTILE) >= 100
-    assert not sprung.exists()
+    assert not SPRUNG.exists()
 
 
 FIXTURES: Any = [
@@ -250,12 +270,12 @@ def test_headers_of_any_kind(original, tmp_path_factory, name, entry):
 
 
 @SETTINGS
-@hypothesis.given(data=st.binary(max_size=200), place=st.integers(0, 3000))
-def test_bytes_of_any_kind_in_the_header(original, tmp_path_factory, data, place):
-    """Refused; or harmless, where they hit what nobody reads."""
+@hypothesis.given(data=st.binary(max_size=200), start=st.integers(0, 3000))
+def test_bytes_of_any_kind_in_the_header(original, tmp_path_factory, data, start):
+    """They are refused; or harmless, where they replace what nobody reads."""
     folder = Path(shutil.copytree(original, tmp_path_factory.mktemp("any") / "hf"))
     content = (folder / "model.safetensors").read_bytes()
-    spoilt = content[:place] + data + content[place + len(data) + 1 :]
+    spoilt = content[:start] + data + content[start + len(data) + 1 :]
     (folder / "model.safetensors").write_bytes(spoilt)
     assert _complaint(folder, folder.parent / "out") is None
     shutil.rmtree(folder)
@@ -263,42 +283,39 @@ def test_bytes_of_any_kind_in_the_header(original, tmp_path_factory, data, place
 
 def test_flips_in_every_file_of_an_export_are_noticed(tmp_path):
     """One bit at a time, evenly over each file, with the digests that an export has."""
-    run = saved_runs.run(
-        tmp_path / "run", dataclasses.replace(tiny_configs.MODEL, n_layers=1)
-    )
-    folder, tried, silent = (
-        Path(export(str(run.path), str(tmp_path / "hf"))),
-        Counter(),
-        {},
-    )
+    run = saved_runs.run(tmp_path / "run", ONE_LAYER)
+    folder = Path(export(str(run.path), str(tmp_path / "hf")))
+    out = tmp_path / "out"
+    words = ["import", f"--hf={folder}", f"--workdir={out}"]
+    count = TRIALS // 4  # in each file
+    tried, silent = Counter(), {}
     for file in sorted(folder.iterdir()):
         content = file.read_bytes()
-        for trial in range(TRIALS // 4):
-            place = len(content) * trial // (TRIALS // 4)
-            file.write_bytes(
-                content[:place]
-                + bytes([content[place] ^ (1 << trial % 8)])
-                + content[place + 1 :]
-            )
+        for trial in range(count):
+            position = len(content) * trial // count
+            flipped = bytearray(content)
+            flipped[position] ^= 1 << trial % 8
+            file.write_bytes(flipped)
             tried[file.name] += 1
-            found = wrong_inputs.complaint(
-                ["import", f"--hf={folder}", f"--workdir={tmp_path / 'out'}"]
-            )
-            if found and not (
-                found.startswith("exit code 0")
-                and _harmless(tmp_path / "out", folder, file)
-            ):
-                silent[f"{file.name} {place}"] = found
-            shutil.rmtree(tmp_path / "out", ignore_errors=True)
+            failure = wrong_inputs.complaint(words)
+            accepted = failure and failure.startswith("exit code 0")
+            if failure and not (accepted and _harmless(file)):
+                silent[f"{file.name} {position}"] = failure
+            shutil.rmtree(out, ignore_errors=True)
         file.write_bytes(content)
     print(
-        f"\nflips in an export: {tried.total()} tried ({dict(tried)}), {len(silent)} silent"
+        f"\nflips in an export: {tried.total()} tried ({dict(tried)}),"
+        f" {len(silent)} silent"
     )
     assert not silent, wrong_inputs.report(silent)
 
 
-def _harmless(out: Path, folder: Path, file: Path) -> bool:
-    """A card is for people, and a change to it is said; in a header of weights some bytes mean nothing."""
-    return file.name == "README.md" or (
-        file.name == "model.safetensors" and bool(safetensors.numpy.load_file(file))
-    )
+def _harmless(file: Path) -> bool:
+    """Whether a change of this file may be accepted.
+
+    A card is for people, and a change of it is reported; in a header of weights some bytes
+    mean nothing.
+    """
+    if file.name == "README.md":
+        return True
+    return file.name == "model.safetensors" and bool(safetensors.numpy.load_file(file))

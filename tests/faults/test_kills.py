@@ -1,4 +1,7 @@
-"""kill -9 at random moments, then the same command again: the result is that of an uninterrupted one, bit for bit."""
+"""kill -9 at random moments, then the same command again.
+
+The result is that of an uninterrupted command, bit for bit.
+"""
 
 import time
 from pathlib import Path
@@ -15,7 +18,7 @@ USUAL = 5
 
 @pytest.fixture(scope="module")
 def training(tokens):
-    """The words of a run of 30 steps with ten checkpoints."""
+    """The command line of a run of 30 steps with ten checkpoints."""
     experiment = tiny_configs.experiment(
         steps=30,
         mesh=config.Mesh(1, 1, 1, 1),
@@ -28,7 +31,7 @@ def training(tokens):
 
 @pytest.fixture(scope="module")
 def trained(training, tmp_path_factory):
-    """A finished run, and the seconds that it takes when its programs are compiled."""
+    """A finished run, and the seconds that it takes once its programs are compiled."""
     folder = tmp_path_factory.mktemp("trained")
     faults.finish(*training, f"--workdir={folder / 'first'}")
     seconds = faults.finish(*training, f"--workdir={folder / 'run'}")
@@ -43,7 +46,7 @@ def _kill_at(moment: float, *argv: str) -> None:
 
 
 def test_training_killed_anywhere(training, trained, tmp_path):
-    """Twice each: the second kill meets a resume."""
+    """Each run twice: the second kill interrupts a resumed run."""
     whole, seconds = trained
     dice = faults.dice()
 
@@ -55,15 +58,16 @@ def test_training_killed_anywhere(training, trained, tmp_path):
         faults.finish(*words)
         assert faults.run_of(tmp_path / str(number)) == faults.run_of(whole), moments
 
+    latest = 1.2 * seconds
     moments = [
-        (number, *(dice.uniform(0, 1.2 * seconds) for _ in range(2)))
+        (number, dice.uniform(0, latest), dice.uniform(0, latest))
         for number in range(faults.trials(USUAL))
     ]
     print(f"train: {2 * faults.side_by_side(trial, moments)} kills survived")
 
 
 def test_training_killed_inside_saves(training, trained, tmp_path):
-    """As soon as the folder of an unfinished checkpoint appears, or up to a twentieth of a second later."""
+    """When the folder of an unfinished checkpoint appears, or within 50 ms of that."""
     whole, _ = trained
     dice = faults.dice()
 
@@ -71,11 +75,11 @@ def test_training_killed_inside_saves(training, trained, tmp_path):
         number, which, pause = moment
         words = (*training, f"--workdir={tmp_path / str(number)}")
         process = faults.start(*words)
-        folder, seen = tmp_path / str(number) / "checkpoints", set()
-        while len(seen) < which and process.poll() is None:
-            seen |= {path.name for path in folder.glob("*.orbax-checkpoint-tmp*")}
+        folder, begun = tmp_path / str(number) / "checkpoints", set()
+        while len(begun) < which and process.poll() is None:
+            begun |= {path.name for path in folder.glob("*.orbax-checkpoint-tmp*")}
             time.sleep(0.0005)
-        assert len(seen) == which, "the run ended before its saves were seen"
+        assert len(begun) == which, "the run ended before its saves were noticed"
         time.sleep(pause)
         faults.kill(process)
         faults.finish(*words)
@@ -89,17 +93,18 @@ def test_training_killed_inside_saves(training, trained, tmp_path):
 
 
 def test_data_killed_anywhere(corpus, tmp_path):
+    options = [
+        f"--source={corpus}",
+        "--vocab_size=300",
+        "--validation_fraction=0.2",
+    ]
+
     def words(name):
-        return [
-            "data",
-            f"--source={corpus}",
-            f"--out={tmp_path / name}",
-            "--vocab_size=300",
-            "--validation_fraction=0.2",
-        ]
+        return ["data", *options, f"--out={tmp_path / name}"]
 
     seconds = faults.finish(*words("whole"))
-    whole, dice = faults.contents(tmp_path / "whole"), faults.dice()
+    whole = faults.contents(tmp_path / "whole")
+    dice = faults.dice()
 
     def trial(moment):
         number, at = moment
@@ -115,7 +120,10 @@ def test_data_killed_anywhere(corpus, tmp_path):
 
 
 def test_a_sweep_killed_anywhere(tokens, tmp_path):
-    """With its runs, so that the next one need not wait for them; test_local.py kills the sweep alone."""
+    """With its runs, so that the next one need not wait for them.
+
+    tests/study/test_run_local.py kills the sweep alone.
+    """
     spec = study_files.write(
         tmp_path,
         tokens,
@@ -126,30 +134,27 @@ def test_a_sweep_killed_anywhere(tokens, tmp_path):
     )
 
     def words(name):
-        return [
-            "sweep",
-            f"--sweep={spec}",
-            f"--workdir={tmp_path / 'studies' / name / 'study'}",
-        ]
+        workdir = tmp_path / "studies" / name / "study"
+        return ["sweep", f"--sweep={spec}", f"--workdir={workdir}"]
 
     faults.finish(*words("first"))
     seconds = faults.finish(*words("whole"))
     dice = faults.dice()
 
-    def found(name):
+    def results(name):
         runs = tmp_path / "studies" / name / "study" / "runs"
-        each = {
-            run.name: (faults.run_of(run), faults.contents(run / "analysis"))
-            for run in runs.iterdir()
-        }
-        assert set(each) == {"flat-s0", "deep-s0"}
-        return each
+        by_name = {}
+        for run in runs.iterdir():
+            analysis = faults.contents(run / "analysis")
+            by_name[run.name] = (faults.run_of(run), analysis)
+        assert set(by_name) == {"flat-s0", "deep-s0"}
+        return by_name
 
     def trial(moment):
         number, at = moment
         _kill_at(at, *words(str(number)))
         faults.finish(*words(str(number)))
-        assert found(str(number)) == found("whole"), moment
+        assert results(str(number)) == results("whole"), moment
 
     moments = [
         (number, dice.uniform(0, seconds)) for number in range(faults.trials(USUAL))
@@ -157,25 +162,16 @@ def test_a_sweep_killed_anywhere(tokens, tmp_path):
     print(f"sweep: {faults.side_by_side(trial, moments)} kills survived")
 
 
-@pytest.mark.parametrize("verb", ["analyze", "export"])
-def test_what_reads_a_run_killed_anywhere(verb, trained, tmp_path):
-    """Nothing half written is left, neither under the name that was asked for nor beside it."""
-    options = {
-        "analyze": [
-            "--scores=profile,causal,sparsity",
-            "--sequences=8",
-            "--seq_len=16",
-        ],
-        "export": [],
-    }
+@pytest.mark.parametrize("subcommand", ["analyze", "export"])
+def test_what_reads_a_run_killed_anywhere(subcommand, trained, tmp_path):
+    """Nothing half written is left, neither under the requested name nor beside it."""
+    run, _ = trained
+    options = []
+    if subcommand == "analyze":
+        options = ["--scores=profile,causal,sparsity", "--sequences=8", "--seq_len=16"]
 
     def words(out: Path):
-        return [
-            verb,
-            f"--workdir={trained[0]}",
-            f"--out={out / 'made'}",
-            *options[verb],
-        ]
+        return [subcommand, f"--workdir={run}", f"--out={out / 'made'}", *options]
 
     for name in ("first", "whole"):
         (tmp_path / name).mkdir()
@@ -187,11 +183,11 @@ def test_what_reads_a_run_killed_anywhere(verb, trained, tmp_path):
         folder = tmp_path / str(number)
         folder.mkdir()
         _kill_at(at, *words(folder))
-        if verb == "analyze" or not (folder / "made").exists():
+        if subcommand == "analyze" or not (folder / "made").exists():
             faults.finish(*words(folder))
         assert faults.contents(folder) == whole, moment
 
     moments = [
         (number, dice.uniform(0, seconds)) for number in range(faults.trials(USUAL))
     ]
-    print(f"{verb}: {faults.side_by_side(trial, moments)} kills survived")
+    print(f"{subcommand}: {faults.side_by_side(trial, moments)} kills survived")

@@ -1,4 +1,7 @@
-"""SIGTERM, SIGINT and SIGHUP in every phase of a training: a committed checkpoint, a true status, out in seconds."""
+"""SIGTERM, SIGINT and SIGHUP in every phase of training.
+
+They leave a committed checkpoint and a true status, and end the process within seconds.
+"""
 
 import json
 import os
@@ -16,11 +19,10 @@ pytestmark = pytest.mark.faults
 
 LIMIT = 15.0  # seconds from the signal to the end
 STEPS = 60
-TRIALS = int(
-    os.environ.get("SPARSECOD_FAULT_TRIALS", "1")
-)  # of each signal in each phase
+# Of each signal in each phase.
+TRIALS = int(os.environ.get("SPARSECOD_FAULT_TRIALS", "1"))
 
-# What the process says when a phase begins; None: before it says anything.
+# What the process prints when a phase begins; None is before it prints anything.
 PHASES = {
     "imports": None,
     "compiling": "compiling the train step",
@@ -47,61 +49,60 @@ def _experiment(tokens):
 
 @pytest.fixture(scope="module")
 def whole(tokens, tmp_path_factory):
-    """The lines of a run that nobody disturbed."""
-    place = tmp_path_factory.mktemp("whole")
-    process.finish(process.start(_experiment(tokens), place))
-    return faults.lines(place)
+    """The lines of an undisturbed run."""
+    workdir = tmp_path_factory.mktemp("whole")
+    process.finish(process.start(_experiment(tokens), workdir))
+    return faults.lines(workdir)
 
 
 @pytest.mark.parametrize("phase", PHASES)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_one_signal_saves_and_the_run_goes_on_bit_for_bit(
+def test_one_signal_saves_and_the_run_resumes_bit_for_bit(
     tokens, tmp_path, whole, phase, number
 ):
     slowest = 0.0
     for trial in range(TRIALS):
-        place = tmp_path / str(trial)
-        victim = process.start(_experiment(tokens), place)
-        if said := PHASES[phase]:
-            process.wait_until_it_says(victim, said)
+        workdir = tmp_path / str(trial)
+        victim = process.start(_experiment(tokens), workdir)
+        if words := PHASES[phase]:
+            process.wait_until_it_says(victim, words)
         else:
             time.sleep(1.5)
         began = time.monotonic()
         victim.send_signal(number)
         output = process.finish(victim, code=75)
         slowest = max(slowest, time.monotonic() - began)
-        assert "run the same command to go on" in output
+        assert "run the same command to resume" in output
         assert "Traceback" not in output
-        run = RunDir(epath.Path(place))
+        run = RunDir(epath.Path(workdir))
         if run.status.exists():
             assert json.loads(run.status.read_text())["status"] == "preempted"
         if phase in AFTER_A_STEP:
             assert run.newest_checkpoint() == len(run.read_metrics()) > 0
-        process.finish(process.start(_experiment(tokens), place))
-        assert faults.lines(place) == whole
+        process.finish(process.start(_experiment(tokens), workdir))
+        assert faults.lines(workdir) == whole
     print(
-        f"\n{number.name} while {phase}: {TRIALS} of {TRIALS} survived, out in {slowest:.1f} s at most"
+        f"\n{number.name} while {phase}: {TRIALS} of {TRIALS} survived,"
+        f" ended within {slowest:.1f} s"
     )
     assert slowest < LIMIT
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
-def test_a_second_one_ends_it_at_once_and_nothing_that_was_saved_is_lost(
+def test_a_second_signal_ends_it_at_once_and_no_saved_step_is_lost(
     tokens, tmp_path, whole, number
 ):
-    """The disk takes for ever to save, as far as the process can tell: it waits for a line in a FIFO."""
-    victim = process.start(
-        _experiment(tokens), tmp_path, program=("tests/support/stuck.py", "save", "15")
-    )
+    """Saving never ends, as on a disk that does not answer: it waits for a FIFO."""
+    program = ("tests/support/stuck.py", "save", "15")
+    victim = process.start(_experiment(tokens), tmp_path, program=program)
     process.wait_until_it_says(victim, "step 14/")
     victim.send_signal(number)
     time.sleep(2)
     assert victim.poll() is None
     began = time.monotonic()
     victim.send_signal(number)
-    assert f"{number.name} came again: stopped at once" in process.finish(
-        victim, code=130
-    )
+    output = process.finish(victim, code=130)
+    assert f"{number.name} came again: stopped at once" in output
     assert time.monotonic() - began < 5
     assert RunDir(epath.Path(tmp_path)).newest_checkpoint() == 10
     process.finish(process.start(_experiment(tokens), tmp_path))
@@ -123,7 +124,7 @@ def test_a_signal_to_one_of_two_processes_stops_both(tokens, tmp_path, number):
     pair[1].send_signal(number)
     process.finish_all(pair, code=75)
     seconds = time.monotonic() - began
-    print(f"\n{number.name} to one of two: out in {seconds:.1f} s")
+    print(f"\n{number.name} to one of two: ended after {seconds:.1f} s")
     assert seconds < LIMIT
     run = RunDir(epath.Path(tmp_path))
     assert json.loads(run.status.read_text())["status"] == "preempted"

@@ -1,6 +1,8 @@
-"""Sources and tokenizers that anyone may have made: one sentence, in bounded time and memory, and nothing of them is executed.
+"""Sources and tokenizers that anyone may have made.
 
-Each goes through the command line in a process of its own with LIMIT seconds and MEMORY bytes of address space.
+They are read, or refused in one sentence, in bounded time and memory; nothing in them is
+executed. Each is tried by the command line, in a process of its own with LIMIT seconds and
+MEMORY bytes of address space.
 """
 
 import gzip
@@ -18,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from etils import epath
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -29,10 +32,8 @@ pytestmark = pytest.mark.faults
 LIMIT = 180  # seconds; a source that is read takes 3
 MEMORY = 6 * 2**30
 TRIALS = int(os.environ.get("SPARSECOD_FAULT_TRIALS", "200"))
-GOOD = "".join(
-    json.dumps({"text": f"document {n} of some words {n * n}"}) + "\n"
-    for n in range(30)
-).encode()
+TEXTS = [f"document {n} of some words {n * n}" for n in range(500)]
+GOOD = "".join(json.dumps({"text": text}) + "\n" for text in TEXTS[:30]).encode()
 
 SUPPRESSED = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 MANY = settings(
@@ -44,6 +45,7 @@ CASES: dict[str, Callable[[Path], Made]] = {}
 
 
 def case(function):
+    """A hostile source, named by the function that makes it in a folder."""
     CASES[function.__name__] = function
     return function
 
@@ -85,7 +87,7 @@ def _zst(content: bytes, **options) -> bytes:
     return zstandard.ZstdCompressor(**options).compress(content)
 
 
-PARQUET = _parquet([f"document {n} of some words {n * n}" for n in range(500)])
+PARQUET = _parquet(TEXTS)
 GZ, ZST = gzip.compress(GOOD), _zst(GOOD)
 
 CASES |= {
@@ -359,6 +361,8 @@ def raw_ids_of_an_array_of_objects(folder):
 
 
 def _tokenizer(change: Callable[[dict], object]) -> Callable[[Path], Made]:
+    """A good source, with a tokenizer.json whose values are changed."""
+
     def make(folder: Path) -> Made:
         values = json.loads(tokenizer.of_bytes().inner.to_str())
         change(values)
@@ -370,11 +374,8 @@ def _tokenizer(change: Callable[[dict], object]) -> Callable[[Path], Made]:
 
 
 def _normalizer(*rules: dict) -> Callable[[Path], Made]:
-    return _tokenizer(
-        lambda values: values.update(
-            normalizer={"type": "Sequence", "normalizers": list(rules)}
-        )
-    )
+    normalizer = {"type": "Sequence", "normalizers": list(rules)}
+    return _tokenizer(lambda values: values.update(normalizer=normalizer))
 
 
 CASES |= {
@@ -409,6 +410,7 @@ CASES |= {
 
 
 def _run(folder: Path, made: Made) -> subprocess.CompletedProcess:
+    """`sparsecod data` for the source in a folder."""
     options = {
         "source": str(folder),
         "tokenizer": "bytes",
@@ -416,14 +418,9 @@ def _run(folder: Path, made: Made) -> subprocess.CompletedProcess:
         "validation_fraction": "0.3",
         **made,
     }
+    words = [f"--{name}={value}" for name, value in options.items()]
     return subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "sparsecod_jax",
-            "data",
-            *(f"--{name}={value}" for name, value in options.items()),
-        ],
+        [sys.executable, "-m", "sparsecod_jax", "data", *words],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         timeout=LIMIT,
@@ -438,20 +435,21 @@ def test_a_hostile_source_ends_with_a_sentence(tmp_path, name):
     folder = tmp_path / "source"
     folder.mkdir()
     made = CASES[name](folder)
-    before = time.monotonic()
+    began = time.monotonic()
     done = _run(folder, made)
-    said = done.stderr.decode()
+    seconds = time.monotonic() - began
+    errors = done.stderr.decode()
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
     print(
-        f"{name}: code {done.returncode}, {time.monotonic() - before:.1f} s, {peak:.2f} GiB at most so far"
+        f"{name}: code {done.returncode}, {seconds:.1f} s,"
+        f" {peak:.2f} GiB at most so far"
     )
-    assert "Traceback" not in said, said[-2000:]
-    assert done.returncode in (0, 78), said[-2000:]
+    assert "Traceback" not in errors, errors[-2000:]
+    assert done.returncode in (0, 78), errors[-2000:]
     assert not list(tmp_path.rglob("CANARY"))
     if done.returncode == 78:
-        (sentence,) = [
-            line for line in said.splitlines() if line.startswith("sparsecod data: ")
-        ]
+        lines = errors.splitlines()
+        (sentence,) = [line for line in lines if line.startswith("sparsecod data: ")]
         assert sentence.isprintable()
         assert len(sentence) < 1500
         assert not (tmp_path / "out" / "manifest.json").exists()
@@ -473,18 +471,10 @@ KINDS = {
 
 @pytest.mark.parametrize("name", KINDS)
 def test_damage_anywhere_is_read_or_named(tmp_path, name):
-    """Bytes are changed, left out or put in at random places."""
+    """Bytes are changed, removed or inserted at random positions."""
     tried = {"read": 0, "named": 0}
 
-    @settings(
-        max_examples=TRIALS,
-        deadline=None,
-        suppress_health_check=[
-            HealthCheck.function_scoped_fixture,
-            HealthCheck.too_slow,
-        ],
-        database=None,
-    )
+    @MANY
     @given(st.data())
     def check(data):
         content = bytearray(KINDS[name])
@@ -495,10 +485,9 @@ def test_damage_anywhere_is_read_or_named(tmp_path, name):
             content = content or bytearray(b"x")
         (tmp_path / name).write_bytes(content)
         try:
-            tried["read"] += all(
-                isinstance(text, str)
-                for text in sources.documents(str(tmp_path / name))
-            )
+            texts = list(sources.documents(str(tmp_path / name)))
+            assert all(isinstance(text, str) for text in texts)
+            tried["read"] += 1
         except ConfigError as error:
             assert str(error).isprintable()  # noqa: PT017
             tried["named"] += 1
@@ -511,27 +500,17 @@ def test_damaged_tokenizers_are_read_or_named(tmp_path):
     tried = {"read": 0, "named": 0}
     good = bytearray(tokenizer.of_bytes().inner.to_str().encode())
 
-    @settings(
-        max_examples=TRIALS,
-        deadline=None,
-        suppress_health_check=[
-            HealthCheck.function_scoped_fixture,
-            HealthCheck.too_slow,
-        ],
-        database=None,
-    )
+    @MANY
     @given(st.data())
     def check(data):
         content = bytearray(good)
         for _ in range(data.draw(st.integers(1, 3))):
-            content[data.draw(st.integers(0, len(content) - 1))] = data.draw(
-                st.sampled_from(b"019 az?\xff")
-            )
-        (tmp_path / "t.json").write_bytes(content)
-        from etils import epath
-
+            position = data.draw(st.integers(0, len(content) - 1))
+            content[position] = data.draw(st.sampled_from(b"019 az?\xff"))
+        path = epath.Path(tmp_path / "t.json")
+        path.write_bytes(bytes(content))
         try:
-            tokenizer.load(epath.Path(tmp_path / "t.json"), eos_id=256).encode(["a b"])
+            tokenizer.load(path, eos_id=256).encode(["a b"])
             tried["read"] += 1
         except SparsecodError:
             tried["named"] += 1

@@ -1,4 +1,7 @@
-"""A stuck step, a stuck peer and a clock that jumps: ended by the watchdog within its limit, resumed bit for bit."""
+"""A stuck step, a stuck peer and a clock that jumps.
+
+The watchdog ends the run within its limit; it is resumed bit for bit.
+"""
 
 import json
 import os
@@ -11,7 +14,7 @@ from etils import epath
 from sparsecod_jax import config
 from sparsecod_jax.errors import STUCK
 from sparsecod_jax.storage.rundir import RunDir
-from sparsecod_jax.train.watchdog import BUDGETS, LAST_WORDS, PATIENCE, TICKS
+from sparsecod_jax.train.watchdog import BUDGETS, GRACE, PATIENCE, TICKS
 from tests.support import faults, process, tiny_configs
 
 pytestmark = pytest.mark.faults
@@ -21,21 +24,18 @@ STEPS = 40
 
 
 def _experiment(tokens, devices=1, **sections):
-    mesh = config.Mesh(1, devices, 1, 1)
-    return tiny_configs.experiment(
-        **{
-            "steps": STEPS,
-            "data": {"path": str(tokens)},
-            "mesh": mesh,
-            "checkpoint": {"every": 5},
-            **sections,
-        }
-    )
+    defaults = {
+        "steps": STEPS,
+        "data": {"path": str(tokens)},
+        "mesh": config.Mesh(1, devices, 1, 1),
+        "checkpoint": {"every": 5},
+    }
+    return tiny_configs.experiment(**{**defaults, **sections})
 
 
 def _limit(activity: str) -> float:
-    """Seconds in which the watchdog ends a process that is stuck in it."""
-    return BUDGETS[activity] * SECONDS * (1 + 4 / TICKS) + 2 * LAST_WORDS
+    """Seconds within which the watchdog ends a process that is stuck in an activity."""
+    return BUDGETS[activity] * SECONDS * (1 + 4 / TICKS) + 2 * GRACE
 
 
 def _impatient(**environment) -> dict[str, str]:
@@ -46,38 +46,36 @@ def _impatient(**environment) -> dict[str, str]:
     ("where", "when", "doing"),
     [("read", "150", "reading data"), ("save", "15", "saving")],
 )
-def test_a_stuck_process_is_ended_and_goes_on_bit_for_bit(
+def test_a_stuck_process_is_ended_and_resumed_bit_for_bit(
     tokens, tmp_path, where, when, doing
 ):
     process.finish(process.start(_experiment(tokens), tmp_path / "whole"))
-    place = tmp_path / "stuck"
+    workdir = tmp_path / "stuck"
     limit = _limit(doing)
+    environment = _impatient()
     if where == "save":
-        limit = (
-            limit / SECONDS
-        )  # a patience of one second, as a save may take twelve times as long
-    environment = {PATIENCE: "1"} if where == "save" else _impatient()
+        # A patience of one second, as a save may take twelve times as long.
+        limit /= SECONDS
+        environment = {PATIENCE: "1"}
     victim = process.start(
         _experiment(tokens),
-        place,
+        workdir,
         program=("tests/support/stuck.py", where, when),
         environment=environment,
     )
     output = process.finish(victim, code=STUCK)
     assert f"stuck while {doing}: nothing happened for" in output
-    assert "_for_ever" in output  # where it is
-    run = RunDir(epath.Path(place))
+    assert "_for_ever" in output  # the function that does not return
+    run = RunDir(epath.Path(workdir))
     status = json.loads(run.status.read_text())
-    assert (status["status"], status["reason"].split(":")[0]) == (
-        "failed",
-        f"stuck while {doing}",
-    )
+    assert status["status"] == "failed"
+    assert status["reason"].split(":")[0] == f"stuck while {doing}"
     waited = float(status["reason"].rsplit(" ", 2)[1])
     print(f"\nstuck while {doing}: ended after {waited:.0f} s of at most {limit:.0f}")
     assert waited <= limit
-    assert "_for_ever" in (place / "stuck-0.txt").read_text()
-    process.finish(process.start(_experiment(tokens), place))
-    assert faults.lines(place) == faults.lines(tmp_path / "whole")
+    assert "_for_ever" in (workdir / "stuck-0.txt").read_text()
+    process.finish(process.start(_experiment(tokens), workdir))
+    assert faults.lines(workdir) == faults.lines(tmp_path / "whole")
 
 
 def test_one_that_is_stuck_before_it_begins_leaves_nothing_behind(tokens, tmp_path):
@@ -96,7 +94,7 @@ def test_one_that_is_stuck_before_it_begins_leaves_nothing_behind(tokens, tmp_pa
 def test_those_who_wait_for_a_stuck_peer_leave_within_the_limit(
     tokens, tmp_path, stopped
 ):
-    """A peer that is stopped, and one whose reads never return, which is alive for all that JAX can tell."""
+    """The peer is stopped; in the next test it is alive, but its reads never return."""
     endless = {
         "devices": 2,
         "steps": 10**5,
@@ -104,32 +102,31 @@ def test_those_who_wait_for_a_stuck_peer_leave_within_the_limit(
         "checkpoint": {"every": 50, "keep": 2},
     }
     experiment = _experiment(tokens, **endless)
-    whole = process.start_several(
-        _experiment(tokens, **{**endless, "steps": 60}), tmp_path / "whole", 2
-    )
-    process.finish_all(whole)
-    pair = process.start_several(
-        experiment, tmp_path / "pair", 2, environment=_impatient()
-    )
-    process.wait_for_line(pair[0], tmp_path / "pair" / "metrics.jsonl", 55)
+    short = _experiment(tokens, **{**endless, "steps": 60})
+    process.finish_all(process.start_several(short, tmp_path / "whole", 2))
+    workdir = tmp_path / "pair"
+    pair = process.start_several(experiment, workdir, 2, environment=_impatient())
+    process.wait_for_line(pair[0], workdir / "metrics.jsonl", 55)
     pair[stopped].send_signal(signal.SIGSTOP)
     began = time.monotonic()
     assert "nothing happened for" in process.finish(pair[1 - stopped], code=STUCK)
     seconds = time.monotonic() - began
+    limit = _limit("training")
     print(
-        f"\nwaited for process {stopped}, which was stopped: ended after {seconds:.0f} s of at most {_limit('training'):.0f}"
+        f"\nwaited for process {stopped}, which was stopped: ended after"
+        f" {seconds:.0f} s of at most {limit:.0f}"
     )
-    assert seconds < _limit("training")
+    assert seconds < limit
     pair[stopped].kill()
     pair[stopped].wait()
-    status = json.loads((tmp_path / "pair" / "status.json").read_text())
+    status = json.loads((workdir / "status.json").read_text())
     assert status["reason"].startswith("stuck while ")
-    again = process.start_several(experiment, tmp_path / "pair", 2)
+    again = process.start_several(experiment, workdir, 2)
     process.wait_until_it_says(again[0], "restored step ")
-    process.wait_for_line(again[0], tmp_path / "pair" / "metrics.jsonl", 61)
+    process.wait_for_line(again[0], workdir / "metrics.jsonl", 61)
     again[0].send_signal(signal.SIGTERM)
     process.finish_all(again, code=75)
-    assert faults.lines(tmp_path / "pair")[:60] == faults.lines(tmp_path / "whole")
+    assert faults.lines(workdir)[:60] == faults.lines(tmp_path / "whole")
 
 
 def test_a_peer_that_is_alive_but_stuck_ends_both(tokens, tmp_path):
@@ -140,14 +137,12 @@ def test_a_peer_that_is_alive_but_stuck_ends_both(tokens, tmp_path):
     )
     codes = [member.wait(timeout=300) for member in pair]
     assert codes[1] == STUCK
-    assert codes[0] in (
-        STUCK,
-        -signal.SIGABRT,
-    )  # JAX ends the one that loses its peer a moment earlier
+    # JAX may end the one that loses its peer a moment earlier.
+    assert codes[0] in (STUCK, -signal.SIGABRT)
 
 
 def test_a_pause_does_not_end_a_run(tokens, tmp_path):
-    """Stopped for longer than the patience, as a laptop that sleeps."""
+    """It is stopped for longer than the patience, as on a laptop that sleeps."""
     process.finish(process.start(_experiment(tokens, steps=400), tmp_path / "whole"))
     run = process.start(
         _experiment(tokens, steps=400), tmp_path / "paused", environment={PATIENCE: "8"}
@@ -169,17 +164,19 @@ time.time = lambda: real() + 86400 * (3, -2, 5)[next(calls) // {calls} % 3]
 
 
 def _with_a_jumping_clock(folder, calls: int) -> dict[str, str]:
-    """An environment in which the wall clock jumps by days, forward and back, each time it has been read so often."""
+    """An environment whose wall clock jumps by days, forward and back.
+
+    Args:
+      calls: readings between two jumps.
+    """
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(JUMPING_CLOCK.format(calls=calls))
-    return {
-        PATIENCE: "8",
-        "PYTHONPATH": os.pathsep.join((str(folder), str(process.ROOT))),
-    }
+    path = os.pathsep.join((str(folder), str(process.ROOT)))
+    return {PATIENCE: "8", "PYTHONPATH": path}
 
 
 def test_a_clock_that_jumps_does_not_end_a_run(tokens, tmp_path):
-    """Every 400 readings; the one save is at the end."""
+    """It jumps every 400 readings; the only save is at the end."""
     experiment = _experiment(tokens, steps=400, checkpoint={"every": 10**6})
     process.finish(process.start(experiment, tmp_path / "whole"))
     environment = _with_a_jumping_clock(tmp_path / "clock", 400)
@@ -190,13 +187,13 @@ def test_a_clock_that_jumps_does_not_end_a_run(tokens, tmp_path):
 def test_a_clock_that_jumps_inside_a_save_costs_no_more_than_that_save(
     tokens, tmp_path
 ):
-    """At every reading."""
+    """It jumps at every reading."""
     process.finish(process.start(_experiment(tokens), tmp_path / "whole"))
     environment = _with_a_jumping_clock(tmp_path / "clock", 1)
-    output = process.finish(
-        process.start(_experiment(tokens), tmp_path / "run", environment=environment),
-        code=1,
+    running = process.start(
+        _experiment(tokens), tmp_path / "run", environment=environment
     )
+    output = process.finish(running, code=1)
     assert "see that the disk answers and that the clock does not jump" in output
     process.finish(process.start(_experiment(tokens), tmp_path / "run"))
     assert faults.lines(tmp_path / "run") == faults.lines(tmp_path / "whole")

@@ -1,4 +1,4 @@
-"""Whatever is wrong with a command line: one sentence, a documented exit code, nothing written, nothing lost."""
+"""Wrong command lines: one sentence, a documented exit code, nothing written or lost."""
 
 import time
 from collections import Counter
@@ -16,26 +16,30 @@ SLOW = 10.0  # seconds after which an input is named
 def test_wrong_inputs(tokens, tmp_path):
     root = tmp_path / "world"
     wrong_inputs.build(root)
-    before, tried, failures = wrong_inputs.snapshot(root), Counter(), {}
+    before = wrong_inputs.snapshot(root)
+    tried = Counter()
+    failures = {}
     for words in wrong_inputs.command_lines(root, Path(tokens)):
-        tried[" ".join(words[: 1 + (words[0] == "slurm")])] += 1
+        # `slurm` has subcommands of its own.
+        subcommand = words[:2] if words[0] == "slurm" else words[:1]
+        tried[" ".join(subcommand)] += 1
         began = time.monotonic()
-        found = wrong_inputs.complaint(words)
+        failure = wrong_inputs.complaint(words)
         after = wrong_inputs.snapshot(root)
         if after != before:
-            changed = {
-                name
-                for name in {*before, *after}
-                if before.get(name) != after.get(name)
-            }
-            found = f"{found or 'refused'}, but changed {sorted(changed)[:3]}"
+            names = sorted({*before, *after})
+            changed = [name for name in names if before.get(name) != after.get(name)]
+            failure = f"{failure or 'refused'}, but changed {changed[:3]}"
             before = after
-        if (taken := time.monotonic() - began) > SLOW:
-            print(f"{taken:.0f} s: {' '.join(words)[-150:]!r}", flush=True)
-        if found:
-            failures[" ".join(words)[-200:]] = found
+        seconds = time.monotonic() - began
+        line = " ".join(words)
+        if seconds > SLOW:
+            print(f"{seconds:.0f} s: {line[-150:]!r}", flush=True)
+        if failure:
+            failures[line[-200:]] = failure
     print(
-        f"\nwrong inputs: {tried.total()} tried, {len(failures)} not refused as they should be; {dict(tried)}"
+        f"\nwrong inputs: {tried.total()} tried, {len(failures)} not refused as they"
+        f" should be; {dict(tried)}"
     )
     assert not failures, wrong_inputs.report(failures)
     assert tried.total() >= 300

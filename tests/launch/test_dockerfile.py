@@ -1,9 +1,9 @@
-"""The image is made of what is here, runs as nobody in particular, and starts from what its builder pinned."""
+"""The image is made of files of this checkout, runs without privileges, from a pinned base."""
 
 import re
 from pathlib import Path
 
-from launch import jobset
+from sparsecod_jax.launching import jobset_manifest
 
 ROOT = Path(__file__).parents[2]
 LINES = re.sub(r"\\\n", " ", (ROOT / "Dockerfile").read_text()).splitlines()
@@ -29,4 +29,4 @@ def test_what_is_copied_is_here_and_passed_to_the_builder():
 def test_its_base_can_be_pinned_and_its_user_is_the_one_that_pods_expect():
     assert arguments("FROM") == [["${BASE}"]]
     assert ["EXTRA=tpu"] in arguments("ARG")
-    assert arguments("USER")[-1] == [str(jobset.USER)]
+    assert arguments("USER")[-1] == [str(jobset_manifest.USER)]

@@ -1,4 +1,7 @@
-"""A JobSet says what Kubernetes must know: valid, in agreement with xpk, true to the exit codes, without privileges, secrets or a shell."""
+"""JobSets are valid, agree with xpk and follow the exit codes.
+
+They have no privileges, no secrets and no shell.
+"""
 
 import copy
 import importlib.util
@@ -17,23 +20,15 @@ import sparsecod_jax
 from launch import jobset
 from sparsecod_jax.data.prepare import Request, prepare
 from sparsecod_jax.errors import ConfigError, SparsecodError
-from sparsecod_jax.launching import launching
+from sparsecod_jax.launching import jobset_manifest, launching
 from sparsecod_jax.storage import files
 from tests.support import emulator, process, sending, study_files, xpk
 from tests.support.compilers import needs_tpu_compiler
 from tests.support.sending import ANALYZE, AS_WHEEL, HOSTILE, IN_IMAGE, TRAIN
 
 ENGINE = jobset.JobSet()
-TOPOLOGIES = [
-    "v4:2x2x2",
-    "v5e:2x2",
-    "v5e:4x4",
-    "v5p:4x4x4",
-    "v5p:4x4x4*2",
-    "v6e:8x8",
-    "h100:8",
-    "h100:4x8",
-]
+ON_TPU = ["v4:2x2x2", "v5e:2x2", "v5e:4x4", "v5p:4x4x4", "v5p:4x4x4*2", "v6e:8x8"]
+ON_GPU = ["h100:8", "h100:4x8"]
 NAME = f"deep-s0-{launching.study_id(sending.options(ENGINE))}"
 CANARY = "CANARY-4f1c"
 LACKS = [
@@ -44,9 +39,8 @@ LACKS = [
 
 
 def rendered(topology="v5p:4x4x4", commands=(TRAIN,), *words, code_package=IN_IMAGE):
-    contents = ENGINE.render(
-        [sending.job(topology, commands)], code_package, sending.options(ENGINE, *words)
-    )
+    args = sending.options(ENGINE, *words)
+    contents = ENGINE.render([sending.job(topology, commands)], code_package, args)
     assert list(contents) == ["deep-s0.json"]
     return json.loads(contents["deep-s0.json"])
 
@@ -61,24 +55,24 @@ def pod_of(manifest):
 
 
 def check(manifest):
-    """Raises where a key or a value is none of Kubernetes' or of JobSet's; their models drop what they don't know."""
-    kubernetes_validate.validate(
-        {
-            "apiVersion": "batch/v1",
-            "kind": "Job",
-            "metadata": {"name": "x"},
-            "spec": job_of(manifest),
-        },
-        "1.33",
-        strict=True,
-    )
+    """Raises where a key or a value is none of Kubernetes' or of JobSet's.
+
+    Their models drop what they don't know.
+    """
+    job = {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": "x"},
+        "spec": job_of(manifest),
+    }
+    kubernetes_validate.validate(job, "1.33", strict=True)
     model = JobsetV1alpha2JobSet.from_dict(manifest)
     assert model
     assert model.to_dict() == manifest
 
 
 @pytest.mark.parametrize("code_package", [IN_IMAGE, AS_WHEEL], ids=["image", "wheel"])
-@pytest.mark.parametrize("topology", TOPOLOGIES)
+@pytest.mark.parametrize("topology", [*ON_TPU, *ON_GPU])
 def test_manifests_are_valid_to_the_last_key(topology, code_package):
     options = (
         "--queue=team",
@@ -100,20 +94,18 @@ def test_manifests_are_valid_to_the_last_key(topology, code_package):
 )
 def test_a_misspelled_key_would_be_found(path):
     manifest = rendered()
-    place = manifest
-    for step in path:
-        place = place[step]
-    place["maxRestart"] = 3
+    part = manifest
+    for key in path:
+        part = part[key]
+    part["maxRestart"] = 3
     with pytest.raises((AssertionError, kubernetes_validate.ValidationError)):
         check(manifest)
 
 
 @pytest.mark.parametrize("topology", xpk.TYPES)
 def test_nodes_chips_and_pods_are_those_of_xpk(topology):
-    assert (
-        xpk.of_manifest(rendered(topology))
-        == json.loads(xpk.GOLDEN.read_text())["facts"][topology]
-    )
+    golden = json.loads(xpk.GOLDEN.read_text())
+    assert xpk.of_manifest(rendered(topology)) == golden["facts"][topology]
 
 
 @pytest.mark.skipif(
@@ -123,33 +115,28 @@ def test_nodes_chips_and_pods_are_those_of_xpk(topology):
 @pytest.mark.parametrize(
     "topology", ["v4:2x2x2", "v5e:4x4", "v5p:4x4x4*2", "v6e:8x8", "v6e:2x4"]
 )
-def test_what_xpk_said_it_still_says(topology):
+def test_xpk_still_renders_its_golden_facts(topology):
     golden = json.loads(xpk.GOLDEN.read_text())
     assert xpk.facts(topology) == golden["facts"][topology]
     assert " ".join(xpk.command(topology, "FILE")) == golden["commands"][topology]
 
 
-def test_gpus_are_asked_for_by_hosts_and_told_which_process_they_are():
+def test_gpus_are_requested_by_hosts_whose_processes_get_a_number():
     manifest = rendered("h100:4x8", (TRAIN, ANALYZE))
-    assert (
-        job_of(manifest)["parallelism"],
-        manifest["spec"]["replicatedJobs"][0]["replicas"],
-    ) == (4, 1)
+    [replicated] = manifest["spec"]["replicatedJobs"]
+    assert replicated["replicas"] == 1
+    assert job_of(manifest)["parallelism"] == 4
     pod = pod_of(manifest)
-    assert pod["nodeSelector"] == {
-        "cloud.google.com/gke-accelerator": "nvidia-h100-80gb"
-    }
+    selector = {"cloud.google.com/gke-accelerator": "nvidia-h100-80gb"}
+    assert pod["nodeSelector"] == selector
     [run] = pod["containers"]
     assert run["resources"] == {"limits": {"nvidia.com/gpu": "8"}}
     flags = [
         f"--coordinator={NAME}-r-0-0.{NAME}:8476",
         "--process_index=$(SPARSECOD_HOST)",
     ]
-    assert run["command"][4 : run["command"].index("--then")] == [
-        *TRAIN,
-        "--process_count=4",
-        *flags,
-    ]
+    train = run["command"][4 : run["command"].index("--then")]
+    assert train == [*TRAIN, "--process_count=4", *flags]
     assert {"name": "shared", "mountPath": "/dev/shm"} in run["volumeMounts"]
     assert {"name": "shared", "emptyDir": {"medium": "Memory"}} in pod["volumes"]
     [alone] = pod_of(rendered("h100:8"))["containers"]
@@ -189,49 +176,44 @@ def test_what_was_sent_is_recorded_and_kueue_asked_only_where_wanted():
 
 
 def fate(manifest, code, *, evicted=False):
-    """What Kubernetes and JobSet do about a pod that ended with `code`, as their documents say."""
-    reason, message = (
-        "BackoffLimitExceeded",
-        "Job has reached the specified backoff limit",
-    )
-    for index, rule in enumerate(job_of(manifest)["podFailurePolicy"]["rules"]):
-        codes = rule.get("onExitCodes")
-        matched = f"matching {rule['action']} rule at index {index}"
-        if codes and codes["operator"] == "In" and code in codes["values"]:
-            reason, message = (
-                "PodFailurePolicy",
-                f"Container {codes['containerName']} for pod default/x failed with exit code {code} {matched}",
-            )
-            break
-        if "onPodConditions" in rule and evicted:
-            reason, message = (
-                "PodFailurePolicy",
-                f"Pod default/x has condition DisruptionTarget {matched}",
-            )
-            break
+    """What Kubernetes and JobSet do about a pod that ended with `code`.
+
+    As their documents have it.
+    """
+    reason, message = job_failure(job_of(manifest), code, evicted)
     for rule in manifest["spec"]["failurePolicy"]["rules"]:
-        if reason in rule["onJobFailureReasons"] and any(
-            re.search(pattern, message)
-            for pattern in rule["onJobFailureMessagePatterns"]
-        ):
+        patterns = rule["onJobFailureMessagePatterns"]
+        is_matched = any(re.search(pattern, message) for pattern in patterns)
+        if reason in rule["onJobFailureReasons"] and is_matched:
             return rule["action"]
     return "RestartJobSet"
 
 
+def job_failure(job, code, evicted):
+    """Reason and message of a Job with such a pod, by the first rule that matches it."""
+    for index, rule in enumerate(job["podFailurePolicy"]["rules"]):
+        codes = rule.get("onExitCodes")
+        matched = f"matching {rule['action']} rule at index {index}"
+        if codes and codes["operator"] == "In" and code in codes["values"]:
+            container = f"Container {codes['containerName']} for pod default/x"
+            message = f"{container} failed with exit code {code} {matched}"
+            return "PodFailurePolicy", message
+        if "onPodConditions" in rule and evicted:
+            message = f"Pod default/x has condition DisruptionTarget {matched}"
+            return "PodFailurePolicy", message
+    return "BackoffLimitExceeded", "Job has reached the specified backoff limit"
+
+
 def test_exit_codes_end_a_run_or_restart_it_as_the_contract_says():
     manifest = rendered("v5p:4x4x4", (TRAIN,), "--max_restarts=5")
-    assert {code: fate(manifest, code) for code in (2, 70, 76, 78)} == dict.fromkeys(
-        (2, 70, 76, 78), "FailJobSet"
-    )
-    assert fate(manifest, 75) == "RestartJobSetAndIgnoreMaxRestarts"
-    assert {fate(manifest, code) for code in (1, 124, 134, 137, 143)} == {
-        "RestartJobSet"
-    }
-    assert (
-        fate(manifest, 137, evicted=True)
-        == fate(manifest, 75, evicted=True)
-        == "RestartJobSetAndIgnoreMaxRestarts"
-    )
+    preempted = "RestartJobSetAndIgnoreMaxRestarts"
+    for code in (2, 70, 76, 78):
+        assert fate(manifest, code) == "FailJobSet"
+    for code in (1, 124, 134, 137, 143):
+        assert fate(manifest, code) == "RestartJobSet"
+    assert fate(manifest, 75) == preempted
+    assert fate(manifest, 75, evicted=True) == preempted
+    assert fate(manifest, 137, evicted=True) == preempted
     assert fate(manifest, 70, evicted=True) == "FailJobSet"
     assert manifest["spec"]["failurePolicy"]["maxRestarts"] == 5
     assert job_of(manifest)["backoffLimit"] == 0
@@ -247,45 +229,43 @@ def test_pods_have_no_privileges_and_no_token_of_the_cluster(topology, code_pack
     assert all("hostPath" not in volume for volume in pod["volumes"])
     for container in [*pod.get("initContainers", []), *pod["containers"]]:
         security = container["securityContext"]
-        assert (security["privileged"], security["allowPrivilegeEscalation"]) == (
-            False,
-            False,
-        )
-        assert security["capabilities"]["drop"] == ["ALL"]
-        on_tpu = topology.startswith("v")
-        assert security["capabilities"].get("add", []) == (
-            ["SYS_RESOURCE"] if on_tpu else []
-        )
-        assert (security["runAsUser"], security.get("runAsNonRoot", False)) == (
-            (0, False) if on_tpu else (jobset.USER, True)
-        )
+        assert security["privileged"] is False
+        assert security["allowPrivilegeEscalation"] is False
+        capabilities = security["capabilities"]
+        assert capabilities["drop"] == ["ALL"]
+        if topology.startswith("v"):
+            assert capabilities["add"] == ["SYS_RESOURCE"]
+            assert security["runAsUser"] == 0
+        else:
+            assert "add" not in capabilities
+            assert security["runAsUser"] == jobset_manifest.USER
+            assert security["runAsNonRoot"] is True
 
 
 def test_a_wheel_is_fetched_checked_and_installed_with_the_constraints():
     pod = pod_of(rendered(code_package=AS_WHEEL))
     fetch, install = pod["initContainers"]
-    place = f"/code/{sending.SHA256[:16]}"
-    assert fetch["command"] == [
-        "gcloud",
-        "storage",
-        "cp",
-        os.path.dirname(sending.WHEEL),
-        "/code",
-        "--recursive",
-    ]
+    folder = f"/code/{sending.SHA256[:16]}"
+    source = os.path.dirname(sending.WHEEL)
+    copy = ["gcloud", "storage", "cp", source, "/code", "--recursive"]
+    assert fetch["command"] == copy
+    wheel = f"{folder}/sparsecod_jax-0.1.0%2Bg{sending.COMMIT}-py3-none-any.whl"
     assert install["command"][-2:] == [
-        f"--constraint={place}/constraints/py311.txt",
-        f"sparsecod-jax[tpu,gcs] @ file://{place}/sparsecod_jax-0.1.0%2Bg{sending.COMMIT}-py3-none-any.whl#sha256={sending.SHA256}",
+        f"--constraint={folder}/constraints/py311.txt",
+        f"sparsecod-jax[tpu,gcs] @ file://{wheel}#sha256={sending.SHA256}",
     ]
     [run] = pod["containers"]
-    assert run["workingDir"] == place
+    assert run["workingDir"] == folder
     assert {"name": "PYTHONPATH", "value": "/code/site"} in run["env"]
     assert {"name": "PYTHONSAFEPATH", "value": "1"} in run["env"]
     assert {"name": "code", "mountPath": "/code"} in run["volumeMounts"]
 
 
 def expanded(word, variables):
-    """What the kubelet makes of a word of a command: $(NAME) its value if it has one, $$ a dollar."""
+    """A word of a command as the kubelet expands it.
+
+    $(NAME) becomes its value if it has one, $$ a dollar.
+    """
 
     def value(match):
         if match[0] == "$$":
@@ -311,12 +291,10 @@ def test_hostile_values_arrive_unchanged_and_do_nothing(topology, tmp_path):
     ]
     folder = tmp_path / "elsewhere"
     folder.mkdir()
-    surroundings = os.environ | {
-        "PYTHONPATH": os.path.dirname(os.path.dirname(sparsecod_jax.__file__))
-    }
-    subprocess.run(
-        [sys.executable, *words[1:]], cwd=folder, env=surroundings, check=True
-    )
+    root = os.path.dirname(os.path.dirname(sparsecod_jax.__file__))
+    environment = os.environ | {"PYTHONPATH": root}
+    command = [sys.executable, *words[1:]]
+    subprocess.run(command, cwd=folder, env=environment, check=True)
     trained, analyzed = (
         json.loads((tmp_path / name).read_text())
         for name in ("train.json", "analyze.json")
@@ -354,9 +332,8 @@ def test_runs_that_cannot_be_pods_are_refused():
 
 
 def test_the_longest_name_of_a_run_fits_a_large_pod():
-    ENGINE.render(
-        [sending.job("v5p:4x4x4", name="a" * 40)], IN_IMAGE, sending.options(ENGINE)
-    )
+    job = sending.job("v5p:4x4x4", name="a" * 40)
+    ENGINE.render([job], IN_IMAGE, sending.options(ENGINE))
 
 
 def test_the_same_study_is_rendered_to_the_same_bytes():
@@ -375,13 +352,15 @@ cluster = json.load(open(folder + "/cluster"))
 if "get" in words:
     print(json.dumps({"items": list(cluster.values())}))
 elif "create" in words:
-    made = json.load(open(next(word for word in words if word.startswith("--filename=")).partition("=")[2]))
+    option = next(word for word in words if word.startswith("--filename="))
+    made = json.load(open(option.removeprefix("--filename=")))
     if made["metadata"]["name"] in cluster:
         sys.exit("already exists")
     cluster[made["metadata"]["name"]] = {"metadata": made["metadata"], "status": {}}
 elif "delete" in words:
-    for name in words[words.index("delete") + 2 :]:
-        if not name.startswith("-") and not cluster.pop(name, None) and "--ignore-not-found" not in words:
+    names = [word for word in words[words.index("delete") + 2 :] if word[0] != "-"]
+    for name in names:
+        if not cluster.pop(name, None) and "--ignore-not-found" not in words:
             sys.exit("not found")
 json.dump(cluster, open(folder + "/cluster", "w"))
 """
@@ -401,6 +380,9 @@ def send(tmp_path, jobs, *words):
     sending.submit(ENGINE, tmp_path, jobs, *words)
 
 
+ACTIVE = {"replicatedJobsStatus": [{"name": "r", "active": 1}]}
+
+
 def condition(name):
     return {"conditions": [{"type": name, "status": "True"}]}
 
@@ -412,36 +394,28 @@ def test_submitting_again_creates_nothing_again(cluster, tmp_path):
     send(tmp_path, jobs)
     created = [call for call in cluster.calls("kubectl") if "create" in call]
     assert all("--validate=strict" in call for call in created)
-    assert [call[-1] for call in created] == [
-        f"--filename={tmp_path / name}.json" for name in ("deep-s0", "flat-s0")
-    ]
-    assert ENGINE.query(jobs, sending.options(ENGINE)) == {
-        "deep-s0": "pending",
-        "flat-s0": "pending",
-    }
+    deep, flat = (call[-1] for call in created)
+    assert deep == f"--filename={tmp_path / 'deep-s0.json'}"
+    assert flat == f"--filename={tmp_path / 'flat-s0.json'}"
+    states = ENGINE.query(jobs, sending.options(ENGINE))
+    assert states == {"deep-s0": "pending", "flat-s0": "pending"}
 
 
 @pytest.mark.parametrize("state", ["failed", "completed", "deleted"])
 def test_a_jobset_that_is_over_is_replaced(state, cluster, tmp_path):
     jobs = [sending.job("v5e:4x4")]
-    going = {"deletionTimestamp": "2026-01-01T00:00:00Z"} if state == "deleted" else {}
-    status = (
-        {"replicatedJobsStatus": [{"name": "r", "active": 1}]}
-        if state == "deleted"
-        else condition(state.capitalize())
-    )
-    cluster.put(
-        "cluster", {NAME: {"metadata": {"name": NAME, **going}, "status": status}}
-    )
+    metadata = {"name": NAME}
+    status = condition(state.capitalize())
+    if state == "deleted":
+        metadata["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+        status = ACTIVE
+    cluster.put("cluster", {NAME: {"metadata": metadata, "status": status}})
     assert ENGINE.query(jobs, sending.options(ENGINE)) == {"deep-s0": state}
     send(tmp_path, jobs, "--context=far", "--namespace=team")
-    assert [
-        (call[:2], next(word for word in call if word in ("get", "delete", "create")))
-        for call in cluster.calls("kubectl")[1:]
-    ] == [
-        (["--namespace=team", "--context=far"], verb)
-        for verb in ("get", "delete", "create")
-    ]
+    where = ["--namespace=team", "--context=far"]
+    calls = cluster.calls("kubectl")[1:]
+    assert [call[:2] for call in calls] == [where] * 3
+    assert [call[2] for call in calls] == ["get", "delete", "create"]
     assert cluster.get("cluster")[NAME]["status"] == {}
 
 
@@ -449,39 +423,28 @@ def test_a_jobset_that_is_over_is_replaced(state, cluster, tmp_path):
     ("status", "word"),
     [
         ({}, "pending"),
-        ({"replicatedJobsStatus": [{"name": "r", "active": 1}]}, "running"),
+        (ACTIVE, "running"),
         ({"replicatedJobsStatus": [{"name": "r", "active": 0}]}, "pending"),
         (condition("Suspended"), "pending"),
-        (
-            condition("Suspended")
-            | {"replicatedJobsStatus": [{"name": "r", "active": 1}]},
-            "pending",
-        ),
+        (condition("Suspended") | ACTIVE, "pending"),
         ({"conditions": [{"type": "Failed", "status": "False"}]}, "pending"),
     ],
 )
-def test_what_the_cluster_says_of_a_live_run_keeps_it_from_being_sent(
+def test_the_state_of_a_live_run_keeps_it_from_being_sent(
     status, word, cluster, tmp_path
 ):
     cluster.put("cluster", {NAME: {"metadata": {"name": NAME}, "status": status}})
     jobs = [sending.job("v5e:4x4")]
     assert ENGINE.query(jobs, sending.options(ENGINE)) == {"deep-s0": word}
     send(tmp_path, jobs)
-    assert not [
-        call
-        for call in cluster.calls("kubectl")
-        if "create" in call or "delete" in call
-    ]
+    for call in cluster.calls("kubectl"):
+        assert "create" not in call
+        assert "delete" not in call
 
 
 def test_cancel_deletes_the_runs_of_this_study_alone(cluster):
-    cluster.put(
-        "cluster",
-        {
-            NAME: {"metadata": {"name": NAME}},
-            "another": {"metadata": {"name": "another"}},
-        },
-    )
+    jobsets = {name: {"metadata": {"name": name}} for name in (NAME, "another")}
+    cluster.put("cluster", jobsets)
     for _ in range(2):
         ENGINE.cancel([sending.job("v5e:4x4")], sending.options(ENGINE))
         assert list(cluster.get("cluster")) == ["another"]
@@ -494,20 +457,16 @@ def test_a_canary_among_the_secrets_appears_nowhere(
     jobs = [sending.job("v5e:4x4")]
     send(tmp_path, jobs, "--secret=HF_TOKEN=hub/token")
     cluster.add("kubectl", "sys.exit('no cluster')")
-    with pytest.raises(
-        SparsecodError, match=r"`kubectl .*` failed with 1: no cluster"
-    ) as failed:
+    message = r"`kubectl .*` failed with 1: no cluster"
+    with pytest.raises(SparsecodError, match=message) as failed:
         ENGINE.query(jobs, sending.options(ENGINE))
     written = [file.read_text() for file in tmp_path.rglob("*") if file.is_file()]
     assert len(written) >= 3
-    assert not any(
-        CANARY in text for text in (*written, *capfd.readouterr(), str(failed.value))
-    )
+    for text in (*written, *capfd.readouterr(), str(failed.value)):
+        assert CANARY not in text
     [run] = pod_of(json.loads((tmp_path / "deep-s0.json").read_text()))["containers"]
-    assert {
-        "name": "HF_TOKEN",
-        "valueFrom": {"secretKeyRef": {"name": "hub", "key": "token"}},
-    } in run["env"]
+    reference = {"secretKeyRef": {"name": "hub", "key": "token"}}
+    assert {"name": "HF_TOKEN", "valueFrom": reference} in run["env"]
 
 
 @pytest.mark.slow
@@ -517,14 +476,10 @@ def test_a_study_in_a_bucket_is_planned_sent_once_and_cancelled(
     cluster, corpus, tmp_path, capsys
 ):
     with emulator.running(process.free_port()):
-        prepare(
-            Request(str(corpus), vocab_size=300, validation_fraction=0.2),
-            "gs://bucket/data",
-        )
-        study = [
-            f"--sweep={study_files.write(tmp_path, 'gs://bucket/data', study_files.TWO)}",
-            "--workdir=gs://bucket/study",
-        ]
+        request = Request(str(corpus), vocab_size=300, validation_fraction=0.2)
+        prepare(request, "gs://bucket/data")
+        spec = study_files.write(tmp_path, "gs://bucket/data", study_files.TWO)
+        study = [f"--sweep={spec}", "--workdir=gs://bucket/study"]
         how = ["--topology=v5e:2x2", "--image=registry/image@sha256:0", "--allow_dirty"]
         for _ in range(2):
             assert launching.main(ENGINE, ["submit", *study, *how]) == 0
@@ -535,14 +490,12 @@ def test_a_study_in_a_bucket_is_planned_sent_once_and_cancelled(
             "deep-s0  not sent: pending",
         ]
         sent = cluster.get("cluster")
-        rendered_files = sorted(
-            files.absolute("gs://bucket/study/jobset").glob("*.json")
-        )
-        assert [
-            json.loads(file.read_text())["metadata"]["name"] for file in rendered_files
-        ] == sorted(sent)
-        for file in rendered_files:
-            check(json.loads(file.read_text()))
+        folder = files.absolute("gs://bucket/study/jobset")
+        manifests = [json.loads(file.read_text()) for file in folder.glob("*.json")]
+        names = [manifest["metadata"]["name"] for manifest in manifests]
+        assert sorted(names) == sorted(sent)
+        for manifest in manifests:
+            check(manifest)
         assert launching.main(ENGINE, ["status", *study]) == 0
         assert capsys.readouterr().out.count("scheduler: pending") == 2
         assert launching.main(ENGINE, ["collect", *study]) == 0

@@ -17,9 +17,13 @@ from sparsecod_jax.storage.rundir import RunDir
 from sparsecod_jax.study.run_local import sweep
 from tests.support import process, slurm_here, study_files
 
-LACKS = f"no {', no '.join(slurm_here.MISSING)}: as root, apt-get install slurmctld slurmd slurm-client munge"
+LACKS = (
+    f"no {', no '.join(slurm_here.MISSING)}:"
+    " as root, apt-get install slurmctld slurmd slurm-client munge"
+)
 pytestmark = pytest.mark.skipif(bool(slurm_here.MISSING), reason=LACKS)
 
+FLAT = '{"flat": {"model.n_layers": 2}}'
 SEEDS = (0, 1)
 STEPS, EVERY = 400, 50
 CANARY = "canary-1f0c9a"
@@ -36,14 +40,15 @@ def cluster(tmp_path_factory):
 def undisturbed(tokens, tmp_path_factory) -> dict[str, list[dict]]:
     """The steps and the final numbers of four runs that nobody disturbed, by name."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    sweep(
-        study_files.write(
-            folder, tokens, study_files.TWO, seeds=SEEDS, steps=STEPS, every=EVERY
-        ),
-        str(folder / "studies" / "a"),
-        jobs=2,
-    )
-    return {place.path.name: numbers(place) for place in runs(folder / "studies" / "a")}
+    spec = write_four_runs(folder, tokens)
+    study = folder / "studies" / "a"
+    sweep(spec, str(study), jobs=2)
+    return {run.path.name: numbers(run) for run in runs(study)}
+
+
+def write_four_runs(folder: Path, tokens: Path) -> str:
+    sizes = {"steps": STEPS, "every": EVERY}
+    return study_files.write(folder, tokens, study_files.TWO, seeds=SEEDS, **sizes)
 
 
 def runs(study: Path) -> list[RunDir]:
@@ -51,16 +56,14 @@ def runs(study: Path) -> list[RunDir]:
 
 
 def numbers(run: RunDir) -> list[dict]:
-    """All that a run found, without times."""
-    lines = [*run.read_metrics(), json.loads(run.final.read_text())]
-    return [
-        {
-            name: value
-            for name, value in line.items()
-            if "second" not in name and name not in ("mfu", "time", "attempt")
-        }
-        for line in lines
-    ]
+    """All metrics of a run, without times and what depends on them."""
+    left_out = ("mfu", "time", "attempt", "checksum")
+    records = [*run.read_metrics(), json.loads(run.final.read_text())]
+    kept = []
+    for record in records:
+        names = [name for name in record if "second" not in name]
+        kept.append({name: record[name] for name in names if name not in left_out})
+    return kept
 
 
 def attempts(run: RunDir) -> int:
@@ -68,49 +71,41 @@ def attempts(run: RunDir) -> int:
 
 
 def launch(
-    verb: str, spec: str, study: Path, *options: str, **environment: str
+    subcommand: str, spec: str, study: Path, *options: str, **environment: str
 ) -> subprocess.CompletedProcess:
     return subprocess.run(
-        command(verb, spec, study, *options),
-        **surroundings(environment),
+        command(subcommand, spec, study, *options),
+        **in_checkout(environment),
         capture_output=True,
         text=True,
         check=False,
     )
 
 
-def command(verb: str, spec: str, study: Path, *options: str) -> list[str]:
-    return [
-        sys.executable,
-        "launch/slurm.py",
-        verb,
-        f"--sweep={spec}",
-        f"--workdir={study}",
-        "--allow_dirty",
-        *options,
-    ]
+def command(subcommand: str, spec: str, study: Path, *options: str) -> list[str]:
+    program = [sys.executable, "launch/slurm.py", subcommand]
+    where = [f"--sweep={spec}", f"--workdir={study}"]
+    return [*program, *where, "--allow_dirty", *options]
 
 
-def surroundings(environment: dict[str, str]) -> dict:
-    return {
-        "cwd": process.ROOT,
-        "env": os.environ | {"PYTHONPATH": str(process.ROOT)} | environment,
-    }
+def in_checkout(environment: dict[str, str]) -> dict:
+    """Options of a process that runs the code of this checkout."""
+    path = {"PYTHONPATH": str(process.ROOT)}
+    return {"cwd": process.ROOT, "env": os.environ | path | environment}
 
 
-def said(verb: str, spec: str, study: Path, *options: str, **environment: str) -> str:
-    done = launch(verb, spec, study, *options, **environment)
+def output(
+    subcommand: str, spec: str, study: Path, *options: str, **environment: str
+) -> str:
+    done = launch(subcommand, spec, study, *options, **environment)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def queue(form: str = "%i %T") -> list[str]:
-    return subprocess.run(
-        ["squeue", "--noheader", "--array", f"--format={form}"],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.splitlines()
+    squeue = ["squeue", "--noheader", "--array", f"--format={form}"]
+    done = subprocess.run(squeue, capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()
 
 
 def wait_until(happened, seconds: float = 300) -> None:
@@ -120,85 +115,67 @@ def wait_until(happened, seconds: float = 300) -> None:
         time.sleep(0.3)
 
 
-def take_its_place(cpus: int) -> None:
+def preempt(cpus: int) -> None:
     """A job of more priority needs CPUs for a moment."""
-    subprocess.run(
-        [
-            "sbatch",
-            "--partition=urgent",
-            f"--ntasks={cpus}",
-            "--output=/dev/null",
-            "--wrap=sleep 3",
-        ],
-        check=True,
-    )
+    size = ["--partition=urgent", f"--ntasks={cpus}"]
+    command = ["sbatch", *size, "--output=/dev/null", "--wrap=sleep 3"]
+    subprocess.run(command, check=True)
 
 
 @pytest.mark.slow
-def test_a_preempted_run_goes_back_into_the_queue_and_all_runs_find_what_undisturbed_ones_find(
+def test_a_preempted_run_is_requeued_and_all_metrics_are_those_of_undisturbed_runs(
     tokens, tmp_path, undisturbed, cluster
 ):
-    spec, study = (
-        study_files.write(
-            tmp_path, tokens, study_files.TWO, seeds=SEEDS, steps=STEPS, every=EVERY
-        ),
-        tmp_path / "studies" / "a",
-    )
-    assert said("submit", spec, study).splitlines() == [
-        f"{name}  sent" for name in ("flat-s0", "deep-s0", "flat-s1", "deep-s1")
-    ]
+    spec = write_four_runs(tmp_path, tokens)
+    study = tmp_path / "studies" / "a"
+    names = ("flat-s0", "deep-s0", "flat-s1", "deep-s1")
+    sent = output("submit", spec, study).splitlines()
+    assert sent == [f"{name}  sent" for name in names]
     wait_until(lambda: len(list(study.glob("runs/*/checkpoints/[1-9]*"))) > 0)
-    assert "running" in said("submit", spec, study).splitlines()[0]
-    take_its_place(cpus=1)
+    assert "running" in output("submit", spec, study).splitlines()[0]
+    preempt(cpus=1)
     wait_until(lambda: not queue())
     assert {run.path.name: numbers(run) for run in runs(study)} == undisturbed
     starts = [attempts(run) for run in runs(study)]
     assert sorted(starts) == [1, 1, 1, 2]
-    log = (study / "logs" / f"{runs(study)[starts.index(2)].path.name}.log").read_text()
+    preempted = runs(study)[starts.index(2)]
+    log = (study / "logs" / f"{preempted.path.name}.log").read_text()
     assert "stopped at step" in log
     assert "restored step" in log
     assert cluster.completed().count("JobState=COMPLETED") >= 5
-    assert said("collect", spec, study).startswith("4 of 4 runs are done")
-    assert set(said("submit", spec, study).split("\n")[:-1]) == {
-        f"{run.path.name}  not sent: finished" for run in runs(study)
-    }
+    assert output("collect", spec, study).startswith("4 of 4 runs are done")
+    again = output("submit", spec, study).splitlines()
+    assert set(again) == {f"{name}  not sent: finished" for name in names}
 
 
 @pytest.mark.slow
-def test_a_script_that_hides_a_preemption_is_found_out_and_the_run_sent_again(
+def test_a_script_that_hides_a_preemption_is_detected_and_the_run_sent_again(
     tokens, tmp_path, undisturbed, cluster
 ):
     """The negative control: to Slurm this run is completed."""
-    spec, study = (
-        study_files.write(
-            tmp_path,
-            tokens,
-            '{"flat": {"model.n_layers": 2}}',
-            steps=STEPS,
-            every=EVERY,
-        ),
-        tmp_path / "studies" / "a",
-    )
-    said("render", spec, study)
-    (told,) = (study / "slurm").glob("runs-*.json")
-    (run,) = json.loads(told.read_text())["runs"]
-    (tmp_path / "naive.sh").write_text('#!/bin/bash\ntrap : TERM\nsrun "$@"\nexit 0\n')
+    spec = study_files.write(tmp_path, tokens, FLAT, steps=STEPS, every=EVERY)
+    study = tmp_path / "studies" / "a"
+    output("render", spec, study)
+    (file,) = (study / "slurm").glob("runs-*.json")
+    (run,) = json.loads(file.read_text())["runs"]
+    script = tmp_path / "naive.sh"
+    script.write_text('#!/bin/bash\ntrap : TERM\nsrun "$@"\nexit 0\n')
     naive = [
         "sbatch",
         "--job-name=naive",
         f"--output={tmp_path}/naive.log",
         f"--chdir={process.ROOT}",
-        str(tmp_path / "naive.sh"),
+        str(script),
     ]
     place = RunDir(epath.Path(run["workdir"]))
     subprocess.run([*naive, *run["commands"][0]], check=True)
     wait_until(lambda: place.newest_checkpoint() > 0)
-    take_its_place(cpus=2)
+    preempt(cpus=2)
     wait_until(lambda: not any("naive" in line for line in queue("%j")))
     assert "Name=naive JobState=COMPLETED" in " ".join(cluster.completed().split())
-    assert said("status", spec, study).split()[:2] == ["flat-s0", "preempted"]
-    assert "flat-s0  preempted, train left" in said("collect", spec, study)
-    assert said("submit", spec, study) == "flat-s0  sent\n"
+    assert output("status", spec, study).split()[:2] == ["flat-s0", "preempted"]
+    assert "flat-s0  preempted, train left" in output("collect", spec, study)
+    assert output("submit", spec, study) == "flat-s0  sent\n"
     wait_until(lambda: not queue())
     assert numbers(place) == undisturbed["flat-s0"]
 
@@ -210,31 +187,28 @@ def test_of_six_runs_one_diverges_and_one_is_misconfigured_and_the_others_finish
     wild = '{"optimizer.peak_lr": 1e30, "execution.max_skipped_updates": 0}'
     others = '"a": {}, "b": {"model.n_layers": 2}, "e": {"steps": 5}, "f": {"steps": 4}'
     arms = f'{{{others}, "wild": {wild}, "small": {{"model.vocab_size": 200}}}}'
-    spec, study = study_files.write(tmp_path, tokens, arms), tmp_path / "studies" / "a"
-    said("submit", spec, study, "--at_once=2")
+    spec = study_files.write(tmp_path, tokens, arms)
+    study = tmp_path / "studies" / "a"
+    output("submit", spec, study, "--at_once=2")
     wait_until(lambda: not queue())
-    lines = said("collect", spec, study).splitlines()
+    lines = output("collect", spec, study).splitlines()
     assert lines[0].startswith("4 of 6 runs are done")
     assert lines[1].startswith("wild-s0  diverged, train left: ")
-    assert lines[2].startswith(
-        "small-s0  failed, train left: ended with exit code 78: see "
-    )
-    assert (
-        "vocab_size=200 is smaller than the tokenizer's"
-        in Path(lines[2].split("see ")[1]).read_text()
-    )
+    failed = "small-s0  failed, train left: ended with exit code 78: see "
+    assert lines[2].startswith(failed)
+    log = Path(lines[2].removeprefix(failed)).read_text()
+    assert "vocab_size=200 is smaller than the tokenizer's" in log
     table = (study / "results.csv").read_text().splitlines()
     assert [line.split(",")[:4] for line in table[1::4]] == [
         ["a-s0", "a", "0", "finished"],
         ["wild-s0", "wild", "0", "diverged"],
     ]
     assert [attempts(run) for run in runs(study) if run.attempts.exists()] == [1] * 5
-    again = said("submit", spec, study, "--sbatch=--hold")
+    again = output("submit", spec, study, "--sbatch=--hold")
     assert "wild-s0  not sent: diverged" in again
-    assert [line for line in again.splitlines() if line.endswith("  sent")] == [
-        "small-s0  sent"
-    ]
-    said("cancel", spec, study)
+    sent = [line for line in again.splitlines() if line.endswith("  sent")]
+    assert sent == ["small-s0  sent"]
+    output("cancel", spec, study)
     wait_until(lambda: not queue())
 
 
@@ -242,71 +216,63 @@ def test_of_six_runs_one_diverges_and_one_is_misconfigured_and_the_others_finish
 def test_a_submission_that_is_killed_and_repeated_sends_every_run_once(
     moment, tokens, tmp_path
 ):
-    spec, study = (
-        study_files.write(tmp_path, tokens, study_files.TWO),
-        tmp_path / "studies" / "a",
-    )
+    spec = study_files.write(tmp_path, tokens, study_files.TWO)
+    study = tmp_path / "studies" / "a"
     real, stub = shutil.which("sbatch"), tmp_path / "bin" / "sbatch"
     stub.parent.mkdir()
-    parts = [f'{real} --hold "$@"', f"touch {tmp_path}/there; sleep 600"]
-    stub.write_text(
-        "#!/bin/bash\n" + "\n".join(parts if moment == "after" else reversed(parts))
-    )
+    lines = [f'{real} --hold "$@"', f"touch {tmp_path}/there; sleep 600"]
+    if moment == "before":
+        lines.reverse()
+    stub.write_text("\n".join(["#!/bin/bash", *lines]))
     stub.chmod(0o755)
     path = {"PATH": f"{stub.parent}:{os.environ['PATH']}"}
     first = subprocess.Popen(
-        command("submit", spec, study), **surroundings(path), start_new_session=True
+        command("submit", spec, study), **in_checkout(path), start_new_session=True
     )
     wait_until((tmp_path / "there").exists)
     assert launch("submit", spec, study).returncode == 76
     os.killpg(first.pid, 9)
     first.wait()
     for _ in range(2):
-        said("submit", spec, study, "--sbatch=--hold")
+        output("submit", spec, study, "--sbatch=--hold")
         assert sorted(queue("%K %T")) == ["0 PENDING", "1 PENDING"]
-    said("cancel", spec, study)
+    output("cancel", spec, study)
     wait_until(lambda: not queue())
 
 
 def test_a_cancelled_run_saves_and_does_not_come_back_until_it_is_sent(
     tokens, tmp_path
 ):
-    spec, study = (
-        study_files.write(
-            tmp_path, tokens, '{"flat": {"model.n_layers": 2}}', steps=100_000, every=50
-        ),
-        tmp_path / "studies" / "a",
-    )
-    said("submit", spec, study)
+    spec = study_files.write(tmp_path, tokens, FLAT, steps=100_000, every=50)
+    study = tmp_path / "studies" / "a"
+    output("submit", spec, study)
     place = RunDir(epath.Path(study / "runs" / "flat-s0"))
     wait_until(lambda: place.newest_checkpoint() > 0)
-    said("cancel", spec, study)
+    output("cancel", spec, study)
     wait_until(lambda: not queue())
     time.sleep(8)  # what is requeued is back at once, and starts after 5 seconds
     assert queue() == []
     assert place.read_status() == "preempted"
-    assert said("submit", spec, study, "--sbatch=--hold") == "flat-s0  sent\n"
-    said("cancel", spec, study)
+    assert output("submit", spec, study, "--sbatch=--hold") == "flat-s0  sent\n"
+    output("cancel", spec, study)
     wait_until(lambda: not queue())
 
 
 @pytest.mark.slow
 def test_a_run_that_dies_without_progress_is_tried_three_times(tokens, tmp_path):
-    spec, study = (
-        study_files.write(tmp_path, tokens, '{"flat": {"model.n_layers": 2}}'),
-        tmp_path / "studies" / "a",
-    )
-    said("submit", spec, study, XLA_FLAGS="--xla_no_such_flag")
+    spec = study_files.write(tmp_path, tokens, FLAT)
+    study = tmp_path / "studies" / "a"
+    output("submit", spec, study, XLA_FLAGS="--xla_no_such_flag")
     wait_until(lambda: not queue())
     log = study / "logs" / "flat-s0.log"
     assert log.read_text().count("Unknown flag") == 3
     reason = (
         "3 attempts in a row died without a newer checkpoint, the last with exit code "
     )
-    assert f"flat-s0  failed, train left: {reason}" in said("collect", spec, study)
-    assert said("submit", spec, study) == "flat-s0  sent\n"
+    assert f"flat-s0  failed, train left: {reason}" in output("collect", spec, study)
+    assert output("submit", spec, study) == "flat-s0  sent\n"
     wait_until(lambda: not queue())
-    assert said("collect", spec, study).startswith("1 of 1 runs are done")
+    assert output("collect", spec, study).startswith("1 of 1 runs are done")
 
 
 def test_hostile_values_arrive_unchanged_and_secrets_nowhere(tokens, tmp_path):
@@ -314,10 +280,10 @@ def test_hostile_values_arrive_unchanged_and_secrets_nowhere(tokens, tmp_path):
     data = tmp_path / hostile
     shutil.copytree(tokens, data)
     study = tmp_path / "studies" / 'it\'s a "study"; $(touch PWNED)'
-    spec = study_files.write(tmp_path, data, '{"flat": {"model.n_layers": 2}}')
+    spec = study_files.write(tmp_path, data, FLAT)
     printed = [
-        launch(verb, spec, study, WANDB_API_KEY=CANARY)
-        for verb in ("plan", "render", "submit", "status")
+        launch(subcommand, spec, study, WANDB_API_KEY=CANARY)
+        for subcommand in ("plan", "render", "submit", "status")
     ]
     wait_until(lambda: not queue())
     printed.append(launch("collect", spec, study, WANDB_API_KEY=CANARY))
@@ -354,58 +320,45 @@ def test_what_slurm_can_not_do_is_refused(
     folder, options, message, tokens, tmp_path, capsys
 ):
     spec = study_files.write(tmp_path, tokens, study_files.TWO)
-    argv = [
-        "submit",
-        f"--sweep={spec}",
-        f"--workdir={tmp_path / folder}",
-        "--allow_dirty",
-        *options,
-    ]
+    study = tmp_path / folder
+    where = [f"--sweep={spec}", f"--workdir={study}"]
+    argv = ["submit", *where, "--allow_dirty", *options]
     code = launching.main(slurm.Slurm(), argv)
-    assert (code, (tmp_path / folder / "study.json").exists()) in (
-        (78, False),
-        (1, True),
-    )
+    # Refused before anything is written, or by sbatch.
+    is_written = (study / "study.json").exists()
+    assert (code, is_written) in ((78, False), (1, True))
     assert message in capsys.readouterr().err
     assert queue() == []
 
 
 @pytest.mark.slow
-def test_all_processes_of_a_run_train_stop_together_and_go_on_and_one_scores(
+def test_all_processes_of_a_run_train_stop_together_and_resume_and_one_scores(
     tokens, tmp_path
 ):
     analyze = {"scores": "profile", "sequences": 4, "seq_len": 16}
-    spec = study_files.write(
-        tmp_path,
-        tokens,
-        '{"flat": {"model.n_layers": 2}}',
-        steps=STEPS,
-        every=EVERY,
-        analyze=analyze,
-    )
+    sizes = {"steps": STEPS, "every": EVERY}
+    spec = study_files.write(tmp_path, tokens, FLAT, analyze=analyze, **sizes)
     study = tmp_path / "studies" / "a"
-    said("submit", spec, study, "--processes=2")
+    output("submit", spec, study, "--processes=2")
     run = RunDir(epath.Path(study / "runs" / "flat-s0"))
     wait_until(lambda: run.newest_checkpoint() > 0)
-    take_its_place(cpus=1)
+    preempt(cpus=1)
     wait_until(lambda: not queue())
     assert attempts(run) == 2
     assert "stopped at step" in (study / "logs" / "flat-s0.log").read_text()
     assert [line["step"] for line in run.read_metrics()] == list(range(1, STEPS + 1))
     assert json.loads(run.manifest.read_text())["devices"]["processes"] == 2
     assert run.analysis.scores.exists()
-    assert said("collect", spec, study).startswith("1 of 1 runs are done")
+    assert output("collect", spec, study).startswith("1 of 1 runs are done")
 
 
 def test_runs_of_a_wheel_use_the_code_that_was_sent(tokens, tmp_path):
-    spec, study = (
-        study_files.write(tmp_path, tokens, '{"flat": {"model.n_layers": 2}}'),
-        tmp_path / "studies" / "a",
-    )
-    said("submit", spec, study, "--package=wheel")
+    spec = study_files.write(tmp_path, tokens, FLAT)
+    study = tmp_path / "studies" / "a"
+    output("submit", spec, study, "--package=wheel")
     wait_until(lambda: not queue())
     (run,) = runs(study)
     assert "+g" in json.loads(run.manifest.read_text())["sparsecod_jax"]
-    (told,) = (study / "slurm").glob("runs-*.json")
-    code_package = json.loads(told.read_text())["code_package"]
+    (file,) = (study / "slurm").glob("runs-*.json")
+    code_package = json.loads(file.read_text())["code_package"]
     assert code_package["sha256"][:16] == Path(code_package["wheel"]).parent.name

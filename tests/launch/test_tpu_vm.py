@@ -1,4 +1,7 @@
-"""Queued resources are asked for once, and again when they are gone, in words that gcloud knows; hosts keep the contract of exit codes."""
+"""Queued resources are requested once, and again when they are gone.
+
+gcloud knows every command that is sent, and hosts keep the contract of exit codes.
+"""
 
 import dataclasses
 import json
@@ -31,7 +34,10 @@ project = json.load(open(folder + "/project"))
 name = words[words.index("queued-resources") + 2]
 if "list" in words:
     path = "projects/p/locations/z/queuedResources/"
-    print(json.dumps([{"name": path + name, "state": {"state": state}} for name, state in project.items()]))
+    resources = []
+    for name, state in project.items():
+        resources.append({"name": path + name, "state": {"state": state}})
+    print(json.dumps(resources))
 elif "create" in words:
     if name in project:
         sys.exit("already exists")
@@ -59,11 +65,8 @@ def cloud(recorder):
 def described(
     topology="v5p:4x4x4", commands=(TRAIN,), code_package=IN_IMAGE, options=()
 ):
-    files = ENGINE.render(
-        [sending.job(topology, commands)],
-        code_package,
-        sending.options(ENGINE, *WHERE, *options),
-    )
+    args = sending.options(ENGINE, *WHERE, *options)
+    files = ENGINE.render([sending.job(topology, commands)], code_package, args)
     assert list(files) == ["tpu_vm_host.sh", "deep-s0.json"]
     return json.loads(files["deep-s0.json"])
 
@@ -72,7 +75,7 @@ def send(tmp_path, jobs, *words):
     sending.submit(ENGINE, tmp_path, jobs, *WHERE, *words)
 
 
-def verbs(cloud):
+def actions(cloud):
     return [call[call.index("queued-resources") + 1] for call in cloud.calls("gcloud")]
 
 
@@ -112,49 +115,32 @@ def test_what_is_no_image_is_refused(image):
 
 def test_what_a_host_does_with_an_image():
     login, pull, run = described(commands=(TRAIN, ANALYZE))["commands"]
-    assert login == [
-        "gcloud",
-        "auth",
-        "configure-docker",
-        "region-docker.pkg.dev",
-        "--quiet",
-    ]
+    registry = "region-docker.pkg.dev"
+    assert login == ["gcloud", "auth", "configure-docker", registry, "--quiet"]
     assert pull == ["docker", "pull", "--quiet", IN_IMAGE.image]
     assert run[:2] == ["docker", "run"]
     words = run[run.index(IN_IMAGE.image) + 1 :]
-    assert words[: 4 + len(TRAIN)] == [
-        "python",
-        "-P",
-        "-m",
-        "sparsecod_jax.launching.host",
-        *TRAIN,
-    ]
+    start = ["python", "-P", "-m", "sparsecod_jax.launching.host", *TRAIN]
+    assert words[: len(start)] == start
     assert words[-len(ANALYZE) :] == list(ANALYZE)
     assert "TPU_PROCESS_BOUNDS=1,1,1" in words
-    assert (
-        "TPU_PROCESS_BOUNDS=1,1,1"
-        not in described("v6e:2x4", (TRAIN, ANALYZE))["commands"][-1]
-    )
+    *_, alone = described("v6e:2x4", (TRAIN, ANALYZE))["commands"]
+    assert "TPU_PROCESS_BOUNDS=1,1,1" not in alone
 
 
 def test_what_a_host_does_with_a_wheel():
     make, fetch, install, run = described(code_package=AS_WHEEL)["commands"]
-    place = f"/code/{sending.SHA256[:16]}"
+    folder = f"/code/{sending.SHA256[:16]}"
+    source = os.path.dirname(sending.WHEEL)
     assert make == ["mkdir", "--parents", "/code"]
-    assert fetch == [
-        "gcloud",
-        "storage",
-        "cp",
-        os.path.dirname(sending.WHEEL),
-        "/code",
-        "--recursive",
-    ]
+    assert fetch == ["gcloud", "storage", "cp", source, "/code", "--recursive"]
     assert install[-1].endswith(f"#sha256={sending.SHA256}")
-    assert {
+    for option in (
         "--env=PYTHONPATH=/code/site",
-        f"--workdir={place}",
+        f"--workdir={folder}",
         "--volume=/code:/code",
-    } <= set(run)
+    ):
+        assert option in run
 
 
 def test_submitting_again_asks_for_nothing_again(cloud, tmp_path):
@@ -162,7 +148,7 @@ def test_submitting_again_asks_for_nothing_again(cloud, tmp_path):
     send(tmp_path, jobs[:1])
     send(tmp_path, jobs)
     send(tmp_path, jobs)
-    assert verbs(cloud) == ["list", "create", "list", "create", "list"]
+    assert actions(cloud) == ["list", "create", "list", "create", "list"]
     assert list(cloud.get("project")) == [NAME, NAME.replace("deep", "flat")]
 
 
@@ -172,11 +158,10 @@ def test_submitting_again_asks_for_nothing_again(cloud, tmp_path):
 def test_what_is_there_or_under_way_is_left_alone(state, cloud, tmp_path):
     cloud.put("project", {NAME: state})
     send(tmp_path, [sending.job("v5e:4x4")])
-    assert verbs(cloud) == ["list"]
-    [word] = ENGINE.query(
-        [sending.job("v5e:4x4")], sending.options(ENGINE, *WHERE)
-    ).values()
-    assert word == ("running" if state == "ACTIVE" else "pending")
+    assert actions(cloud) == ["list"]
+    states = ENGINE.query([sending.job("v5e:4x4")], sending.options(ENGINE, *WHERE))
+    expected = "running" if state == "ACTIVE" else "pending"
+    assert states == {"deep-s0": expected}
 
 
 @pytest.mark.parametrize("state", ["SUSPENDED", "FAILED"])
@@ -184,22 +169,20 @@ def test_what_was_preempted_or_failed_is_deleted_and_asked_for_again(
     state, cloud, tmp_path
 ):
     cloud.put("project", {NAME: state, "another": "ACTIVE"})
-    assert ENGINE.query([sending.job("v5e:4x4")], sending.options(ENGINE, *WHERE)) == {
-        "deep-s0": state.lower()
-    }
+    states = ENGINE.query([sending.job("v5e:4x4")], sending.options(ENGINE, *WHERE))
+    assert states == {"deep-s0": state.lower()}
     send(tmp_path, [sending.job("v5e:4x4")], "--spot")
-    assert verbs(cloud)[1:] == ["list", "delete", "create"]
+    assert actions(cloud)[1:] == ["list", "delete", "create"]
     assert cloud.get("project") == {"another": "ACTIVE", NAME: "WAITING_FOR_RESOURCES"}
 
 
 @pytest.mark.parametrize("state", ["SUSPENDING", "DELETING"])
 def test_what_is_going_is_waited_for(state, cloud, tmp_path):
     cloud.put("project", {NAME: state})
-    with pytest.raises(
-        SparsecodError, match=f"{NAME} is {state.lower()}: submit again in some minutes"
-    ):
+    message = f"{NAME} is {state.lower()}: submit again in some minutes"
+    with pytest.raises(SparsecodError, match=message):
         send(tmp_path, [sending.job("v5e:4x4")])
-    assert verbs(cloud) == ["list"]
+    assert actions(cloud) == ["list"]
 
 
 def test_cancel_deletes_what_this_study_has_and_may_be_repeated(cloud):
@@ -207,7 +190,7 @@ def test_cancel_deletes_what_this_study_has_and_may_be_repeated(cloud):
     jobs = [sending.job("v5e:4x4"), sending.job("v5e:4x4", name="flat-s0")]
     for _ in range(2):
         ENGINE.cancel(jobs, sending.options(ENGINE, *WHERE))
-    assert verbs(cloud) == ["list", "delete", "list"]
+    assert actions(cloud) == ["list", "delete", "list"]
     assert cloud.get("project") == {"another": "ACTIVE"}
 
 
@@ -222,51 +205,46 @@ def test_a_canary_in_the_environment_appears_nowhere(
         ENGINE.query(jobs, sending.options(ENGINE, *WHERE))
     written = [file.read_text() for file in tmp_path.rglob("*") if file.is_file()]
     assert len(written) >= 4
-    assert not any(
-        CANARY in text for text in (*written, *capfd.readouterr(), str(failed.value))
-    )
+    for text in (*written, *capfd.readouterr(), str(failed.value)):
+        assert CANARY not in text
 
 
 def test_a_comma_in_a_path_is_refused_as_gcloud_would_split_it(cloud, tmp_path):
     (tmp_path / "a,b").mkdir()
     with pytest.raises(ConfigError, match="gcloud takes no comma in a path"):
         send(tmp_path / "a,b", [sending.job("v5e:4x4")])
-    assert verbs(cloud) == ["list"]
+    assert actions(cloud) == ["list"]
 
 
-# ---- gcloud's own word on the commands
+# ---- gcloud's own linter on the commands
 
 
 def lint(commands, tmp_path):
-    """What gcloud finds wrong with commands, by their text; it is asked without anyone's configuration."""
-    (tmp_path / "commands.json").write_text(
-        json.dumps([{"command_string": command} for command in commands])
-    )
-    asked = [
-        "gcloud",
-        "meta",
-        "lint-gcloud-commands",
-        f"--commands-file={tmp_path / 'commands.json'}",
-    ]
+    """What gcloud finds wrong with commands, by their text.
+
+    It runs without anyone's configuration.
+    """
+    file = tmp_path / "commands.json"
+    file.write_text(json.dumps([{"command_string": command} for command in commands]))
     own = {
         "PATH": PATH,
         "CLOUDSDK_CONFIG": str(tmp_path / "gcloud"),
         "CLOUDSDK_CORE_DISABLE_USAGE_REPORTING": "true",
     }
-    answer = subprocess.run(
-        asked,
+    done = subprocess.run(
+        ["gcloud", "meta", "lint-gcloud-commands", f"--commands-file={file}"],
         env=os.environ | own,
         check=True,
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,
     )
-    found = json.loads(answer.stdout)
-    assert len(found) == len(set(commands))
+    results = json.loads(done.stdout)
+    assert len(results) == len(set(commands))
     return {
-        each["command_string"]: each["error_message"]
-        for each in found
-        if not each["success"]
+        result["command_string"]: result["error_message"]
+        for result in results
+        if not result["success"]
     }
 
 
@@ -277,50 +255,36 @@ needs_gcloud = pytest.mark.skipif(
 
 @needs_gcloud
 def test_gcloud_knows_every_command_that_is_sent(cloud, tmp_path):
-    capacities = (
-        ("--spot",),
-        ("--reserved",),
-        ("--flex=2d",),
-        ("--service_account=me@project.iam.gserviceaccount.com",),
-    )
-    for topology, capacity in zip(
-        ("v4:2x2x2", "v5p:4x4x4*2", "v6e:8x8", "v5e:4x4"), capacities, strict=True
-    ):
+    account = "me@project.iam.gserviceaccount.com"
+    options = {
+        "v4:2x2x2": "--spot",
+        "v5p:4x4x4*2": "--reserved",
+        "v6e:8x8": "--flex=2d",
+        "v5e:4x4": f"--service_account={account}",
+    }
+    for topology, option in options.items():
         cloud.put("project", {NAME: "SUSPENDED"})
-        send(tmp_path, [sending.job(topology)], *capacity)
+        send(tmp_path, [sending.job(topology)], option)
     commands = {shlex.join(["gcloud", *call]) for call in cloud.calls("gcloud")}
     assert len(commands) == 6
     for code_package in (IN_IMAGE, AS_WHEEL):
-        commands |= {
-            shlex.join(command)
-            for command in described(code_package=code_package)["commands"]
-            if command[0] == "gcloud"
-        }
+        on_host = described(code_package=code_package)["commands"]
+        commands |= {shlex.join(words) for words in on_host if words[0] == "gcloud"}
     assert len(commands) == 8
     assert lint(sorted(commands), tmp_path) == {}
-    assert lint(
-        ["gcloud compute tpus queued-resources list --zone=z --no-such-flag"], tmp_path
-    )
+    wrong = "gcloud compute tpus queued-resources list --zone=z --no-such-flag"
+    assert lint([wrong], tmp_path)
 
 
 @needs_gcloud
 def test_gcloud_knows_every_command_of_the_walk_through(tmp_path):
-    lines = [
-        line.strip()
-        for line in DOCS.read_text().splitlines()
-        if line.startswith("    gcloud ")
-    ]
-    assert len(lines) >= 15
-    assert (
-        lint(
-            [
-                re.sub(r"\$([A-Z]+)", lambda variable: variable[1].lower(), line)
-                for line in lines
-            ],
-            tmp_path,
-        )
-        == {}
-    )
+    commands = []
+    for line in DOCS.read_text().splitlines():
+        if line.startswith("    gcloud "):
+            command = re.sub(r"\$([A-Z]+)", lambda match: match[1].lower(), line)
+            commands.append(command.strip())
+    assert len(commands) >= 15
+    assert lint(commands, tmp_path) == {}
 
 
 # ---- the script of a host, run for real; what it reaches outside is played
@@ -337,22 +301,21 @@ DOCKER = """
 codes = json.load(open(folder + "/codes"))
 code = codes.pop(0) if "run" in words else 0
 json.dump(codes, open(folder + "/codes", "w"))
-json.dump({name: os.environ[name] for name in ("SPARSECOD_HOST", "SPARSECOD_SLICE", "HOME")}, open(folder + "/surroundings", "w"))
+names = ("SPARSECOD_HOST", "SPARSECOD_SLICE", "HOME")
+environment = {name: os.environ[name] for name in names}
+json.dump(environment, open(folder + "/environment", "w"))
 sys.exit(code)
 """
 
 
 def boot(recorder, wanted, codes=(0,), **metadata):
     """Boots a host whose container ends with these codes, one after the other."""
-    recorder.put(
-        "metadata",
-        {
-            "agent-worker-number": "0",
-            "tpu-env": "ZONE: 'z'\n",
-            "sparsecod-commands": json.dumps(wanted),
-        }
-        | metadata,
-    )
+    usual = {
+        "agent-worker-number": "0",
+        "tpu-env": "ZONE: 'z'\n",
+        "sparsecod-commands": json.dumps(wanted),
+    }
+    recorder.put("metadata", usual | metadata)
     recorder.put("codes", list(codes))
     recorder.add("curl", CURL)
     recorder.add("docker", DOCKER)
@@ -379,14 +342,12 @@ def test_a_host_does_what_the_metadata_say_and_hostile_words_arrive_unchanged(
     wanted = described(commands=((*TRAIN, *HOSTILE), (*ANALYZE, *HOSTILE)))
     done = boot(recorder, wanted)
     assert done.returncode == 0, done.stderr
-    assert recorder.calls("gcloud") == [wanted["commands"][0][1:]]
-    assert recorder.calls("docker") == [
-        wanted["commands"][1][1:],
-        wanted["commands"][2][1:],
-    ]
-    assert recorder.calls("docker")[1][-len(HOSTILE) :] == list(HOSTILE)
+    login, pull, run = (words[1:] for words in wanted["commands"])
+    assert recorder.calls("gcloud") == [login]
+    assert recorder.calls("docker") == [pull, run]
+    assert run[-len(HOSTILE) :] == list(HOSTILE)
     assert list((tmp_path / "elsewhere").iterdir()) == []
-    assert recorder.get("surroundings") == {
+    assert recorder.get("environment") == {
         "SPARSECOD_HOST": "0",
         "SPARSECOD_SLICE": "0",
         "HOME": "/root",
@@ -394,9 +355,13 @@ def test_a_host_does_what_the_metadata_say_and_hostile_words_arrive_unchanged(
 
 
 def test_a_host_says_which_one_of_which_slice_it_is(recorder):
-    environment = "ACCELERATOR_TYPE: 'v5p-128'\nMEGASCALE_NUM_SLICES: '2'\nMEGASCALE_SLICE_ID: '1'\n"
+    environment = (
+        "ACCELERATOR_TYPE: 'v5p-128'\n"
+        "MEGASCALE_NUM_SLICES: '2'\n"
+        "MEGASCALE_SLICE_ID: '1'\n"
+    )
     boot(recorder, described(), **{"agent-worker-number": "15", "tpu-env": environment})
-    assert recorder.get("surroundings") == {
+    assert recorder.get("environment") == {
         "SPARSECOD_HOST": "15",
         "SPARSECOD_SLICE": "1",
         "HOME": "/root",
@@ -406,9 +371,8 @@ def test_a_host_says_which_one_of_which_slice_it_is(recorder):
 def test_the_script_of_a_host_has_the_codes_that_are_final():
     """It meets no Python of ours, so it can't ask for them."""
     script = (Path(tpu_vm.__file__).parent / "tpu_vm_host.sh").read_text()
-    (line,) = re.findall(
-        r"^ *(\d[\d |]*)\) ;; # would end so again$", script, re.MULTILINE
-    )
+    pattern = r"^ *(\d[\d |]*)\) ;; # would end so again$"
+    (line,) = re.findall(pattern, script, re.MULTILINE)
     assert {int(code) for code in line.split("|")} == {*errors.FINAL, Fenced.exit_code}
 
 

@@ -1,4 +1,7 @@
-"""A host runs the commands of a run: the first everywhere, the others on the first host, and ends as they end."""
+"""A host runs the commands of a run, and ends as they end.
+
+The first command runs everywhere, the others on the first host.
+"""
 
 import json
 import os
@@ -22,13 +25,9 @@ def python(code, *words):
 
 def start(commands, *, several_tpu_hosts=False, **environment):
     words = host.argv(commands, several_tpu_hosts=several_tpu_hosts)
-    surroundings = os.environ | {"PYTHONPATH": str(ROOT)} | environment
-    return subprocess.Popen(
-        [sys.executable, *words[1:]],
-        env=surroundings,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    command = [sys.executable, *words[1:]]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)} | environment
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
 
 def run(commands, **options):
@@ -37,12 +36,12 @@ def run(commands, **options):
     return process.returncode, output.split()
 
 
-def saying(word):
+def printing(word):
     return python(f"print({word!r})")
 
 
 @pytest.mark.parametrize(
-    ("place", "expected"),
+    ("numbers", "expected"),
     [
         ({}, ["train", "analyze"]),
         ({"SPARSECOD_SLICE": "0", "SPARSECOD_HOST": "0"}, ["train", "analyze"]),
@@ -50,17 +49,15 @@ def saying(word):
         ({"SPARSECOD_SLICE": "1", "SPARSECOD_HOST": "0"}, ["train"]),
     ],
 )
-def test_only_the_first_host_goes_on_after_the_first_command(place, expected):
-    assert run([saying("train"), saying("analyze")], **place) == (0, expected)
+def test_only_the_first_host_runs_more_than_the_first_command(numbers, expected):
+    assert run([printing("train"), printing("analyze")], **numbers) == (0, expected)
 
 
 @pytest.mark.parametrize("code", [1, 2, 70, 75, 76, 78])
 def test_the_exit_code_is_that_of_the_command_that_failed_and_ends_the_run(code):
-    assert run([python(f"raise SystemExit({code})"), saying("analyze")]) == (code, [])
-    assert run([saying("train"), python(f"raise SystemExit({code})")]) == (
-        code,
-        ["train"],
-    )
+    failing = python(f"raise SystemExit({code})")
+    assert run([failing, printing("analyze")]) == (code, [])
+    assert run([printing("train"), failing]) == (code, ["train"])
 
 
 def test_a_command_that_is_killed_counts_as_128_and_the_signal():
@@ -99,19 +96,14 @@ def test_nothing_tells_the_command_of_one_host_that_there_are_others():
     before, after = map(json.loads, output.splitlines())
     assert among.items() <= before.items()
     assert not set(among) & set(after)
-    assert (after["TPU_PROCESS_BOUNDS"], after["TPU_CHIPS_PER_PROCESS_BOUNDS"]) == (
-        "1,1,1",
-        "2,2,1",
-    )
+    assert after["TPU_PROCESS_BOUNDS"] == "1,1,1"
+    assert after["TPU_CHIPS_PER_PROCESS_BOUNDS"] == "2,2,1"
     assert "TPU_PROCESS_BOUNDS" not in before
 
 
 def test_a_host_alone_uses_all_its_chips():
-    assert not [
-        word
-        for word in host.argv([("a",), ("b",)], several_tpu_hosts=False)
-        if word.startswith("TPU_")
-    ]
+    words = host.argv([("a",), ("b",)], several_tpu_hosts=False)
+    assert not any(word.startswith("TPU_") for word in words)
 
 
 def test_the_word_between_commands_is_no_value():

@@ -1,4 +1,4 @@
-"""What every engine shares: what is sent, what is not, and what is found out afterwards."""
+"""What every engine shares: what is sent, what is not, and what is collected."""
 
 import importlib.util
 import json
@@ -10,8 +10,12 @@ from pathlib import Path
 import pytest
 from etils import epath
 
+from sparsecod_jax import config
+from sparsecod_jax.config import counts
 from sparsecod_jax.launching import launching, plans
-from sparsecod_jax.storage import files
+from sparsecod_jax.parallel.devices import GIB
+from sparsecod_jax.plan.findings import Budget, Compiled, Memory, Plan
+from sparsecod_jax.storage import files, records
 from sparsecod_jax.storage.buckets import LIMIT
 from sparsecod_jax.storage.rundir import RunDir
 from sparsecod_jax.study.study import expand, load
@@ -38,22 +42,18 @@ class Notebook:
         parser.add_argument("--color", default="blue")
 
     def render(self, jobs, code_package, args):
-        told = [
+        described = [
             [job.name, job.index, job.workdir, job.commands, job.topology]
             for job in jobs
         ]
-        return {
-            "jobs.json": json.dumps([args.color, code_package.dirty, told]).encode()
-        }
+        content = json.dumps([args.color, code_package.dirty, described])
+        return {"jobs.json": content.encode()}
 
     def submit(self, files, jobs, args):
-        self.sent.append(
-            (
-                [job.name for job in jobs],
-                {name: path.read_bytes() for name, path in files.items()},
-            )
-        )
-        self.held |= {job.name: "pending" for job in jobs}
+        names = [job.name for job in jobs]
+        contents = {name: path.read_bytes() for name, path in files.items()}
+        self.sent.append((names, contents))
+        self.held |= dict.fromkeys(names, "pending")
 
     def query(self, jobs, args):
         return {job.name: self.held[job.name] for job in jobs if job.name in self.held}
@@ -65,9 +65,8 @@ class Notebook:
 
 @pytest.fixture
 def study(tokens, tmp_path):
-    return study_files.write(
-        tmp_path, tokens, study_files.TWO, seeds=(0, 1)
-    ), tmp_path / "studies" / "a"
+    spec = study_files.write(tmp_path, tokens, study_files.TWO, seeds=(0, 1))
+    return spec, tmp_path / "studies" / "a"
 
 
 @pytest.fixture
@@ -89,45 +88,33 @@ def bucket(request):
         yield epath.Path("gs://bucket") / request.node.name
 
 
-def launch(engine: Notebook, verb: str, study, *options: str, code: int = 0) -> None:
+def launch(
+    engine: Notebook, subcommand: str, study, *options: str, code: int = 0
+) -> None:
     spec, workdir = study
-    assert (
-        launching.main(
-            engine,
-            [
-                verb,
-                f"--sweep={spec}",
-                f"--workdir={workdir}",
-                "--allow_dirty",
-                *options,
-            ],
-        )
-        == code
-    )
+    where = [f"--sweep={spec}", f"--workdir={workdir}"]
+    argv = [subcommand, *where, "--allow_dirty", *options]
+    assert launching.main(engine, argv) == code
 
 
 def test_what_is_done_diverged_or_held_is_not_sent(here, study, capsys):
     launch(here, "submit", study, "--color=red")
     names, rendered = here.sent[0]
     assert names == ["flat-s0", "deep-s0", "flat-s1", "deep-s1"]
-    color, _, told = json.loads(rendered["jobs.json"])
+    color, _, jobs = json.loads(rendered["jobs.json"])
     assert color == "red"
-    assert [job[1] for job in told] == [0, 1, 2, 3]
-    assert told[1][3][0][:6] == [
-        "python",
-        "-P",
-        "-m",
-        "sparsecod_jax",
-        "train",
-        "--config=configs/smoke.py:nano",
-    ]
-    assert "--config.model.n_layers=3" in told[1][3][0]
-    place = {name: RunDir(epath.Path(study[1]) / "runs" / name) for name in names}
+    assert [index for _, index, *_ in jobs] == [0, 1, 2, 3]
+    (train,) = jobs[1][3]
+    assert train[:4] == ["python", "-P", "-m", "sparsecod_jax"]
+    assert train[4:6] == ["train", "--config=configs/smoke.py:nano"]
+    assert "--config.model.n_layers=3" in train
+    runs = epath.Path(study[1]) / "runs"
+    run_dirs = {name: RunDir(runs / name) for name in names}
     for name in ("flat-s0", "deep-s0", "flat-s1"):
-        place[name].path.mkdir(parents=True)
-    files.write_json(place["flat-s0"].final, {"loss": 1.5})
-    place["deep-s0"].set_status("diverged", reason="3 updates were not finite")
-    place["flat-s1"].set_status("failed", reason="no space left")
+        run_dirs[name].path.mkdir(parents=True)
+    records.write_json(run_dirs["flat-s0"].final, {"loss": 1.5})
+    run_dirs["deep-s0"].set_status("diverged", reason="3 updates were not finite")
+    run_dirs["flat-s1"].set_status("failed", reason="no space left")
     here.held = {"deep-s1": "running", "flat-s1": "whatever else"}
     capsys.readouterr()
     launch(here, "submit", study, "--color=red")
@@ -154,12 +141,10 @@ def test_what_is_done_diverged_or_held_is_not_sent(here, study, capsys):
         "deep-s1  pending, train left",
     ]
     rows = json.loads((study[1] / "results.json").read_text())
-    assert [
-        (row["name"], row["arm"], row["seed"], row["status"]) for row in rows[:2]
-    ] == [
-        ("flat-s0", "flat", 0, "finished"),
-        ("deep-s0", "deep", 0, "diverged"),
-    ]
+    columns = ("name", "arm", "seed", "status")
+    first, second = ([row[name] for name in columns] for row in rows[:2])
+    assert first == ["flat-s0", "flat", 0, "finished"]
+    assert second == ["deep-s0", "deep", 0, "diverged"]
     assert rows[0]["final"] == {"loss": 1.5}
     assert (study[1] / "results.csv").read_text().splitlines()[:2] == [
         "name,arm,seed,status,reason,step,steps,final.loss",
@@ -183,28 +168,25 @@ def test_a_study_in_a_bucket_is_sent_from_there_with_its_data(
     data = bucket / "data"
     with files.new_folder(data) as folder:
         shutil.copytree(tokens, folder, dirs_exist_ok=True)
-    study = (
-        study_files.write(tmp_path, "data/not/here", study_files.TWO),
-        bucket / "studies" / "a",
-    )
+    spec = study_files.write(tmp_path, "data/not/here", study_files.TWO)
+    study = (spec, bucket / "studies" / "a")
     options = ["--topology=v5e:2x2", f"--data={data}", "--image=name"]
     launch(there, "render", study, *options)
-    told = json.loads((study[1] / "notebook" / "jobs.json").read_text())[2]
-    assert told[0][2] == f"{study[1]}/runs/flat-s0"
-    assert told[0][3][0][-1] == f"--config.data.path={data}"
-    files.write_json(RunDir(study[1] / "runs" / "flat-s0").final, {"loss": 1.5})
+    rendered = (study[1] / "notebook" / "jobs.json").read_text()
+    _, _, jobs = json.loads(rendered)
+    _, _, workdir, (train,), _ = jobs[0]
+    assert workdir == f"{study[1]}/runs/flat-s0"
+    assert train[-1] == f"--config.data.path={data}"
+    records.write_json(RunDir(study[1] / "runs" / "flat-s0").final, {"loss": 1.5})
     capsys.readouterr()
     launch(there, "status", study)
-    assert (
-        capsys.readouterr().out.splitlines()[0]
-        == "flat-s0  finished   step 6 of 6  scheduler: -"
-    )
-    other = study[0], bucket / "studies" / "b"
+    table = capsys.readouterr().out.splitlines()
+    assert table[0] == "flat-s0  finished   step 6 of 6  scheduler: -"
+    other = spec, bucket / "studies" / "b"
     launch(there, "render", other, *options)
     launch(there, "collect", other)  # a run of a study beside it is that run
-    assert json.loads((other[1] / "results.json").read_text())[0]["final"] == {
-        "loss": 1.5
-    }
+    rows = json.loads((other[1] / "results.json").read_text())
+    assert rows[0]["final"] == {"loss": 1.5}
 
 
 @pytest.mark.parametrize(
@@ -234,50 +216,44 @@ def test_what_pods_can_not_see_is_refused_before_anything_is_written(
     assert there.sent == []
 
 
-@pytest.mark.parametrize("verb", ["submit", "render", "status", "collect", "cancel"])
-def test_a_bucket_that_can_not_be_reached_is_told_soon(
-    verb, there, study, monkeypatch, capsys
+@pytest.mark.parametrize(
+    "subcommand", ["submit", "render", "status", "collect", "cancel"]
+)
+def test_a_bucket_that_can_not_be_reached_is_reported_soon(
+    subcommand, there, study, monkeypatch, capsys
 ):
-    monkeypatch.setenv(
-        "STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{process.free_port()}"
-    )
+    nobody = f"http://127.0.0.1:{process.free_port()}"
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", nobody)
     options = ["--topology=v5e:2x2", "--image=x", "--data=gs://bucket/data"]
     began = time.monotonic()
-    launch(there, verb, (study[0], "gs://bucket/a"), *options, code=1)
+    launch(there, subcommand, (study[0], "gs://bucket/a"), *options, code=1)
     assert time.monotonic() - began < LIMIT
     assert "gs://bucket/a can't be reached" in capsys.readouterr().err
 
 
 def test_data_that_is_not_there_or_not_one_is_refused(here, tokens, tmp_path, capsys):
     spec = study_files.write(tmp_path, tmp_path / "absent", study_files.TWO)
-    launch(here, "submit", (spec, tmp_path / "a"), code=78)
-    assert (
-        f"there is no data in {tmp_path / 'absent'}: make it with `sparsecod data"
-        in capsys.readouterr().err
-    )
-    two = study_files.write(
-        tmp_path, tokens, f'{{"a": {{}}, "b": {{"data.path": {str(tmp_path)!r}}}}}'
-    )
-    launch(here, "submit", (two, tmp_path / "a"), f"--data={tokens}", code=78)
+    folder = tmp_path / "a"
+    launch(here, "submit", (spec, folder), code=78)
+    missing = f"there is no data in {tmp_path / 'absent'}: make it with `sparsecod data"
+    assert missing in capsys.readouterr().err
+    arms = f'{{"a": {{}}, "b": {{"data.path": {str(tmp_path)!r}}}}}'
+    two = study_files.write(tmp_path, tokens, arms)
+    launch(here, "submit", (two, folder), f"--data={tokens}", code=78)
     assert "--data would put one directory in place of" in capsys.readouterr().err
-    launch(here, "status", (two, tmp_path / "a"), code=78)
+    launch(here, "status", (two, folder), code=78)
     assert "holds no study: submit it first" in capsys.readouterr().err
-    assert not (tmp_path / "a").exists()
+    assert not folder.exists()
 
 
 def test_a_config_that_is_not_sent_along_is_refused(here, study, tmp_path, capsys):
     spec, workdir = study
     text = Path(spec.split(":")[0]).read_text()
-    (tmp_path / "other.py").write_text(
-        text.replace("configs/smoke.py", str(Path("configs/smoke.py").resolve()))
-    )
-    launch(
-        here,
-        "submit",
-        (f"{tmp_path / 'other.py'}:nano", workdir),
-        "--package=wheel",
-        code=78,
-    )
+    absolute = str(Path("configs/smoke.py").resolve())
+    other = tmp_path / "other.py"
+    other.write_text(text.replace("configs/smoke.py", absolute))
+    study = (f"{other}:nano", workdir)
+    launch(here, "submit", study, "--package=wheel", code=78)
     assert "is not sent along: move it to configs/" in capsys.readouterr().err
 
 
@@ -306,36 +282,42 @@ def test_runs_that_differ_in_seeds_are_compiled_once_and_what_does_not_fit_is_re
     assert row[4:6] == ["of", "15.75"]
     launch(here, "submit", study, "--topology=v5e:2x2")
     assert "compiling" not in capsys.readouterr().out
-    kept = sorted((study[1] / "plans").iterdir())
-    for file in kept:
-        file.write_text(
-            json.dumps(
-                json.loads(file.read_text())
-                | {
-                    "fits": False,
-                    "reason": "too large",
-                    "change": "--config.mesh.fsdp=4",
-                }
-            )
-        )
+    change = "--config.mesh.fsdp=4"
+    too_large = {"fits": False, "reason": "too large", "change": change}
+    for file in (study[1] / "plans").iterdir():
+        plan = json.loads(file.read_text())
+        file.write_text(json.dumps(plan | too_large))
     here.held = {}
     launch(here, "submit", study, "--topology=v5e:2x2", code=78)
-    assert (
-        "flat-s0 does not fit on v5e:2x2 (too large): --config.mesh.fsdp=4"
-        in capsys.readouterr().err
-    )
+    message = f"flat-s0 does not fit on v5e:2x2 (too large): {change}"
+    assert message in capsys.readouterr().err
     assert len(here.sent) == 1
 
 
-def test_totals_of_a_plan_are_sums(study, tmp_path):
+def test_totals_of_a_plan_are_sums(study):
     runs = expand(load(study[0]))
-    planned = {
-        "hosts": 2,
-        "devices": 8,
-        "fits": True,
-        "memory": {"peak": 3 * 2**30, "limit": 16 * 2**30},
-        "chip_hours": 1.25,
-    }
-    table = plans.table(runs, {run.name: planned for run in runs}).splitlines()
+    plan = Plan(
+        topology="v5e:2x4",
+        devices=8,
+        slices=1,
+        device_kind="TPU v5 lite",
+        placement="",
+        mesh=config.Mesh(),
+        execution=config.Execution(),
+        budget=Budget(
+            parameters=counts.Counts(1, 1, 1),
+            tokens=1,
+            flops_per_step=1.0,
+            flops_convention="",
+            assumed_mfu=0.4,
+            step_seconds=1.0,
+            chip_hours=1.25,
+        ),
+        compiled=Compiled(
+            checkpoint_bytes=1,
+            memory=Memory(arguments=2 * GIB, temporaries=GIB, limit=16 * GIB),
+        ),
+    )
+    table = plans.table(runs, {run.name: plan for run in runs}).splitlines()
     assert table[1].split()[1:6] == ["2", "8", "3.00", "of", "16.00"]
     assert table[-1].split()[-1] == "5.0"

@@ -19,9 +19,8 @@ from tests.support import process
 def checkout(tmp_path, monkeypatch):
     """A clean clone of what is committed here."""
     clone = tmp_path / "clone"
-    subprocess.run(
-        ["git", "clone", "--quiet", str(process.ROOT), str(clone)], check=True
-    )
+    command = ["git", "clone", "--quiet", str(process.ROOT), str(clone)]
+    subprocess.run(command, check=True)
     monkeypatch.setattr(package, "ROOT", clone)
     return clone
 
@@ -37,21 +36,17 @@ def _args(workdir: Path, *words: str) -> argparse.Namespace:
 def test_files_that_are_not_committed_are_refused_or_recorded(checkout, tmp_path):
     args = _args(tmp_path)
     package.check(args, shares_files=True)
-    assert not package.ship(args).dirty
+    assert not package.pack_code(args).dirty
     (checkout / "sparsecod_jax" / "new.py").write_text("x = 1\n")
-    with pytest.raises(
-        ConfigError, match="are not committed: commit them, or give --allow_dirty"
-    ):
+    message = "are not committed: commit them, or give --allow_dirty"
+    with pytest.raises(ConfigError, match=message):
         package.check(args, shares_files=True)
     package.check(_args(tmp_path, "--allow_dirty"), shares_files=True)
-    code_package = package.ship(args)
+    code_package = package.pack_code(args)
     assert code_package.dirty
-    assert (
-        code_package.commit
-        == subprocess.run(
-            ["git", "-C", checkout, "rev-parse", "HEAD"], capture_output=True, text=True
-        ).stdout.strip()
-    )
+    command = ["git", "-C", checkout, "rev-parse", "HEAD"]
+    head = subprocess.run(command, capture_output=True, text=True)
+    assert code_package.commit == head.stdout.strip()
 
 
 @pytest.mark.parametrize(
@@ -61,21 +56,18 @@ def test_files_that_are_not_committed_are_refused_or_recorded(checkout, tmp_path
         ((), False, "say how code gets there: --image=NAME or --package=wheel"),
     ],
 )
-def test_every_pod_is_told_how_code_gets_there(words, shares_files, message, tmp_path):
+def test_how_code_gets_to_a_pod_must_be_given(words, shares_files, message, tmp_path):
+    args = _args(tmp_path, "--allow_dirty", *words)
     with pytest.raises(ConfigError, match=message):
-        package.check(
-            _args(tmp_path, "--allow_dirty", *words), shares_files=shares_files
-        )
+        package.check(args, shares_files=shares_files)
 
 
 def test_the_same_commit_makes_the_same_wheel_whose_version_names_it_and_which_runs(
     checkout, tmp_path
 ):
+    options = ("--package=wheel", "--data=gs://bucket/data")
     first, second = (
-        package.ship(
-            _args(tmp_path / name, "--package=wheel", "--data=gs://bucket/data")
-        )
-        for name in "ab"
+        package.pack_code(_args(tmp_path / name, *options)) for name in "ab"
     )
     assert first.sha256 == second.sha256
     assert first.data == "gs://bucket/data"
@@ -88,20 +80,16 @@ def test_the_same_commit_makes_the_same_wheel_whose_version_names_it_and_which_r
     folder = wheel.parent
     for name in ("constraints/py311.txt", "configs/dense_1b.py", "launch/slurm_job.sh"):
         assert (folder / name).read_bytes() == (checkout / name).read_bytes()
-    where = (
+    code = (
         "import sparsecod_jax; print(sparsecod_jax.__file__, sparsecod_jax.__version__)"
     )
-    printed = subprocess.run(
-        [sys.executable, "-c", where],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    assert printed.split() == [
-        str(folder / "sparsecod_jax" / "__init__.py"),
-        f"{__version__}+g{first.commit}",
-    ]
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, check=True
+    )
+    file, version = done.stdout.split()
+    assert file == str(folder / "sparsecod_jax" / "__init__.py")
+    assert version == f"{__version__}+g{first.commit}"
 
 
 def test_a_wheel_of_files_that_are_not_committed_has_them_and_says_so(
@@ -109,9 +97,8 @@ def test_a_wheel_of_files_that_are_not_committed_has_them_and_says_so(
 ):
     (checkout / "sparsecod_jax" / "new.py").write_text("x = 1\n")
     (checkout / "LICENSE").unlink()
-    code_package = package.ship(
-        _args(tmp_path / "a", "--package=wheel", "--allow_dirty")
-    )
+    args = _args(tmp_path / "a", "--package=wheel", "--allow_dirty")
+    code_package = package.pack_code(args)
     assert code_package.wheel
     assert "dirty" in Path(code_package.wheel).name
     assert "sparsecod_jax/new.py" in zipfile.ZipFile(code_package.wheel).namelist()

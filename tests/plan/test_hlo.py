@@ -1,4 +1,7 @@
-"""Traffic between devices against programs whose traffic is known, and the peculiarities of each compiler as it writes them."""
+"""Traffic between devices, against programs whose traffic is known.
+
+And the peculiarities of each compiler, as it writes them.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +21,8 @@ def _compiled(function, size=8 * 256):
     mapped = jax.shard_map(
         function, mesh=MESH, in_specs=P("fsdp"), out_specs=P("fsdp"), check_vma=False
     )
-    return collectives(
-        jax.jit(mapped).lower(jnp.zeros(size, jnp.float32)).compile().as_text() or ""
-    )
+    compiled = jax.jit(mapped).lower(jnp.zeros(size, jnp.float32)).compile()
+    return collectives(compiled.as_text() or "")
 
 
 def _all_reduce(x):
@@ -36,9 +38,8 @@ def _all_to_all(x):
 
 
 def _permute(x):
-    return jax.lax.ppermute(
-        x, "fsdp", [(source, (source + 1) % 8) for source in range(8)]
-    )
+    ring = [(source, (source + 1) % 8) for source in range(8)]
+    return jax.lax.ppermute(x, "fsdp", ring)
 
 
 def _reduce_scatter(x):
@@ -64,20 +65,16 @@ def test_a_collective_counts_as_often_as_its_loop_runs(function, kind, size):
 
     assert _compiled(function) == {kind: Traffic(1, size)}
     assert _compiled(lambda x: loop(x, 7)) == {kind: Traffic(7, 7 * size)}
-    assert _compiled(lambda x: loop(function(nested(x)), 2)) == {
-        kind: Traffic(18, 18 * size)
-    }
+    total = Traffic(18, 18 * size)
+    assert _compiled(lambda x: loop(function(nested(x)), 2)) == {kind: total}
 
 
 def test_kinds_are_told_apart_and_narrow_numbers_weigh_less():
     def all_of_them(x):
-        half = jax.lax.all_gather(x.astype(jnp.int8), "fsdp", tiled=True)
-        return (
-            _permute(x)
-            + _permute(2 * x)
-            + half.sum().astype(x.dtype)
-            + jax.lax.psum(x.sum(), "fsdp")
-        )
+        gathered = jax.lax.all_gather(x.astype(jnp.int8), "fsdp", tiled=True)
+        permuted = _permute(x) + _permute(2 * x)
+        total = jax.lax.psum(x.sum(), "fsdp")
+        return permuted + gathered.sum().astype(x.dtype) + total
 
     assert _compiled(all_of_them) == {
         "collective-permute": Traffic(2, 2 * KIB),
@@ -87,16 +84,15 @@ def test_kinds_are_told_apart_and_narrow_numbers_weigh_less():
 
 
 def test_one_device_sends_nothing():
-    assert (
-        collectives(jax.jit(jnp.sin).lower(jnp.zeros(3)).compile().as_text() or "")
-        == {}
-    )
+    compiled = jax.jit(jnp.sin).lower(jnp.zeros(3)).compile()
+    assert collectives(compiled.as_text() or "") == {}
 
 
 def test_a_long_list_of_operands_is_added_up():
     """From the sixth on the compilers number them in comments."""
     text = """
-ENTRY %main (a: f32[16], b: f32[16], c: f32[16], d: f32[16], e: f32[16], f: f32[16], g: bf16[16]) -> f32[2] {
+ENTRY %main (a: f32[16], b: f32[16], c: f32[16], d: f32[16], e: f32[16], f: f32[16], \
+g: bf16[16]) -> f32[2] {
   %a = f32[16]{0} parameter(0)
   %b = f32[16]{0} parameter(1)
   %c = f32[16]{0} parameter(2)
@@ -104,9 +100,11 @@ ENTRY %main (a: f32[16], b: f32[16], c: f32[16], d: f32[16], e: f32[16], f: f32[
   %e = f32[16]{0} parameter(4)
   %f = f32[16]{0} parameter(5)
   %g = bf16[16]{0} parameter(6)
-  %rs = ((f32[16]{0}, f32[16]{0}, f32[16]{0}, f32[16]{0}, f32[16]{0}, /*index=5*/f32[16]{0}, bf16[16]{0}), (f32[2]{0}, f32[2]{0}, \
-f32[2]{0}, f32[2]{0}, f32[2]{0}, /*index=5*/f32[2]{0}, bf16[2]{0})) reduce-scatter-start(%a, %b, %c, %d, %e, /*index=5*/%f, %g)
-  %done = (f32[2]{0}, f32[2]{0}, f32[2]{0}, f32[2]{0}, f32[2]{0}, /*index=5*/f32[2]{0}, bf16[2]{0}) reduce-scatter-done(%rs)
+  %rs = ((f32[16]{0}, f32[16]{0}, f32[16]{0}, f32[16]{0}, f32[16]{0}, \
+/*index=5*/f32[16]{0}, bf16[16]{0}), (f32[2]{0}, f32[2]{0}, f32[2]{0}, f32[2]{0}, f32[2]{0}, \
+/*index=5*/f32[2]{0}, bf16[2]{0})) reduce-scatter-start(%a, %b, %c, %d, %e, /*index=5*/%f, %g)
+  %done = (f32[2]{0}, f32[2]{0}, f32[2]{0}, f32[2]{0}, f32[2]{0}, /*index=5*/f32[2]{0}, \
+bf16[2]{0}) reduce-scatter-done(%rs)
   ROOT %get = f32[2]{0} get-tuple-element(%done), index=0
 }
 """
@@ -139,7 +137,8 @@ def test_a_collective_that_a_tpu_spreads_over_fusions_counts_where_it_starts():
 %start (p0: bf16[1,128]) -> (bf16[1,128], bf16[1,2048]) {
   %p0 = bf16[1,128]{1,0:T(8,128)(2,1)} parameter(0)
   %ag.1 = bf16[1,2048]{1,0:T(8,128)(2,1)} all-gather(%p0), channel_id=215, dimensions={1}
-  ROOT %custom.1 = (bf16[1,128]{1,0}, bf16[1,2048]{1,0}, u32[]{:S(2)}) custom-call(%ag.1), custom_call_target="AsyncCollectiveStart"
+  ROOT %custom.1 = (bf16[1,128]{1,0}, bf16[1,2048]{1,0}, u32[]{:S(2)}) \
+custom-call(%ag.1), custom_call_target="AsyncCollectiveStart"
 }
 
 %async_collective_fusion.8 (p1: bf16[1,128], p2: bf16[1,2048]) -> bf16[1,2048] {
@@ -152,7 +151,8 @@ def test_a_collective_that_a_tpu_spreads_over_fusions_counts_where_it_starts():
   %p3 = bf16[1,128]{1,0:T(8,128)(2,1)} parameter(0)
   %p4 = bf16[1,2048]{1,0:T(8,128)(2,1)} parameter(1)
   %ag.3 = bf16[1,2048]{1,0:T(8,128)(2,1)} all-gather(%p3), channel_id=215, dimensions={1}
-  ROOT %custom.2 = bf16[1,2048]{1,0} custom-call(%p3, %p4, %ag.3), custom_call_target="AsyncCollectiveDone"
+  ROOT %custom.2 = bf16[1,2048]{1,0} custom-call(%p3, %p4, %ag.3), \
+custom_call_target="AsyncCollectiveDone"
 }
 
 ENTRY %main (x: bf16[1,128]) -> bf16[1,2048] {
@@ -170,14 +170,18 @@ def test_a_tpu_fuses_a_reduce_scatter_from_an_all_reduce_and_a_slice():
     text = """
 %all-reduce-scatter.7 (input: bf16[2048,16]) -> bf16[512,16] {
   %input = bf16[2048,16]{1,0:T(8,128)(2,1)} parameter(0)
-  %all = bf16[2048,16]{1,0:T(8,128)(2,1)} all-reduce(%input), channel_id=36, replica_groups={{0,1,2,3}}, to_apply=%add.clone
-  ROOT %slice = bf16[512,16]{1,0:T(8,128)(2,1)} dynamic-slice(%all, %from, %zero), dynamic_slice_sizes={512,16}
+  %all = bf16[2048,16]{1,0:T(8,128)(2,1)} all-reduce(%input), channel_id=36, \
+replica_groups={{0,1,2,3}}, to_apply=%add.clone
+  ROOT %slice = bf16[512,16]{1,0:T(8,128)(2,1)} dynamic-slice(%all, %from, %zero), \
+dynamic_slice_sizes={512,16}
 }
 
 ENTRY %main (x: bf16[2048,16]) -> bf16[512,16] {
   %x = bf16[2048,16]{1,0:T(8,128)(2,1)} parameter(0)
-  %rest = bf16[2048,16]{1,0:T(8,128)(2,1)} all-reduce(%x), channel_id=37, replica_groups={{0,1,2,3}}, to_apply=%add.clone
-  ROOT %fusion = bf16[512,16]{1,0:T(8,128)(2,1)} fusion(%rest), kind=kCustom, calls=%all-reduce-scatter.7
+  %rest = bf16[2048,16]{1,0:T(8,128)(2,1)} all-reduce(%x), channel_id=37, \
+replica_groups={{0,1,2,3}}, to_apply=%add.clone
+  ROOT %fusion = bf16[512,16]{1,0:T(8,128)(2,1)} fusion(%rest), kind=kCustom, \
+calls=%all-reduce-scatter.7
 }
 """
     assert collectives(text) == {
@@ -191,10 +195,13 @@ def test_between_slices_a_tpu_sends_through_its_host():
 ENTRY %main (x: bf16[4096,8]) -> bf16[4096,8] {
   %x = bf16[4096,8]{1,0:T(8,128)(2,1)} parameter(0)
   %after = token[] after-all()
-  %send = (bf16[4096,8]{1,0:T(8,128)(2,1)}, u32[], token[]) send(%x, %after), channel_id=12, is_host_transfer=true
-  %recv = (bf16[4096,8]{1,0:T(8,128)(2,1)}, u32[], token[]) recv(%after), channel_id=13, is_host_transfer=true
+  %send = (bf16[4096,8]{1,0:T(8,128)(2,1)}, u32[], token[]) send(%x, %after), \
+channel_id=12, is_host_transfer=true
+  %recv = (bf16[4096,8]{1,0:T(8,128)(2,1)}, u32[], token[]) recv(%after), channel_id=13, \
+is_host_transfer=true
   %sent = token[] send-done(%send), channel_id=12, is_host_transfer=true
-  %received = (bf16[4096,8]{1,0:T(8,128)(2,1)}, token[]) recv-done(%recv), channel_id=13, is_host_transfer=true
+  %received = (bf16[4096,8]{1,0:T(8,128)(2,1)}, token[]) recv-done(%recv), \
+channel_id=13, is_host_transfer=true
   ROOT %result = bf16[4096,8]{1,0:T(8,128)(2,1)} get-tuple-element(%received), index=0
 }
 """
@@ -227,22 +234,23 @@ ENTRY %main (x: f32[16]) -> (f32[16], s32[]) {
 """
 
 
+KNOWN_TRIPS = (
+    ', backend_config={"known_trip_count":{"n":"4"},'
+    '"known_init_step":{"init":"0","step":"1"}}'
+)
+
+
 @pytest.mark.parametrize(
     ("start", "known", "trips"),
     [
         ("0", "", 16),
         ("1", "", 15),  # the first iteration was peeled off
-        (
-            "0",
-            ', backend_config={"known_trip_count":{"n":"4"},"known_init_step":{"init":"0","step":"1"}}',
-            4,
-        ),
+        ("0", KNOWN_TRIPS, 4),
     ],
 )
 def test_a_loop_runs_as_often_as_its_condition_says(start, known, trips):
-    assert collectives(LOOP.replace("START", start).replace("KNOWN", known)) == {
-        "all-reduce": Traffic(trips, 64 * trips)
-    }
+    text = LOOP.replace("START", start).replace("KNOWN", known)
+    assert collectives(text) == {"all-reduce": Traffic(trips, 64 * trips)}
 
 
 def test_a_branch_counts_as_if_it_were_taken():

@@ -18,7 +18,7 @@ from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.pretrained.exporting import export
 from sparsecod_jax.pretrained.importing import import_model
 from sparsecod_jax.pretrained.load import find_model, load_model
-from sparsecod_jax.storage.files import read_record, write_json, write_record
+from sparsecod_jax.storage.records import read_record, write_json, write_record
 from tests.support import saved_runs, tiny_configs
 
 TOKENS = (
@@ -183,7 +183,7 @@ def test_the_card_tells_of_training_results_and_layers(tmp_path):
     write_json(
         run.final, {"steps": 3, "loss": 1.25, "perplexity": 3.49, "bits_per_byte": 0.9}
     )
-    found = {
+    result = {
         "usefulness": {"loss_ratio": [1.5, 1.25, 1.125]},
         "block_influence": [0.3, 0.2, 0.1],
     }
@@ -193,7 +193,7 @@ def test_the_card_tells_of_training_results_and_layers(tmp_path):
         {
             "model": {"weights": weights},
             "data": {"sequences": 5, "seq_len": 9},
-            **found,
+            **result,
         },
     )
     card = (export(str(run.path), str(tmp_path / "a")) / "README.md").read_text()
@@ -210,7 +210,7 @@ def test_the_card_tells_of_training_results_and_layers(tmp_path):
         {
             "model": {"weights": "of another step"},
             "data": {"sequences": 5, "seq_len": 9},
-            **found,
+            **result,
         },
     )
     write_json(run.final, {"steps": 4, "loss": 1.25})
@@ -229,11 +229,11 @@ def test_numbers_that_are_missing_are_dashes_in_the_card(tmp_path):
     assert "| loss | – |" in card
     assert "each layer" not in card
     analyze(str(run.path), tokens=str(tmp_path / "tokens.npy"), scores="profile")
-    found = read_record(run.analysis.scores)
-    found["block_influence"][1] = None
-    write_record(run.analysis.scores, found)
+    result = read_record(run.analysis.scores)
+    result["block_influence"][1] = None
+    write_record(run.analysis.scores, result)
     card = (export(str(run.path), str(tmp_path / "b")) / "README.md").read_text()
-    assert f"| 2 | – | {found['variance']['residual'][1]:.4g} |" in card
+    assert f"| 2 | – | {result['variance']['residual'][1]:.4g} |" in card
 
 
 def test_nothing_is_left_of_an_export_that_fails(tmp_path):
@@ -242,7 +242,8 @@ def test_nothing_is_left_of_an_export_that_fails(tmp_path):
     run = saved_runs.run(tmp_path / "run", tiny_configs.MODEL, params)
     with pytest.raises(
         ConfigError,
-        match=r"model\.norm\.weight reaches 100000, which float16 does not hold: export another --dtype",
+        match=r"model\.norm\.weight reaches 100000, which float16 does not hold:"
+        " export another --dtype",
     ):
         export(str(run.path), str(tmp_path / "hf"), dtype="float16")
     assert {path.name for path in tmp_path.iterdir()} == {"run"}
@@ -350,7 +351,7 @@ def test_an_origin_that_leads_elsewhere_is_refused(tmp_path, plant):
             file.truncate(2**40)
     with pytest.raises(
         ConfigError,
-        match=r"is a link|is not a plain file|names code of its own|bytes, where|says more than",
+        match=r"is a link|is not a plain file|names code of its own|bytes, where|bytes of card",
     ):
         export(str(run.path), str(tmp_path / "hf"))
     assert not (tmp_path / "hf").exists()
@@ -439,7 +440,7 @@ CONFIGS = sorted(path.stem for path in Path("configs").glob("*.py"))
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_stock_transformers_run_every_config_at_nano(name, dtype, tmp_path):
-    """With the implementations that they choose themselves, on which the widths of our experts have to agree."""
+    """With the implementations that they choose, with which our experts' widths have to agree."""
     torch = pytest.importorskip("torch", reason="the parity extra is not installed")
     transformers = pytest.importorskip(
         "transformers", reason="the parity extra is not installed"
@@ -454,10 +455,10 @@ def test_stock_transformers_run_every_config_at_nano(name, dtype, tmp_path):
     )
     assert not any(info.values()), info
     with torch.no_grad():
-        found = theirs(torch.tensor(TOKENS)).logits.float().numpy()
+        result = theirs(torch.tensor(TOKENS)).logits.float().numpy()
     imported = load_model(find_model(hf=str(folder)))
     assert imported.source.model.d_ff == model.d_ff
     expected = saved_runs.logits(imported, TOKENS)
     tolerance = 1e-4 if dtype == "float32" else 0.1
     assert np.abs(expected).max() > 0.5
-    assert np.linalg.norm(found - expected) <= tolerance * np.linalg.norm(expected)
+    assert np.linalg.norm(result - expected) <= tolerance * np.linalg.norm(expected)

@@ -1,6 +1,7 @@
-"""The ids that training, eval, generate and the exported tokenizer feed for one text are the same, and so are their losses.
+"""One text gives the same ids in training, eval, generate and the exported tokenizer.
 
-Whatever a tokenizer's own post-processor adds: nothing, a start, an end, or both.
+And the same losses. Whatever a tokenizer's own post-processor adds: nothing, a start, an end,
+or both.
 """
 
 import json
@@ -18,7 +19,7 @@ from sparsecod_jax.data.store import Windows
 from sparsecod_jax.evaluate import generate
 from sparsecod_jax.pretrained.exporting import export
 from sparsecod_jax.pretrained.load import find_model, load_model
-from sparsecod_jax.storage.files import write_json
+from sparsecod_jax.storage.records import write_json
 from sparsecod_jax.train.loop import train
 from tests.support import saved_runs, tiny_configs
 
@@ -43,7 +44,8 @@ PROMPT = (
 def write_tokenizer(path, texts: list[str], template: str | None) -> None:
     """A byte-level BPE whose post-processor adds what `template` says."""
     inner = Tokenizer(models.BPE())
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore[reportAttributeAccessIssue]
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.pre_tokenizer = byte_level  # pyright: ignore[reportAttributeAccessIssue]
     inner.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
@@ -141,7 +143,7 @@ def test_all_feed_the_same_ids(everything, monkeypatch):
 
 
 def test_losses_of_the_first_tokens_are_alike(everything):
-    """In a window of the training stream, in eval, and in the exported model on what its own tokenizer makes."""
+    """In a window of training data, in eval, and in the exported model with its tokenizer."""
     from lm_eval.api.instance import Instance
 
     from sparsecod_jax.evaluate.lm_eval_model import LanguageModel

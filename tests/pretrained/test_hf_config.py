@@ -33,7 +33,8 @@ def test_there_and_back(model):
 def test_other_architectures_are_refused_by_name(name):
     with pytest.raises(
         ConfigError,
-        match=f"architecture {name!r}: only LlamaForCausalLM, MistralForCausalLM, Qwen2MoeForCausalLM",
+        match=f"architecture {name!r}:"
+        " only LlamaForCausalLM, MistralForCausalLM, Qwen2MoeForCausalLM",
     ):
         from_config(PLAIN | {"architectures": [name]})
 
@@ -149,7 +150,8 @@ def test_rows_of_a_mixture_are_whole_16_bytes():
     assert to_config(narrow, 64, "float32", 5, 5)["hidden_size"] == 12
     with pytest.raises(
         ConfigError,
-        match=r"model\.d_model=12 is no multiple of 8, as stock code for mixtures of bfloat16 needs",
+        match=r"model\.d_model=12 is no multiple of 8,"
+        " as stock code for mixtures of experts in bfloat16 needs",
     ):
         to_config(narrow, 64, "bfloat16", 5, 5)
 

@@ -1,4 +1,7 @@
-"""Folders that other tools wrote are read as those tools read them; hostile ones are refused before anything is allocated."""
+"""Folders that other tools wrote are read as those tools read them.
+
+Hostile ones are refused before anything is allocated.
+"""
 
 import dataclasses
 import json
@@ -113,7 +116,7 @@ def test_each_device_gets_its_part(original):
             leaf.sharding.shard_shape(leaf.shape)
         }
     name = "model.layers.2.mlp.down_proj.weight"
-    theirs = open_folder(original).places[name].get_tensor(name)
+    theirs = open_folder(original).open_files[name].get_tensor(name)
     np.testing.assert_array_equal(
         np.asarray(model.params["blocks"]["ffn"]["down"][2]), theirs.T
     )
@@ -180,7 +183,8 @@ def test_two_sets_of_weights_are_one_too_many(folder):
     )
     _refused(
         folder,
-        r"has both model\.safetensors and model\.safetensors\.index\.json: delete the one that is not meant",
+        r"has both model\.safetensors and model\.safetensors\.index\.json:"
+        " delete the one that is not meant",
     )
 
 
@@ -210,7 +214,7 @@ def _spoil(folder: Path, change) -> None:
 
 
 @pytest.mark.parametrize(
-    ("array", "found"),
+    ("array", "described"),
     [
         (np.ones((304, 33), np.float32), r"F32 \[304, 33\], not floats \[304, 32\]"),
         (np.ones((32, 304), np.float32), r"F32 \[32, 304\]"),
@@ -218,9 +222,9 @@ def _spoil(folder: Path, change) -> None:
         (np.ones((304, 32), np.int8), r"I8 \[304, 32\]"),
     ],
 )
-def test_other_shapes_and_kinds_are_refused(folder, array, found):
+def test_other_shapes_and_kinds_are_refused(folder, array, described):
     _spoil(folder, lambda tensors: tensors.update({"lm_head.weight": array}))
-    _refused(folder, rf"has lm_head\.weight as {found}")
+    _refused(folder, rf"has lm_head\.weight as {described}")
 
 
 @pytest.mark.parametrize(
@@ -262,8 +266,8 @@ def test_tokens_that_the_model_has_not_are_refused(folder, name, value):
 
 def test_the_first_of_several_ends_counts(folder):
     _change(folder / "config.json", eos_token_id=[7, 256], bos_token_id=None)
-    found = find_model(hf=str(folder)).tokenizer()
-    assert (found.eos_id, found.start_id) == (7, 7)
+    result = find_model(hf=str(folder)).tokenizer()
+    assert (result.eos_id, result.start_id) == (7, 7)
 
 
 def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path):
@@ -318,7 +322,7 @@ def test_shards_cut_off_are_refused(folder):
     file.unlink()
     _refused(
         folder,
-        "there is no .*model-00002-of-00003.safetensors: a folder of Hugging Face has",
+        "there is no .*model-00002-of-00003.safetensors: a Hugging Face model folder has",
     )
 
 
@@ -345,7 +349,8 @@ def test_what_is_no_folder_is_refused(tmp_path):
     )
     _refused(
         tmp_path,
-        r"there is no .*config\.json: a folder of Hugging Face has config\.json, model\.safetensors",
+        r"there is no .*config\.json:"
+        r" a Hugging Face model folder has config\.json, model\.safetensors",
     )
 
 
@@ -359,6 +364,7 @@ def test_mixtures_with_gated_shared_experts_are_refused(tmp_path):
     safetensors.numpy.save_file(tensors, folder / "model.safetensors")
     with pytest.raises(
         ConfigError,
-        match=r"layers\.1\.mlp\.shared_expert_gate\.weight of .* is not zero: of mixtures only those",
+        match=r"layers\.1\.mlp\.shared_expert_gate\.weight of .* is not zero:"
+        " of mixtures of experts only those",
     ):
         load_model(find_model(hf=str(folder)))

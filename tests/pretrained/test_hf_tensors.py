@@ -47,7 +47,10 @@ def test_every_value_has_one_place(model):
     [k / (k + 1) for k in (1, 2, 4, 6, 8)] + [2 / (k + 1) for k in (2, 4, 6, 8)],
 )
 def test_folded_factors_are_undone_exactly(factor):
-    """Not so that ours come back, of which several may give the same value, but so that exporting again gives the same bytes."""
+    """So that exporting again gives the same bytes.
+
+    Ours need not come back, as several of them may give the same value.
+    """
     ours = np.random.default_rng(0).standard_normal((300, 200)).astype(np.float32)
     tensor = Tensor("down", (200, 300), "blocks/ffn/down", (0,), factor=factor)
     theirs = to_theirs(tensor, ours)

@@ -1,4 +1,4 @@
-"""A folder becomes a run that can be analysed, reported and exported, and takes along what it said about itself."""
+"""A folder becomes a run that can be analysed, reported and exported, with its side files."""
 
 import json
 import os
@@ -81,7 +81,7 @@ def test_what_a_folder_does_not_say_is_said_for_it(folder, tmp_path, capsys):
         (folder / name).unlink()
     (folder / "vocab.txt").touch()
     run = import_model(str(folder), str(tmp_path / "imported"))
-    assert "not taken along: vocab.txt" in capsys.readouterr().out
+    assert "not imported: vocab.txt" in capsys.readouterr().out
     back = Path(export(str(run), str(tmp_path / "back")))
     assert (
         json.loads((back / "generation_config.json").read_text())["eos_token_id"] == 256
@@ -93,7 +93,8 @@ def test_a_run_is_not_overwritten(folder, tmp_path):
     before = (tmp_path / "run" / "config.json").read_bytes()
     with pytest.raises(
         ConfigError,
-        match="holds files but not a run to be made: choose another --workdir, a folder that is new or empty",
+        match="holds files but not a run to be made:"
+        " choose another --workdir, a folder that is new or empty",
     ):
         import_model(str(folder), str(tmp_path / "run"))
     assert (tmp_path / "run" / "config.json").read_bytes() == before

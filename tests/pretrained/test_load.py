@@ -10,7 +10,7 @@ from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.pretrained.exporting import export
 from sparsecod_jax.pretrained.importing import import_model
 from sparsecod_jax.pretrained.load import at_least_float32, find_model, load_model
-from sparsecod_jax.storage.files import read_json, read_record, write_record
+from sparsecod_jax.storage.records import read_json, read_record, write_record
 from tests.support import saved_runs, tiny_configs
 
 
@@ -104,7 +104,8 @@ def test_what_is_no_trained_model_is_refused(tmp_path):
     )
     with pytest.raises(
         ConfigError,
-        match=r"tokenizer\.json is not the tokenizer that this run was trained with: copy the one of",
+        match=r"tokenizer\.json is not the tokenizer that this run was trained with:"
+        " copy the one of",
     ):
         find_model(str(run.path)).tokenizer()
     Path(run.tokenizer).unlink()
@@ -142,8 +143,9 @@ def test_a_config_that_is_not_the_one_of_the_checkpoint_is_refused_by_field(
     values = read_record(run.config)
     was = values[section][name]
     write_record(run.config, values | {section: values[section] | {name: value}})
-    said = rf"config\.json holds another model than checkpoint 3 was made with \({section}\.{name}={value} instead of {was}\): restore it"
-    with pytest.raises(ConfigError, match=said):
+    change = rf"{section}\.{name}={value} instead of {was}"
+    model = r"config\.json holds another model than checkpoint 3 was made with"
+    with pytest.raises(ConfigError, match=rf"{model} \({change}\): restore it"):
         load_model(find_model(str(run.path)))
 
 

@@ -15,8 +15,9 @@ from etils import epath
 from sparsecod_jax import config
 from sparsecod_jax.report import figures
 from sparsecod_jax.report.writing import write_report
-from sparsecod_jax.storage.files import read_record, write_json
-from sparsecod_jax.storage.rundir import Attempt, RunDir
+from sparsecod_jax.storage.attempts import Attempt
+from sparsecod_jax.storage.records import read_record, write_json
+from sparsecod_jax.storage.rundir import RunDir
 from sparsecod_jax.train.writers import Writers, plain
 from tests.support import tiny_configs
 

@@ -15,7 +15,7 @@ from sparsecod_jax.report import study as report
 from sparsecod_jax.report.document import Alarm, Figure, Table, Text, short
 from sparsecod_jax.report.measures import measure
 from sparsecod_jax.report.writing import write_report
-from sparsecod_jax.storage.files import read_json, write_json
+from sparsecod_jax.storage.records import read_json, write_json
 from sparsecod_jax.storage.rundir import RunDir
 from sparsecod_jax.study.study import load
 from tests.support import study_dirs

@@ -1,4 +1,7 @@
-"""A reader who stops reading, or leaves, neither holds up nor ends a program; one who is slow gets everything."""
+"""A reader who stops reading, or leaves, neither holds up nor ends a program.
+
+One who is slow gets everything.
+"""
 
 import json
 import os
@@ -16,8 +19,8 @@ from tests.support import process, tiny_configs
 
 PROGRAM = """
 import sys, time
-from sparsecod_jax.shell.console import unhinder
-unhinder()
+from sparsecod_jax.shell.console import use_nonblocking_output
+use_nonblocking_output()
 began = time.monotonic()
 for number in range({lines}):
     print(number, "x" * 100)
@@ -42,9 +45,8 @@ def test_everything_arrives_in_order(tmp_path):
     )
     output, errors = running.communicate()
     assert running.returncode == 0
-    assert [line.split()[0] for line in output.splitlines()] == [
-        str(number) for number in range(500)
-    ]
+    numbers = [int(line.split()[0]) for line in output.splitlines()]
+    assert numbers == list(range(500))
     assert errors == "an error\n"
 
 
@@ -78,8 +80,8 @@ def test_a_full_disk_takes_a_log_and_not_the_program(tmp_path):
 
 SHORT_OF_ROOM = """
 import os, sys, time
-from sparsecod_jax.shell.console import unhinder
-unhinder()
+from sparsecod_jax.shell.console import use_nonblocking_output
+use_nonblocking_output()
 print("first", flush=True)
 time.sleep(0.5)
 full = os.open("/dev/full", os.O_WRONLY)
@@ -101,9 +103,8 @@ def test_a_disk_that_is_full_for_a_while_takes_only_what_is_printed_then(tmp_pat
             stdout=log,
             check=True,
         )
-    assert (
-        (tmp_path / "log").read_text()
-        == "first\nthird\n[1 lines were not printed, as there was no room for them]\n"
+    assert (tmp_path / "log").read_text() == (
+        "first\nthird\n[1 lines were not printed, as there was no room for them]\n"
     )
 
 
@@ -114,13 +115,12 @@ def test_a_pipe_that_does_not_wait_loses_nothing(tmp_path):
     os.close(write)
     time.sleep(1)  # the pipe is full
     with open(read) as reader:
-        assert [line.split()[0] for line in reader] == [
-            str(number) for number in range(5000)
-        ]
+        numbers = [int(line.split()[0]) for line in reader]
+    assert numbers == list(range(5000))
     assert running.wait() == 0
 
 
-def test_a_training_goes_on_without_a_reader_and_heeds_sigterm_when_its_pipe_is_full(
+def test_training_continues_without_a_reader_and_heeds_sigterm_when_its_pipe_is_full(
     tokens, tmp_path
 ):
     experiment = tiny_configs.experiment(

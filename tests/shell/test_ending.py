@@ -77,7 +77,8 @@ def test_a_bug_says_where_its_trace_is(capsys, tmp_path, monkeypatch):
     assert code == 1
     (trace,) = tmp_path.iterdir()
     assert sentence == (
-        f"program: ZeroDivisionError: by \\x1b[31mzero; this is a bug of sparsecod_jax: please report it with its trace, {trace}"
+        r"program: ZeroDivisionError: by \x1b[31mzero; this is a bug of sparsecod_jax: "
+        f"please report it with its trace, {trace}"
     )
     assert "in fail\n    raise error" in trace.read_text()
 
@@ -109,9 +110,16 @@ def test_a_long_message_is_cut_in_the_middle(capsys):
     assert len(sentence) < 2100
 
 
-def test_whoever_reads_may_leave(tmp_path):
-    """As `| head` does, and quietly; a broken pipe of our own is told."""
-    script = "from sparsecod_jax.shell.ending import exit_code_of; import sys; sys.exit(exit_code_of('x', lambda: print('word ' * 10**6)))"
+PRINTING = """
+import sys
+from sparsecod_jax.shell.ending import exit_code_of
+sys.exit(exit_code_of("x", lambda: print({text})))
+"""
+
+
+def test_the_reader_of_the_output_may_leave(tmp_path):
+    """As `| head` does, and quietly; a broken pipe of our own is reported."""
+    script = PRINTING.format(text="'word ' * 10**6")
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run(
@@ -128,7 +136,7 @@ def test_whoever_reads_may_leave(tmp_path):
 
 
 def test_streams_that_are_closed_are_no_bug():
-    script = "from sparsecod_jax.shell.ending import exit_code_of; import sys; sys.exit(exit_code_of('x', lambda: print('word')))"
+    script = PRINTING.format(text="'word'")
     for closed in (">&-", "2>&-", ">&- 2>&-"):
         command = ["sh", "-c", f'"$0" -c "$1" {closed}', sys.executable, script]
         done = subprocess.run(
@@ -142,7 +150,7 @@ def test_streams_that_are_closed_are_no_bug():
         assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_a_broken_pipe_of_our_own_is_told(capsys):
+def test_a_broken_pipe_of_our_own_is_reported(capsys):
     code, sentence = _end(BrokenPipeError(errno.EPIPE, "Broken pipe"), capsys)
     assert code == 1
     assert "BrokenPipeError" in sentence

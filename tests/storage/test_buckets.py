@@ -81,8 +81,8 @@ def test_a_store_that_takes_calls_and_never_answers():
         )
         seconds = time.monotonic() - began
     assert done.returncode == 1
-    assert (
-        done.stderr
-        == f"sparsecod report: gs://bucket/runs can't be reached: no answer in {LIMIT:.0f} s, check the network and try again\n"
+    assert done.stderr == (
+        "sparsecod report: gs://bucket/runs can't be reached: "
+        f"no answer in {LIMIT:.0f} s, check the network and try again\n"
     )
     assert seconds < LIMIT + 10

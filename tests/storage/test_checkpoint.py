@@ -18,7 +18,7 @@ from sparsecod_jax import config
 from sparsecod_jax.errors import ConfigError, Fenced, SparsecodError
 from sparsecod_jax.parallel.sharding import make_mesh
 from sparsecod_jax.storage.checkpoint import Checkpointer, check_room
-from sparsecod_jax.storage.files import read_record
+from sparsecod_jax.storage.records import read_record
 from sparsecod_jax.storage.rundir import RunDir
 
 
@@ -221,30 +221,29 @@ def test_a_refused_save_is_an_error(run):
 
 
 def test_a_step_is_on_the_disk_before_it_has_its_name(run, monkeypatch):
-    """So that a power cut leaves no step of empty files: what was not forced to the disk by then may be empty."""
+    """So that a power cut leaves no step of empty files.
+
+    What was not forced to the disk by then may be empty.
+    """
     synced: dict[str, int] = {}
     fsync, states = os.fsync, []
 
     def record(descriptor):
-        place = os.readlink(f"/proc/self/fd/{descriptor}")
-        states.append((run.checkpoints / "10").exists())
-        synced[place.split(".orbax-checkpoint-tmp")[0] if states[-1] else place] = len(
-            states
-        )
+        path = os.readlink(f"/proc/self/fd/{descriptor}")
+        has_name = (run.checkpoints / "10").exists()
+        if has_name:
+            path, *_ = path.split(".orbax-checkpoint-tmp")
+        states.append(has_name)
+        synced[path] = len(states)
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", record)
     _save(run, 10)
     written = [path for path in Path(run.checkpoints).rglob("*") if path.is_file()]
-    before = [place for place, at in synced.items() if not states[at - 1]]
-    assert (
-        sum(
-            place.endswith(str(path.relative_to(run.checkpoints / "10")))
-            for path in written
-            for place in before
-        )
-        >= len(written) - 1
-    )
+    before = [path for path, at in synced.items() if not states[at - 1]]
+    names = [str(path.relative_to(run.checkpoints / "10")) for path in written]
+    in_time = [path for path in before for name in names if path.endswith(name)]
+    assert len(in_time) >= len(written) - 1
     assert {str(path) for path in [*written, Path(run.checkpoints)]} <= set(synced)
 
 

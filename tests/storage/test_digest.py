@@ -62,9 +62,8 @@ def test_every_moved_element_shows(dtype):
             moved = array.reshape(-1).copy()
             i, j = rng.choice(210, 2, replace=False)
             moved[[i, j]] = moved[[j, i]]
-            assert _digest(jnp.asarray(moved.reshape(6, 5, 7))) != before, (
-                f"elements {i} and {j}"
-            )
+            after = _digest(jnp.asarray(moved.reshape(6, 5, 7)))
+            assert after != before, f"elements {i} and {j}"
         for axis in range(3):
             assert _digest(jnp.asarray(np.flip(array, axis))) != before
             assert _digest(jnp.asarray(np.roll(array, 1, axis))) != before
@@ -87,15 +86,14 @@ def test_the_layout_does_not_show(dtype):
 
 
 def test_the_definition_stays():
-    """Checkpoints hold digests: a change of the definition would quarantine every older one. Computed by hand with Python integers."""
-    assert _digest(jnp.arange(12, dtype=jnp.int32).reshape(3, 4)) == [
-        448646922,
-        1225632606,
-    ]
-    assert _digest(jnp.linspace(-1, 1, 5, dtype=jnp.float32)) == [
-        3087007744,
-        4110417920,
-    ]
+    """Checkpoints hold digests: another definition would quarantine every older one.
+
+    Computed by hand with Python integers.
+    """
+    integers = jnp.arange(12, dtype=jnp.int32).reshape(3, 4)
+    assert _digest(integers) == [448646922, 1225632606]
+    floats = jnp.linspace(-1, 1, 5, dtype=jnp.float32)
+    assert _digest(floats) == [3087007744, 4110417920]
     assert _digest(jnp.float32(1.0)) == [1065353216, 813694976]
 
 

@@ -1,4 +1,7 @@
-"""Files are whole or absent, made once, and found where the user meant them; in a bucket: test_gcs.py."""
+"""Files are whole or absent, made once, and found where the user meant them.
+
+For files in a bucket see test_gcs.py.
+"""
 
 import concurrent.futures
 import importlib.util
@@ -15,7 +18,7 @@ import pytest
 from etils import epath
 
 from sparsecod_jax.errors import ConfigError, Fenced
-from sparsecod_jax.storage import files
+from sparsecod_jax.storage import files, records, unfinished
 
 
 @pytest.fixture
@@ -24,17 +27,15 @@ def folder(tmp_path):
 
 
 def test_readers_never_see_half_a_file(folder):
-    path, values = (
-        folder / "status.json",
-        [{"value": [number] * 20000} for number in (0, 1)],
-    )
-    files.write_json(path, values[0])
+    path = folder / "status.json"
+    values = [{"value": [number] * 20000} for number in (0, 1)]
+    records.write_json(path, values[0])
     stop = threading.Event()
 
     def keep_writing():
         while not stop.is_set():
             for value in values:
-                files.write_json(path, value)
+                records.write_json(path, value)
 
     writer = threading.Thread(target=keep_writing)
     writer.start()
@@ -48,25 +49,13 @@ def test_readers_never_see_half_a_file(folder):
 
 def test_a_failed_or_interrupted_write_leaves_the_old_file(folder):
     path = folder / "final.json"
-    files.write_json(path, {"loss": 1.5})
+    records.write_json(path, {"loss": 1.5})
     with pytest.raises(TypeError, match="not JSON serializable"):
-        files.write_json(path, {"loss": object()})
-    assert files.read_json(path) == {"loss": 1.5}
-    files.write_json(path, {"loss": 2.5})
-    assert files.read_json(path) == {"loss": 2.5}
+        records.write_json(path, {"loss": object()})
+    assert records.read_json(path) == {"loss": 1.5}
+    records.write_json(path, {"loss": 2.5})
+    assert records.read_json(path) == {"loss": 2.5}
     assert [path.name for path in folder.iterdir()] == ["final.json"]
-
-
-@pytest.mark.parametrize(
-    "content", [b'{"seed": ', b"", b'{"seed": "\xff"}', b"[" * 100_000]
-)
-def test_a_damaged_file_is_named(folder, content):
-    (folder / "config.json").write_bytes(content)
-    with pytest.raises(
-        ConfigError,
-        match=r"/config\.json is not JSON .*: restore it from a copy, or start in another --workdir",
-    ):
-        files.read_json(folder / "config.json")
 
 
 def test_one_of_many_creates_a_file(folder):
@@ -111,13 +100,11 @@ def test_paths_become_absolute(folder, monkeypatch):
     importlib.util.find_spec("gcsfs") is None, reason="gcsfs is not installed"
 )
 def test_a_place_in_a_bucket():
-    place = files.absolute("gs://bucket/runs/a")
-    assert (str(place), str(files.absolute(place)), place.name) == (
-        "gs://bucket/runs/a",
-        "gs://bucket/runs/a",
-        "a",
-    )
-    assert files.is_remote(place / "config.json")
+    path = files.absolute("gs://bucket/runs/a")
+    assert str(path) == "gs://bucket/runs/a"
+    assert files.absolute(path) == path
+    assert path.name == "a"
+    assert files.is_remote(path / "config.json")
 
 
 @pytest.mark.parametrize(
@@ -131,32 +118,17 @@ def test_a_place_in_a_bucket():
     ],
 )
 def test_other_stores_are_refused(place):
-    with pytest.raises(
-        ConfigError,
-        match=rf"^{place} is neither .*: use a local path or gs://BUCKET/NAME",
-    ):
+    sentence = f"^{place} is neither .*: use a local path or gs://BUCKET/NAME"
+    with pytest.raises(ConfigError, match=sentence):
         files.absolute(place)
 
 
 def test_a_bucket_needs_gcsfs(monkeypatch):
     monkeypatch.setitem(sys.modules, "gcsfs", None)  # as where it is not installed
-    with pytest.raises(
-        ConfigError,
-        match=r"^gs://bucket/run can't be reached without gcsfs: pip install 'sparsecod-jax\[gcs\]'$",
-    ):
+    problem = "^gs://bucket/run can't be reached without gcsfs"
+    remedy = r"pip install 'sparsecod-jax\[gcs\]'$"
+    with pytest.raises(ConfigError, match=f"{problem}: {remedy}"):
         files.absolute("gs://bucket/run")
-
-
-def test_what_json_has_no_word_for_becomes_null():
-    assert files.finite(
-        {
-            "a": [1.0, float("nan"), (float("inf"), "nan", None)],
-            "b": {"c": -0.5, "d": 3},
-        }
-    ) == {
-        "a": [1.0, None, [None, "nan", None]],
-        "b": {"c": -0.5, "d": 3},
-    }
 
 
 def test_a_new_folder_appears_whole_or_not_at_all(tmp_path):
@@ -187,7 +159,7 @@ def test_an_empty_path_is_refused():
 WRITE = """
 import sys, time
 from etils import epath
-from sparsecod_jax.storage import files
+from sparsecod_jax.storage import files, unfinished
 
 target = epath.Path(sys.argv[1])
 if sys.argv[2] == "folder":
@@ -196,7 +168,7 @@ if sys.argv[2] == "folder":
         print("half", flush=True)
         time.sleep(600)
 else:
-    with files._unfinished_file(target.parent) as (beside, descriptor):
+    with unfinished.unfinished_file(target.parent) as (beside, descriptor):
         print("half", flush=True)
         time.sleep(600)
 """
@@ -235,11 +207,10 @@ def test_files_that_only_look_unfinished_are_left_alone(folder):
     ]
     for name in names:
         (folder / name).write_text("the user's")
-    os.symlink(folder / names[0], folder / f"{files.UNFINISHED}0")
+    os.symlink(folder / names[0], folder / f"{unfinished.UNFINISHED}0")
     files.write(folder / "other", b"")
-    assert sorted(path.name for path in folder.iterdir()) == sorted(
-        [*names, f"{files.UNFINISHED}0", "other"]
-    )
+    expected = {*names, f"{unfinished.UNFINISHED}0", "other"}
+    assert {path.name for path in folder.iterdir()} == expected
 
 
 def test_a_planted_link_is_replaced_and_never_followed(folder):
@@ -303,7 +274,7 @@ def test_the_loser_of_two_that_make_one_folder_is_told_and_changes_nothing(folde
 
 
 def _synced(monkeypatch, action) -> list[str]:
-    """The files and folders, by name, that were forced to the disk, and where a rename came between."""
+    """The names of what was forced to the disk, in order, with renames in between."""
     events, fsync, replace = [], os.fsync, os.replace
     monkeypatch.setattr(
         os,
@@ -311,7 +282,7 @@ def _synced(monkeypatch, action) -> list[str]:
         lambda fd: (events.append(os.readlink(f"/proc/self/fd/{fd}")), fsync(fd)),
     )
     monkeypatch.setattr(
-        os, "replace", lambda *places: (events.append("rename"), replace(*places))
+        os, "replace", lambda *paths: (events.append("rename"), replace(*paths))
     )
     action()
     return [Path(event).name for event in events]
@@ -321,36 +292,35 @@ def _synced(monkeypatch, action) -> list[str]:
 def test_bytes_are_on_the_disk_before_the_name_and_the_name_before_the_call_returns(
     folder, monkeypatch
 ):
-    file, rename, place = _synced(
+    file, rename, parent = _synced(
         monkeypatch, lambda: files.write(folder / "status.json", b"{}")
     )
-    assert (file.startswith(files.UNFINISHED), rename, place) == (
-        True,
-        "rename",
-        folder.name,
-    )
-    assert _synced(monkeypatch, lambda: files.create(folder / "0001.json", b"{}")) == [
-        "0001.json",
-        folder.name,
-    ]
-    assert _synced(monkeypatch, lambda: files.make_folder(folder / "a" / "b")) == [
-        "a",
-        folder.name,
-    ]
+    assert file.startswith(unfinished.UNFINISHED)
+    assert rename == "rename"
+    assert parent == folder.name
+
+    synced = _synced(monkeypatch, lambda: files.create(folder / "0001.json", b"{}"))
+    assert synced == ["0001.json", folder.name]
+
+    synced = _synced(monkeypatch, lambda: files.make_folder(folder / "a" / "b"))
+    assert synced == ["a", folder.name]
 
 
 def test_where_a_result_can_go_is_known_without_making_anything(folder):
     files.check_can_write(folder / "plan.json")
     (folder / "file").write_text("")
     files.check_can_write(folder / "file")
-    for place, sentence in {
+    sentences = {
         "": r"is a folder: name a file$",
-        "absent/plan.json": r"/absent/plan\.json can't be written \(No such file or directory\): choose another place$",
-        "file/plan.json": r"/file is not a folder: choose another place than .*/file/plan\.json$",
+        "absent/plan.json": r"/absent/plan\.json can't be written "
+        r"\(No such file or directory\): choose another place$",
+        "file/plan.json": r"/file is not a folder: "
+        r"choose another place than .*/file/plan\.json$",
         "a" * 300: r"can't be written \(File name too long\): choose another place$",
-    }.items():
+    }
+    for name, sentence in sentences.items():
         with pytest.raises(ConfigError, match=sentence):
-            files.check_can_write(folder / place)
+            files.check_can_write(folder / name)
     assert [path.name for path in folder.iterdir()] == ["file"]
 
 
@@ -367,55 +337,10 @@ def test_a_folder_that_may_not_be_written_is_known_before(folder):
 def test_home_and_paths_that_are_none(folder, monkeypatch):
     monkeypatch.setenv("HOME", str(folder))
     assert files.absolute("~/runs") == folder / "runs"
-    with pytest.raises(
-        ConfigError,
-        match=r"^~nobody-of-that-name/runs begins with no user's home: name another place, or \./~nobody",
-    ):
+    problem = "^~nobody-of-that-name/runs begins with no user's home"
+    remedy = r"name another place, or \./~nobody"
+    with pytest.raises(ConfigError, match=f"{problem}: {remedy}"):
         files.absolute("~nobody-of-that-name/runs")
-    with pytest.raises(
-        ConfigError, match=r"^'a\\x00b' holds a zero, which no name of a file may"
-    ):
+    problem = r"^'a\\x00b' holds a zero byte, which no file name may"
+    with pytest.raises(ConfigError, match=problem):
         files.absolute("a\0b")
-
-
-RECORD = {
-    "steps": 3,
-    "loss": 1.5,
-    "names": {"2": [1, 2.5, None], "10": "x"},
-    "id": "0123456789abcdef",
-}
-
-
-def test_records_come_back_and_old_ones_without_a_checksum_too(folder, capsys):
-    files.write_record(folder / "new.json", RECORD)
-    files.write_record(folder / "numbered.json", {10: "a", 9: "b"})  # pyright: ignore[reportArgumentType]
-    files.write_json(folder / "old.json", RECORD)
-    assert (
-        files.read_record(folder / "new.json")
-        == files.read_record(folder / "old.json")
-        == RECORD
-    )
-    for name in ("new", "old", "absent"):
-        files.warn_if_unchecked(folder / f"{name}.json")
-    assert (
-        capsys.readouterr().err
-        == f"{folder} was made before checksums were recorded: its records are taken as they are\n"
-    )
-    assert files.read_record(folder / "numbered.json") == {"10": "a", "9": "b"}
-
-
-def test_every_flipped_bit_of_a_record_is_noticed_or_harmless(folder):
-    path = folder / "final.json"
-    files.write_record(path, RECORD)
-    content, noticed = path.read_bytes(), 0
-    for bit in range(0, 8 * len(content), 3):
-        flipped = bytearray(content)
-        flipped[bit // 8] ^= 1 << (bit % 8)
-        path.write_bytes(flipped)
-        try:
-            assert files.read_record(path) == RECORD, (
-                f"bit {bit} changed the record in silence"
-            )
-        except ConfigError:
-            noticed += 1
-    assert noticed > 0.2 * 8 * len(content)

@@ -7,7 +7,7 @@ import pytest
 from etils import epath
 
 from sparsecod_jax.storage import journal
-from sparsecod_jax.storage.files import write_record
+from sparsecod_jax.storage.records import write_record
 from sparsecod_jax.storage.rundir import RunDir
 
 VALUES = [
@@ -30,12 +30,8 @@ def test_lines_come_back_without_their_checksums():
     found = journal.read(b"".join(LINES), until=6)
     assert [values for values, _ in found.lines.values()] == VALUES
     assert b"".join(text for _, text in found.lines.values()) == b"".join(LINES)
-    assert (found.damaged, found.doubled, found.missing, found.complaint) == (
-        [],
-        [],
-        [],
-        "",
-    )
+    assert found.damaged == found.doubled == found.missing == []
+    assert found.complaint == ""
 
 
 def test_every_flipped_bit_is_named_and_costs_no_other_line():
@@ -52,20 +48,20 @@ def test_every_flipped_bit_is_named_and_costs_no_other_line():
         assert len(kept) >= 4  # of a line and its end, the next goes too
 
 
-def test_what_is_wrong_is_said_in_one_sentence(run, capsys):
+def test_what_is_wrong_is_reported_in_one_sentence(run, capsys):
     damaged = LINES[2].replace(b"0.3333", b"0.4333")
     run.metrics.write_bytes(
         LINES[0] + LINES[1] + damaged + LINES[4] + LINES[4] + LINES[5]
     )
     write_record(run.final, {"steps": 8})
     assert run.read_metrics() == [VALUES[0], VALUES[1], VALUES[4], VALUES[5]]
-    said = capsys.readouterr().err
-    assert said == (
-        f"{run.metrics}: 1 line is damaged (3), 1 line is doubled (5), 4 steps are missing (3-4, 7-8): put back a copy, if you have one\n"
+    assert capsys.readouterr().err == (
+        f"{run.metrics}: 1 line is damaged (3), 1 line is doubled (5), "
+        "4 steps are missing (3-4, 7-8): put back a copy, if you have one\n"
     )
 
 
-def test_lines_of_earlier_versions_are_read_and_go_on(run, capsys):
+def test_lines_of_earlier_versions_are_read_and_resumed(run, capsys):
     old = (
         b'{"step": 1, "loss": 2.5}\n{"step": 2, "loss": null, "nonfinite": ["loss"]}\n'
     )
@@ -73,9 +69,8 @@ def test_lines_of_earlier_versions_are_read_and_go_on(run, capsys):
     assert [line["step"] for line in run.read_metrics()] == [1, 2, 3]
     assert _begun(run, 3) == old + LINES[2]
     assert capsys.readouterr().err == ""
-    run.metrics.write_bytes(
-        LINES[0] + b'{"step": 2, "loss": 2.5}\n'
-    )  # the checksum was cut off
+    without_checksum = b'{"step": 2, "loss": 2.5}\n'
+    run.metrics.write_bytes(LINES[0] + without_checksum)
     assert run.read_metrics() == VALUES[:1]
     assert "1 line is damaged (2)" in capsys.readouterr().err
 
@@ -117,7 +112,9 @@ def test_a_resume_keeps_the_good_lines_and_the_file_as_it_was(run, capsys):
         assert f"metrics.jsonl as it was is kept as {copy}" in capsys.readouterr().err
 
 
-def test_lines_that_a_crash_left_beyond_the_checkpoint_go_without_a_word(run, capsys):
+def test_lines_that_a_crash_left_beyond_the_checkpoint_go_without_a_warning(
+    run, capsys
+):
     run.metrics.write_bytes(b"".join(LINES) + b'{"step": 7, "lo')
     assert _begun(run, 4) == b"".join(LINES[:4])
     assert [path.name for path in run.path.iterdir()] == ["metrics.jsonl"]

@@ -13,7 +13,7 @@ from etils import epath
 
 from sparsecod_jax.errors import ConfigError, Fenced, Preempted, SparsecodError
 from sparsecod_jax.shell.stopping import SAME
-from sparsecod_jax.storage import files
+from sparsecod_jax.storage import records
 from sparsecod_jax.storage.buckets import LIMIT
 from sparsecod_jax.storage.ownership import locked
 from sparsecod_jax.storage.rundir import RunDir
@@ -36,12 +36,12 @@ def test_runs_are_trained_once_and_shared_between_studies(tokens, tmp_path):
         assert json.loads((a / "runs" / name / "final.json").read_text())["steps"] == 6
         assert (a / "runs" / name / "analysis" / "scores.json").exists()
     scores = a / "runs" / "flat-s0" / "analysis" / "scores.json"
-    whole = files.read_record(epath.Path(scores))
-    files.write_record(
+    whole = records.read_record(epath.Path(scores))
+    records.write_record(
         epath.Path(scores), whole | {"sequences": {}}
     )  # an analysis that was cut off
     assert sweep(spec, str(a)) == table
-    assert files.read_record(epath.Path(scores))["sequences"] == whole["sequences"]
+    assert records.read_record(epath.Path(scores))["sequences"] == whole["sequences"]
     (tmp_path / "other").mkdir()
     other = study_files.write(
         tmp_path / "other",

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sparsecod_jax.errors import ConfigError
-from sparsecod_jax.storage import files
+from sparsecod_jax.storage import records
 from sparsecod_jax.study.run_local import sweep
 from sparsecod_jax.study.study import expand, load
 from sparsecod_jax.study.study_dir import StudyDir, begin, locate, read, remaining
@@ -74,8 +74,8 @@ def test_another_study_and_a_changed_record_are_refused(spec, tokens, tmp_path):
 
 def test_a_study_of_an_earlier_version_goes_on(spec, tmp_path):
     directory = _begun(tmp_path / "studies" / "a", spec)
-    described = files.read_record(directory.described)
-    files.write_json(directory.described, described)  # without a checksum
+    described = records.read_record(directory.described)
+    records.write_json(directory.described, described)  # without a checksum
     assert set(locate(directory, load(spec), expand(load(spec)))) == {
         "flat-s0",
         "deep-s0",

@@ -19,16 +19,12 @@ from etils import epath
 from sparsecod_jax.storage.rundir import RunDir
 from tests.support.process import ROOT
 
-TIMES = (
-    "tokens_per_second",
-    "seconds",
-    "compile_seconds",
-    "mfu",
-)  # what no two runs have alike
+# What no two runs have alike.
+TIMES = ("tokens_per_second", "seconds", "compile_seconds", "mfu")
 
 
 def trials(usual: int) -> int:
-    """How many faults of a kind are tried; SPARSECOD_FAULT_TRIALS says otherwise."""
+    """How many faults of a kind are tried: so many, or SPARSECOD_FAULT_TRIALS."""
     return int(os.environ.get("SPARSECOD_FAULT_TRIALS", usual))
 
 
@@ -40,12 +36,18 @@ def dice() -> random.Random:
 
 
 def start(*argv: str) -> subprocess.Popen:
-    """`sparsecod` on one device, in a process group of its own, so that what it started can be killed with it."""
-    surroundings = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
-    command = [sys.executable, "-m", "sparsecod_jax", *argv]
-    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    """`sparsecod` on one device, in a process group of its own.
+
+    So what it started can be killed with it.
+    """
     return subprocess.Popen(
-        command, cwd=ROOT, env=surroundings, text=True, start_new_session=True, **pipes
+        [sys.executable, "-m", "sparsecod_jax", *argv],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
+        text=True,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     )
 
 
@@ -68,16 +70,16 @@ def kill(process: subprocess.Popen) -> None:
 
 
 def _descendants(number: int) -> list[int]:
+    """The process numbers of children, their children, and so on."""
+    file = Path(f"/proc/{number}/task/{number}/children")
     try:
-        children = [
-            int(word)
-            for word in Path(f"/proc/{number}/task/{number}/children")
-            .read_text()
-            .split()
-        ]
+        children = [int(word) for word in file.read_text().split()]
     except FileNotFoundError:
         return []
-    return [each for child in children for each in (child, *_descendants(child))]
+    descendants = []
+    for child in children:
+        descendants += [child, *_descendants(child)]
+    return descendants
 
 
 def side_by_side(trial: Callable[[Any], None], each: Iterable[Any]) -> int:
@@ -87,43 +89,43 @@ def side_by_side(trial: Callable[[Any], None], each: Iterable[Any]) -> int:
 
 
 def run_of(workdir: Path) -> dict[str, Any]:
-    """What a finished run has found, down to the bits of its last checkpoint, without times."""
+    """What a finished run left, down to the bits of its last checkpoint, without times."""
+    final = json.loads((workdir / "final.json").read_text())
     lines = [
         json.loads(line)
         for line in (workdir / "metrics.jsonl").read_text().splitlines()
     ]
-    final = json.loads((workdir / "final.json").read_text())
-    newest = max(
-        (step for step in (workdir / "checkpoints").iterdir() if step.name.isdigit()),
-        key=lambda step: int(step.name),
-    )
-    sealed = json.loads(
-        json.loads((newest / "record" / "metadata").read_text())["body"]
-    )
-    found = {"final": final, "digests": sealed["digests"], "step": sealed["step"]}
-    found["lines"] = [
-        {name: value for name, value in line.items() if name not in (*TIMES, "crc32")}
-        for line in lines
+    steps = [
+        int(folder.name)
+        for folder in (workdir / "checkpoints").iterdir()
+        if folder.name.isdigit()
     ]
-    found["final"] = {
-        name: value for name, value in final.items() if name not in (*TIMES, "checksum")
+    newest = workdir / "checkpoints" / str(max(steps))
+    metadata = json.loads((newest / "record" / "metadata").read_text())
+    sealed = json.loads(metadata["body"])
+    return {
+        "final": _without(final, *TIMES, "checksum"),
+        "digests": sealed["digests"],
+        "step": sealed["step"],
+        "lines": [_without(line, *TIMES, "crc32") for line in lines],
     }
-    return found
+
+
+def _without(record: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if name not in names}
 
 
 def contents(folder: Path) -> dict[str, str]:
     """A digest of every file below a folder, by name."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in paths
-    }
+    digests = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            digests[str(path.relative_to(folder))] = digest
+    return digests
 
 
 def lines(workdir: epath.PathLike) -> list[dict[str, Any]]:
     """The metrics of a run without what no two runs have alike."""
-    found = RunDir(epath.Path(workdir)).read_metrics()
-    return [
-        {name: value for name, value in line.items() if name != "tokens_per_second"}
-        for line in found
-    ]
+    metrics = RunDir(epath.Path(workdir)).read_metrics()
+    return [_without(line, "tokens_per_second") for line in metrics]

@@ -13,7 +13,7 @@ import numpy as np
 from sparsecod_jax import config
 from sparsecod_jax.storage.digest import names
 from sparsecod_jax.train.step import Batch, build, loss_and_gradients
-from tests.support import finishing, tiny_configs
+from tests.support import loaded_models, tiny_configs
 
 
 def main(model_json: str, tokens_file: str, microbatches: str, out: str) -> None:
@@ -36,7 +36,7 @@ def main(model_json: str, tokens_file: str, microbatches: str, out: str) -> None
     )
     shardings = jax.tree.map(lambda leaf: leaf.sharding, program.abstract_state.params)
     with jax.set_mesh(program.mesh), jax.default_matmul_precision("highest"):
-        params = jax.tree.map(jax.device_put, finishing.sharpened(model), shardings)
+        params = jax.tree.map(jax.device_put, loaded_models.sharpened(model), shardings)
         batch = Batch(jax.device_put(tokens, program.abstract_batch.tokens.sharding))
         loss, grads, stats = jax.device_get(compute(params, batch))
     by_name = dict(zip(names(grads), jax.tree.leaves(grads), strict=True))

@@ -19,9 +19,13 @@ MODEL = config.Model(
 
 
 def save_tokenizer(folder, texts: list[str], *, framed: bool) -> None:
-    """A byte-level BPE of 300 ids with what transformers wants beside it; a framed one puts a token before each text."""
+    """A byte-level BPE of 300 ids, with the settings that transformers needs.
+
+    A framed one puts a token before each text.
+    """
     inner = Tokenizer(models.BPE())
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore[reportAttributeAccessIssue]
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.pre_tokenizer = byte_level  # pyright: ignore[reportAttributeAccessIssue]
     inner.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
@@ -45,7 +49,10 @@ def save_tokenizer(folder, texts: list[str], *, framed: bool) -> None:
 
 
 def save_llama(folder, max_seq_len: int) -> None:
-    """A random Llama of MODEL's sizes as a folder of Hugging Face, with predictions that differ from a uniform guess."""
+    """A random Llama of MODEL's sizes as a Hugging Face model folder.
+
+    Its predictions differ from a uniform guess.
+    """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 

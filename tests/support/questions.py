@@ -1,4 +1,7 @@
-"""Data sets of questions, saved as `sparsecod eval --data` reads them, and a quick index of a few of lm-eval's tasks."""
+"""Data sets of questions, and a quick index of a few of lm-eval's tasks.
+
+Data sets are saved as `sparsecod eval --data` reads them.
+"""
 
 from pathlib import Path
 

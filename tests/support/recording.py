@@ -1,4 +1,7 @@
-"""The command line, noting the training windows that this process reads: python recording.py FILE VERB ..."""
+"""The command line, noting the training windows that this process reads.
+
+python recording.py FILE SUBCOMMAND ...
+"""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""What a launcher is given in tests, and programs that only write down how they were called."""
+"""Jobs for launchers in tests, and programs that only write down how they were called."""
 
 import argparse
 import json
@@ -9,35 +9,23 @@ from pathlib import Path
 from sparsecod_jax.launching.launching import Job
 from sparsecod_jax.launching.package import CodePackage
 
-TRAIN = (
-    "python",
-    "-P",
-    "-m",
-    "sparsecod_jax",
-    "train",
-    "--config=configs/dense_1b.py:paper",
-    "--workdir=gs://bucket/study/runs/deep-s0",
-)
-ANALYZE = (
-    "python",
-    "-P",
-    "-m",
-    "sparsecod_jax",
-    "analyze",
-    "--workdir=gs://bucket/study/runs/deep-s0",
-)
+PROGRAM = ("python", "-P", "-m", "sparsecod_jax")
+WORKDIR = "--workdir=gs://bucket/study/runs/deep-s0"
+TRAIN = (*PROGRAM, "train", "--config=configs/dense_1b.py:paper", WORKDIR)
+ANALYZE = (*PROGRAM, "analyze", WORKDIR)
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 SHA256 = "ab" * 32
+IMAGE = f"region-docker.pkg.dev/project/sparsecod@sha256:{SHA256}"
 IN_IMAGE = CodePackage(
-    "region-docker.pkg.dev/project/sparsecod@sha256:" + SHA256,
-    None,
-    None,
-    COMMIT,
-    False,
-    None,
+    image=IMAGE, wheel=None, sha256=None, commit=COMMIT, dirty=False, data=None
 )
-WHEEL = f"gs://bucket/study/package/{SHA256[:16]}/sparsecod_jax-0.1.0+g{COMMIT}-py3-none-any.whl"
-AS_WHEEL = CodePackage(None, WHEEL, SHA256, COMMIT, False, None)
+WHEEL = (
+    f"gs://bucket/study/package/{SHA256[:16]}"
+    f"/sparsecod_jax-0.1.0+g{COMMIT}-py3-none-any.whl"
+)
+AS_WHEEL = CodePackage(
+    image=None, wheel=WHEEL, sha256=SHA256, commit=COMMIT, dirty=False, data=None
+)
 
 # Each of them has ended a launcher that built strings.
 HOSTILE = (
@@ -83,7 +71,10 @@ def submit(engine, folder: Path, jobs: list[Job], *words: str) -> None:
 
 
 class Recorder:
-    """Programs in a folder of PATH: each appends its words to a file of its own, and answers what is written for it."""
+    """Programs in a folder of PATH.
+
+    Each appends its words to a file of its own, and answers what is written for it.
+    """
 
     def __init__(self, folder: Path, monkeypatch):
         self._folder = folder
@@ -96,22 +87,20 @@ class Recorder:
             "import json, sys, os",
             f"folder = {str(self._folder)!r}",
             "words = sys.argv[1:]",
-        ]
-        lines += [
-            f"with open(folder + '/{name}.calls', 'a') as file: file.write(json.dumps(words) + chr(10))",
+            f"with open(folder + '/{name}.calls', 'a') as file:",
+            "    print(json.dumps(words), file=file)",
             body,
         ]
-        (self._folder / name).write_text("\n".join(lines))
-        (self._folder / name).chmod(0o755)
+        program = self._folder / name
+        program.write_text("\n".join(lines))
+        program.chmod(0o755)
 
     def calls(self, name: str) -> list[list[str]]:
         """Words of each call so far."""
         file = self._folder / f"{name}.calls"
-        return (
-            [json.loads(line) for line in file.read_text().splitlines()]
-            if file.exists()
-            else []
-        )
+        if not file.exists():
+            return []
+        return [json.loads(line) for line in file.read_text().splitlines()]
 
     def put(self, name: str, value) -> None:
         """Leaves JSON for programs to read, as folder/NAME."""

@@ -1,4 +1,4 @@
-"""A real Slurm on this machine: one node of two CPUs in a folder, which it leaves when the context ends. Needs root."""
+"""A real Slurm on this machine: one node of two CPUs, all of it in a folder. Needs root."""
 
 import contextlib
 import dataclasses
@@ -18,7 +18,8 @@ MISSING = [name for name in PROGRAMS if not shutil.which(name)] or (
     [] if os.geteuid() == 0 else ["root"]
 )
 
-# Jobs of the partition urgent take the place of those of cheap, which get a few seconds to save and go back into the queue.
+# Jobs of the partition urgent preempt those of cheap, which get a few seconds to save and
+# go back into the queue.
 CONFIG = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -48,7 +49,8 @@ SchedulerParameters=sched_interval=1,batch_sched_delay=0,bf_interval=1
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 NodeName={host} NodeAddr=127.0.0.1 Port={node} CPUs=2 RealMemory=4000
-PartitionName=cheap Nodes={host} Default=YES State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=60
+PartitionName=cheap Nodes={host} Default=YES State=UP PriorityTier=1 \
+PreemptMode=REQUEUE GraceTime=60
 PartitionName=urgent Nodes={host} State=UP PriorityTier=10 PreemptMode=OFF
 """
 
@@ -73,16 +75,19 @@ class Box:
 
 @contextlib.contextmanager
 def running(folder: Path) -> Iterator[Box]:
-    """A controller and a node; this process and its children talk to them while the context lasts."""
+    """A controller and a node, which end with the context.
+
+    This process and its children use them until then.
+    """
     config = folder / "slurm.conf"
     for name in ("state", "spool"):
         (folder / name).mkdir(parents=True)
     ports = {"controller": process.free_port(), "node": process.free_port()}
-    config.write_text(
-        CONFIG.format(folder=folder, host=socket.gethostname().split(".")[0], **ports)
-    )
-    (folder / "munge.key").write_bytes(os.urandom(1024))
-    (folder / "munge.key").chmod(0o600)
+    host, _, _ = socket.gethostname().partition(".")
+    config.write_text(CONFIG.format(folder=folder, host=host, **ports))
+    key = folder / "munge.key"
+    key.write_bytes(os.urandom(1024))
+    key.chmod(0o600)
     munged = [
         "munged",
         "--foreground",
@@ -96,11 +101,10 @@ def running(folder: Path) -> Iterator[Box]:
     ):
         try:
             for command in (munged, ["slurmctld", "-D"], ["slurmd", "-D"]):
-                daemons.append(
-                    subprocess.Popen(
-                        command, stdout=log, stderr=log, start_new_session=True
-                    )
+                daemon = subprocess.Popen(
+                    command, stdout=log, stderr=log, start_new_session=True
                 )
+                daemons.append(daemon)
             _wait(folder)
             yield Box(folder)
         finally:
@@ -112,16 +116,13 @@ def running(folder: Path) -> Iterator[Box]:
 
 def _wait(folder: Path) -> None:
     deadline = time.time() + 60
-    while (
-        "idle"
-        not in subprocess.run(
-            ["sinfo", "--noheader", "--format=%T"],
-            capture_output=True,
-            text=True,
-            check=False,
-        ).stdout
-    ):
-        assert time.time() < deadline, (
-            f"Slurm did not start: {(folder / 'slurmctld.log').read_text()[-2000:]}"
-        )
+    while "idle" not in _node_state():
+        log = folder / "slurmctld.log"
+        assert time.time() < deadline, f"Slurm did not start: {log.read_text()[-2000:]}"
         time.sleep(0.2)
+
+
+def _node_state() -> str:
+    command = ["sinfo", "--noheader", "--format=%T"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout

@@ -1,51 +1,64 @@
-"""`sparsecod`, stuck somewhere for ever: python stuck.py WHERE WHEN VERB ...
+"""`sparsecod`, stuck somewhere for ever: python stuck.py WHERE WHEN SUBCOMMAND ...
 
-WHERE is "save" (the checkpoint of step WHEN), "read" (the training window that is read as the WHEN-th) or "compile".
+WHERE is one of:
+  save: the checkpoint of step WHEN.
+  read: the training window that is read as the WHEN-th.
+  compile: the train step; WHEN is not used.
 """
 
 import sys
 import threading
-from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 
 def _for_ever(*_args, **_options) -> Any:
     threading.Event().wait()
 
 
-def _stick(where: str, when: int) -> None:
-    patch: Callable[..., None] = setattr
-    if where == "save":
-        from sparsecod_jax.storage.checkpoint import Checkpointer
+def _stick_at_save(when: int) -> None:
+    from sparsecod_jax.storage.checkpoint import Checkpointer
 
-        save = Checkpointer.save
-        patch(
-            Checkpointer,
-            "save",
-            lambda self, step, *rest: (save if step < when else _for_ever)(
-                self, step, *rest
-            ),
-        )
-    elif where == "read":
-        from sparsecod_jax.data.store import Windows
+    save = Checkpointer.save
 
-        read, reads = Windows.__getitem__, iter(range(10**9))
-        patch(
-            Windows,
-            "__getitem__",
-            lambda self, index: (
-                read(self, index) if next(reads) < when else _for_ever()
-            ),
-        )
-    else:
-        from sparsecod_jax.train.step import Program
+    def save_or_stick(self, step, *rest):
+        if step >= when:
+            _for_ever()
+        return save(self, step, *rest)
 
-        patch(Program, "lower", _for_ever)
+    mock.patch.object(Checkpointer, "save", save_or_stick).start()
 
+
+def _stick_at_read(when: int) -> None:
+    from sparsecod_jax.data.store import Windows
+
+    read = Windows.__getitem__
+    reads = iter(range(10**9))
+
+    def read_or_stick(self, index):
+        if next(reads) >= when:
+            _for_ever()
+        return read(self, index)
+
+    mock.patch.object(Windows, "__getitem__", read_or_stick).start()
+
+
+def _stick_at_compile(_when: int) -> None:
+    from sparsecod_jax.train.step import Program
+
+    mock.patch.object(Program, "lower", _for_ever).start()
+
+
+STICK = {
+    "save": _stick_at_save,
+    "read": _stick_at_read,
+    "compile": _stick_at_compile,
+}
 
 if __name__ == "__main__":
     from sparsecod_jax.cli import main
 
-    _stick(sys.argv[1], int(sys.argv[2]))
+    where, when = sys.argv[1], int(sys.argv[2])
+    STICK[where](when)
     del sys.argv[1:3]
     main()

@@ -1,4 +1,4 @@
-"""Studies as a sweep leaves them, with numbers of our choice."""
+"""Study directories as a sweep leaves them, with chosen numbers."""
 
 import dataclasses
 import json
@@ -10,7 +10,7 @@ import numpy as np
 from sparsecod_jax import config
 from sparsecod_jax.analysis.catalogue import CATALOGUE
 from sparsecod_jax.report.study import StudyData, load_study
-from sparsecod_jax.storage.files import write_json
+from sparsecod_jax.storage.records import write_json
 from sparsecod_jax.storage.rundir import RunDir, Status
 from sparsecod_jax.study.study import Claim, Run, Study, expand
 from sparsecod_jax.study.study_dir import StudyDir, begin
@@ -44,35 +44,36 @@ STUDY = Study(
 def write(
     path: Path, study: Study = STUDY, numbers: Any = None, **statuses: Status
 ) -> StudyDir:
-    """A study directory; `numbers(run)` gives (bits per byte, variance of the last block), and `statuses` those that did not finish."""
+    """Writes a study directory.
+
+    Args:
+      numbers: from a run to its bits per byte and the variance of its last block.
+      statuses: by run, of those that did not finish; in a name `_` stands for `-`.
+    """
     directory = StudyDir(path)  # pyright: ignore[reportArgumentType]
     directory.path.mkdir(parents=True)
     runs = expand(study)
-    places = begin(directory, "configs/sweeps/made_up.py:nano", study, runs)
+    run_dirs = begin(directory, "configs/sweeps/made_up.py:nano", study, runs)
     for run in runs:
-        if places[run.name].path.exists():  # another study's
+        run_dir = run_dirs[run.name]
+        if run_dir.path.exists():  # it belongs to another study, too
             continue
-        bits, variance = (numbers or (lambda run: (2.0, 8.0)))(run)
-        write_run(
-            places[run.name],
-            run,
-            bits,
-            variance,
-            statuses.get(run.name.replace("-", "_"), "finished"),
-        )
+        bits, variance = numbers(run) if numbers else (2.0, 8.0)
+        status = statuses.get(run.name.replace("-", "_"), "finished")
+        write_run(run_dir, run, bits, variance, status)
     return directory
 
 
 def write_run(
-    place: RunDir, run: Run, bits: float, variance: float, status: Status = "finished"
+    run_dir: RunDir, run: Run, bits: float, variance: float, status: Status = "finished"
 ) -> None:
-    """A run directory; a run that did not finish has no result."""
+    """Writes a run directory; a run that did not finish has no result."""
     layers = run.experiment.model.n_layers
-    place.path.mkdir(parents=True)
-    write_json(place.config, config.to_dict(run.experiment))
-    place.set_status(status)
+    run_dir.path.mkdir(parents=True)
+    write_json(run_dir.config, config.to_dict(run.experiment))
+    run_dir.set_status(status)
     lines = [_line(step, np.linspace(0.5, variance, layers)) for step in (1, 2, 3)]
-    place.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run_dir.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
     if status != "finished":
         return
     final = {
@@ -84,9 +85,9 @@ def write_run(
         "seconds": 60.0,
         "mfu": None,
     }
-    write_json(place.final, final)
-    place.analysis.path.mkdir()
-    write_json(place.analysis.scores, scores(layers, variance))
+    write_json(run_dir.final, final)
+    run_dir.analysis.path.mkdir()
+    write_json(run_dir.analysis.scores, scores(layers, variance))
 
 
 def _line(step: int, variance_L) -> dict[str, Any]:
@@ -105,7 +106,10 @@ def _line(step: int, variance_L) -> dict[str, Any]:
 
 
 def scores(layers: int, variance: float) -> dict[str, Any]:
-    """What `analyze` would write, as far as reports read it; the larger the variance the less useful the blocks."""
+    """What `analyze` would write, as far as reports read it.
+
+    The larger the variance, the less useful the blocks.
+    """
     ones = [1.0] * layers
     return {
         "sequences": dict.fromkeys(CATALOGUE, 4),
@@ -154,10 +158,10 @@ def scores(layers: int, variance: float) -> dict[str, Any]:
 def loaded(
     path: Path, numbers: Any = None, study: Study = STUDY, **statuses: Status
 ) -> StudyData:
-    """The same, read back as a report reads it."""
+    """Writes a study and reads it as a report does."""
     return load_study(write(path, study, numbers, **statuses))
 
 
 def seeds(count: int) -> Study:
-    """The study with so many seeds."""
+    """The study with this number of seeds."""
     return dataclasses.replace(STUDY, seeds=tuple(range(count)))

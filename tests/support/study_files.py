@@ -18,7 +18,14 @@ def write(
     every: int = 2,
     analyze=None,
 ) -> str:
-    """A study of tiny runs in a file; returns its spec."""
+    """Writes a study of tiny runs; returns its spec.
+
+    Args:
+      tokens: its data directory.
+      arms: as Python source.
+      every: steps between checkpoints.
+      analyze: options of the analysis.
+    """
     experiment = tiny_configs.experiment(
         steps=steps, data={"path": str(tokens)}, checkpoint={"every": every}
     )
@@ -30,7 +37,18 @@ def write(
     }
     text = f"""from sparsecod_jax.study.study import Study
 def get_study(scale):
-    return Study("Why?", (), "configs/smoke.py:nano", {arms}, (), (), changes={changes!r}, seeds={seeds!r}, analyze={analyze or {}!r})
+    return Study(
+        question="Why?",
+        held_fixed=(),
+        config="configs/smoke.py:nano",
+        arms={arms},
+        claims=(),
+        not_testable=(),
+        changes={changes!r},
+        seeds={seeds!r},
+        analyze={analyze or {}!r},
+    )
 """
-    (folder / "study.py").write_text(text)
-    return f"{folder / 'study.py'}:nano"
+    path = folder / "study.py"
+    path.write_text(text)
+    return f"{path}:nano"

@@ -1,4 +1,4 @@
-"""Every layer score again, from its definition: float64, torch, on an exported model of transformers.
+"""Every layer score again, from its definition: float64, torch, on an exported model.
 
 Nothing of the package is used here but the exported folder. A block is a function of the residual
 stream; every score is built from such functions, one block after the other, without any reuse.
@@ -39,11 +39,11 @@ class Exported:
 
     def _positions(self, x_NTD) -> dict[str, Any]:
         T = x_NTD.shape[1]
-        places = torch.arange(T)[None]
+        positions_1T = torch.arange(T)[None]
         hidden = torch.full((T, T), -torch.inf, dtype=torch.float64).triu(1)
         return {
-            "position_ids": places,
-            "position_embeddings": self.model.model.rotary_emb(x_NTD, places),
+            "position_ids": positions_1T,
+            "position_embeddings": self.model.model.rotary_emb(x_NTD, positions_1T),
             "attention_mask": hidden[None, None],
         }
 
@@ -51,7 +51,7 @@ class Exported:
         return self.layers[number](x_NTD, **self._positions(x_NTD))
 
     def with_attention(self, x_NTD, number: int) -> torch.Tensor:
-        """The stream after the attention branch alone."""
+        """The residual stream after the attention branch alone."""
         layer = self.layers[number]
         mixed = layer.self_attn(layer.input_layernorm(x_NTD), **self._positions(x_NTD))[
             0
@@ -59,16 +59,16 @@ class Exported:
         return x_NTD + mixed
 
     def with_ffn(self, u_NTD, number: int) -> torch.Tensor:
-        """The stream after the FFN branch alone."""
+        """The residual stream after the FFN branch alone."""
         layer = self.layers[number]
         return u_NTD + layer.mlp(layer.post_attention_layernorm(u_NTD))
 
     def states(self, tokens_NT) -> list[torch.Tensor]:
-        """The stream before the first block and after every block."""
-        found = [self.embed(tokens_NT)]
+        """The residual stream before the first block and after every block."""
+        result = [self.embed(tokens_NT)]
         for number in range(len(self.layers)):
-            found.append(self.block(found[-1], number))
-        return found
+            result.append(self.block(result[-1], number))
+        return result
 
     def logits(self, x_NTD) -> torch.Tensor:
         return self.model.lm_head(self.model.model.norm(x_NTD))
@@ -92,7 +92,7 @@ class Exported:
 
 def profile(model: Exported, tokens_NT) -> dict[str, list[float]]:
     """Means over tokens, a value per block."""
-    found: dict[str, list[float]] = {}
+    result: dict[str, list[float]] = {}
     states = model.states(tokens_NT)
     final = model.logits(states[-1]).log_softmax(-1)
     final_best = final.topk(5).indices
@@ -117,8 +117,8 @@ def profile(model: Exported, tokens_NT) -> dict[str, list[float]]:
             "lens_overlap": shared,
         }
         for name, value_NT in measures.items():
-            found.setdefault(name, []).append(float(value_NT.double().mean()))
-    return found
+            result.setdefault(name, []).append(float(value_NT.double().mean()))
+    return result
 
 
 def usefulness(model: Exported, tokens_NT) -> list[float]:
@@ -298,7 +298,7 @@ def _own_block(layer, own_TD, keys_SHK, values_SHK, cos, sin):
 
 def attention(model: Exported, tokens_NT) -> dict[str, np.ndarray]:
     """Measures of each head's weights, {name: [L, H]}: means over positions from the second on."""
-    found: dict[str, list] = {}
+    result: dict[str, list] = {}
     states = model.states(tokens_NT)
     T = tokens_NT.shape[1]
     count_T1 = torch.arange(1, T + 1, dtype=torch.float64)[1:, None]
@@ -324,14 +324,14 @@ def attention(model: Exported, tokens_NT) -> dict[str, np.ndarray]:
         }
         gain_NH = mixed_energy.mean(-1) / values.square().sum(-1).mean(-1)
         for name, value_NHT in measures.items():
-            found.setdefault(name, []).append(value_NHT.mean((0, 2)).cpu().numpy())
-        found.setdefault("gain", []).append(gain_NH.mean(0).cpu().numpy())
-    return {name: np.array(values) for name, values in found.items()}
+            result.setdefault(name, []).append(value_NHT.mean((0, 2)).cpu().numpy())
+        result.setdefault("gain", []).append(gain_NH.mean(0).cpu().numpy())
+    return {name: np.array(values) for name, values in result.items()}
 
 
 def activations(model: Exported, tokens_NT) -> dict[str, list[float]]:
-    """Measures of the stream, and of a dense FFN's hidden layer, a value per block."""
-    found: dict[str, list[float]] = {}
+    """Measures of the residual stream, and of a dense FFN's hidden layer, a value per block."""
+    result: dict[str, list[float]] = {}
     states = model.states(tokens_NT)
     for number, layer in enumerate(model.layers):
         size = states[number + 1].abs()
@@ -353,8 +353,8 @@ def activations(model: Exported, tokens_NT) -> dict[str, list[float]]:
                 "participation": energy**2 / (h.shape[-1] * h.pow(4).sum(-1)),
             }
         for name, value_NT in measures.items():
-            found.setdefault(name, []).append(float(value_NT.mean()))
-    return found
+            result.setdefault(name, []).append(float(value_NT.mean()))
+    return result
 
 
 def experts(model: Exported, tokens_NT) -> dict[str, np.ndarray]:
@@ -401,10 +401,10 @@ def gradients(model: Exported, tokens_NT1) -> tuple[float, dict[str, np.ndarray]
     logits = model.model(inputs).logits
     loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
     loss.backward()
-    found = {
+    result = {
         n: p.grad.cpu().numpy()
         for n, p in model.model.named_parameters()
         if p.grad is not None
     }
     model.model.requires_grad_(False)
-    return float(loss), found
+    return float(loss), result

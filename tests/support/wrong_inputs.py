@@ -1,4 +1,7 @@
-"""Command lines that can't work, by verb: a world of things that are not what they should be, and the words that name them."""
+"""Command lines that can't work, by subcommand.
+
+A world of things that are not what they should be, and the words that name them.
+"""
 
 import contextlib
 import hashlib
@@ -32,12 +35,15 @@ CODE = {  # of a config file or study that is none
     "latin": b"x = '\xe9'\n",
     "empty": "",
     "assertion": "assert False\n",
-    "unicode": "def get_config(*_):\n    raise UnicodeDecodeError('utf-8', b'x', 0, 1, 'no')\n\n\nget_study = get_config\n",
+    "unicode": "def get_config(*_):\n"
+    "    raise UnicodeDecodeError('utf-8', b'x', 0, 1, 'no')\n\n\n"
+    "get_study = get_config\n",
 }
 STUDY = """from sparsecod_jax.study.study import Claim, Study
 def get_study(*_):
-    return Study(**({{"question": "Why?", "held_fixed": (), "config": "configs/smoke.py:nano", "arms": {{"a": {{"model.n_layers": 2}}}},
-                      "claims": (), "not_testable": ()}} | {change}))
+    fields = {{"question": "Why?", "held_fixed": (), "config": "configs/smoke.py:nano",
+               "arms": {{"a": {{"model.n_layers": 2}}}}, "claims": (), "not_testable": ()}}
+    return Study(**(fields | {change}))
 """
 STUDIES = {
     "arms are a list": {"arms": [{"model.n_layers": 2}]},
@@ -78,14 +84,12 @@ def build(root: Path) -> None:
     run = Path(saved_runs.run(root / "run", tiny_configs.MODEL).path)
     for file in ("config.json", "manifest.json", "tokenizer.json"):
         for name, content in RECORDS.items():
-            if not (
-                file == "manifest.json" and name == "object"
-            ):  # an old one may say as little
-                spoilt = Path(shutil.copytree(run, root / "runs" / f"{file} {name}"))
-                (spoilt / file).write_bytes(content)
-    shutil.copytree(
-        run, root / "no checkpoint", ignore=shutil.ignore_patterns("checkpoints")
-    )
+            if file == "manifest.json" and name == "object":
+                continue  # an old manifest may hold as little
+            spoilt = Path(shutil.copytree(run, root / "runs" / f"{file} {name}"))
+            (spoilt / file).write_bytes(content)
+    without_checkpoints = shutil.ignore_patterns("checkpoints")
+    shutil.copytree(run, root / "no checkpoint", ignore=without_checkpoints)
 
 
 def build_files(root: Path) -> None:
@@ -102,13 +106,11 @@ def build_files(root: Path) -> None:
     (root / "bytes").write_bytes(bytes(range(256)))
     (root / "code").mkdir()
     for name, text in CODE.items():
-        (root / "code" / f"{name}.py").write_bytes(
-            text if isinstance(text, bytes) else text.encode()
-        )
+        content = text if isinstance(text, bytes) else text.encode()
+        (root / "code" / f"{name}.py").write_bytes(content)
     for name, change in STUDIES.items():
-        (root / "code" / f"study, {name}.py").write_text(
-            STUDY.format(change=repr(change))
-        )
+        file = root / "code" / f"study, {name}.py"
+        file.write_text(STUDY.format(change=repr(change)))
     (root / "code" / "study.py").write_text(STUDY.format(change={}))
     for name, content in RECORDS.items():
         (root / f"data {name}").mkdir()
@@ -121,39 +123,25 @@ def build_files(root: Path) -> None:
 
 def command_lines(root: Path, tokens: Path) -> Iterator[list[str]]:
     """Each with one mistake; all other words are right."""
-    for name, (words, wrong) in _verbs(root, tokens).items():
-        verb = name.split()
-        yield verb
-        yield [*verb, *words, "--nothing=3"]
-        yield [*verb, *words, "stray"]
-        yield [*verb, *words, "--\x1b[31m=3"]
+    for name, (words, wrong) in _subcommands(root, tokens).items():
+        subcommand = name.split()
+        yield subcommand
+        yield [*subcommand, *words, "--nothing=3"]
+        yield [*subcommand, *words, "stray"]
+        yield [*subcommand, *words, "--\x1b[31m=3"]
         for option, values in wrong.items():
             others = [word for word in words if not word.startswith(f"--{option}=")]
             for value in values:
-                yield [*verb, *others, f"--{option}={value}"]
+                yield [*subcommand, *others, f"--{option}={value}"]
 
 
-def _verbs(
+def _subcommands(
     root: Path, tokens: Path
 ) -> dict[str, tuple[list[str], dict[str, Sequence[str]]]]:
-    """By verb: words that would work, and by option values that can't."""
-    no_folder = [
-        "",
-        *(
-            f"{root}/{name}"
-            for name in (
-                "nowhere",
-                "file",
-                "empty",
-                "nothing",
-                "dangling",
-                "loop",
-                "pipe",
-                "precious",
-                "bytes",
-            )
-        ),
-    ]
+    """By subcommand: words that would work, and by option values that can't."""
+    names = ("nowhere", "file", "empty", "nothing", "dangling", "loop")
+    names += ("pipe", "precious", "bytes")
+    no_folder = ["", *(f"{root}/{name}" for name in names)]
     no_folder += [
         f"{root}/{'x' * 300}",
         "http://host/x",
@@ -163,11 +151,9 @@ def _verbs(
         f"{root}/a\0b",
         f"{root}/file/x",
     ]
-    no_place = [
-        "",
-        *(f"{root}/{name}" for name in ("file", "file/x", "pipe", "loop/x", "x" * 300)),
-    ]
-    no_place += [
+    names = ("file", "file/x", "pipe", "loop/x", "x" * 300)
+    not_writable = ["", *(f"{root}/{name}" for name in names)]
+    not_writable += [
         "/proc/nowhere/x",
         "http://host/x",
         "gs://",
@@ -175,20 +161,11 @@ def _verbs(
         f"{root}/a\0b",
         "~nobody-of-that-name/x",
     ]
-    code = [f"{root}/code/{name}.py" for name in CODE] + [
-        f"{root}/code/absent.py",
-        f"{root}/code",
-        f"{root}/pipe",
-        "",
-        f"{root}/bytes",
-    ]
+    code = [f"{root}/code/{name}.py" for name in CODE]
+    code += [f"{root}/code/absent.py", f"{root}/code", f"{root}/pipe"]
+    code += ["", f"{root}/bytes"]
     studies = code + [f"{root}/code/study, {name}.py" for name in STUDIES]
-    runs = [
-        f"{root}/runs/{file} {name}"
-        for file in ("config.json",)
-        for name in RECORDS
-        if name != "object"
-    ]
+    runs = [f"{root}/runs/config.json {name}" for name in RECORDS if name != "object"]
     smoke, new = "--config=configs/smoke.py", f"--workdir={root}/new"
     tiny_flags = tiny_configs.flags(tiny_configs.experiment(data={"path": str(tokens)}))
     overrides = {
@@ -227,7 +204,7 @@ def _verbs(
                     f"{root}/a\0b",
                     f"{root}/\udcff",
                 ],
-                "out": no_place,
+                "out": not_writable,
                 "tokenizer": [
                     "",
                     f"{root}/nowhere",
@@ -245,7 +222,7 @@ def _verbs(
             [smoke, *tiny_flags, new, "--process_count=1"],
             {
                 "config": code,
-                "workdir": no_place,
+                "workdir": not_writable,
                 **overrides,
                 "config.data.path": [
                     *no_folder,
@@ -361,7 +338,7 @@ def _verbs(
             [f"--sweep={root}/code/study.py", new, "--allow_dirty", f"--data={tokens}"],
             {
                 "sweep": studies,
-                "workdir": [*no_place, "gs://", f"{root}/100%", f"{root}/a\nb"],
+                "workdir": [*not_writable, "gs://", f"{root}/100%", f"{root}/a\nb"],
                 "data": no_folder,
                 "nodes": [*INTEGERS, "0"],
                 "at_once": [*INTEGERS, "-1"],
@@ -385,12 +362,11 @@ def snapshot(root: Path) -> dict[str, str]:
     for folder, folders, names in os.walk(root):
         for name in sorted([*folders, *names]):
             file = Path(folder, name)
-            plain = file.is_file() and not file.is_symlink()
-            found[str(file)] = (
-                hashlib.sha256(file.read_bytes()).hexdigest()
-                if plain
-                else str(os.lstat(file).st_mode)
-            )
+            if file.is_file() and not file.is_symlink():
+                content = hashlib.sha256(file.read_bytes()).hexdigest()
+            else:
+                content = str(os.lstat(file).st_mode)
+            found[str(file)] = content
     return found
 
 
@@ -407,15 +383,14 @@ def complaint(words: list[str]) -> str | None:
             code = ended.code
         except BaseException as escaped:
             return f"{type(escaped).__name__} escaped: {escaped}"
-    said = error.getvalue()
+    message = error.getvalue()
     if code not in (2, 78):
-        return f"exit code {code}: {said[-300:]}"
-    if "Traceback" in said or "this is a bug" in said:
-        return said[-300:]
-    if code == 78 and (
-        said.count("\n") != 1 or not said.strip().isprintable() or len(said) > 2200
-    ):
-        return f"not one sentence: {said[:300]!r}"
+        return f"exit code {code}: {message[-300:]}"
+    if "Traceback" in message or "this is a bug" in message:
+        return message[-300:]
+    is_printable_line = message.count("\n") == 1 and message.strip().isprintable()
+    if code == 78 and not (is_printable_line and len(message) <= 2200):
+        return f"not one sentence: {message[:300]!r}"
     return None
 
 

@@ -1,5 +1,6 @@
-"""What xpk, Google's launcher, would ask of GKE: an independent word on node selectors, chips of a host and pods.
+"""What xpk, Google's launcher, would ask of GKE.
 
+An independent word on node selectors, chips per host and pods.
 `python tests/support/xpk.py` writes tests/golden/xpk.json anew.
 """
 
@@ -32,25 +33,14 @@ TYPES = {
 
 
 def command(topology: str, manifest: str) -> list[str]:
-    """How xpk is asked; nothing leaves this machine."""
-    count = topology.partition("*")[2] or "1"
-    fixed = [
-        "--workload=w",
-        "--cluster=c",
-        "--project=p",
-        "--zone=z-z1-a",
-        "--docker-image=i",
-        "--command=true",
-    ]
-    how = ["--dry-run", "--skip-validation", f"--output-manifest-file={manifest}"]
+    """The command that asks xpk; nothing leaves this machine."""
+    _, _, slices = topology.partition("*")
     return [
-        "xpk",
-        "workload",
-        "create",
-        *fixed,
+        *("xpk", "workload", "create", "--workload=w", "--cluster=c", "--project=p"),
+        *("--zone=z-z1-a", "--docker-image=i", "--command=true"),
         f"--tpu-type={TYPES[topology]}",
-        f"--num-slices={count}",
-        *how,
+        f"--num-slices={slices or 1}",
+        *("--dry-run", "--skip-validation", f"--output-manifest-file={manifest}"),
     ]
 
 
@@ -58,10 +48,9 @@ def facts(topology: str) -> dict[str, Any]:
     """What xpk, which is installed, asks for."""
     with tempfile.TemporaryDirectory() as home:
         file = os.path.join(home, "manifest.yaml")
-        surroundings = os.environ | {"HOME": home, "CLOUDSDK_CONFIG": home}
         subprocess.run(
             command(topology, file),
-            env=surroundings,
+            env=os.environ | {"HOME": home, "CLOUDSDK_CONFIG": home},
             check=True,
             capture_output=True,
             text=True,
@@ -76,34 +65,27 @@ def of_manifest(jobset: dict[str, Any]) -> dict[str, Any]:
     job = replicated["template"]["spec"]
     pod = job["template"]["spec"]
     [container] = pod["containers"]
+    limits = container["resources"]["limits"]
     return {
         "slices": replicated["replicas"],
         "parallelism": job["parallelism"],
         "completions": job["completions"],
         "node_selector": dict(sorted(pod["nodeSelector"].items())),
-        "limits": {
-            name: int(value) for name, value in container["resources"]["limits"].items()
-        },
+        "limits": {name: int(value) for name, value in limits.items()},
     }
 
 
 def main() -> None:
-    version = subprocess.run(
+    done = subprocess.run(
         ["xpk", "version"], check=True, capture_output=True, text=True
-    ).stdout
-    found = {topology: facts(topology) for topology in TYPES}
-    asked = {topology: " ".join(command(topology, "FILE")) for topology in TYPES}
-    GOLDEN.write_text(
-        json.dumps(
-            {
-                "version": version.split("xpk_version: ")[1].split()[0],
-                "commands": asked,
-                "facts": found,
-            },
-            indent=1,
-        )
-        + "\n"
     )
+    _, _, version = done.stdout.partition("xpk_version: ")
+    golden = {
+        "version": version.split()[0],
+        "commands": {name: " ".join(command(name, "FILE")) for name in TYPES},
+        "facts": {name: facts(name) for name in TYPES},
+    }
+    GOLDEN.write_text(json.dumps(golden, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -27,14 +27,16 @@ def params():
 @pytest.fixture(scope="module")
 def held_out(tokens):
     """The validation stream, read from its files."""
-    return np.concatenate(
-        [np.load(file) for file in sorted(tokens.glob("validation-*.npy"))]
-    ).astype(np.int64)
+    shards = [np.load(file) for file in sorted(tokens.glob("validation-*.npy"))]
+    return np.concatenate(shards).astype(np.int64)
 
 
 @pytest.fixture(scope="module")
 def losses(held_out, params):
-    """The loss of each prediction in nats, in order; a window of LENGTH sees nothing of the one before."""
+    """The loss of each prediction in nats, in order.
+
+    A window of LENGTH does not depend on the one before.
+    """
     parts = []
     for start in range(0, len(held_out) - 1, LENGTH):
         window = held_out[start : start + LENGTH + 1]
@@ -93,31 +95,30 @@ def test_max_tokens_is_rounded_up_to_whole_windows(tokens, params, losses):
 
 
 def test_bits_per_byte(tokens, corpus, params, losses):
-    """Nats become bits, tokens become the bytes of their text; every file of the corpus is in one of the splits."""
+    """Nats become bits, and tokens become the bytes of their text.
+
+    Every file of the corpus is in one of the splits.
+    """
     manifest = read_manifest(tokens, "")
-    assert manifest.train.text_bytes + manifest.validation.text_bytes == sum(
-        len(file.read_bytes()) for file in corpus.glob("*.txt")
-    )
-    found = _evaluate(tokens, params, batch_size=8)
-    by_hand = (
-        losses.mean()
-        / math.log(2)
-        * manifest.validation.tokens
-        / manifest.validation.text_bytes
-    )
-    assert found["bits_per_byte"] == pytest.approx(by_hand, rel=1e-6)
-    split = dataclasses.replace(manifest.validation, tokens=1000, text_bytes=4000)
-    two_bits_a_token = summary(
-        2 * math.log(2), 999, dataclasses.replace(manifest, validation=split)
-    )
-    assert two_bits_a_token == pytest.approx(
-        {
-            "loss": 2 * math.log(2),
-            "perplexity": 4,
-            "evaluation_tokens": 999,
-            "bits_per_byte": 0.5,
-        }
-    )
+    split = manifest.validation
+    sizes = [len(file.read_bytes()) for file in corpus.glob("*.txt")]
+    assert manifest.train.text_bytes + split.text_bytes == sum(sizes)
+
+    metrics = _evaluate(tokens, params, batch_size=8)
+    by_hand = losses.mean() / math.log(2) * split.tokens / split.text_bytes
+    assert metrics["bits_per_byte"] == pytest.approx(by_hand, rel=1e-6)
+
+    # Two bits per token, of four bytes each.
+    loss = 2 * math.log(2)
+    split = dataclasses.replace(split, tokens=1000, text_bytes=4000)
+    manifest = dataclasses.replace(manifest, validation=split)
+    expected = {
+        "loss": loss,
+        "perplexity": 4,
+        "evaluation_tokens": 999,
+        "bits_per_byte": 0.5,
+    }
+    assert summary(loss, 999, manifest) == pytest.approx(expected)
 
 
 def test_bits_per_byte_is_left_out_where_only_tokens_are_known(tokens):

@@ -1,4 +1,7 @@
-"""Training on NVIDIA GPUs: as on a CPU, on several as on one, after a stop as without one. `make test-gpu`."""
+"""Training on NVIDIA GPUs: as on a CPU, on several as on one, stopped as without a stop.
+
+`make test-gpu` runs this file.
+"""
 
 import dataclasses
 import signal
@@ -83,15 +86,15 @@ def _assert_close(lines, expected, tolerance):
 
 
 def _assert_within_noise(lines, rounded, exact):
-    """The noise is what rounding changes in the losses; what FFNs add to the stream at first it hardly touches."""
+    """The noise is what rounding changes in the losses.
+
+    It hardly affects what FFNs add to the residual stream at first.
+    """
     losses, rounded_losses, exact_losses = (
         _column(each, "loss") for each in (lines, rounded, exact)
     )
-    assert (
-        0
-        < np.abs(losses - exact_losses).max()
-        < 3 * np.abs(rounded_losses - exact_losses).max()
-    )
+    noise = np.abs(rounded_losses - exact_losses).max()
+    assert 0 < np.abs(losses - exact_losses).max() < 3 * noise
     np.testing.assert_allclose(
         lines[0]["variance/ffn"], exact[0]["variance/ffn"], rtol=2e-2
     )
@@ -169,7 +172,8 @@ def test_two_are_one(model, mesh, tokens, tmp_path):
 def test_experts_shared_out_in_bfloat16_differ_by_its_noise(tokens, tmp_path):
     """The experts' kernels take bfloat16 alone, and half of their rows are no expert's of this GPU.
 
-    FSDP is left out: with deterministic operations jax 0.11.2 aborts there, for a mixture in bfloat16 with cuDNN's attention (docs/log.md).
+    FSDP is left out: with deterministic operations jax 0.11.2 aborts there, for a mixture
+    of experts in bfloat16 with cuDNN's attention (docs/log.md).
     """
     wide, narrow = (
         dataclasses.replace(MODELS["mixture"], compute_dtype=dtype)

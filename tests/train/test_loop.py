@@ -20,10 +20,11 @@ from sparsecod_jax.data.pipeline import example_stream
 from sparsecod_jax.data.store import Windows, read_manifest
 from sparsecod_jax.errors import ConfigError, Diverged, Fenced
 from sparsecod_jax.storage import files
+from sparsecod_jax.storage.attempts import claim
 from sparsecod_jax.storage.checkpoint import Checkpointer
-from sparsecod_jax.storage.files import read_record, write_record
-from sparsecod_jax.storage.rundir import RunDir, claim
-from sparsecod_jax.train import loop
+from sparsecod_jax.storage.records import read_record, write_record
+from sparsecod_jax.storage.rundir import RunDir
+from sparsecod_jax.train import loop, start
 from sparsecod_jax.train.evaluation import evaluator
 from sparsecod_jax.train.loop import train
 from sparsecod_jax.train.step import build
@@ -55,12 +56,25 @@ def _lines(workdir):
     ]
 
 
+def _status(workdir):
+    return json.loads((workdir / "status.json").read_text())["status"]
+
+
+def _files(workdir):
+    """The content of every file, by path."""
+    paths = [path for path in workdir.rglob("*") if path.is_file()]
+    return {path: path.read_bytes() for path in paths}
+
+
 def _one_device(tokens, **sections):
     return _experiment(tokens, mesh=config.Mesh(1, 1, 1, 1), **sections)
 
 
 def test_statistics_of_a_trained_sharded_run_equal_numpy(tokens, tmp_path):
-    """Line s describes the state of checkpoint s-1 on the recorded examples: 8 blocks, mesh fsdp 4 x tensor 2, accumulation 2."""
+    """Line s describes the state of checkpoint s-1 on the recorded examples.
+
+    Of 8 blocks, on the mesh fsdp 4 x tensor 2, with accumulation 2.
+    """
     experiment = _experiment(
         tokens,
         steps=12,
@@ -126,10 +140,7 @@ def test_killed_twice_ends_bitwise_where_the_uninterrupted_run_does(tokens, tmp_
         for name in ("killed", "whole")
     ]
     assert finals[0]["loss"] == finals[1]["loss"]
-    assert (
-        json.loads((tmp_path / "killed" / "status.json").read_text())["status"]
-        == "finished"
-    )
+    assert _status(tmp_path / "killed") == "finished"
     again = process.finish(process.start(experiment, tmp_path / "killed"))
     assert "already finished" in again
 
@@ -143,11 +154,8 @@ def test_sigterm_saves_exits_75_and_eight_devices_become_two(tokens, tmp_path):
     process.signal_at_line(
         victim, tmp_path / "moved" / "metrics.jsonl", 6, signal.SIGTERM
     )
-    assert "run the same command to go on" in process.finish(victim, code=75)
-    assert (
-        json.loads((tmp_path / "moved" / "status.json").read_text())["status"]
-        == "preempted"
-    )
+    assert "run the same command to resume" in process.finish(victim, code=75)
+    assert _status(tmp_path / "moved") == "preempted"
     stopped = len(_lines(tmp_path / "moved"))
     assert 6 <= stopped < 40
     output = process.finish(process.start(experiment, tmp_path / "moved", devices=2))
@@ -160,10 +168,10 @@ def test_sigterm_saves_exits_75_and_eight_devices_become_two(tokens, tmp_path):
     )
 
 
-def test_a_mixture_goes_on_where_its_experts_are_shared_out_otherwise(
+def test_a_mixture_of_experts_resumes_with_its_experts_on_other_devices(
     tokens, tmp_path, capsys
 ):
-    """A copy of the run without what came after step 2, as a crash leaves it, then other devices for the same experts."""
+    """In a copy of the run without what came after step 2, as a crash leaves it."""
     sections = {"steps": 4, "model": tiny_configs.MIXTURE, "checkpoint": {"every": 2}}
     train(
         _experiment(tokens, mesh=config.Mesh(2, 2, 2, 1), **sections),
@@ -179,11 +187,8 @@ def test_a_mixture_goes_on_where_its_experts_are_shared_out_otherwise(
     )
     assert "restored step 2" in capsys.readouterr().out
     whole, moved = _lines(tmp_path / "whole"), _lines(tmp_path / "moved")
-    assert (
-        [line["step"] for line in whole]
-        == [line["step"] for line in moved]
-        == [1, 2, 3, 4]
-    )
+    assert [line["step"] for line in whole] == [1, 2, 3, 4]
+    assert [line["step"] for line in moved] == [1, 2, 3, 4]
     assert moved[:2] == whole[:2]
     assert moved[2:] != whole[2:]
     for name in (
@@ -238,13 +243,10 @@ def test_metrics_have_the_promised_names(tokens, tmp_path, monkeypatch):
         ):
             assert len(line[name]) == 3
         assert line["perplexity"] == pytest.approx(np.exp(line["loss"]), rel=1e-4)
-    assert ["moments/residual/kurtosis" in line for line in lines] == [
-        False,
-        False,
-        True,
-        False,
-    ]
-    assert ["evaluation/loss" in line for line in lines] == [False, True, False, False]
+    with_moments = ["moments/residual/kurtosis" in line for line in lines]
+    assert with_moments == [False, False, True, False]
+    with_evaluation = ["evaluation/loss" in line for line in lines]
+    assert with_evaluation == [False, True, False, False]
     assert {
         "loss",
         "perplexity",
@@ -268,15 +270,13 @@ def test_metrics_have_the_promised_names(tokens, tmp_path, monkeypatch):
 def test_a_changed_identity_is_refused_and_named(tokens, tmp_path):
     experiment = _experiment(tokens, steps=3)
     train(experiment, str(tmp_path))
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    before = _files(tmp_path)
     with pytest.raises(ConfigError, match=r"optimizer\.peak_lr was 0\.003, is 0\.1"):
         train(
             dataclasses.replace(experiment, optimizer=config.Optimizer(peak_lr=0.1)),
             str(tmp_path),
         )
-    assert {
-        path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()
-    } == before
+    assert _files(tmp_path) == before
     same = dataclasses.replace(
         experiment,
         mesh=config.Mesh(2, 2, 1, 2),
@@ -288,12 +288,12 @@ def test_a_changed_identity_is_refused_and_named(tokens, tmp_path):
 def test_a_run_that_lost_its_manifest_or_its_checkpoints_is_not_begun_again(
     tokens, tmp_path
 ):
-    """Neither under another identity nor from step 1: nothing that is left of it is touched."""
+    """Neither under another identity nor from step 1; nothing that is left is changed."""
     experiment = _experiment(tokens, steps=4, checkpoint={"every": 2})
     final = train(experiment, str(tmp_path / "run"))
     assert final["skipped_updates"] == 0
     faster = dataclasses.replace(experiment, optimizer=config.Optimizer(peak_lr=0.1))
-    for lost, asked, sentence in (
+    for lost, wanted, sentence in (
         (
             ["manifest.json"],
             faster,
@@ -309,14 +309,10 @@ def test_a_run_that_lost_its_manifest_or_its_checkpoints_is_not_begun_again(
         shutil.copytree(tmp_path / "run", broken)
         for name in lost:
             (shutil.rmtree if (broken / name).is_dir() else os.unlink)(broken / name)
-        before = {
-            path: path.read_bytes() for path in broken.rglob("*") if path.is_file()
-        }
+        before = _files(broken)
         with pytest.raises(ConfigError, match=sentence):
-            train(asked, str(broken))
-        assert {
-            path: path.read_bytes() for path in broken.rglob("*") if path.is_file()
-        } == before
+            train(wanted, str(broken))
+        assert _files(broken) == before
     changed = read_record(epath.Path(tmp_path) / "run" / "final.json") | {
         "identity": "another"
     }
@@ -335,10 +331,8 @@ def test_a_run_most_of_whose_updates_were_left_out_has_diverged(tokens, tmp_path
         schedule={"kind": "constant", "warmup_steps": 0},
         execution={"max_skipped_updates": 10},
     )
-    with pytest.raises(
-        Diverged,
-        match=r"^4 of 5 updates were not finite, so this is no trained model: lower optimizer\.peak_lr$",
-    ):
+    problem = "^4 of 5 updates were not finite, so this is no trained model"
+    with pytest.raises(Diverged, match=rf"{problem}: lower optimizer\.peak_lr$"):
         train(experiment, str(tmp_path))
     assert not (tmp_path / "final.json").exists()
 
@@ -355,7 +349,7 @@ def test_a_second_live_process_is_turned_away_before_it_writes(tokens, tmp_path)
 def test_an_overtaken_attempt_stops_before_its_next_commit(
     tokens, tmp_path, monkeypatch
 ):
-    """As on object stores, where there is no lock: a newer attempt appears while the older one runs."""
+    """As on object stores, which have no lock: a newer one appears while it runs."""
     experiment = _experiment(tokens, steps=4, checkpoint={"every": 4})
     begun = evaluator
 
@@ -367,7 +361,7 @@ def test_an_overtaken_attempt_stops_before_its_next_commit(
     with pytest.raises(Fenced, match="attempt 2 took over"):
         train(experiment, str(tmp_path))
     assert not list((tmp_path / "checkpoints").iterdir())
-    assert json.loads((tmp_path / "status.json").read_text())["status"] == "running"
+    assert _status(tmp_path) == "running"
 
 
 def test_too_many_updates_that_are_not_finite_end_the_run(tokens, tmp_path):
@@ -380,7 +374,7 @@ def test_too_many_updates_that_are_not_finite_end_the_run(tokens, tmp_path):
     )
     with pytest.raises(Diverged, match=r"lower optimizer\.peak_lr"):
         train(experiment, str(tmp_path))
-    assert json.loads((tmp_path / "status.json").read_text())["status"] == "diverged"
+    assert _status(tmp_path) == "diverged"
     last = _lines(tmp_path)[-1]
     assert last["skipped_updates"] == 4
     assert last["grad_norm"] is None
@@ -471,19 +465,21 @@ def test_document_masking_trains(tokens, tmp_path):
 
 def test_room_is_looked_for_when_the_save_before_is_done(tokens, tmp_path, monkeypatch):
     """Otherwise a disk would have to hold one checkpoint more than are kept."""
-    sync, seen = files.sync_tree, []
-    monkeypatch.setattr(
-        files, "sync_tree", lambda folder: (time.sleep(0.3), sync(folder))
-    )
-    monkeypatch.setattr(
-        loop,
-        "check_room",
-        lambda folder, tree: seen.append(
-            sorted(os.listdir(folder)) if folder.exists() else []
-        ),
-    )
+    sync, checkpoints = files.sync_tree, []
+
+    def slow_sync(folder):
+        time.sleep(0.3)
+        sync(folder)
+
+    def check_room(folder, tree):
+        names = os.listdir(folder) if folder.exists() else []
+        checkpoints.append(sorted(names))
+
+    monkeypatch.setattr(files, "sync_tree", slow_sync)
+    monkeypatch.setattr(start, "check_room", check_room)
+    monkeypatch.setattr(loop, "check_room", check_room)
     train(_experiment(tokens, checkpoint={"every": 2, "keep": 1}), str(tmp_path))
-    assert seen == [[], [], ["2"], ["4"]]
+    assert checkpoints == [[], [], ["2"], ["4"]]
 
 
 def test_a_run_that_lacks_only_its_evaluation_needs_no_room_and_a_finished_one_nothing(

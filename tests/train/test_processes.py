@@ -1,4 +1,7 @@
-"""One run in several real processes: the same numbers, disjoint reads, common checkpoints, and a common end."""
+"""One run in several real processes.
+
+It has the same numbers, disjoint reads, common checkpoints, and a common end.
+"""
 
 import json
 import shutil
@@ -63,7 +66,10 @@ def _assert_same_run(lines, expected, tolerance=1e-5):
 
 @pytest.fixture(scope="module")
 def runs(tokens, tmp_path_factory):
-    """One experiment on four devices of 1, 2 and 4 processes, two of which JAX finds under Slurm; `reads-N-i` has what process i read."""
+    """One experiment on four devices of 1, 2 and 4 processes.
+
+    The two are found by JAX under Slurm. `reads-N-i` has what process i of N read.
+    """
     folder, port = tmp_path_factory.mktemp("runs"), process.free_port()
     experiment = _experiment(tokens)
 
@@ -155,9 +161,11 @@ def _order_of_windows(tokens) -> list[int]:
 
 
 def test_checkpoints_pass_from_four_processes_to_one_and_back(runs, tokens, tmp_path):
-    """What came after step 2 is taken away, as after a crash; one process goes on; then again after step 4, and four go on in another mesh.
+    """Without what came after step 2, as after a crash, one process resumes.
 
-    There, step 6 is one that the four saved, in which the share of process 2 is damaged: all must fall back to the same older one.
+    Then, without what came after step 4, four resume in another mesh. There, step 6 is
+    one that the four saved, in which the share of process 2 is damaged: all must fall
+    back to the same older one.
     """
     folder, _ = runs
     moved, damaged = tmp_path / "moved", tmp_path / "damaged"
@@ -171,9 +179,8 @@ def test_checkpoints_pass_from_four_processes_to_one_and_back(runs, tokens, tmp_
     (moved / "final.json").unlink()
     shutil.rmtree(moved / "checkpoints" / "6")
     damaged.rename(moved / "checkpoints" / "6")
-    for share in (
-        moved / "checkpoints" / "6" / "state" / "ocdbt.process_2" / "d"
-    ).iterdir():
+    shares = moved / "checkpoints" / "6" / "state" / "ocdbt.process_2" / "d"
+    for share in shares.iterdir():
         share.write_bytes(share.read_bytes()[:100])
     first, *_ = process.finish_all(
         process.start_several(
@@ -184,20 +191,17 @@ def test_checkpoints_pass_from_four_processes_to_one_and_back(runs, tokens, tmp_
     assert "restored step 4" in first
     assert [path.name for path in (moved / "quarantine").iterdir()] == ["6-0"]
     _assert_same_run(_lines(moved), _lines(folder / "1"))
-    assert sorted(path.name for path in (moved / "checkpoints").iterdir()) == [
-        "2",
-        "4",
-        "6",
-    ]
-    assert sorted(path.name for path in (moved / "attempts").iterdir()) == [
-        "0001.json",
-        "0002.json",
-        "0003.json",
-    ]
+    steps = sorted(path.name for path in (moved / "checkpoints").iterdir())
+    assert steps == ["2", "4", "6"]
+    attempts = sorted(path.name for path in (moved / "attempts").iterdir())
+    assert attempts == ["0001.json", "0002.json", "0003.json"]
 
 
 def test_sigterm_to_one_stops_all_and_a_second_job_is_turned_away(tokens, tmp_path):
-    """A mixture whose experts are spread over the processes; before the signal its numbers are those of one process."""
+    """With a mixture of experts, which are spread over the processes.
+
+    Before the signal its numbers are those of one process.
+    """
     endless = {
         "model": tiny_configs.MIXTURE,
         "schedule": {"kind": "constant"},
@@ -208,10 +212,9 @@ def test_sigterm_to_one_stops_all_and_a_second_job_is_turned_away(tokens, tmp_pa
     )
     pair = process.start_several(experiment, tmp_path / "pair", 2)
     process.wait_for_line(pair[0], tmp_path / "pair" / "metrics.jsonl", 4)
+    # Leaves the processor to the second job, and the directory to the first.
     for member in pair:
-        member.send_signal(
-            signal.SIGSTOP
-        )  # leaves the processor to the second job, and the directory to the first
+        member.send_signal(signal.SIGSTOP)
     for output in process.finish_all(
         process.start_several(experiment, tmp_path / "pair", 2), code=76
     ):
@@ -221,18 +224,14 @@ def test_sigterm_to_one_stops_all_and_a_second_job_is_turned_away(tokens, tmp_pa
     pair[1].send_signal(signal.SIGTERM)
     outputs = process.finish_all(pair, code=75)
     lines = _lines(tmp_path / "pair")
+    last = len(lines)
+    sentence = f"stopped at step {last} of 100000; run the same command to resume"
     for output in outputs:
-        assert (
-            f"stopped at step {len(lines)} of 100000; run the same command to go on"
-            in output
-        )
-    assert [path.name for path in (tmp_path / "pair" / "checkpoints").iterdir()] == [
-        str(len(lines))
-    ]
-    assert (
-        json.loads((tmp_path / "pair" / "status.json").read_text())["status"]
-        == "preempted"
-    )
+        assert sentence in output
+    steps = [path.name for path in (tmp_path / "pair" / "checkpoints").iterdir()]
+    assert steps == [str(last)]
+    status = json.loads((tmp_path / "pair" / "status.json").read_text())
+    assert status["status"] == "preempted"
 
     train(
         _experiment(tokens, steps=4, mesh=config.Mesh(1, 1, 4, 2), **endless),

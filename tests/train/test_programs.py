@@ -28,24 +28,22 @@ def test_only_the_programs_that_a_run_needs_are_compiled(every, needed):
 def test_a_step_that_is_too_large_is_refused_with_the_change_that_fits(
     tokens, tmp_path, monkeypatch
 ):
-    """The limit lies between what 1 and what 2 microbatches take; the advice is followed, and fits."""
+    """The limit lies between what 1 and what 2 microbatches take; the advice fits."""
     experiment = tiny_configs.experiment(
         steps=3,
         global_batch=64,
         data={"path": str(tokens)},
         execution={"remat": "full"},
     )
-    compiled = (
-        compile_steps(build(experiment, jax.devices())).steps[False].memory_analysis()
-    )
-    taken = compiled.argument_size_in_bytes + compiled.temp_size_in_bytes
+    compiled = compile_steps(build(experiment, jax.devices()))
+    analysis = compiled.steps[False].memory_analysis()
+    taken = analysis.argument_size_in_bytes + analysis.temp_size_in_bytes
     monkeypatch.setattr(
         programs, "_host_memory", lambda: 0.8 * taken * jax.local_device_count()
     )
-    with pytest.raises(
-        ConfigError,
-        match=r"a step takes .* GiB .* and a device has .*: try --config.execution.accumulation=2$",
-    ):
+    problem = "a step takes .* GiB .* and a device has .*"
+    remedy = r"try --config\.execution\.accumulation=2$"
+    with pytest.raises(ConfigError, match=f"{problem}: {remedy}"):
         train(experiment, str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
     halved = dataclasses.replace(

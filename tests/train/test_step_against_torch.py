@@ -9,7 +9,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,11 +16,11 @@ import scipy.stats
 
 from sparsecod_jax.pretrained.exporting import export
 from sparsecod_jax.pretrained.hf_tensors import tensors, to_theirs
-from tests.support import finishing, saved_runs, tiny_configs
+from tests.support import loaded_models, saved_runs, tiny_configs
 
 pytest.importorskip("torch", reason="the parity extra is not installed")
 pytest.importorskip("transformers", reason="the parity extra is not installed")
-torch_scores: Any = pytest.importorskip("torch_scores")
+from tests.support import torch_scores
 
 DENSE = dataclasses.replace(
     tiny_configs.MODEL, d_model=64, d_ff=192, vocab_size=300, init_std=0.1
@@ -62,7 +61,7 @@ def _relative(actual, expected) -> float:
 def _step_equals_torch(
     model, rows: int, microbatches: int, environment: dict, folder
 ) -> None:
-    run = saved_runs.run(folder / "run", model, finishing.sharpened(model))
+    run = saved_runs.run(folder / "run", model, loaded_models.sharpened(model))
     export(str(run.path), str(folder / "hf"))
     tokens = (
         np.random.default_rng(2)

@@ -33,33 +33,34 @@ def _run(body: str, patience: str = "1") -> subprocess.CompletedProcess:
     )
 
 
-def test_what_moves_goes_on_and_what_does_not_is_ended_with_its_stacks():
-    moving = _run(
-        'with watchdog.during("training"):\n    for _ in range(8):\n        time.sleep(0.5)\n        watchdog.step(0.001)'
-    )
+def test_what_moves_continues_and_what_does_not_is_ended_with_its_stacks():
+    moving = _run("""with watchdog.during("training"):
+    for _ in range(8):
+        time.sleep(0.5)
+        watchdog.step(0.001)""")
     assert (moving.returncode, moving.stdout) == (0, "went well\n")
-    stuck = _run(
-        'with watchdog.during("training"):\n    watchdog.step(0.001)\n    time.sleep(60)'
-    )
+    stuck = _run("""with watchdog.during("training"):
+    watchdog.step(0.001)
+    time.sleep(60)""")
     assert stuck.returncode == STUCK
-    assert (
-        "stuck while training: nothing happened for 1 s; run the same command to go on"
-        in stuck.stderr
-    )
+    sentence = "stuck while training: nothing happened for 1 s"
+    assert f"{sentence}; run the same command to resume" in stuck.stderr
     assert 'File "<string>", line 7' in stuck.stderr
 
 
 def test_a_step_may_take_ten_times_the_median_and_a_save_twelve_times_the_patience():
-    slow = _run(
-        'with watchdog.during("training"):\n    watchdog.step(0.6)\n    time.sleep(3)\nwith watchdog.during("saving"):\n    time.sleep(3)'
-    )
+    slow = _run("""with watchdog.during("training"):
+    watchdog.step(0.6)
+    time.sleep(3)
+with watchdog.during("saving"):
+    time.sleep(3)""")
     assert slow.returncode == 0, slow.stderr
 
 
 def test_the_first_step_may_take_as_long_as_compiling():
-    slow = _run(
-        'with watchdog.during("training"):\n    time.sleep(3)\n    watchdog.step(0.001)'
-    )
+    slow = _run("""with watchdog.during("training"):
+    time.sleep(3)
+    watchdog.step(0.001)""")
     assert slow.returncode == 0, slow.stderr
 
 
@@ -90,12 +91,11 @@ def test_after_other_errors_a_save_may_be_finished():
     assert "a library kept the process from closing its files" in stuck.stderr
 
 
-@pytest.mark.parametrize("told", ["soon", "0", "-3", "nan", "inf"])
-def test_a_patience_that_is_no_time_is_refused(monkeypatch, told):
-    monkeypatch.setenv(PATIENCE, told)
-    with pytest.raises(
-        ConfigError, match=f"{PATIENCE}={told} is not a number of seconds above 0"
-    ):
+@pytest.mark.parametrize("text", ["soon", "0", "-3", "nan", "inf"])
+def test_a_patience_that_is_no_time_is_refused(monkeypatch, text):
+    monkeypatch.setenv(PATIENCE, text)
+    sentence = f"{PATIENCE}={text} is not a number of seconds above 0"
+    with pytest.raises(ConfigError, match=sentence):
         Watchdog()
 
 

@@ -11,7 +11,8 @@ import pytest
 from etils import epath
 from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 
-from sparsecod_jax.storage.rundir import Attempt, RunDir
+from sparsecod_jax.storage.attempts import Attempt
+from sparsecod_jax.storage.rundir import RunDir
 from sparsecod_jax.train import curves
 from sparsecod_jax.train.writers import Writers, plain
 from tests.support import disks
@@ -74,12 +75,8 @@ def test_a_line_cut_off_by_a_crash_is_dropped_and_written_again(run):
         file.write('{"step": 5, "lo')
     _write(run, range(5, 7), restored=4, attempt="second")
     assert _steps(run) == [
-        (1, "first"),
-        (2, "first"),
-        (3, "first"),
-        (4, "first"),
-        (5, "second"),
-        (6, "second"),
+        *((step, "first") for step in range(1, 5)),
+        *((step, "second") for step in range(5, 7)),
     ]
     assert run.metrics.read_text().endswith("}\n")
 
@@ -90,7 +87,7 @@ def test_a_fresh_start_forgets_older_lines(run):
     assert _steps(run) == [(1, "second"), (2, "second")]
 
 
-def test_a_line_is_readable_while_the_run_goes_on(run):
+def test_a_line_is_readable_while_the_run_continues(run):
     writers = Writers(Attempt(run, 0))
     writers.begin(0)
     writers.write({"step": 1, "by": "live"}, tensorboard=False)
@@ -188,10 +185,8 @@ def test_curves_that_can_not_be_written_are_counted_and_the_next_ones_are_there(
     writers.write(BROKEN, tensorboard=True)
     writers.write({"step": 2, "loss": 1.5}, tensorboard=True)
     writers.close()
-    assert [line["step"] for line in run.read_metrics()] == [
-        1,
-        2,
-    ]  # metrics.jsonl is the truth and has both
+    # metrics.jsonl is the truth and has both.
+    assert [line["step"] for line in run.read_metrics()] == [1, 2]
     assert _scalars(run) == {(2, "loss"): 1.5}
     warnings = capsys.readouterr().err
     assert warnings.count("TensorBoard's files can't be written") == 1
@@ -220,7 +215,7 @@ def small_disk(tmp_path):
 
 
 def test_lines_that_find_no_room_wait_for_it(small_disk, capsys):
-    """Nothing is cut in two; the warning comes once; when there is room again all lines are there."""
+    """Nothing is cut in two, the warning comes once, and with room all lines are there."""
     run = RunDir(epath.Path(small_disk / "run"))
     run.path.mkdir()
     writers = Writers(Attempt(run, 0))
@@ -242,12 +237,8 @@ def test_lines_that_find_no_room_wait_for_it(small_disk, capsys):
     writers.write({"step": 200, "loss": 1.0}, tensorboard=False)
     assert [line["step"] for line in run.read_metrics()] == list(range(1, 201))
     writers.close()
-    assert (
-        capsys.readouterr().err.count(
-            "metrics.jsonl can't be written (No space left on device): training goes on"
-        )
-        == 1
-    )
+    problem = "metrics.jsonl can't be written (No space left on device)"
+    assert capsys.readouterr().err.count(f"{problem}: training continues") == 1
 
 
 def test_lines_that_never_find_room_are_counted_at_the_end(small_disk, capsys):
@@ -259,10 +250,9 @@ def test_lines_that_never_find_room_are_counted_at_the_end(small_disk, capsys):
     for step in range(1, 100):
         writers.write({"step": step, "long": [step] * 100}, tensorboard=False)
     writers.close()
-    assert (
-        f"metrics.jsonl lacks {99 - len(run.read_metrics())} lines that found no room"
-        in capsys.readouterr().err
-    )
+    lost = 99 - len(run.read_metrics())
+    warnings = capsys.readouterr().err
+    assert f"metrics.jsonl lacks {lost} lines that found no room" in warnings
 
 
 def test_without_lines_no_evaluation_is_missed(run):

@@ -1,4 +1,7 @@
-"""One training step of a mixture of experts: devices that share out the experts, and the auxiliary losses in loss and gradient."""
+"""One training step of a mixture of experts.
+
+Devices share out the experts; auxiliary losses act on the gradient and not on the loss.
+"""
 
 import dataclasses
 
@@ -131,7 +134,7 @@ def test_auxiliary_losses_weigh_the_same_in_every_block():
 
 
 def _auxiliary(model, load, z):
-    """The gradient of the auxiliary losses of a batch, summed block by block; also the statistics."""
+    """The gradient of a batch's auxiliary losses, summed block by block; the statistics."""
     apply = Transformer(
         model, config.Kernels(attention="reference", remat="none")
     ).apply
@@ -168,12 +171,13 @@ def test_what_the_weights_add_to_the_gradient_is_a_sum_over_blocks():
 
 
 def test_accumulation_averages_the_auxiliary_losses_of_microbatches():
-    """The load-balance loss of a batch is not the mean of those of its parts; the cross-entropy and the z-loss are sums over tokens."""
+    """Not so the others: the cross-entropy and the z-loss are sums over tokens.
+
+    The load-balance loss of a batch is not the mean of those of its parts.
+    """
     with jax.enable_x64():
         params = tiny_configs.init(EXACT, dtype=jnp.float64)
-        batch = Batch(
-            stepping.tokens(), weights=np.ones((8, 32)) * np.arange(1, 9)[:, None]
-        )
+        batch = Batch(stepping.tokens())
         loss, grads, stats = _compute(_weighted(EXACT, 0.0, 0.0))(params, batch)
         loss_4, grads_4, stats_4 = _compute(_weighted(EXACT, 0.5, 0.0), accumulation=4)(
             params, batch

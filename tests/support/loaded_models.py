@@ -1,4 +1,4 @@
-"""Finished models for tests: tiny, with any tokenizer, on any mesh."""
+"""Loaded models for tests: tiny, with any tokenizer, on any mesh."""
 
 from typing import Any, cast
 
@@ -14,10 +14,14 @@ from sparsecod_jax.pretrained.load import LoadedModel, ModelSource
 from tests.support import tiny_configs
 
 SHARPER = 4  # factor of the head, so that predictions differ from a uniform guess
+STEP = 3
 
 
 class Letters:
-    """One id a character, 32 for a space as in ASCII; the end of a document is never written, the start is 1."""
+    """A tokenizer with one id per character, as in ASCII, so 32 for a space.
+
+    The end of a document is never written, and the start is 1.
+    """
 
     eos_id, start_id, vocab_size, before = 1000, 1, 128, ()
 
@@ -32,11 +36,11 @@ class Letters:
 
 def sharpened(model: config.Model, seed: int = 0) -> Any:
     """Parameters whose losses differ."""
-    made = tiny_configs.init(model, seed)
-    return jax.device_get(made | {"head": SHARPER * made["head"]})
+    params = tiny_configs.init(model, seed)
+    return jax.device_get(params | {"head": SHARPER * params["head"]})
 
 
-def finished(
+def load(
     params: Any = None,
     model: config.Model = tiny_configs.MODEL,
     *,
@@ -44,20 +48,20 @@ def finished(
     max_seq_len: int = 64,
     tokenizer: Any = None,
 ) -> LoadedModel:
-    """A finished model on a mesh of these sizes."""
+    """A loaded model on a mesh of these sizes."""
     mesh = make_mesh(config.Mesh(*sizes), jax.devices()[: int(np.prod(sizes))])
     net = Transformer(model, config.Kernels(attention="xla", remat="none"))
-    boxed = jax.eval_shape(
-        net.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 8), np.int32)
-    )["params"]
-    params = sharpened(model) if params is None else params
-    placed = jax.tree.map(jax.device_put, params, tree_shardings(mesh, boxed))
+    tokens_BT = jax.ShapeDtypeStruct((1, 8), np.int32)
+    boxed = jax.eval_shape(net.init, jax.random.key(0), tokens_BT)["params"]
+    if params is None:
+        params = sharpened(model)
+    on_mesh = jax.tree.map(jax.device_put, params, tree_shardings(mesh, boxed))
     source = ModelSource(
-        epath.Path("tiny"),
-        model,
-        max_seq_len,
-        None,
-        lambda abstract: (3, params),
-        lambda: cast(Any, tokenizer or Letters()),
+        path=epath.Path("tiny"),
+        model=model,
+        max_seq_len=max_seq_len,
+        experiment=None,
+        restore=lambda abstract: (STEP, params),
+        tokenizer=lambda: cast(Any, tokenizer or Letters()),
     )
-    return LoadedModel(source, net, nn.unbox(placed), mesh, 3, "digest")
+    return LoadedModel(source, net, nn.unbox(on_mesh), mesh, STEP, "digest")
