@@ -13,6 +13,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from tests.support import emulator, process
+
 ROOT = Path(__file__).resolve().parents[1]
 POD = ("--image=registry/image:tag", "--topology=v5p:4x4x4", "--data=gs://bucket/data")
 LAUNCHERS = {
@@ -108,10 +110,12 @@ def test_a_study_is_known_by_name(trained, installed):
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_launchers_render(launcher, trained, installed):
+    pytest.importorskip("gcp_storage_emulator")
     module = f"sparsecod_jax.launch.{launcher}"
     options = [word.format(study=trained / "study") for word in LAUNCHERS[launcher]]
     command = (installed / "python", "-P", "-m", module, "render", "--sweep=depth:nano")
-    rendered = _run(*command, *options, cwd=trained)
+    with emulator.running(process.free_port()):
+        rendered = _run(*command, *options, cwd=trained)
     assert "depth-32-s0" in rendered
 
 
