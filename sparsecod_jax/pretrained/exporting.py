@@ -140,6 +140,12 @@ def _write_weights(
     itemsize = np.dtype(DTYPES[dtype]).itemsize
     shards = list(_shards(model, itemsize, shard_bytes))
     leaves = dict(zip(names(params), jax.tree.leaves(params), strict=True))
+    left_out = leaves.keys() - {tensor.path for tensor in tensors(model)}
+    if left_out:
+        raise ConfigError(
+            f"no tensor of the stock architecture holds {', '.join(sorted(left_out))}:"
+            " such a model can't be exported"
+        )
     file_of, digests = {}, {}
     for number, shard in enumerate(shards):
         # The arrays of one file are in memory at a time.

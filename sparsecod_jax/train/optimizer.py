@@ -16,9 +16,9 @@ from sparsecod_jax.storage.digest import names
 GROUPS = {
     "embedding": r"^embedding",
     "head": r"^head",
-    "matrices": r"^blocks/(attention|ffn)/(?!router)",
+    "matrices": r"^blocks/(attention|ffn)/(?!router|.*norm/)",
     "router": r"^blocks/ffn/router",
-    "norms": r"^(final_norm|blocks/(attention|ffn)_norm)/",
+    "norms": r"norm/",
 }
 assert tuple(GROUPS) == config.PARAMETER_GROUPS
 
