@@ -16,7 +16,11 @@ from packaging.version import Version
 from tests.support import emulator, process
 
 ROOT = Path(__file__).resolve().parents[1]
-POD = ("--image=registry/image:tag", "--topology=v5p:4x4x4", "--data=gs://bucket/data")
+POD = (
+    "--image=registry/image:tag",
+    "--topology=v5p:4x4x4",
+    "--data_path=gs://bucket/data",
+)
 LAUNCHERS = {
     "slurm": ("--workdir={study}", "--topology=h100:1x8"),
     "jobset": ("--workdir=gs://bucket/study", *POD),
