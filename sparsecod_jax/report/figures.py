@@ -36,7 +36,7 @@ ROUTER = {
     "gate_sum": (
         "Gate mass",
         "sum of a token's gates",
-        "What the softmax gives to the chosen experts, mean over tokens.",
+        "Probability that the softmax gives to the chosen experts, mean over tokens.",
     ),
     "gate_square_sum": (
         "Squared gate mass",
@@ -65,7 +65,7 @@ def loss(runs: list[RunData]) -> Figure:
         "Training loss",
         "Lower is better; each point is one batch.",
         "step",
-        "nats a token",
+        "nats per token",
         curves,
     )
 
@@ -91,7 +91,7 @@ def held_out(runs: list[RunData]) -> Figure:
         "Held-out loss",
         "On documents never trained on, at one length for all runs.",
         "step",
-        "nats a token",
+        "nats per token",
         curves,
     )
 
@@ -110,7 +110,7 @@ def variance_against_step(runs: list[RunData]) -> Figure:
 
 
 def variance_against_layer(runs: list[RunData]) -> Figure:
-    reading = "Dashed: first step. Solid: last step. A steep solid line means that late blocks add little to a large stream."
+    reading = "Dashed: first step. Solid: last step. A steep solid line means that late blocks add little to a large residual stream."
     return _profile(
         runs,
         "variance/residual",
@@ -122,7 +122,9 @@ def variance_against_layer(runs: list[RunData]) -> Figure:
 
 
 def branches(runs: list[RunData]) -> list[Figure]:
-    reading = "What the branch itself writes into the stream, before the addition."
+    reading = (
+        "What the branch itself writes into the residual stream, before the addition."
+    )
     return [
         _profile(
             runs,
@@ -137,12 +139,12 @@ def branches(runs: list[RunData]) -> list[Figure]:
 
 
 def cosine(runs: list[RunData]) -> Figure:
-    reading = "0: the update is orthogonal to the stream; negative: it removes; positive: it repeats what is there."
+    reading = "0: the update is orthogonal to the residual stream; negative: it removes what is there; positive: it repeats it."
     return _profile(
         runs,
         "cosine/update",
         "Update cosine against layer",
-        "cos(stream, update)",
+        "cos(residual stream, update)",
         reading,
     )
 

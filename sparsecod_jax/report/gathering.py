@@ -61,7 +61,7 @@ def gather(root: epath.Path) -> Found:
             f"; {name} is left out: {reason}" for name, reason in left_out.items()
         )
         raise ConfigError(
-            f"{root} holds no run{others}: give a --workdir that `sparsecod train` wrote, or a folder of them"
+            f"{root} holds no run{others}: give a --workdir that `sparsecod train` wrote, or a folder of such runs"
         )
     return Found(studies, runs, left_out)
 

@@ -31,7 +31,7 @@ th:first-child, td:first-child { text-align: left; min-width: 6rem; } td.bad { c
 """
 
 # Stands there until all figures are drawn.
-WAITING = '<p id="waiting">Figures need a browser of 2023 or later with scripts allowed; report.md has them as pictures.</p>'
+WAITING = '<p id="waiting">The figures need a browser from 2023 or later with JavaScript enabled; report.md has them as images.</p>'
 # Plotly alone has 4.6 MB of code: packed, a page is small enough to mail and to commit.
 UNPACK = """
 const bytes = Uint8Array.from(atob("%s"), (letter) => letter.charCodeAt(0));

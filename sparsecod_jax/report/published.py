@@ -10,14 +10,14 @@ TITLES = {
     "tables/depth_scores": "Scores against depth",
     "tables/weight_decay": "Weight decay",
     "tables/sequence_length": "Training length",
-    "tables/gqa": "Query heads a key/value head (G)",
-    "tables/moe": "Dense models and mixtures",
+    "tables/gqa": "Query heads per key/value head (G)",
+    "tables/moe": "Dense models and mixtures of experts",
     "tables/recipe_ladder": "The recipe, step by step",
     "curves/last_layer_variance_by_step/depth": "Variance of the last block, by depth",
     "curves/last_layer_variance_by_step/weight_decay": "Variance of the last block, by weight decay",
     "curves/last_layer_variance_by_step/sequence_length": "Variance of the last block, by training length",
-    "curves/last_layer_variance_by_step/gqa": "Variance of the last block, by query heads a key/value head",
-    "curves/last_layer_variance_by_step/moe": "Variance of the last block, dense models and mixtures",
+    "curves/last_layer_variance_by_step/gqa": "Variance of the last block, by query heads per key/value head",
+    "curves/last_layer_variance_by_step/moe": "Variance of the last block, dense models and mixtures of experts",
     "curves/jacobian_distance_by_block": "Distance of the Jacobian from the identity, by depth",
 }
 # What a published column is called in our runs; accuracy comes from `sparsecod eval`, after a study.
@@ -31,9 +31,10 @@ COLUMNS = {
     "permutation": {"permutation": "scores/permutation/score"},
 }
 MEANINGS = (
-    "perplexity at the study's evaluation length, the published one at each run's own",
-    "usefulness is the share of blocks whose affine map raises the loss by more than 10 %, with the map as fitted and on other sequences,"
-    " and then as the paper's code does it, with the transposed map and in sample",
+    "perplexity at the study's evaluation length; the published one at each run's own length",
+    "usefulness is the share of blocks whose affine map raises the loss by more than"
+    " 10 %: first with the map as fitted, on other sequences, then as in the paper's"
+    " code, with the transposed map and in sample",
     "the paper's causal score may leave out the last block of dense models",
 )
 AXES = {
@@ -52,7 +53,7 @@ def source() -> Part:
     """Where the numbers are from, and what they can't carry."""
     found = _read()
     return Text(
-        f"Published: {found['source']}. To be kept in mind: {'; '.join(found['cautions'])}.",
+        f"Published: {found['source']}. Cautions: {'; '.join(found['cautions'])}.",
         small=True,
     )
 
@@ -60,7 +61,7 @@ def source() -> Part:
 def table(name: str) -> Table:
     """A published table as it is."""
     rows = _read()["tables"][name.removeprefix("tables/")]
-    meanings = ["one seed a row; read it for its order"]
+    meanings = ["one seed per row; compare orderings, not values"]
     return Table(
         list(rows[0]),
         [[_cell(value) for value in row.values()] for row in rows],
@@ -97,7 +98,7 @@ def curves(name: str) -> Figure:
                 dashed=True,
             )
         )
-    reading = "Read off the paper's figure. Compare shapes and orderings, not sizes, in which the paper's own figures differ."
+    reading = "Read off the paper's figure. Compare shapes and orderings, not magnitudes: the paper's own figures differ in them."
     return Figure(
         f"{TITLES[name]}, published", reading, x_label, y_label, series, log_y=True
     )

@@ -38,7 +38,7 @@ def load_run(run: RunDir, name: str | None = None) -> RunData:
     described = read_record(run.config)
     if "architectures" in described:
         raise ConfigError(
-            f"{run.path} holds a model of Hugging Face and no run: make one of it with `sparsecod import`"
+            f"{run.path} is a Hugging Face model folder, not a run: make one from it with `sparsecod import`"
         )
     try:
         return RunData(
@@ -61,7 +61,7 @@ def _scores(run: RunDir) -> dict[str, Any] | None:
         return None
     found = read_record(run.analysis.scores)
     if "jacobian" in found and "computed_with" not in found:
-        sentence = "its Jacobian is of an earlier version, perhaps of a faulty compiler, and is left out"
+        sentence = "its Jacobian is from an earlier version, perhaps from a faulty compiler, and is left out"
         command = f"sparsecod analyze --workdir={run.path}"
         print(
             f"{shown(str(run.path))}: {sentence}: run `{shown(command)}`",

@@ -55,10 +55,12 @@ def _answer(study: StudyData) -> list[str]:
 
 def _central(studies: list[StudyData]) -> list[Part]:
     reading = (
-        "Density is attention density times the share of weights that are not near zero times the share of experts that a token uses."
-        " The paper's claim: the less dense, the smaller the variance of the last block, and the more useful its blocks. Studies differ in"
-        " more than density, and in the length of the sequences that are scored, so a correlation across them is no effect. A run that"
-        " studies share counts once across all."
+        "Density is attention density times the share of weights that are not near zero"
+        " times the share of experts that a token uses. The paper's claim: the less dense,"
+        " the smaller the variance of the last block, and the more useful its blocks."
+        " Studies differ in more than density, and in the length of the sequences that are"
+        " scored, so a correlation across studies does not show an effect of density."
+        " A run that several studies share counts once across all."
     )
     figures: list[Part] = []
     against_variance = [(VARIANCE, score) for score in SCORES]
@@ -66,7 +68,7 @@ def _central(studies: list[StudyData]) -> list[Part]:
         clouds = [cloud for study in studies if (cloud := _cloud(study, x, y)).x]
         title, points = (
             f"{y.capitalize()} against {x}",
-            "One point a run, a colour a study.",
+            "One point per run, one colour per study.",
         )
         figures.append(
             Figure(
@@ -135,8 +137,8 @@ def _correlations(studies: list[StudyData]) -> Table:
             [name, *(_spearman(_both(points.values(), a, b)) for a, b in pairs)]
         )
     meanings = [
-        "-1 opposite order, 1 the same order",
-        "in brackets the runs; as seeds of an arm are not independent, no p is given",
+        "-1: reverse order, 1: same order",
+        "number of runs in brackets; seeds of an arm are not independent, so no p-value is given",
     ]
     return Table(["study", *(f"{a} and {b}" for a, b in pairs)], rows, meanings)
 

@@ -116,7 +116,7 @@ def document(study: StudyData) -> Document:
         _protocol(study),
     ]
     parts += [
-        Heading("What was claimed"),
+        Heading("Claims"),
         *_claims(study, verdicts),
         Heading("Arms"),
         _arms(study),
@@ -124,7 +124,7 @@ def document(study: StudyData) -> Document:
     ]
     if study.described["published"]:
         parts += [
-            Heading("Beside the published numbers"),
+            Heading("Comparison with the published numbers"),
             published.source(),
             *_beside_published(study),
         ]
@@ -138,7 +138,7 @@ def answer(study: StudyData, verdicts: list[Verdict]) -> str:
         return f"This study tests no claim. Bits per byte: {', '.join(f'{arm} {loss}' for arm, loss in losses.items())}."
     tested = [verdict for verdict in verdicts if verdict.pairs]
     found = []
-    for outcome in ("seen", "opposite", "undecided"):
+    for outcome in ("supported", "contradicted", "undecided"):
         named = [_brief(verdict) for verdict in tested if verdict.outcome == outcome]
         found.append(
             f"{outcome.capitalize()}: {'; '.join(named) if named else 'none'}."
@@ -200,11 +200,12 @@ def _protocol(study: StudyData) -> Table:
 
 def _claims(study: StudyData, verdicts: list[Verdict]) -> list[Part]:
     if not verdicts:
-        return [Text("Nothing: this study chooses a setting.")]
+        return [Text("None: this study chooses a setting.")]
     reading = (
-        f"Paired differences over seeds with a {CONFIDENCE:.0%} t-interval. Seen: the interval is on the claimed side and the mean is at"
-        f" least the smallest effect that counts; opposite: the same on the other side. Of {len(verdicts)} intervals"
-        f" {(1 - CONFIDENCE) * len(verdicts):.1g} would leave zero out by chance alone."
+        f"Paired differences over seeds with a {CONFIDENCE:.0%} t-interval. Supported: the interval is on the"
+        f" claimed side and the mean is at least the minimum effect of interest;"
+        f" contradicted: the same on the other side. Of {len(verdicts)} intervals about"
+        f" {(1 - CONFIDENCE) * len(verdicts):.1g} would exclude zero by chance alone."
     )
     columns = (
         "claim",
@@ -213,7 +214,7 @@ def _claims(study: StudyData, verdicts: list[Verdict]) -> list[Part]:
         "than",
         "effect",
         "interval",
-        "counts from",
+        "minimum effect of interest",
         "by seed",
         "why undecided",
     )
@@ -232,7 +233,7 @@ def _claim_row(verdict: Verdict) -> list[str]:
     )
     smallest = f"{'x ' if claim.ratio else ''}{claim.smallest:g}"
     outcome = (
-        Alarm(verdict.outcome) if verdict.outcome == "opposite" else verdict.outcome
+        Alarm(verdict.outcome) if verdict.outcome == "contradicted" else verdict.outcome
     )
     by_seed = {
         seed: _difference(claim, a / b if claim.ratio else a - b)
@@ -311,7 +312,7 @@ def _mechanism(study: StudyData) -> list[Part]:
                 clouds.append(Series(arm, arm, x, y, points=True, names=names))
             else:
                 without.append(arm)
-        reading = "One point a run. Where the mechanism is the cause, arms with more of it lie apart in variance too."
+        reading = "One point per run. If the mechanism is the cause, arms that differ in it differ in variance too."
         lacking = f" Without a value: {', '.join(without)}." if without else ""
         if len(clouds) > 1:
             drawn.append(
@@ -361,7 +362,7 @@ def _our_curves(study: StudyData, name: str) -> Figure:
             series.append(
                 Series(run.name, arm, list(range(1, len(distances) + 1)), distances)
             )
-    reading = "Ours, every run; arms have a colour each."
+    reading = "Our runs, one colour per arm."
     return Figure(
         f"{published.TITLES[name]}, ours",
         reading,
@@ -386,12 +387,10 @@ def _runs(study: StudyData) -> list[Part]:
         return parts
     seed = min(seed for _, seed in study.shown)
     first = [run for (_, its), run in study.shown.items() if its == seed]
-    note = (
-        f"Of seed {seed}; `sparsecod report` on a run's own directory draws the others."
-    )
+    note = f"Runs of seed {seed}; `sparsecod report` on a run's own directory draws the others."
     return [
         *parts,
-        Heading("How they learned"),
+        Heading("Training"),
         Text(note, small=True),
         *figures.overview(first),
         *_contribution(first),

@@ -1,4 +1,4 @@
-"""Was what a study claimed seen? Paired differences between two arms over seeds, with a t-interval."""
+"""Do the runs support what a study claims? Verdicts: paired differences between two arms over seeds, with a t-interval."""
 
 import dataclasses
 from typing import Literal
@@ -11,7 +11,7 @@ from sparsecod_jax.report.runs import RunData
 from sparsecod_jax.study.study import Claim
 
 CONFIDENCE = 0.95
-Outcome = Literal["seen", "opposite", "undecided"]
+Outcome = Literal["supported", "contradicted", "undecided"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,8 +31,9 @@ class Verdict:
 def judge(claim: Claim, runs: dict[tuple[str, int], RunData]) -> Verdict:
     """Decides a claim from the finished runs, by arm and seed.
 
-    Seen: the whole interval lies on the claimed side and the mean is at least the smallest effect that counts. Opposite: the same on the
-    other side. Undecided: all else. Of a ratio the logarithms are compared.
+    Supported: the whole interval lies on the claimed side and the mean is at least the
+    minimum effect of interest. Contradicted: the same on the other side. Undecided: all
+    else. For a ratio the logarithms are compared.
     """
     pairs = {}
     for seed in sorted({seed for _, seed in runs}):
@@ -59,9 +60,9 @@ def judge(claim: Claim, runs: dict[tuple[str, int], RunData]) -> Verdict:
     )
     low, high = mean - half, mean + half
     outcome: Outcome = (
-        "seen"
+        "supported"
         if low > 0 and mean >= smallest
-        else "opposite"
+        else "contradicted"
         if high < 0 and mean <= -smallest
         else "undecided"
     )
@@ -73,7 +74,7 @@ def judge(claim: Claim, runs: dict[tuple[str, int], RunData]) -> Verdict:
 
 def _why_undecided(low: float, high: float, smallest: float) -> str:
     if -smallest < low and high < smallest:
-        return "smaller than what counts"
+        return "smaller than the minimum effect of interest"
     if low > 0 or high < 0:
-        return "there is an effect, but whether it is one that counts is open"
-    return "the interval holds no effect and a large one alike"
+        return "there is an effect, but it may be below the minimum effect of interest"
+    return "the interval includes both no effect and a large one"

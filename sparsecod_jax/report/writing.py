@@ -1,4 +1,4 @@
-"""Which report does a folder get? The verb `report`."""
+"""Which report does a folder get? The subcommand `report`."""
 
 import dataclasses
 
@@ -60,7 +60,7 @@ def _check_can_write(target: epath.Path, option: str, root: epath.Path) -> None:
         )
     except ConfigError as error:
         raise ConfigError(
-            f"the report has no place ({error}): give --out, a folder that may be written"
+            f"the report can't be written ({error}): give --out, a folder that can be written"
         ) from error
     if target.exists() and not target.is_dir():
         raise ConfigError(f"{target} is a file: choose another {option}, a folder")
@@ -75,7 +75,7 @@ def _check_replaces_a_report(target: epath.Path, with_text: bool) -> None:
     names = [written, text, text.parent / markdown.FOLDER] if with_text else [written]
     for path in names:
         if path.exists():
-            said = f"{shown(path)} is there and no report of ours"
+            said = f"{shown(path)} exists and is not a report that sparsecod wrote"
             raise ConfigError(f"{said}: move it away, or give --out, another folder")
 
 
@@ -94,7 +94,7 @@ def _drawn(root: epath.Path, found: Found) -> tuple[Document, str, Found]:
             raise  # not by the fault of one of them
         if not kept.studies and not kept.runs:
             raise ConfigError(
-                f"nothing of {root} can be drawn ({gist(error)}): restore it from a copy"
+                f"nothing in {root} can be drawn ({gist(error)}): restore it from a copy"
             ) from error
         document = _document(root, kept)
         return document, page.render(document), kept
@@ -144,7 +144,7 @@ def _document(root: epath.Path, found: Found) -> Document:
     if found.studies:
         parts += studies.document(root.name, found.studies).parts
     if found.studies and found.runs:
-        parts.append(Heading("Runs of no study"))
+        parts.append(Heading("Runs outside the studies"))
     if found.runs:
         parts += overview.document(root.name, found.runs).parts
     if found.left_out:

@@ -51,7 +51,7 @@ def test_one_figure_has_the_runs_of_all_studies(folder):
     assert [len(series.x) for series in figure.series] == [6, 6]
     assert figure.series[0].y[0] == pytest.approx(10.0)
     assert any(
-        "a correlation across them is no effect" in part.text
+        "a correlation across studies does not show an effect" in part.text
         for part in document.parts
         if isinstance(part, Text)
     )

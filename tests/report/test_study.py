@@ -38,8 +38,8 @@ def _noise(run):
 
 
 STUDIES = {
-    "present": (_numbers(3.0), "seen"),
-    "reversed": (_numbers(1 / 3), "opposite"),
+    "present": (_numbers(3.0), "supported"),
+    "reversed": (_numbers(1 / 3), "contradicted"),
     "noise": (_noise, "undecided"),
 }
 
@@ -63,9 +63,9 @@ def test_says_what_the_numbers_say(numbers, outcome, tmp_path):
     deeper, better = claims.rows
     assert deeper[:2] == [study_dirs.DEEPER.text, outcome]
     assert better[:2] == [study_dirs.BETTER.text, "undecided"]
-    assert isinstance(deeper[1], Alarm) == (outcome == "opposite")
+    assert isinstance(deeper[1], Alarm) == (outcome == "contradicted")
     headline = _texts(document)[0]
-    for word in ("seen", "opposite", "undecided"):
+    for word in ("supported", "contradicted", "undecided"):
         part = re.search(rf"{word}: (.*?)\.(?: [A-Z]|$)", headline, re.IGNORECASE)
         assert part
         assert (study_dirs.DEEPER.text in part[1]) == (word == outcome), headline
@@ -216,7 +216,7 @@ def test_a_jacobian_of_an_earlier_version_is_left_out_and_named(tmp_path, capsys
     )
     said = capsys.readouterr().err
     assert (
-        "flat-s0: its Jacobian is of an earlier version, perhaps of a faulty compiler"
+        "flat-s0: its Jacobian is from an earlier version, perhaps from a faulty compiler"
         in said
     )
     assert "run `sparsecod analyze --workdir=" in said

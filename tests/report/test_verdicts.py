@@ -46,7 +46,7 @@ def test_a_ratio_is_compared_by_logarithms(tmp_path):
     expected = scipy.stats.ttest_rel(np.log(deep), np.log(flat)).confidence_interval(
         0.95
     )
-    assert verdict.outcome == "seen"
+    assert verdict.outcome == "supported"
     assert verdict.effect == pytest.approx(np.exp(np.log(deep / flat).mean()))
     assert verdict.interval == pytest.approx(
         (np.exp(expected.low), np.exp(expected.high))
@@ -54,37 +54,37 @@ def test_a_ratio_is_compared_by_logarithms(tmp_path):
 
 
 CASES = {  # flat, deep -> outcome, why
-    "present": ([2.5, 2.6, 2.7], [2.0, 2.1, 2.22], "seen", ""),
-    "reversed": ([2.0, 2.1, 2.22], [2.5, 2.6, 2.7], "opposite", ""),
+    "present": ([2.5, 2.6, 2.7], [2.0, 2.1, 2.22], "supported", ""),
+    "reversed": ([2.0, 2.1, 2.22], [2.5, 2.6, 2.7], "contradicted", ""),
     "noise": (
         [2.0, 2.5, 2.2],
         [2.4, 2.1, 2.2],
         "undecided",
-        "the interval holds no effect and a large one alike",
+        "the interval includes both no effect and a large one",
     ),
     "large but unsure": (
         [2.9, 2.1, 2.4],
         [2.0, 2.1, 2.2],
         "undecided",
-        "the interval holds no effect and a large one alike",
+        "the interval includes both no effect and a large one",
     ),
     "large, unsure and reversed": (
         [2.0, 2.1, 2.2],
         [2.9, 2.1, 2.4],
         "undecided",
-        "the interval holds no effect and a large one alike",
+        "the interval includes both no effect and a large one",
     ),
     "sure but small": (
         [2.05, 2.15, 2.25],
         [2.0, 2.1, 2.2001],
         "undecided",
-        "smaller than what counts",
+        "smaller than the minimum effect of interest",
     ),
     "sure, but of open size": (
         [2.0, 2.1, 2.2],
         [1.94, 2.0, 2.099],
         "undecided",
-        "there is an effect, but whether it is one that counts is open",
+        "there is an effect, but it may be below the minimum effect of interest",
     ),
     "one seed": ([2.5], [2.0], "undecided", "one seed gives no interval"),
 }
