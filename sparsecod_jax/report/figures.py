@@ -117,17 +117,13 @@ def branches(runs: list[RunData]) -> list[Figure]:
     reading = (
         "What the branch itself writes into the residual stream, before the addition."
     )
-    return [
-        _profile(
-            runs,
-            f"variance/{name}",
-            f"{title} variance against layer",
-            f"variance of the {title} branch",
-            reading,
-            log_y=True,
-        )
-        for name, title in (("attention", "Attention"), ("ffn", "FFN"))
-    ]
+    drawn = []
+    for name, branch in (("attention", "Attention"), ("ffn", "FFN")):
+        title = f"{branch} variance against layer"
+        unit = f"variance of the {branch} branch"
+        metric = f"variance/{name}"
+        drawn.append(_profile(runs, metric, title, unit, reading, log_y=True))
+    return drawn
 
 
 def cosine(runs: list[RunData]) -> Figure:

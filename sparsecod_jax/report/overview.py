@@ -75,7 +75,7 @@ def _row(run: RunData) -> list[str]:
     final = run.final or {}
     model = run.config["model"]
     tokens = run.lines[-1]["tokens"] if run.lines else 0
-    # A run that took no time, as an imported one, has a dash.
+    # No measured time is a dash, not 0.
     minutes = final.get("seconds", 0) / 60 or None
     size = counts.parameters(config.from_dict(model, config.Model))
     return [
