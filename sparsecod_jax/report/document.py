@@ -4,7 +4,7 @@ Report documents: plain data, which `page.py` writes as HTML and `markdown.py` a
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 # Of the groups of a figure, in order.
 COLOURS = (
@@ -117,6 +117,16 @@ class Document:
 
     title: str
     parts: list[Part]
+
+
+def coloured(series: Sequence[Series]) -> Iterator[tuple[Series, str, int]]:
+    """Each series with the colour of its group and its number within the group."""
+    groups = list(dict.fromkeys(each.group for each in series))
+    drawn = dict.fromkeys(groups, 0)
+    for each in series:
+        colour = COLOURS[groups.index(each.group) % len(COLOURS)]
+        yield each, colour, drawn[each.group]
+        drawn[each.group] += 1
 
 
 def number(value: float | None, style: str | None = None) -> str:
