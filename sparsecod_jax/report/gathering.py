@@ -12,7 +12,7 @@ from etils import epath
 from sparsecod_jax.config.python_file import gist
 from sparsecod_jax.errors import ConfigError, SparsecodError
 from sparsecod_jax.report.runs import RunData, load_run
-from sparsecod_jax.report.study import StudyData, load_study
+from sparsecod_jax.report.study_data import StudyData, load_study
 from sparsecod_jax.storage.rundir import RunDir
 from sparsecod_jax.study.study_dir import StudyDir, is_begun
 

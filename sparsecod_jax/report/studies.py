@@ -18,7 +18,8 @@ from sparsecod_jax.report.document import (
     Text,
 )
 from sparsecod_jax.report.measures import measure
-from sparsecod_jax.report.study import PROBE_VARIANCE, StudyData, answer, progress
+from sparsecod_jax.report.study import PROBE_VARIANCE, answer, progress
+from sparsecod_jax.report.study_data import StudyData
 from sparsecod_jax.report.verdicts import judge
 
 DENSITY, VARIANCE, USEFULNESS = "density", "last-block variance", "usefulness"

@@ -13,7 +13,7 @@ from sparsecod_jax.report import markdown, overview, page, studies, study
 from sparsecod_jax.report.document import Document, Heading, Part, Text
 from sparsecod_jax.report.gathering import Found, gather
 from sparsecod_jax.report.runs import RunData
-from sparsecod_jax.report.study import StudyData
+from sparsecod_jax.report.study_data import StudyData
 from sparsecod_jax.shell.shown import shown
 from sparsecod_jax.storage import files
 from sparsecod_jax.storage.rundir import RunDir

@@ -14,6 +14,7 @@ from sparsecod_jax.report import published
 from sparsecod_jax.report import study as report
 from sparsecod_jax.report.document import Alarm, Figure, Table, Text, short
 from sparsecod_jax.report.measures import measure
+from sparsecod_jax.report.study_data import load_study
 from sparsecod_jax.report.writing import write_report
 from sparsecod_jax.storage.files import read_json, write_json
 from sparsecod_jax.storage.rundir import RunDir
@@ -80,7 +81,7 @@ def test_names_the_run_that_diverged_and_the_one_that_is_another_run(tmp_path):
         )
     )
     write_json(place.config, config.to_dict(other))
-    study = report.load_study(directory)
+    study = load_study(directory)
     document = _document(study)
     assert (
         _texts(document)[1]
@@ -136,7 +137,7 @@ def test_names_what_has_not_begun(tmp_path):
     directory = study_dirs.write(tmp_path / "study")
     shutil.rmtree(directory.path / "runs" / "deep-s2")
     assert "5 of 6 runs finished: deep-s2 is missing." in _texts(
-        _document(report.load_study(directory))
+        _document(load_study(directory))
     )
 
 
@@ -183,7 +184,7 @@ def test_a_run_that_is_being_scored_is_named_and_drawn_as_far_as_it_is(tmp_path)
         {name: scores[name] for name in ("usefulness", "variance")}
         | {"sequences": {"usefulness": 4}},
     )
-    document = _document(report.load_study(directory))
+    document = _document(load_study(directory))
     assert _texts(document)[1] == "6 of 6 runs finished; not fully scored: flat-s0."
     figures = {part.title: part for part in document.parts if isinstance(part, Figure)}
     assert (
@@ -206,7 +207,7 @@ def test_a_jacobian_of_an_earlier_version_is_left_out_and_named(tmp_path, capsys
             if name not in ("computed_with", "checksum")
         },
     )
-    document = _document(report.load_study(directory))
+    document = _document(load_study(directory))
     figures = {part.title: part for part in document.parts if isinstance(part, Figure)}
     assert (
         len(
@@ -228,14 +229,14 @@ def test_data_that_was_brought_elsewhere_is_the_same_run(tmp_path):
     values = read_json(file)
     values["data"]["path"] = "gs://bucket/data"
     write_json(file, values)
-    assert _texts(_document(report.load_study(directory)))[1] == "6 of 6 runs finished."
+    assert _texts(_document(load_study(directory)))[1] == "6 of 6 runs finished."
 
 
 def test_claims_without_numbers_are_not_said_to_be_tested(tmp_path):
     directory = study_dirs.write(
         tmp_path / "study", deep_s0="failed", deep_s1="failed", deep_s2="failed"
     )
-    assert _texts(_document(report.load_study(directory)))[0].startswith(
+    assert _texts(_document(load_study(directory)))[0].startswith(
         "Of 2 claims 0 could be tested."
     )
 
