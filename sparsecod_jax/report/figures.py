@@ -72,15 +72,23 @@ def overview(runs: list[RunData]) -> list[Figure]:
 
 
 def loss(runs: list[RunData]) -> Figure:
-    curves = [curve(run, "loss", run.name) for run in runs]
-    reading = "Lower is better; each point is one batch."
-    return Figure("Training loss", reading, "step", "nats per token", curves)
+    return Figure(
+        title="Training loss",
+        reading="Lower is better; each point is one batch.",
+        x_label="step",
+        y_label="nats per token",
+        series=[curve(run, "loss", run.name) for run in runs],
+    )
 
 
 def held_out(runs: list[RunData]) -> Figure:
-    curves = [_held_out_curve(run) for run in runs]
-    reading = "On documents never trained on, at one length for all runs."
-    return Figure("Held-out loss", reading, "step", "nats per token", curves)
+    return Figure(
+        title="Held-out loss",
+        reading="On documents never trained on, at one length for all runs.",
+        x_label="step",
+        y_label="nats per token",
+        series=[_held_out_curve(run) for run in runs],
+    )
 
 
 def _held_out_curve(run: RunData) -> Series:
@@ -95,44 +103,63 @@ def _held_out_curve(run: RunData) -> Series:
 
 
 def variance_against_step(runs: list[RunData]) -> Figure:
-    reading = (
-        "Growth towards the last block is what pushes deep Pre-LN blocks towards"
-        " the identity."
+    return Figure(
+        title="Residual variance against step",
+        reading=(
+            "Growth towards the last block is what pushes deep Pre-LN blocks towards"
+            " the identity."
+        ),
+        x_label="step",
+        y_label="variance of the residual stream",
+        series=_curves_of_three_blocks(runs, "variance/residual"),
+        log_y=True,
     )
-    curves = _curves_of_three_blocks(runs, "variance/residual")
-    title, unit = "Residual variance against step", "variance of the residual stream"
-    return Figure(title, reading, "step", unit, curves, log_y=True)
 
 
 def variance_against_layer(runs: list[RunData]) -> Figure:
-    reading = (
-        "Dashed: first step. Solid: last step. A steep solid line means that late blocks"
-        " add little to a large residual stream."
+    return _profile(
+        runs,
+        "variance/residual",
+        title="Residual variance against layer",
+        reading=(
+            "Dashed: first step. Solid: last step. A steep solid line means that late"
+            " blocks add little to a large residual stream."
+        ),
+        unit="variance of the residual stream",
+        log_y=True,
     )
-    title, unit = "Residual variance against layer", "variance of the residual stream"
-    return _profile(runs, "variance/residual", title, unit, reading, log_y=True)
 
 
 def branches(runs: list[RunData]) -> list[Figure]:
-    reading = (
-        "What the branch itself writes into the residual stream, before the addition."
-    )
-    drawn = []
-    for name, branch in (("attention", "Attention"), ("ffn", "FFN")):
-        title = f"{branch} variance against layer"
-        unit = f"variance of the {branch} branch"
-        metric = f"variance/{name}"
-        drawn.append(_profile(runs, metric, title, unit, reading, log_y=True))
-    return drawn
+    """The variance of each branch of a block against layer."""
+    names = {"attention": "Attention", "ffn": "FFN"}
+    return [
+        _profile(
+            runs,
+            f"variance/{name}",
+            title=f"{branch} variance against layer",
+            reading=(
+                "What the branch itself writes into the residual stream, before the"
+                " addition."
+            ),
+            unit=f"variance of the {branch} branch",
+            log_y=True,
+        )
+        for name, branch in names.items()
+    ]
 
 
 def cosine(runs: list[RunData]) -> Figure:
-    reading = (
-        "0: the update is orthogonal to the residual stream; negative: it removes what is"
-        " there; positive: it repeats it."
+    return _profile(
+        runs,
+        "cosine/update",
+        title="Update cosine against layer",
+        reading=(
+            "0: the update is orthogonal to the residual stream; negative: it removes"
+            " what is there; positive: it repeats it."
+        ),
+        unit="cos(residual stream, update)",
     )
-    title, unit = "Update cosine against layer", "cos(residual stream, update)"
-    return _profile(runs, "cosine/update", title, unit, reading)
 
 
 def routers(runs: list[RunData]) -> list[Figure]:
@@ -140,24 +167,33 @@ def routers(runs: list[RunData]) -> list[Figure]:
     sparse = [run for run in runs if run.config["model"]["n_experts"]]
     if not sparse:
         return []
-    curves = _curves_of_three_blocks(sparse, "router/max_load")
-    title, unit = "Largest load against step", "largest load / mean load"
-    reading = "Growth means that the router collapses onto few experts."
-    drawn = [Figure(title, reading, "step", unit, curves)]
-    for name, (title, unit, reading) in ROUTER.items():
-        against_layer = f"{title} against layer"
-        reading = f"{reading} Dashed: first step."
-        drawn.append(_profile(sparse, f"router/{name}", against_layer, unit, reading))
-    return drawn
+    against_step = Figure(
+        title="Largest load against step",
+        reading="Growth means that the router collapses onto few experts.",
+        x_label="step",
+        y_label="largest load / mean load",
+        series=_curves_of_three_blocks(sparse, "router/max_load"),
+    )
+    against_layer = [
+        _profile(
+            sparse,
+            f"router/{name}",
+            title=f"{title} against layer",
+            reading=f"{reading} Dashed: first step.",
+            unit=unit,
+        )
+        for name, (title, unit, reading) in ROUTER.items()
+    ]
+    return [against_step, *against_layer]
 
 
 def _profile(
     runs: list[RunData],
     name: str,
-    title: str,
-    unit: str,
-    reading: str,
     *,
+    title: str,
+    reading: str,
+    unit: str,
     log_y: bool = False,
 ) -> Figure:
     """A metric against the block, at the first step (dashed) and at the last."""

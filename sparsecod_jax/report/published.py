@@ -104,13 +104,18 @@ def curves(name: str) -> Figure:
         shown = sorted((float(x), y) for x, y in points.items() if y > 0)
         x, y = zip(*shown, strict=True)
         series.append(Series(f"{key}, published", key, x, y, dashed=True))
-    reading = (
-        "Read off the paper's figure. Compare shapes and orderings, not magnitudes: the"
-        " paper's own figures differ in them."
-    )
     x_label, y_label = AXES[name.split("/")[1]]
-    title = f"{TITLES[name]}, published"
-    return Figure(title, reading, x_label, y_label, series, log_y=True)
+    return Figure(
+        title=f"{TITLES[name]}, published",
+        reading=(
+            "Read off the paper's figure. Compare shapes and orderings, not magnitudes:"
+            " the paper's own figures differ in them."
+        ),
+        x_label=x_label,
+        y_label=y_label,
+        series=series,
+        log_y=True,
+    )
 
 
 def _cell(value: Any) -> str:

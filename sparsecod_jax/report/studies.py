@@ -39,17 +39,24 @@ Values = dict[str, float | None]  # of one run, by the names in MEASURES
 def document(title: str, studies: list[StudyData]) -> Document:
     """The answers of all studies, then the paper's central claim over all their runs."""
     columns = ["study", "question", "answer", "runs"]
-    parts: list[Part] = [Table(columns, [_answer(study) for study in studies])]
-    parts.append(Heading("Density, variance and scores over all runs"))
-    parts += _central(studies)
-    parts += [Heading("Rank correlations"), _correlations(studies)]
+    parts: list[Part] = [
+        Table(columns, [_answer(study) for study in studies]),
+        Heading("Density, variance and scores over all runs"),
+        *_central(studies),
+        Heading("Rank correlations"),
+        _correlations(studies),
+    ]
     return Document(title, parts)
 
 
 def _answer(study: StudyData) -> list[str]:
     verdicts = [judge(claim, study.finished) for claim in study.claims]
-    question = study.described["question"]
-    return [study.name, question, answer(study, verdicts), progress(study)]
+    return [
+        study.name,
+        study.described["question"],
+        answer(study, verdicts),
+        progress(study),
+    ]
 
 
 def _central(studies: list[StudyData]) -> list[Part]:
@@ -62,11 +69,12 @@ def _central(studies: list[StudyData]) -> list[Part]:
         " scored, so a correlation across studies does not show an effect of density."
         " A run that several studies share counts once across all."
     )
-    drawn: list[Part] = [Text(reading, small=True)]
-    drawn.append(_figure(studies, DENSITY, VARIANCE))
-    drawn.append(_figure(studies, DENSITY, USEFULNESS))
-    drawn += [_figure(studies, VARIANCE, score) for score in SCORES]
-    return drawn
+    return [
+        Text(reading, small=True),
+        _figure(studies, DENSITY, VARIANCE),
+        _figure(studies, DENSITY, USEFULNESS),
+        *[_figure(studies, VARIANCE, score) for score in SCORES],
+    ]
 
 
 def _figure(studies: list[StudyData], x: str, y: str) -> Figure:

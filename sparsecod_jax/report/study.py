@@ -21,7 +21,6 @@ from sparsecod_jax.report.document import (
     short,
 )
 from sparsecod_jax.report.measures import find, measure
-from sparsecod_jax.report.runs import RunData
 from sparsecod_jax.report.study_data import StudyData
 from sparsecod_jax.report.verdicts import CONFIDENCE, Verdict, judge
 from sparsecod_jax.shell.shown import shown
@@ -55,22 +54,25 @@ CLAIM_COLUMNS = (
 def document(study: StudyData) -> Document:
     """The whole report."""
     verdicts = [judge(claim, study.finished) for claim in study.claims]
-    parts: list[Part] = [Text(answer(study, verdicts)), Text(progress(study))]
-    parts.append(_protocol(study))
-    parts += [Heading("Claims"), *_claims(verdicts)]
-    parts += [Heading("Arms"), _arms(study), *_mechanism(study)]
-    if study.described["published"]:
-        parts += [
-            Heading("Comparison with the published numbers"),
-            published.source(),
-            *_beside_published(study),
-        ]
-    parts += _runs(study)
+    parts: list[Part] = [
+        Text(answer(study, verdicts)),
+        Text(progress(study)),
+        _protocol(study),
+        *_claims(verdicts),
+        Heading("Arms"),
+        _arms(study),
+        *_mechanism(study),
+        *_beside_published(study),
+        *_runs(study),
+    ]
     return Document(study.described["question"], parts)
 
 
 def answer(study: StudyData, verdicts: list[Verdict]) -> str:
-    """The outcome of every claim, or the losses where none is tested."""
+    """The answer of a study, in a few sentences.
+
+    It names the claims by outcome, or, where a study has no claims, its losses.
+    """
     if not verdicts:
         losses = [f"{arm} {_spread(study, arm, BITS)}" for arm in _names_of_arms(study)]
         return f"This study tests no claim. Bits per byte: {', '.join(losses)}."
@@ -120,6 +122,7 @@ def progress(study: StudyData) -> str:
 
 
 def _protocol(study: StudyData) -> Table:
+    """What the study declared before its first run, so that it is not post hoc."""
     described = study.described
     rows = [
         ["held fixed", ", ".join(described["held_fixed"])],
@@ -131,8 +134,10 @@ def _protocol(study: StudyData) -> Table:
 
 
 def _claims(verdicts: list[Verdict]) -> list[Part]:
+    """The outcome of each claim, and the numbers behind it."""
+    heading = Heading("Claims")
     if not verdicts:
-        return [Text("None: this study chooses a setting.")]
+        return [heading, Text("None: this study chooses a setting.")]
     by_chance = (1 - CONFIDENCE) * len(verdicts)
     reading = (
         f"Paired differences over seeds with a {CONFIDENCE:.0%} t-interval. Supported: the"
@@ -142,7 +147,7 @@ def _claims(verdicts: list[Verdict]) -> list[Part]:
         " alone."
     )
     rows = [_claim_row(verdict) for verdict in verdicts]
-    return [Text(reading, small=True), Table(CLAIM_COLUMNS, rows)]
+    return [heading, Text(reading, small=True), Table(CLAIM_COLUMNS, rows)]
 
 
 def _claim_row(verdict: Verdict) -> list[str]:
@@ -224,8 +229,15 @@ def _mechanism(study: StudyData) -> list[Part]:
         without = [cloud.label for cloud in clouds if not cloud.x]
         if without:
             reading += f" Without a value: {', '.join(without)}."
-        title, unit = f"Variance against {label}", "variance of the last block"
-        drawn.append(Figure(title, reading, label, unit, series, log_y=True))
+        figure = Figure(
+            title=f"Variance against {label}",
+            reading=reading,
+            x_label=label,
+            y_label="variance of the last block",
+            series=series,
+            log_y=True,
+        )
+        drawn.append(figure)
     return drawn
 
 
@@ -243,7 +255,12 @@ def _cloud(study: StudyData, arm: str, name: str) -> Series:
 
 def _beside_published(study: StudyData) -> list[Part]:
     """Each published table and figure, followed by ours."""
-    parts: list[Part] = []
+    if not study.described["published"]:
+        return []
+    parts: list[Part] = [
+        Heading("Comparison with the published numbers"),
+        published.source(),
+    ]
     for name in study.described["published"]:
         if name.startswith("tables/"):
             parts += [published.table(name), _our_table(study, name)]
@@ -253,6 +270,7 @@ def _beside_published(study: StudyData) -> list[Part]:
 
 
 def _our_table(study: StudyData, name: str) -> Table:
+    """Those columns of a published table that our runs have."""
     columns = published.columns(name)
     rows = [
         [arm, *_spreads(study, arm, columns.values())] for arm in _names_of_arms(study)
@@ -262,6 +280,7 @@ def _our_table(study: StudyData, name: str) -> Table:
 
 
 def _our_curves(study: StudyData, name: str) -> Figure:
+    """The variance of the last block against step, or the Jacobian against block."""
     series = []
     for (arm, _), run in study.shown.items():
         distances = find(run.scores, ("jacobian", "distance_from_identity"))
@@ -302,13 +321,12 @@ def _figures_of_one_seed(study: StudyData) -> list[Part]:
         f"Runs of seed {first}; `sparsecod report` on a run's own directory draws the"
         " others."
     )
-    parts: list[Part] = [Heading("Training"), Text(note, small=True)]
-    parts += figures.overview(runs)
-    return parts + _contribution(runs)
-
-
-def _contribution(runs: list[RunData]) -> list[Part]:
-    drawn = depth.figures(runs)
-    if not drawn:
-        return []
-    return [Heading("What each layer contributes"), *drawn]
+    parts: list[Part] = [
+        Heading("Training"),
+        Text(note, small=True),
+        *figures.overview(runs),
+    ]
+    scores = depth.figures(runs)
+    if scores:
+        parts += [Heading("What each layer contributes"), *scores]
+    return parts
