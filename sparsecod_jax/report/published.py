@@ -102,7 +102,8 @@ def curves(name: str) -> Figure:
     series = []
     for key, points in found.items():
         shown = sorted((float(x), y) for x, y in points.items() if y > 0)
-        x, y = zip(*shown, strict=True)
+        x = [position for position, _ in shown]
+        y = [value for _, value in shown]
         series.append(Series(f"{key}, published", key, x, y, dashed=True))
     x_label, y_label = AXES[name.split("/")[1]]
     return Figure(
