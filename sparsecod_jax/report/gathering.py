@@ -18,7 +18,7 @@ from sparsecod_jax.study.study_dir import StudyDir, is_begun
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
+class Gathered:
     """The studies and runs of a folder.
 
     Attributes:
@@ -31,16 +31,16 @@ class Found:
     left_out: dict[str, str]
 
 
-def gather(root: epath.Path) -> Found:
+def gather(root: epath.Path) -> Gathered:
     """The study or run at `root`, or all of those in its folders and in `root/runs`.
 
     Raises:
       ConfigError: there is none, or none that can be read.
     """
     if _is_study(root):
-        return Found([load_study(StudyDir(root))], [], {})
+        return Gathered([load_study(StudyDir(root))], [], {})
     if is_begun(RunDir(root)):
-        return Found([], [load_run(RunDir(root))], {})
+        return Gathered([], [load_run(RunDir(root))], {})
 
     folders = _subfolders(root) + _subfolders(root / "runs")
     study_dirs = [StudyDir(folder) for folder in folders if _is_study(folder)]
@@ -50,7 +50,7 @@ def gather(root: epath.Path) -> Found:
     studies = _readable(load_study, study_dirs, left_out)
     runs = _readable(load_run, begun, left_out)
     if studies or runs:
-        return Found(studies, runs, left_out)
+        return Gathered(studies, runs, left_out)
 
     unreadable = [f"; {name} is left out: {why}" for name, why in left_out.items()]
     raise ConfigError(

@@ -72,9 +72,9 @@ def _rows(name: str) -> list[dict[str, Any]]:
 
 def source() -> Part:
     """Where the numbers are from, and what they don't show."""
-    found = _read()
-    cautions = "; ".join(found["cautions"])
-    text = f"Published: {found['source']}. Cautions: {cautions}."
+    numbers = _read()
+    cautions = "; ".join(numbers["cautions"])
+    text = f"Published: {numbers['source']}. Cautions: {cautions}."
     return Text(text, small=True)
 
 
@@ -96,11 +96,11 @@ def columns(name: str) -> dict[str, str]:
 
 def curves(name: str) -> Figure:
     """Published curves, dashed, without the zeros, which a logarithmic axis can't show."""
-    found: Any = _read()
+    numbers: Any = _read()
     for part in name.split("/"):
-        found = found[part]
+        numbers = numbers[part]
     series = []
-    for key, points in found.items():
+    for key, points in numbers.items():
         shown = sorted((float(x), y) for x, y in points.items() if y > 0)
         x = [position for position, _ in shown]
         y = [value for _, value in shown]

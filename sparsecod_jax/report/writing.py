@@ -11,7 +11,7 @@ from sparsecod_jax.config.python_file import gist
 from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.report import markdown, overview, page, studies, study
 from sparsecod_jax.report.document import Document, Heading, Part, Text
-from sparsecod_jax.report.gathering import Found, gather
+from sparsecod_jax.report.gathering import Gathered, gather
 from sparsecod_jax.report.runs import RunData
 from sparsecod_jax.report.study_data import StudyData
 from sparsecod_jax.shell.shown import shown
@@ -39,18 +39,18 @@ def write_report(workdir: str, out: str | None = None) -> epath.Path:
     target = root if out is None else files.absolute(out)
     option = "--workdir" if out is None else "--out"
     _check_can_write(target, option, root)
-    found = gather(root)
-    _check_replaces_a_report(target, with_text=bool(found.studies))
+    gathered = gather(root)
+    _check_replaces_a_report(target, with_text=bool(gathered.studies))
 
-    document, page_text, found = _drawn(root, found)
-    for name, reason in found.left_out.items():
+    document, page_text, gathered = _drawn(root, gathered)
+    for name, reason in gathered.left_out.items():
         print(shown(f"{name} is left out: {reason}"), flush=True)
     if out is not None:
         files.make_folder(target)
     # The page is first: it marks the other files as those of a report.
     path = RunDir(target).report
     files.write(path, page_text.encode())
-    if found.studies:
+    if gathered.studies:
         markdown.write(document, StudyDir(target).report)
     return path
 
@@ -89,7 +89,7 @@ def _check_replaces_a_report(target: epath.Path, with_text: bool) -> None:
             )
 
 
-def _drawn(root: epath.Path, found: Found) -> tuple[Document, str, Found]:
+def _drawn(root: epath.Path, gathered: Gathered) -> tuple[Document, str, Gathered]:
     """The report as a document and as a page, and what it shows.
 
     Damage may show only when a run is drawn; such a run is left out, too.
@@ -98,11 +98,11 @@ def _drawn(root: epath.Path, found: Found) -> tuple[Document, str, Found]:
       ConfigError: nothing can be drawn.
     """
     try:
-        document = _document(root, found)
-        return document, page.render(document), found
+        document = _document(root, gathered)
+        return document, page.render(document), gathered
     except Exception as error:
-        kept = _drawable(root, found)
-        if kept == found:
+        kept = _drawable(root, gathered)
+        if kept == gathered:
             raise  # none of them alone is at fault
         if not kept.studies and not kept.runs:
             raise ConfigError(
@@ -112,16 +112,16 @@ def _drawn(root: epath.Path, found: Found) -> tuple[Document, str, Found]:
         return document, page.render(document), kept
 
 
-def _drawable(root: epath.Path, found: Found) -> Found:
+def _drawable(root: epath.Path, gathered: Gathered) -> Gathered:
     """The studies and runs that can be drawn, each by itself."""
-    left_out = dict(found.left_out)
-    runs = [run for run in found.runs if _can_draw_run(root, run, left_out)]
+    left_out = dict(gathered.left_out)
+    runs = [run for run in gathered.runs if _can_draw_run(root, run, left_out)]
     studies = []
-    for data in found.studies:
+    for data in gathered.studies:
         kept = _without_damaged(root, data)
-        if _can_draw(root, Found([kept], [], {}), kept.name, left_out):
+        if _can_draw(root, Gathered([kept], [], {}), kept.name, left_out):
             studies.append(kept)
-    return Found(studies, runs, left_out)
+    return Gathered(studies, runs, left_out)
 
 
 def _without_damaged(root: epath.Path, data: StudyData) -> StudyData:
@@ -134,33 +134,33 @@ def _without_damaged(root: epath.Path, data: StudyData) -> StudyData:
 
 
 def _can_draw_run(root: epath.Path, run: RunData, reasons: dict[str, str]) -> bool:
-    return _can_draw(root, Found([], [run], {}), run.name, reasons)
+    return _can_draw(root, Gathered([], [run], {}), run.name, reasons)
 
 
 def _can_draw(
-    root: epath.Path, found: Found, name: str, reasons: dict[str, str]
+    root: epath.Path, gathered: Gathered, name: str, reasons: dict[str, str]
 ) -> bool:
     """Whether it can be drawn; adds the reason to `reasons` where it can't."""
     try:
-        page.render(_document(root, found))
+        page.render(_document(root, gathered))
     except Exception as error:
         reasons[name] = f"it is damaged ({gist(error)})"
         return False
     return True
 
 
-def _document(root: epath.Path, found: Found) -> Document:
+def _document(root: epath.Path, gathered: Gathered) -> Document:
     """The report of a study, or that of a folder."""
-    if StudyDir(root).described.exists() and found.studies:
-        return study.document(found.studies[0])
+    if StudyDir(root).described.exists() and gathered.studies:
+        return study.document(gathered.studies[0])
     parts: list[Part] = []
-    if found.left_out:
-        reasons = [f"{name} ({shown(why)})" for name, why in found.left_out.items()]
+    if gathered.left_out:
+        reasons = [f"{name} ({shown(why)})" for name, why in gathered.left_out.items()]
         parts.append(Text(f"Left out: {'; '.join(reasons)}."))
-    if found.studies:
-        parts += studies.document(root.name, found.studies).parts
-    if found.studies and found.runs:
+    if gathered.studies:
+        parts += studies.document(root.name, gathered.studies).parts
+    if gathered.studies and gathered.runs:
         parts.append(Heading("Runs outside the studies"))
-    if found.runs:
-        parts += overview.document(root.name, found.runs).parts
+    if gathered.runs:
+        parts += overview.document(root.name, gathered.runs).parts
     return Document(root.name, parts)

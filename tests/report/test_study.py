@@ -11,9 +11,9 @@ import pytest
 
 from sparsecod_jax import config
 from sparsecod_jax.report import published
+from sparsecod_jax.report import study as report
 from sparsecod_jax.report.document import Alarm, Figure, Table, Text, short
 from sparsecod_jax.report.measures import measure
-from sparsecod_jax.report.study import document as _document
 from sparsecod_jax.report.study_data import load_study
 from sparsecod_jax.report.writing import write_report
 from sparsecod_jax.storage.files import read_json, write_json
@@ -55,10 +55,10 @@ def _tables(document):
 
 def _table(document, *columns):
     """The table whose first columns these are."""
-    tables = _tables(document)
-    return next(
-        table for table in tables if [*table.columns][: len(columns)] == [*columns]
-    )
+    for table in _tables(document):
+        if tuple(table.columns)[: len(columns)] == columns:
+            return table
+    raise AssertionError(f"no table has {columns}")
 
 
 def _figures(document):
@@ -73,7 +73,7 @@ def _texts(document):
 
 @pytest.mark.parametrize(("numbers", "outcome"), STUDIES.values(), ids=STUDIES)
 def test_the_outcome_is_that_of_the_numbers(numbers, outcome, tmp_path):
-    document = _document(study_dirs.loaded(tmp_path / "study", numbers))
+    document = report.document(study_dirs.loaded(tmp_path / "study", numbers))
     deeper, better = _table(document, "claim", "outcome").rows
     assert deeper[:2] == [study_dirs.DEEPER.text, outcome]
     assert better[:2] == [study_dirs.BETTER.text, "undecided"]
@@ -90,7 +90,7 @@ def test_diverged_and_misconfigured_runs_are_named(tmp_path):
     other = config.Experiment(steps=7, schedule=config.Schedule(warmup_steps=1))
     write_json(directory.run("flat-s2").config, config.to_dict(other))
     study = load_study(directory)
-    document = _document(study)
+    document = report.document(study)
     progress = "4 of 6 runs finished: deep-s1 is diverged, flat-s2 is misconfigured."
     assert _texts(document)[1] == progress
     assert set(study.finished) == {("flat", 0), ("deep", 0), ("flat", 1), ("deep", 2)}
@@ -99,7 +99,7 @@ def test_diverged_and_misconfigured_runs_are_named(tmp_path):
 
 def test_large_effects_are_written_in_full(tmp_path):
     study = study_dirs.loaded(tmp_path / "study", _numbers(2379.0))
-    headline = _texts(_document(study))[0]
+    headline = _texts(report.document(study))[0]
     assert f"{study_dirs.DEEPER.text} (x 2,379)" in headline
 
 
@@ -120,7 +120,7 @@ def test_numbers_are_short_and_plain(value, digits, text):
 
 def test_equal_values_have_no_range(tmp_path):
     study = study_dirs.loaded(tmp_path / "study", lambda run: (2.0, 8.0 + run.seed))
-    arms = _table(_document(study), "arm", "seeds")
+    arms = _table(report.document(study), "arm", "seeds")
     row = dict(zip(arms.columns, arms.rows[0], strict=True))
     assert row["bits per byte"] == "2"
     assert row["last-block variance"] == "9 (8 to 10)"
@@ -130,7 +130,7 @@ def test_equal_values_have_no_range(tmp_path):
 def test_a_run_that_has_not_begun_is_named(tmp_path):
     directory = study_dirs.write(tmp_path / "study")
     shutil.rmtree(directory.path / "runs" / "deep-s2")
-    texts = _texts(_document(load_study(directory)))
+    texts = _texts(report.document(load_study(directory)))
     assert "5 of 6 runs finished: deep-s2 is missing." in texts
 
 
@@ -142,7 +142,7 @@ def test_a_study_without_any_run_has_a_report(tmp_path):
 
 
 def test_published_numbers_are_shown_with_ours(tmp_path):
-    document = _document(study_dirs.loaded(tmp_path / "study", _numbers(3.0)))
+    document = report.document(study_dirs.loaded(tmp_path / "study", _numbers(3.0)))
     first_row = _table(document, "L").rows[0]
     assert list(first_row) == ["12", "0.355", "0.985", "1.0"]
     ours = _table(document, "arm", "causal", "permutation")
@@ -153,7 +153,7 @@ def test_published_numbers_are_shown_with_ours(tmp_path):
 
 
 def test_published_curves_are_shown_with_ours(tmp_path):
-    document = _document(study_dirs.loaded(tmp_path / "study", _numbers(3.0)))
+    document = report.document(study_dirs.loaded(tmp_path / "study", _numbers(3.0)))
     figures = _figures(document)
     theirs = figures["Variance of the last block, by depth, published"]
     own = figures["Variance of the last block, by depth, ours"]
@@ -170,7 +170,7 @@ def test_a_run_with_some_of_its_scores_is_named_and_drawn_as_far_as_possible(tmp
     scores = read_json(file)
     some = {name: scores[name] for name in ("usefulness", "variance")}
     write_json(file, some | {"sequences": {"usefulness": 4}})
-    document = _document(load_study(directory))
+    document = report.document(load_study(directory))
     assert _texts(document)[1] == "6 of 6 runs finished; not fully scored: flat-s0."
     assert len(_figures(document)[JACOBIAN].series) == 5
 
@@ -181,7 +181,7 @@ def test_a_jacobian_of_an_earlier_version_is_left_out_and_named(tmp_path, capsys
     scores = read_json(file)
     del scores["computed_with"], scores["checksum"]
     write_json(file, scores)
-    document = _document(load_study(directory))
+    document = report.document(load_study(directory))
     assert len(_figures(document)[JACOBIAN].series) == 5
     printed = capsys.readouterr().err
     reason = "its Jacobian is from an earlier version, perhaps from a faulty compiler"
@@ -195,13 +195,13 @@ def test_a_run_on_the_same_data_elsewhere_is_the_same_run(tmp_path):
     values = read_json(file)
     values["data"]["path"] = "gs://bucket/data"
     write_json(file, values)
-    assert _texts(_document(load_study(directory)))[1] == "6 of 6 runs finished."
+    assert _texts(report.document(load_study(directory)))[1] == "6 of 6 runs finished."
 
 
 def test_claims_without_numbers_are_not_counted_as_tested(tmp_path):
     failed = {f"deep_s{seed}": "failed" for seed in range(3)}
     directory = study_dirs.write(tmp_path / "study", **failed)
-    headline = _texts(_document(load_study(directory)))[0]
+    headline = _texts(report.document(load_study(directory)))[0]
     assert headline.startswith("Of 2 claims 0 could be tested.")
 
 
@@ -223,7 +223,7 @@ def test_what_the_studies_in_configs_name_exists(file, scale, tmp_path):
 
 
 def test_what_was_declared_is_shown(tmp_path):
-    document = _document(study_dirs.loaded(tmp_path / "study"))
+    document = report.document(study_dirs.loaded(tmp_path / "study"))
     rows = [tuple(row) for row in _tables(document)[0].rows]
     assert rows[0] == ("held fixed", "width, tokens")
     assert rows[2:] == [("seeds", "0, 1, 2"), ("not testable here", "accuracy")]
