@@ -31,6 +31,7 @@ def figures(runs: list[RunData]) -> list[Figure | Heatmap]:
 
 
 def _figure(runs: list[RunData], curve: Curve) -> Figure:
+    """The curves of all runs that have the score."""
     series: list[Series] = []
     for run in runs:
         series += _curves(run, curve)
@@ -77,11 +78,13 @@ def _mean_over_heads(value: Any) -> float | None:
 
 
 def _as_list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
+    if isinstance(value, list):
+        return value
+    return [value]
 
 
 def _heatmaps(runs: list[RunData], matrix: Matrix) -> list[Heatmap]:
-    """One per run that has the matrix, all with the same colour scale."""
+    """One per run that has the matrix, all with one colour scale, so that they compare."""
     matrices = {}
     for run in runs:
         rows = find(run.scores, matrix.path)

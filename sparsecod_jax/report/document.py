@@ -77,7 +77,11 @@ class Series:
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """A chart, and one line on how to read it."""
+    """A chart of curves or clouds of points.
+
+    Attributes:
+      reading: one line on how to read it.
+    """
 
     title: str
     reading: str
@@ -120,7 +124,11 @@ class Document:
 
 
 def coloured(series: Sequence[Series]) -> Iterator[tuple[Series, str, int]]:
-    """Each series with the colour of its group and its number within the group."""
+    """The look of each series in a figure.
+
+    Yields:
+      The series, the colour of its group, and its number within the group from 0 on.
+    """
     groups = list(dict.fromkeys(each.group for each in series))
     drawn = dict.fromkeys(groups, 0)
     for each in series:

@@ -79,6 +79,7 @@ def _image(part: Figure | Heatmap, folder: epath.Path) -> str:
 
 
 def _table(table: Table) -> str:
+    """A table, numbers aligned on the right, below its title and what columns mean."""
     header = [_plain(column) for column in table.columns]
     alignment = ["---"] + ["--:"] * (len(header) - 1)
     body = [[_cell(cell) for cell in row] for row in table.rows]
@@ -93,7 +94,10 @@ def _table(table: Table) -> str:
 
 
 def _cell(text: str) -> str:
-    return f"**{_plain(text)}**" if isinstance(text, Alarm) else _plain(text)
+    """The text of a cell, in bold where it should catch the eye."""
+    if isinstance(text, Alarm):
+        return f"**{_plain(text)}**"
+    return _plain(text)
 
 
 def _plain(text: str) -> str:

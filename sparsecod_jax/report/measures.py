@@ -22,7 +22,17 @@ NEAR_ZERO = "near_zero_0.1"
 
 
 def measure(run: RunData, name: str) -> float | None:
-    """The number of that name; None where the run has none, or one that is not finite."""
+    """The number of a run by its name.
+
+    Args:
+      name: as the module's docstring lists them.
+
+    Returns:
+      The number; None where the run has none, or one that is not finite.
+
+    Raises:
+      KeyError: the first part of the name, or a derived number, is unknown.
+    """
     value = _value(run, name)
     if isinstance(value, (int, float)) and np.isfinite(value):
         return float(value)

@@ -49,7 +49,7 @@ def document(title: str, runs: list[RunData]) -> Document:
 
 def headline(runs: list[RunData]) -> str:
     """How many are finished, and the names of those that are not."""
-    unfinished = [run for run in runs if run.status != "finished"]
+    unfinished = [run for run in runs if not run.is_finished]
     finished = len(runs) - len(unfinished)
     text = f"{finished} of {len(runs)} runs finished"
     if not unfinished:
@@ -96,4 +96,7 @@ def _row(run: RunData) -> list[str]:
 
 
 def _status(run: RunData) -> str:
-    return run.status if run.status == "finished" else Alarm(run.status)
+    """The status, which catches the eye unless the run is finished."""
+    if run.is_finished:
+        return run.status
+    return Alarm(run.status)

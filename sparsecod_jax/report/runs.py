@@ -33,6 +33,10 @@ class RunData:
     final: dict[str, Any] | None
     scores: dict[str, Any] | None = None
 
+    @property
+    def is_finished(self) -> bool:
+        return self.status == "finished"
+
 
 def load_run(run: RunDir, name: str | None = None) -> RunData:
     """Reads what a run has written so far.

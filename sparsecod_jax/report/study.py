@@ -74,7 +74,7 @@ def answer(study: StudyData, verdicts: list[Verdict]) -> str:
     It names the claims by outcome, or, where a study has no claims, its losses.
     """
     if not verdicts:
-        losses = [f"{arm} {_spread(study, arm, BITS)}" for arm in _names_of_arms(study)]
+        losses = [f"{arm} {_spread(study, arm, BITS)}" for arm in study.arms]
         return f"This study tests no claim. Bits per byte: {', '.join(losses)}."
     tested = [verdict for verdict in verdicts if verdict.pairs]
     sentences = [f"Of {len(verdicts)} claims {len(tested)} could be tested."]
@@ -85,10 +85,12 @@ def answer(study: StudyData, verdicts: list[Verdict]) -> str:
 
 
 def _brief(verdict: Verdict) -> str:
+    """A claim and its effect."""
     return f"{verdict.claim.text} ({_effect(verdict)})"
 
 
 def _effect(verdict: Verdict) -> str:
+    """The mean effect; a dash where no seed has both numbers."""
     if verdict.effect is None:
         return "–"
     return _difference(verdict.claim, verdict.effect)
@@ -103,10 +105,10 @@ def _difference(claim: Claim, value: float) -> str:
 
 
 def progress(study: StudyData) -> str:
-    """How many runs are finished and scored; the others are named."""
+    """How many runs are finished and scored; the others are named, each with a reason."""
     unfinished = []
     for run in study.runs.values():
-        if run.status != "finished":
+        if not run.is_finished:
             unfinished.append(f"{run.name} is {run.status}")
     unfinished += [f"{name} is missing" for name in study.missing]
     for name, reason in study.damaged.items():
@@ -138,6 +140,7 @@ def _claims(verdicts: list[Verdict]) -> list[Part]:
     heading = Heading("Claims")
     if not verdicts:
         return [heading, Text("None: this study chooses a setting.")]
+    # Intervals are not corrected for their number, so readers are told how many err.
     by_chance = (1 - CONFIDENCE) * len(verdicts)
     reading = (
         f"Paired differences over seeds with a {CONFIDENCE:.0%} t-interval. Supported: the"
@@ -166,6 +169,7 @@ def _claim_row(verdict: Verdict) -> list[str]:
 
 
 def _interval(verdict: Verdict) -> str:
+    """Both ends of the interval; a dash where there is none."""
     if verdict.interval is None:
         return "–"
     low, high = verdict.interval
@@ -182,15 +186,11 @@ def _by_seed(verdict: Verdict) -> str:
     return ", ".join(effects) or "–"
 
 
-def _names_of_arms(study: StudyData) -> list[str]:
-    return list(study.described["arms"])
-
-
 def _arms(study: StudyData) -> Table:
     """The headline numbers and the mechanism of each arm."""
     columns = ARM_COLUMNS | study.described["mechanism"]
     rows = []
-    for arm in _names_of_arms(study):
+    for arm in study.arms:
         seeds = str(len(study.finished_of(arm)))
         rows.append([arm, seeds, *_spreads(study, arm, columns.values())])
     meanings = ["mean over finished seeds, and their range"]
@@ -202,7 +202,7 @@ def _spreads(study: StudyData, arm: str, names: Iterable[str]) -> list[str]:
 
 
 def _spread(study: StudyData, arm: str, name: str) -> str:
-    """The mean of a metric over seeds, and its range."""
+    """The mean of a metric over seeds, and its range; a dash where no run has it."""
     numbers = [measure(run, name) for run in study.finished_of(arm)]
     values = [number for number in numbers if number is not None]
     if not values:
@@ -218,7 +218,7 @@ def _mechanism(study: StudyData) -> list[Part]:
     """The variance of the last block against each mechanism that several arms have."""
     drawn: list[Part] = []
     for label, name in study.described["mechanism"].items():
-        clouds = [_cloud(study, arm, name) for arm in _names_of_arms(study)]
+        clouds = [_cloud(study, arm, name) for arm in study.arms]
         series = [cloud for cloud in clouds if cloud.x]
         if len(series) < 2:
             continue
@@ -272,9 +272,7 @@ def _beside_published(study: StudyData) -> list[Part]:
 def _our_table(study: StudyData, name: str) -> Table:
     """Those columns of a published table that our runs have."""
     columns = published.columns(name)
-    rows = [
-        [arm, *_spreads(study, arm, columns.values())] for arm in _names_of_arms(study)
-    ]
+    rows = [[arm, *_spreads(study, arm, columns.values())] for arm in study.arms]
     title = f"{published.TITLES[name]}, ours"
     return Table(["arm", *columns], rows, published.MEANINGS, title)
 

@@ -45,7 +45,11 @@ class StudyData:
 
     @property
     def finished(self) -> Runs:
-        return {key: run for key, run in self.runs.items() if run.status == "finished"}
+        return {key: run for key, run in self.runs.items() if run.is_finished}
+
+    @property
+    def arms(self) -> list[str]:
+        return list(self.described["arms"])
 
     @property
     def claims(self) -> list[Claim]:
@@ -87,7 +91,7 @@ def _add(data: StudyData, name: str, run_dir: RunDir) -> None:
     data.runs[declared["arm"], declared["seed"]] = run
 
     analyze = data.described["analyze"]
-    if run.status != "finished" or not analyze:
+    if not run.is_finished or not analyze:
         return
     if not is_scored(run_dir, analyze.get("scores")):
         data.unscored.append(name)

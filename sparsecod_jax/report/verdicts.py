@@ -39,11 +39,17 @@ class Verdict:
 
 
 def judge(claim: Claim, runs: dict[tuple[str, int], RunData]) -> Verdict:
-    """Decides a claim from the finished runs, by arm and seed.
+    """Decides a claim from the finished runs.
+
+    Two conditions must hold, so that neither a sure but irrelevant effect nor a large
+    but noisy one decides a claim.
 
     Supported: the whole interval lies on the claimed side and the mean is at least the
     minimum effect of interest. Contradicted: the same on the other side. Undecided: all
     else. For a ratio the logarithms are compared.
+
+    Args:
+      runs: the finished runs, by arm and seed.
     """
     pairs = _pairs(claim, runs)
     if not pairs:
@@ -51,6 +57,7 @@ def judge(claim: Claim, runs: dict[tuple[str, int], RunData]) -> Verdict:
     greater, than = np.array(list(pairs.values())).T
     smallest = claim.smallest
     if claim.ratio:
+        # A factor is a difference of logarithms, in which x 2 and x 1/2 are as far from 0.
         greater, than, smallest = np.log(greater), np.log(than), np.log(smallest)
 
     differences = greater - than
@@ -85,7 +92,11 @@ def _number(run: RunData | None, metric: str) -> float | None:
 
 
 def _interval(differences: np.ndarray) -> tuple[float, float]:
-    """The t-interval of the mean of at least two differences."""
+    """Student's t-interval of the mean of n > 1 differences.
+
+    It is mean +- t s / sqrt(n), where s is their standard deviation and t the quantile
+    of Student's distribution with n - 1 degrees of freedom.
+    """
     with warnings.catch_warnings():
         # Seeds may agree exactly, as for a derived number: the interval is then the mean.
         warnings.filterwarnings("ignore", "Precision loss", RuntimeWarning)
