@@ -140,7 +140,7 @@ def _claims(verdicts: list[Verdict]) -> list[Part]:
     heading = Heading("Claims")
     if not verdicts:
         return [heading, Text("None: this study chooses a setting.")]
-    # Intervals are not corrected for their number, so readers are told how many err.
+    # Intervals are not corrected for their number; the text says what that implies.
     by_chance = (1 - CONFIDENCE) * len(verdicts)
     reading = (
         f"Paired differences over seeds with a {CONFIDENCE:.0%} t-interval. Supported: the"

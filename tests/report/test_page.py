@@ -254,7 +254,7 @@ def test_a_browser_draws_every_figure(tmp_path):
     ]
     flags += [f"--user-data-dir={tmp_path}/profile", "--dump-dom"]
     done = subprocess.run(
-        [CHROMIUM, *flags, f"file://{page}"],
+        [str(CHROMIUM), *flags, f"file://{page}"],
         capture_output=True,
         text=True,
         timeout=120,

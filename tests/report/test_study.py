@@ -199,8 +199,9 @@ def test_a_run_on_the_same_data_elsewhere_is_the_same_run(tmp_path):
 
 
 def test_claims_without_numbers_are_not_counted_as_tested(tmp_path):
-    failed = {f"deep_s{seed}": "failed" for seed in range(3)}
-    directory = study_dirs.write(tmp_path / "study", **failed)
+    directory = study_dirs.write(
+        tmp_path / "study", deep_s0="failed", deep_s1="failed", deep_s2="failed"
+    )
     headline = _texts(report.document(load_study(directory)))[0]
     assert headline.startswith("Of 2 claims 0 could be tested.")
 
