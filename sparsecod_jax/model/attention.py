@@ -15,7 +15,7 @@ from sparsecod_jax.config import AttentionKernel, Model
 from sparsecod_jax.model.layers import weight
 from sparsecod_jax.model.splash import splash_attention
 from sparsecod_jax.parallel.sharding import constrain
-from sparsecod_jax.stats.block import at_least_float32
+from sparsecod_jax.tree import at_least_float32
 
 CUDNN_HEAD_SIZES = 8  # cuDNN takes multiples of this
 

@@ -11,7 +11,7 @@ from flax import linen as nn
 
 from sparsecod_jax.config import Model
 from sparsecod_jax.parallel.sharding import constrain
-from sparsecod_jax.stats.block import at_least_float32
+from sparsecod_jax.tree import at_least_float32
 
 PRODUCT = "product"  # the name of a matrix product inside a kernel, by which a remat policy knows it
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from sparsecod_jax.parallel import sharding
-from sparsecod_jax.stats.block import at_least_float32
+from sparsecod_jax.tree import at_least_float32
 
 LOGITS = (
     2**27

@@ -18,7 +18,7 @@ from sparsecod_jax.model.grouped_matmul import grouped_matmul
 from sparsecod_jax.model.layers import PRODUCT, SwiGLU, weight
 from sparsecod_jax.model.router import route
 from sparsecod_jax.parallel import sharding
-from sparsecod_jax.stats.block import at_least_float32
+from sparsecod_jax.tree import at_least_float32
 
 
 class MixtureOfExperts(nn.Module):

@@ -10,11 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from sparsecod_jax.stats import moments
-
-
-def at_least_float32(x: jax.Array) -> jax.Array:
-    """Statistics and norms are computed in float32, or wider when the input is."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+from sparsecod_jax.tree import at_least_float32
 
 
 def token_variance(z_BTD: jax.Array) -> jax.Array:
