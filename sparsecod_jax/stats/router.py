@@ -7,6 +7,10 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import entr
 
+# Counts of tokens or choices: a step's are the sum over its microbatches. Every other
+# statistic is averaged over them.
+SUMMED = ("router/counts", "router/dropped")
+
 
 def summarise(stats: dict[str, jax.Array]) -> dict[str, jax.Array]:
     """The statistics of a step, with the tokens that each expert got, `router/counts` [L, E], reduced to `load` [L]; no-op when dense."""
