@@ -17,8 +17,9 @@ from sparsecod_jax.tree import at_least_float32
 def token_variance(z_BTD: jax.Array) -> jax.Array:
     """Unbiased variance over the channels of each token, [B, T].
 
-    (sum z^2 - (sum z)^2 / D) / (D - 1). From sums and sums of squares, so that all statistics of a block are read off in one
-    pass; the relative rounding error is that of the dtype times 1 + mean^2 / variance.
+    (sum z^2 - (sum z)^2 / D) / (D - 1): from sums and sums of squares, so that all
+    statistics of a block are read off in one pass. The relative rounding error is that of
+    the dtype times 1 + mean^2 / variance.
     """
     D = z_BTD.shape[-1]
     z_BTD = at_least_float32(z_BTD)
