@@ -28,9 +28,9 @@ from sparsecod_jax.pretrained.hf_folder import CONFIG, INDEX, WEIGHTS, digest
 from sparsecod_jax.pretrained.hf_tensors import Tensor, tensors, to_theirs
 from sparsecod_jax.pretrained.load import find_model, load_model
 from sparsecod_jax.storage import files, records
-from sparsecod_jax.storage.digest import names
 from sparsecod_jax.storage.records import read_record
 from sparsecod_jax.storage.rundir import RunDir
+from sparsecod_jax.tree import names
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from sparsecod_jax import config
-from sparsecod_jax.storage.digest import names
+from sparsecod_jax.tree import names
 
 # Stacked norm gains are matrices by their number of axes, so the groups go by name.
 GROUPS = {

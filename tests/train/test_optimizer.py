@@ -9,13 +9,13 @@ import pytest
 
 from sparsecod_jax import config
 from sparsecod_jax.config.identity import identity, identity_fields
-from sparsecod_jax.storage.digest import names
 from sparsecod_jax.train.optimizer import (
     decay_mask,
     group_of,
     learning_rate,
     make_optimizer,
 )
+from sparsecod_jax.tree import names
 from tests.support import tiny_configs
 
 GOLDEN = {
