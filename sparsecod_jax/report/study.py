@@ -77,7 +77,8 @@ def load_study(directory: StudyDir) -> StudyData:
     Raises:
       ConfigError: study.json is damaged, or not what a sweep writes.
     """
-    described, places = read(directory)
+    record, places = read(directory)
+    described = record.to_dict()
     data = StudyData(directory.path.name, described, {}, [], [])
     for name, entry in described["runs"].items():
         if not is_begun(places[name]):
