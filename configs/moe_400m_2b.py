@@ -1,18 +1,23 @@
-"""The smaller mixture of experts: 32 experts, top 4, and a shared one; 1.98 B parameters, 0.40 B activated, T = 4096 at paper size.
+r"""The smaller mixture of experts: 32 experts, top 4, and a shared one.
 
-Its dense partner is dense_400m. The nano and mini sizes match that one's activated parameters, input embeddings aside, within 1 %; the
-published pair has 0.36 B against 0.40 B by this count.
+It has 1.98 B parameters, 0.40 B activated, T = 4096 at paper size.
+
+Its dense partner is dense_400m. The nano and mini sizes match that one's activated parameters,
+input embeddings aside, within 1 %; the published pair has 0.36 B against 0.40 B by this count.
 
 Command:   sparsecod data --source=sotu --tokenizer=bpe --vocab_size=2048 --out=data/sotu
            sparsecod train --config=configs/moe_400m_2b.py:nano --workdir=runs/moe_400m_2b_nano
            sparsecod data --source=corpus --tokenizer=bpe --vocab_size=16384 --out=data/mini
            sparsecod train --config=configs/moe_400m_2b.py:mini --workdir=runs/moe_400m_2b_mini
-           sparsecod data --source=hf:HuggingFaceFW/fineweb-edu:sample-10BT --tokenizer=tokenizer.json --out=data/fineweb_edu
+           sparsecod data --source=hf:HuggingFaceFW/fineweb-edu:sample-10BT \
+               --tokenizer=tokenizer.json --out=data/fineweb_edu
            sparsecod train --config=configs/moe_400m_2b.py:paper --workdir=runs/moe_400m_2b
 Hardware:  nano two CPU cores; mini one H100; paper 16 TPU v5p chips or 8 H100s
-Run time:  nano about 11 minutes (300 steps measured: 3,000 tokens/s); mini and paper not yet run here
-Result:    nano with 300 steps of 4,096 tokens held-out loss 5.09 nats, dense_400m 5.00, last-block variance 19 and 87; mini not yet run;
-           paper perplexity 15.89 as published, not yet reproduced here
+Run time:  nano about 11 minutes (300 steps measured: 3,000 tokens/s); mini and paper not yet
+           run
+Result:    nano with 300 steps of 4,096 tokens held-out loss 5.09 nats, dense_400m 5.00,
+           last-block variance 19 and 87; mini not yet run; paper perplexity 15.89 as published,
+           not yet reproduced here
 """
 
 from sparsecod_jax.config import scales

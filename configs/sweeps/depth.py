@@ -1,20 +1,27 @@
-"""Does depth pay? The same width at several depths, and a wide shallow model with blocks of as many parameters as a narrow deep one.
+"""Does depth pay?
+
+The same width at several depths, and a wide shallow model with blocks of as many parameters as
+a narrow deep one.
 
 Command:   sparsecod sweep --sweep=configs/sweeps/depth.py:nano --workdir=runs/depth --jobs=2
-Hardware:  nano two CPU cores; mini one GPU of 80 GB; paper 64 TPU v5p chips, or 8 GPUs of 80 GB a run
-Run time:  nano 15 minutes of two H100s for all seven studies, or 12.5 minutes a run of 16 blocks on two CPU cores, two at a
-           time; mini 1 to 5.5 minutes a run, two at a time on an H200, and 1 to 7 its scores; paper not yet run
-Result:    nano variance of the last block 30, 78, 199, 558 with 4 to 32 blocks, mean scores a block fall; loss
-           undecided; see docs/results/nano/depth; mini variance 192, 526, 1,637 with 12, 24, 48 blocks, all
-           scores fall, the loss does not; see docs/results/mini/depth
+Hardware:  nano two CPU cores; mini one GPU of 80 GB; paper 64 TPU v5p chips, or 8 GPUs of 80 GB
+           per run
+Run time:  nano 15 minutes of two H100s for all seven studies, or 12.5 minutes per run of 16
+           blocks on two CPU cores, two at a time; mini 1 to 5.5 minutes per run, two at a time
+           on an H200, and 1 to 7 its scores; paper not yet run
+Result:    nano variance of the last block 30, 78, 199, 558 with 4 to 32 blocks, mean scores per
+           block fall; loss undecided; see docs/results/nano/depth; mini variance 192, 526,
+           1,637 with 12, 24, 48 blocks, all scores fall, the loss does not; see
+           docs/results/mini/depth
 """
 
 from sparsecod_jax.study import claims
 from sparsecod_jax.study.study import Study
 
 DEPTHS = {"nano": (4, 8, 16, 32), "mini": (12, 24, 48), "paper": (12, 16, 24, 32)}
-# Twice the width and a quarter of the depth of an arm: equal blocks, but embedding and head double, 11 % more parameters without input
-# embedding at nano size and 4 % at mini. The paper has no such pair.
+# Twice the width and a quarter of the depth of an arm: equal blocks, but embedding and head
+# double, 11 % more parameters without input embedding at nano size and 4 % at mini. The paper
+# has no such pair.
 WIDE = {
     "nano": (
         "depth-16",
@@ -42,7 +49,9 @@ def get_study(scale="nano"):
     shallow, deep = min(arms), max(arms)
     expected = [
         claims.more_variance(
-            "the deepest model's stream has the largest variance", deep, shallow
+            "the deepest model's residual stream has the largest variance",
+            deep,
+            shallow,
         ),
         claims.more_useful(
             "blocks of the shallowest model are more useful each", shallow, deep
@@ -62,7 +71,8 @@ def get_study(scale="nano"):
         arms["wide"] = wide
         expected.append(
             claims.worse(
-                "with as many parameters in blocks, wide and shallow is better than narrow and deep",
+                "with as many parameters in blocks, a wide shallow model has a "
+                "lower loss than a narrow deep one",
                 narrow,
                 "wide",
             )
@@ -70,8 +80,8 @@ def get_study(scale="nano"):
     return Study(
         question="Do the blocks of a deeper model contribute less each?",
         held_fixed=(
-            "width, but for the wide arm",
-            "tokens a step",
+            "width, except in the wide arm",
+            "tokens per step",
             "total tokens",
             "learning rate",
             "evaluation length",

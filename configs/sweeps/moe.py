@@ -1,13 +1,18 @@
-"""Does a mixture of experts keep the stream small, and deep blocks at work, and is it for its sparsity or for the size of its gates?
+"""Does a mixture of experts keep the residual stream small, and deep blocks at work?
 
-Gates that are not renormalised add up to far less than 1, so a mixture adds less to the stream from the first step on. One arm renormalises
-them; another is the dense model with its FFN scaled to what the raw gates' mixture adds at the start.
+Is the cause its sparsity, or the size of its gates?
+
+Gates that are not renormalised add up to far less than 1, so a mixture of experts adds less to
+the residual stream from the first step on. One arm renormalises them; another is the dense
+model with its FFN scaled to what the MoE with raw gates adds at the start.
 
 Command:   sparsecod sweep --sweep=configs/sweeps/moe.py:nano --workdir=runs/moe --jobs=2
-Hardware:  nano two CPU cores; mini one GPU of 80 GB; paper 64 TPU v5p chips, or 8 GPUs of 80 GB a run
-Run time:  nano 15 minutes of two H100s for all seven studies, or 12.5 minutes a run of 16 blocks on two CPU cores, two at a
-           time; mini and paper not yet run
-Result:    nano raw gates 2.2 times less variance than dense, no less once renormalised; better loss either way; see docs/results/nano/moe
+Hardware:  nano two CPU cores; mini one GPU of 80 GB; paper 64 TPU v5p chips, or 8 GPUs of 80 GB
+           per run
+Run time:  nano 15 minutes of two H100s for all seven studies, or 12.5 minutes per run of 16
+           blocks on two CPU cores, two at a time; mini and paper not yet run
+Result:    nano raw gates 2.2 times less variance than dense, no less once renormalised; lower
+           loss either way; see docs/results/nano/moe
 """
 
 from sparsecod_jax.config import scales
@@ -20,7 +25,8 @@ EXPERTS = {
     "mini": {"model.n_experts": 64, "model.top_k": 8, "model.d_ff": 256},
     "paper": {"model.n_experts": 64, "model.top_k": 8, "model.d_ff": 1024},
 }
-# The root of the expected sum of squared gates at the start (theory.gate_products: 0.0776, and 0.0241 for 64 experts) over top_k.
+# The root of the expected sum of squared gates at the start (theory.gate_products: 0.0776, and
+# 0.0241 for 64 experts) over top_k.
 FFN_SCALE = {"nano": 0.197, "mini": 0.0549, "paper": 0.0549}
 SMALLER = {  # the published pair of a quarter of the size
     "dense-400m": {"model.d_model": 1536, "model.n_heads": 12, "model.d_ff": 2304},
@@ -44,11 +50,14 @@ def get_study(scale="nano"):
         "dense-scaled": {"model.ffn_scale": FFN_SCALE[scale]},
     }
     return Study(
-        question="Does a mixture of experts lower the variance of the stream and make blocks more useful, and is it for its gates?",
+        question=(
+            "Does a mixture of experts lower the variance of the residual stream and "
+            "make blocks more useful, and are its gates the cause?"
+        ),
         held_fixed=(
-            "width and active parameters, but for the pair of 400m",
+            "width and active parameters, except in the 400m pair",
             "depth",
-            "tokens a step",
+            "tokens per step",
             "total tokens",
             "learning rate",
             "evaluation length",
@@ -58,16 +67,16 @@ def get_study(scale="nano"):
         arms=arms | (SMALLER if scale == "paper" else {}),
         claims=(
             claims.more_variance(
-                "a mixture with raw gates has the smaller variance", "dense", "raw"
+                "a MoE with raw gates has the smaller variance", "dense", "raw"
             ),
             claims.more_useful(
-                "a mixture with raw gates has the more useful blocks", "raw", "dense"
+                "a MoE with raw gates has the more useful blocks", "raw", "dense"
             ),
             claims.worse(
-                "a mixture with raw gates has the lower held-out loss", "dense", "raw"
+                "a MoE with raw gates has the lower held-out loss", "dense", "raw"
             ),
             claims.more_variance(
-                "renormalising the gates raises the variance of a mixture",
+                "renormalising the gates raises the variance of a MoE",
                 "renormalised",
                 "raw",
             ),
@@ -77,7 +86,7 @@ def get_study(scale="nano"):
                 "dense-scaled",
             ),
             claims.more_useful(
-                "a mixture with raw gates has more useful blocks than a dense model scaled alike",
+                "a MoE with raw gates has more useful blocks than a dense model scaled alike",
                 "raw",
                 "dense-scaled",
             ),

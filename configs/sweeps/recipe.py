@@ -1,10 +1,14 @@
-"""Do all four kinds of sparsity together make a deep model worth its depth? The paper's ladder, one step more in each arm.
+"""Do all four kinds of sparsity together make a deep model worth its depth?
+
+The paper's ladder, one step more in each arm.
 
 Command:   sparsecod sweep --sweep=configs/sweeps/recipe.py:nano --workdir=runs/recipe --jobs=2
-Hardware:  nano two CPU cores; mini one GPU of 80 GB; paper 64 TPU v5p chips, or 8 GPUs of 80 GB a run
-Run time:  nano 15 minutes of two H100s for all seven studies, or half an hour a run of 32 blocks on two CPU cores, two at a
-           time; mini and paper not yet run
-Result:    nano variance of 32 blocks 483 without, 0.56 with it; mean usefulness undecided; see docs/results/nano/recipe
+Hardware:  nano two CPU cores; mini one GPU of 80 GB; paper 64 TPU v5p chips, or 8 GPUs of 80 GB
+           per run
+Run time:  nano 15 minutes of two H100s for all seven studies, or half an hour per run of 32
+           blocks on two CPU cores, two at a time; mini and paper not yet run
+Result:    nano variance of 32 blocks 483 without, 0.56 with it; mean usefulness undecided; see
+           docs/results/nano/recipe
 """
 
 from sparsecod_jax.study import claims
@@ -12,13 +16,10 @@ from sparsecod_jax.study.study import Study
 
 HEADS = {"nano": 4, "mini": 4, "paper": 16}
 DENSE = {"model.n_experts": 0, "model.top_k": 0}
-D_FF = {
-    "nano": 384,
-    "mini": 2240,
-    "paper": 8960,
-}  # of the dense arms: as many active parameters as the mixture has
+# Of the dense arms: as many active parameters as the MoE has.
+D_FF = {"nano": 384, "mini": 2240, "paper": 8960}
 LENGTHS = {"nano": (128, 256), "mini": (1024, 4096), "paper": (1024, 4096)}
-TOKENS = {"nano": 2048, "mini": 16384, "paper": 1048576}  # a step
+TOKENS = {"nano": 2048, "mini": 16384, "paper": 1048576}  # per step
 
 
 def _length(scale: str, seq_len: int) -> dict[str, int]:
@@ -39,11 +40,14 @@ def get_study(scale="nano"):
     with_decay = with_context | {"optimizer.weight_decay": 0.3}
     with_groups = with_decay | {"model.n_kv_heads": HEADS[scale] // 2}
     return Study(
-        question="Do longer sequences, weight decay, shared keys and values, and experts make 32 blocks worth their depth?",
+        question=(
+            "Do longer sequences, weight decay, shared keys and values, and experts "
+            "make 32 blocks worth their depth?"
+        ),
         held_fixed=(
             "width",
             "active parameters of the deep arms (within 4 %)",
-            "tokens a step and in all",
+            "tokens per step and in total",
             "learning rate",
             "evaluation length",
         ),

@@ -1,10 +1,10 @@
-"""The smallest study: the quickstart, and a look at what a study is on any machine.
+"""The smallest study: the quickstart, and an example of a study for any machine.
 
 Command:   sparsecod sweep --sweep=configs/sweeps/smoke.py:nano --workdir=runs/quickstart --jobs=2
 Hardware:  nano two CPU cores; mini and paper any one accelerator
 Run time:  nano 6 minutes with the data; mini and paper not yet run
-Result:    nano variance of the last block 7.5 times (2.7 to 21) as large with 16 blocks as with 4, their order matters less; usefulness
-           undecided
+Result:    nano variance of the last block 7.5 times (2.7 to 21) as large with 16 blocks as with
+           4, their order matters less; usefulness undecided
 """
 
 from sparsecod_jax.study import claims
@@ -16,7 +16,7 @@ def get_study(scale="nano"):
         question="Do the blocks of a deeper model contribute less each?",
         held_fixed=(
             "width",
-            "tokens a step",
+            "tokens per step",
             "total tokens",
             "learning rate",
             "evaluation length",
@@ -26,7 +26,7 @@ def get_study(scale="nano"):
         arms={"depth-04": {"model.n_layers": 4}, "depth-16": {"model.n_layers": 16}},
         claims=(
             claims.more_variance(
-                "the deeper model's stream has the larger variance",
+                "the deeper model's residual stream has the larger variance",
                 "depth-16",
                 "depth-04",
             ),

@@ -35,7 +35,7 @@ from sparsecod_jax.storage.ownership import locked
 from sparsecod_jax.storage.rundir import RunDir
 from sparsecod_jax.study import results
 from sparsecod_jax.study.study import Run, Study, expand, load
-from sparsecod_jax.study.study_dir import StudyDir, begin, locate, remaining, verbs
+from sparsecod_jax.study.study_dir import StudyDir, begin, commands, locate, remaining
 
 # States in `Engine.query` of a run with which the scheduler will continue.
 LIVE = ("pending", "running")
@@ -182,7 +182,7 @@ class _StudyOnDisk:
 
     def _job(self, index: int, run: Run, args: Namespace) -> Job:
         run_dir = self.run_dirs[run.name]
-        subcommands = verbs(self.study, run, run_dir)
+        subcommands = commands(self.study, run, run_dir)
         # The first one trains, and what it trained on the others find in the run.
         if args.data_path:
             subcommands[0].append(f"--config.data.path={args.data_path}")
@@ -212,7 +212,7 @@ class _StudyOnDisk:
         run_dir = self.run_dirs[run.name]
         if not remaining(self.study, run, run_dir):
             return "finished"
-        if results.describe(self.study, run, run_dir)["status"] == "diverged":
+        if results.describe(self.study, run, run_dir).status == "diverged":
             return "diverged, as it would again"
         if state in LIVE:
             return state

@@ -1,7 +1,11 @@
-"""What do the studies of this house have in common? How finished runs are scored, what is claimed, and the least effects that count.
+"""What do the studies of this repository have in common?
 
-The effects were chosen before the first run: a quarter in variance, a hundredth of a bit in loss; in usefulness a fifth of log 1.10, the
-threshold above which the paper calls a block useful; in causal and permutation less than published neighbours differ by (0.02, 0.13).
+Claims: their metrics, with the minimum effects of interest, and how finished runs are scored.
+
+The minimum effects were chosen before the first run: a quarter in variance, a hundredth of a
+bit in loss; in usefulness a fifth of log 1.10, the threshold above which the paper calls a
+block useful; in causal and permutation scores less than the difference of published
+neighbours (0.02 and 0.13).
 """
 
 from sparsecod_jax.study.study import Claim
@@ -26,17 +30,17 @@ def more_variance(text: str, greater: str, than: str) -> Claim:
 
 
 def more_variance_of_probe(text: str, greater: str, than: str) -> Claim:
-    """The same over the sequences that are scored, which have one length in all arms."""
+    """The same over the scored sequences, which have one length in all arms."""
     return Claim(text, "scores/variance/residual/-1", greater, than, 1.25, ratio=True)
 
 
 def more_useful(text: str, greater: str, than: str) -> Claim:
-    """A block is missed more when an affine map of each token takes its place, mean over blocks."""
+    """Replacing a block by an affine map per token costs more, mean over blocks."""
     return Claim(text, "scores/usefulness/score", greater, than, 0.02)
 
 
 def more_causal(text: str, greater: str, than: str) -> Claim:
-    """What a block adds changes more when an earlier one is skipped, mean over pairs."""
+    """Skipping a block changes a later one's output more, mean over pairs."""
     return Claim(text, "scores/causal/score", greater, than, 0.02)
 
 

@@ -1,6 +1,10 @@
-"""How far is each run of a study, and what did it find?"""
+"""How far is each run of a study, and what did it find?
+
+Results: one row per run, for a table in the terminal, results.json and results.csv.
+"""
 
 import csv
+import dataclasses
 import io
 from typing import Any
 
@@ -9,93 +13,109 @@ from etils import epath
 from sparsecod_jax import config
 from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.storage import files, records
-from sparsecod_jax.storage.rundir import RunDir
+from sparsecod_jax.storage.rundir import RunDir, Status
 from sparsecod_jax.study.study import Run, Study
 from sparsecod_jax.study.study_dir import remaining
 
 
-def describe(study: Study, run: Run, place: RunDir) -> dict[str, Any]:
-    """What the run directory says of a run; `final` is None where it is not finished."""
-    said, why = _read(place.status)
-    final, why_not = _read(place.final)
-    return {
-        "name": run.name,
-        "arm": run.arm,
-        "seed": run.seed,
-        "status": "finished" if final else place.read_status(),
-        "reason": said.get("reason") or why or why_not,
-        "step": run.experiment.steps if final else place.newest_checkpoint(),
-        "steps": run.experiment.steps,
-        "left": [verb[0] for verb in remaining(study, run, place)],
-        "final": final or None,
-    }
+@dataclasses.dataclass(frozen=True)
+class RunResult:
+    """One row: what the directory of a run tells."""
+
+    name: str
+    arm: str
+    seed: int
+    status: Status
+    reason: str | None  # why it did not finish, or why its files can't be read
+    step: int  # of the newest checkpoint
+    steps: int  # when it is finished
+    left: list[str]  # subcommands that are not done: train, analyze
+    final: dict[str, Any] | None  # final.json, None until the run is finished
+
+
+def describe(study: Study, run: Run, run_dir: RunDir) -> RunResult:
+    """The result of a run, as far as it is."""
+    status_record, status_error = _read(run_dir.status)
+    final, final_error = _read(run_dir.final)
+    steps = run.experiment.steps
+    return RunResult(
+        name=run.name,
+        arm=run.arm,
+        seed=run.seed,
+        status="finished" if final else run_dir.read_status(),
+        reason=status_record.get("reason") or status_error or final_error,
+        step=steps if final else run_dir.newest_checkpoint(),
+        steps=steps,
+        left=[subcommand for subcommand, *_ in remaining(study, run, run_dir)],
+        final=final or None,
+    )
 
 
 def _read(file: epath.Path) -> tuple[dict[str, Any], str | None]:
-    """What a record holds, nothing where there is none; and why it can't be read."""
+    """The content of a record, empty where there is none; and why it can't be read."""
     try:
-        return (records.read_record(file) if file.exists() else {}), None
+        if not file.exists():
+            return {}, None
+        return records.read_record(file), None
     except (OSError, ConfigError) as error:
         return {}, str(error)
 
 
 def status_table(
-    study: Study, runs: list[Run], places: dict[str, RunDir], held: dict[str, str]
+    study: Study, runs: list[Run], run_dirs: dict[str, RunDir], states: dict[str, str]
 ) -> str:
-    """One line a run: what its directory says, how far its checkpoints are, and what the scheduler says."""
+    """One line per run: its status, its newest checkpoint, and the scheduler's state.
+
+    Args:
+      states: the scheduler's, by name of a run; it may not know all.
+    """
     width = max(len(run.name) for run in runs)
     lines = []
     for run in runs:
-        found = describe(study, run, places[run.name])
-        progress = f"step {found['step']} of {found['steps']}"
+        row = describe(study, run, run_dirs[run.name])
+        progress = f"step {row.step} of {row.steps}"
+        state = states.get(run.name, "-")
         lines.append(
-            f"{run.name:<{width}}  {found['status']!s:<9}  {progress}  scheduler: {held.get(run.name, '-')}"
+            f"{run.name:<{width}}  {row.status!s:<9}  {progress}  scheduler: {state}"
         )
     return "\n".join(lines)
 
 
 def collect(
-    directory: epath.Path, study: Study, runs: list[Run], places: dict[str, RunDir]
+    directory: epath.Path, study: Study, runs: list[Run], run_dirs: dict[str, RunDir]
 ) -> str:
-    """Writes results.json and results.csv; returns a summary that names every run with something left to do, and why."""
-    rows = [describe(study, run, places[run.name]) for run in runs]
-    records.write_json(directory / "results.json", rows)
-    files.write(directory / "results.csv", _csv(rows).encode())
-    unfinished = [row for row in rows if row["left"]]
-    lines = [
-        f"{row['name']}  {row['status']}, {' and '.join(row['left'])} left{_because(row)}"
-        for row in unfinished
-    ]
-    return "\n".join(
-        [
-            f"{len(rows) - len(unfinished)} of {len(rows)} runs are done: {directory / 'results.csv'}",
-            *lines,
-        ]
-    )
+    """Writes results.json and results.csv.
+
+    Returns:
+      A summary that names every run with something left to do, and why.
+    """
+    rows = [describe(study, run, run_dirs[run.name]) for run in runs]
+    values = [dataclasses.asdict(row) for row in rows]
+    records.write_json(directory / "results.json", values)
+    table = directory / "results.csv"
+    files.write(table, _csv(rows).encode())
+    unfinished = [row for row in rows if row.left]
+    done = len(rows) - len(unfinished)
+    lines = [f"{done} of {len(rows)} runs are done: {table}"]
+    for row in unfinished:
+        line = f"{row.name}  {row.status}, {' and '.join(row.left)} left"
+        if row.reason:
+            line += f": {row.reason}"
+        lines.append(line)
+    return "\n".join(lines)
 
 
-def _because(row: dict[str, Any]) -> str:
-    return f": {row['reason']}" if row["reason"] else ""
-
-
-def _csv(rows: list[dict[str, Any]]) -> str:
-    flat = []
+def _csv(rows: list[RunResult]) -> str:
+    """Rows with a column per number of final.json, called final.NAME."""
+    table = []
     for row in rows:
-        final = config.flatten({"final": row["final"] or {}})
-        flat.append(
-            {
-                name: value
-                for name, value in row.items()
-                if name not in ("left", "final")
-            }
-            | final
-        )
+        cells = dataclasses.asdict(row)
+        del cells["left"]
+        final = cells.pop("final") or {}
+        table.append(cells | config.flatten({"final": final}))
+    columns = dict.fromkeys(name for cells in table for name in cells)
     text = io.StringIO()
-    writer = csv.DictWriter(
-        text,
-        list(dict.fromkeys(name for row in flat for name in row)),
-        lineterminator="\n",
-    )
+    writer = csv.DictWriter(text, list(columns), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(flat)
+    writer.writerows(table)
     return text.getvalue()

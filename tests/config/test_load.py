@@ -221,6 +221,7 @@ def test_config_files_resolve_to_the_golden_text():
 def test_docstrings_say_command_hardware_run_time_and_result(file):
     """Its commands are those that the file needs: data and a run of each scale."""
     text = ast.get_docstring(ast.parse(file.read_text())) or ""
+    text = text.replace("\\\n", "")  # long commands go over several lines
     for label in ("Command:", "Hardware:", "Run time:", "Result:"):
         assert re.search(rf"^{label} +\S", text, re.MULTILINE), (
             f"{file.name} has no line {label}"

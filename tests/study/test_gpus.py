@@ -1,4 +1,4 @@
-"""GPUs for several runs at a time: as a machine's nvidia-smi lists them, or as CUDA_VISIBLE_DEVICES names them."""
+"""GPUs for several runs at a time: those of nvidia-smi or of CUDA_VISIBLE_DEVICES."""
 
 import sys
 
@@ -24,11 +24,9 @@ def _install(folder, monkeypatch, script):
 
 
 def test_each_gets_its_own(tmp_path, monkeypatch):
-    _install(
-        tmp_path,
-        monkeypatch,
-        'test "$1" = --list-gpus && echo "GPU 0: A" && echo "  MIG 1g: B" && echo "GPU 1: A" && echo "GPU 2: A" && echo "GPU 3: A"',
-    )
+    listed = ("GPU 0: A", "  MIG 1g: B", "GPU 1: A", "GPU 2: A", "GPU 3: A")
+    commands = ['test "$1" = --list-gpus', *(f'echo "{line}"' for line in listed)]
+    _install(tmp_path, monkeypatch, " && ".join(commands))
     assert gpus.environments(4) == [{gpus.VISIBLE: str(number)} for number in range(4)]
     assert gpus.environments(2) == [{gpus.VISIBLE: "0,1"}, {gpus.VISIBLE: "2,3"}]
     assert gpus.environments(3) == [
@@ -41,16 +39,19 @@ def test_each_gets_its_own(tmp_path, monkeypatch):
 
 def test_only_those_that_this_process_may_use(monkeypatch):
     monkeypatch.setenv(gpus.VISIBLE, "5, GPU-0ab")
-    assert [place[gpus.VISIBLE] for place in gpus.environments(2)] == ["5", "GPU-0ab"]
+    visible = [added[gpus.VISIBLE] for added in gpus.environments(2)]
+    assert visible == ["5", "GPU-0ab"]
     monkeypatch.setenv(gpus.VISIBLE, "")
     assert gpus.environments(2) == [{}, {}]
 
 
 def test_more_runs_than_gpus_share_memory(monkeypatch):
     monkeypatch.setenv(gpus.VISIBLE, "0,1")
-    places = gpus.environments(5)
-    assert [place[gpus.VISIBLE] for place in places] == ["0", "1", "0", "1", "0"]
-    assert {place["XLA_CLIENT_MEM_FRACTION"] for place in places} == {"0.300"}
+    environments = gpus.environments(5)
+    visible = [added[gpus.VISIBLE] for added in environments]
+    assert visible == ["0", "1", "0", "1", "0"]
+    shares = {added["XLA_CLIENT_MEM_FRACTION"] for added in environments}
+    assert shares == {"0.300"}
     monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.6")
     assert gpus.environments(3)[2] == {
         gpus.VISIBLE: "0",
@@ -81,7 +82,9 @@ def test_a_sweep_hands_them_to_its_runs(tokens, tmp_path, monkeypatch):
     spec = study_files.write(tmp_path, tokens, study_files.TWO)
     wrapper = tmp_path / "seen.sh"
     wrapper.write_text(
-        f'#!/bin/sh\necho "$CUDA_VISIBLE_DEVICES $1" >> {tmp_path}/seen\nexec "$PYTHON" -m sparsecod_jax "$@"\n'
+        "#!/bin/sh\n"
+        f'echo "$CUDA_VISIBLE_DEVICES $1" >> {tmp_path}/seen\n'
+        'exec "$PYTHON" -m sparsecod_jax "$@"\n'
     )
     wrapper.chmod(0o755)
     monkeypatch.setenv("PYTHON", sys.executable)

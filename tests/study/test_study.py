@@ -1,4 +1,4 @@
-"""A study says what it asks and expects, and becomes runs whose seeds are the same for all arms."""
+"""A study declares what it asks and expects; its runs have the same seeds in all arms."""
 
 import dataclasses
 from pathlib import Path
@@ -24,24 +24,20 @@ def test_every_seed_of_all_arms_comes_before_the_next_and_fixes_weights_and_orde
     runs = expand(dataclasses.replace(STUDY, seeds=(3, 5), changes={"steps": 40}))
     assert [run.name for run in runs] == ["flat-s3", "deep-s3", "flat-s5", "deep-s5"]
     assert [run.experiment.model.n_layers for run in runs] == [2, 3, 2, 3]
-    assert [
-        (run.experiment.seed, run.experiment.data.seed, run.experiment.steps)
-        for run in runs
-    ] == [(3, 3, 40)] * 2 + [(5, 5, 40)] * 2
+    experiments = [run.experiment for run in runs]
+    assert [experiment.seed for experiment in experiments] == [3, 3, 5, 5]
+    assert [experiment.data.seed for experiment in experiments] == [3, 3, 5, 5]
+    assert {experiment.steps for experiment in experiments} == {40}
     assert len({run.identity for run in runs}) == 4
-    assert (
-        expand(
-            dataclasses.replace(
-                STUDY, seeds=(3, 5), changes={"steps": 40, "log.every": 3}
-            )
-        )[0].identity
-        == runs[0].identity
-    )
+    # What is logged is no part of an identity.
+    changes = {"steps": 40, "log.every": 3}
+    logged = expand(dataclasses.replace(STUDY, seeds=(3, 5), changes=changes))
+    assert logged[0].identity == runs[0].identity
 
 
 @pytest.mark.parametrize("scale", ["nano", "mini", "paper"])
 @pytest.mark.parametrize("file", SWEEPS, ids=[file.stem for file in SWEEPS])
-def test_studies_of_the_house_expand_at_every_scale(file, scale):
+def test_studies_of_this_repository_expand_at_every_scale(file, scale):
     study = load(f"{file}:{scale}")
     assert len(expand(study)) == len(study.arms) * len(study.seeds)
     assert study.claims or file.stem == "learning_rate"
@@ -96,20 +92,13 @@ def test_what_is_no_study_is_refused(change, message):
 
 
 def test_arms_that_are_the_same_run_or_none_are_refused():
-    with pytest.raises(
-        ConfigError, match="again-s0 and flat-s0 are the same run: leave one arm out"
-    ):
-        expand(
-            dataclasses.replace(
-                STUDY, arms=STUDY.arms | {"again": {"model.n_layers": 2}}
-            )
-        )
+    arms = STUDY.arms | {"again": {"model.n_layers": 2}}
+    message = "again-s0 and flat-s0 are the same run: leave one arm out"
+    with pytest.raises(ConfigError, match=message):
+        expand(dataclasses.replace(STUDY, arms=arms))
+    arms = STUDY.arms | {"typo": {"model.n_layerz": 2}}
     with pytest.raises(ConfigError, match="n_layerz"):
-        expand(
-            dataclasses.replace(
-                STUDY, arms=STUDY.arms | {"typo": {"model.n_layerz": 2}}
-            )
-        )
+        expand(dataclasses.replace(STUDY, arms=arms))
 
 
 @pytest.mark.parametrize(
