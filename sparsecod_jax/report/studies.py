@@ -53,7 +53,7 @@ def _answer(study: StudyData) -> list[str]:
     verdicts = [judge(claim, study.finished) for claim in study.claims]
     return [
         study.name,
-        study.described["question"],
+        study.declared.study.question,
         answer(study, verdicts),
         progress(study),
     ]
@@ -99,7 +99,7 @@ def _points(study: StudyData) -> dict[str, Values]:
     points = {}
     for run in study.finished.values():
         if run.scores:
-            identity = study.described["runs"][run.name]["identity"]
+            identity = study.declared.runs[run.name].identity
             points[identity] = {
                 label: measure(run, name) for label, name in MEASURES.items()
             }
@@ -118,7 +118,7 @@ def _both(points: Iterable[Values], a: str, b: str) -> list[tuple[float, float]]
 
 def _cloud(study: StudyData, x: str, y: str) -> Series:
     """One point for each run of a study that has both measures."""
-    names = {run["identity"]: name for name, run in study.described["runs"].items()}
+    names = {run.identity: name for name, run in study.declared.runs.items()}
     points = _points(study)
     both = _both(points.values(), x, y)
     shown = [

@@ -65,7 +65,7 @@ def document(study: StudyData) -> Document:
         *_beside_published(study),
         *_runs(study),
     ]
-    return Document(study.described["question"], parts)
+    return Document(study.declared.study.question, parts)
 
 
 def answer(study: StudyData, verdicts: list[Verdict]) -> str:
@@ -114,7 +114,7 @@ def progress(study: StudyData) -> str:
     for name, reason in study.damaged.items():
         unfinished.append(f"{name} is left out ({shown(reason)})")
 
-    total = len(study.described["runs"])
+    total = len(study.declared.runs)
     text = f"{len(study.finished)} of {total} runs finished"
     if unfinished:
         text += f": {', '.join(unfinished)}"
@@ -125,12 +125,12 @@ def progress(study: StudyData) -> str:
 
 def _protocol(study: StudyData) -> Table:
     """What the study declared before its first run, so that it is not post hoc."""
-    described = study.described
+    declared = study.declared.study
     rows = [
-        ["held fixed", ", ".join(described["held_fixed"])],
-        ["config", described["config"]],
-        ["seeds", ", ".join(map(str, described["seeds"]))],
-        ["not testable here", "; ".join(described["not_testable"])],
+        ["held fixed", ", ".join(declared.held_fixed)],
+        ["config", declared.config],
+        ["seeds", ", ".join(map(str, declared.seeds))],
+        ["not testable here", "; ".join(declared.not_testable)],
     ]
     return Table(["declared before the first run", ""], rows)
 
@@ -188,7 +188,7 @@ def _by_seed(verdict: Verdict) -> str:
 
 def _arms(study: StudyData) -> Table:
     """The headline numbers and the mechanism of each arm."""
-    columns = ARM_COLUMNS | study.described["mechanism"]
+    columns = ARM_COLUMNS | study.declared.study.mechanism
     rows = []
     for arm in study.arms:
         seeds = str(len(study.finished_of(arm)))
@@ -217,7 +217,7 @@ def _spread(study: StudyData, arm: str, name: str) -> str:
 def _mechanism(study: StudyData) -> list[Part]:
     """The variance of the last block against each mechanism that several arms have."""
     drawn: list[Part] = []
-    for label, name in study.described["mechanism"].items():
+    for label, name in study.declared.study.mechanism.items():
         clouds = [_cloud(study, arm, name) for arm in study.arms]
         series = [cloud for cloud in clouds if cloud.x]
         if len(series) < 2:
@@ -255,13 +255,13 @@ def _cloud(study: StudyData, arm: str, name: str) -> Series:
 
 def _beside_published(study: StudyData) -> list[Part]:
     """Each published table and figure, followed by ours."""
-    if not study.described["published"]:
+    if not study.declared.study.published:
         return []
     parts: list[Part] = [
         Heading("Comparison with the published numbers"),
         published.source(),
     ]
-    for name in study.described["published"]:
+    for name in study.declared.study.published:
         if name.startswith("tables/"):
             parts += [published.table(name), _our_table(study, name)]
         else:

@@ -4,12 +4,12 @@ Study data: what study.json declares, and the runs as far as they are there.
 """
 
 import dataclasses
-from typing import Any
 
 from sparsecod_jax import config
 from sparsecod_jax.errors import SparsecodError
 from sparsecod_jax.report.runs import RunData, load_run
 from sparsecod_jax.storage.rundir import RunDir
+from sparsecod_jax.study.record import StudyRecord
 from sparsecod_jax.study.study import Claim, identity_by_path
 from sparsecod_jax.study.study_dir import StudyDir, is_begun, is_scored, read
 
@@ -22,7 +22,7 @@ class StudyData:
     """What a report needs of one study.
 
     Attributes:
-      described: study.json.
+      declared: the content of study.json.
       runs: those that have begun.
       missing: names of runs that have not begun.
       unscored: names of finished runs that lack scores.
@@ -30,7 +30,7 @@ class StudyData:
     """
 
     name: str
-    described: dict[str, Any]
+    declared: StudyRecord
     runs: Runs
     missing: list[str]
     unscored: list[str]
@@ -49,11 +49,11 @@ class StudyData:
 
     @property
     def arms(self) -> list[str]:
-        return list(self.described["arms"])
+        return list(self.declared.study.arms)
 
     @property
-    def claims(self) -> list[Claim]:
-        return [Claim(**claim) for claim in self.described["claims"]]
+    def claims(self) -> tuple[Claim, ...]:
+        return self.declared.study.claims
 
     def finished_of(self, arm: str) -> list[RunData]:
         """The finished runs of an arm, one per seed."""
@@ -68,8 +68,8 @@ def load_study(directory: StudyDir) -> StudyData:
     Raises:
       ConfigError: study.json is damaged, or not what a sweep writes.
     """
-    described, run_dirs = read(directory)
-    data = StudyData(directory.path.name, described, {}, [], [])
+    declared, run_dirs = read(directory)
+    data = StudyData(directory.path.name, declared, {}, [], [])
     for name, run_dir in run_dirs.items():
         if not is_begun(run_dir):
             data.missing.append(name)
@@ -83,14 +83,14 @@ def load_study(directory: StudyDir) -> StudyData:
 
 def _add(data: StudyData, name: str, run_dir: RunDir) -> None:
     """Reads a run and adds it to the study."""
-    declared = data.described["runs"][name]
+    declared = data.declared.runs[name]
     run = load_run(run_dir, name)
-    identity = identity_by_path(config.from_dict(run.config), declared["data"])
-    if identity != declared["identity"]:
+    identity = identity_by_path(config.from_dict(run.config), declared.data)
+    if identity != declared.identity:
         run = dataclasses.replace(run, status=MISCONFIGURED)
-    data.runs[declared["arm"], declared["seed"]] = run
+    data.runs[declared.arm, declared.seed] = run
 
-    analyze = data.described["analyze"]
+    analyze = data.declared.study.analyze
     if not run.is_finished or not analyze:
         return
     if not is_scored(run_dir, analyze.get("scores")):
