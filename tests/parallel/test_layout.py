@@ -106,13 +106,14 @@ def test_devices_among_which_nothing_divides_are_refused(count, name):
     with pytest.raises(ConfigError) as refused:
         resolve(_paper(name), _devices(count))
     assert str(refused.value) == (
-        f"global_batch / execution.accumulation=256 is not a multiple of {count} (mesh.data x mesh.fsdp x mesh.expert):"
+        f"global_batch / execution.accumulation=256 is not a multiple of {count}"
+        " (mesh.data x mesh.fsdp x mesh.expert):"
         f" change one of them, as no other mesh of the {count} devices fits either"
     )
 
 
 def _divides(experiment, data, fsdp, expert, tensor):
-    """The rules, said again."""
+    """The rules, independently of the code."""
     model = experiment.model
     rows = experiment.global_batch // (experiment.execution.accumulation or 1)
     tensored = [model.n_heads, model.d_ff, model.d_shared, model.vocab_size]
@@ -126,7 +127,10 @@ def _divides(experiment, data, fsdp, expert, tensor):
 
 
 def test_a_mesh_is_chosen_whenever_one_divides():
-    """Sizes at random: what is chosen divides, keeps what was asked for, and nothing that divides is missed."""
+    """Sizes at random.
+
+    What is chosen divides, keeps what was asked for, and nothing that divides is missed.
+    """
     rng = random.Random(0)
     chosen = refused = 0
     for _ in range(400):
@@ -212,7 +216,7 @@ def test_what_is_asked_for_is_kept(asked, sizes):
 
 
 @pytest.mark.parametrize(
-    ("asked", "told"),
+    ("asked", "given"),
     [
         ({"data": 3}, "mesh.data=3"),
         ({"tensor": 16}, "mesh.tensor=16"),
@@ -226,12 +230,12 @@ def test_what_is_asked_for_is_kept(asked, sizes):
         ),
     ],
 )
-def test_a_product_that_is_not_the_number_of_devices_is_refused(asked, told):
+def test_a_product_that_is_not_the_number_of_devices_is_refused(asked, given):
     with pytest.raises(ConfigError) as refused:
         resolve(tiny_configs.experiment(mesh=asked), _devices(8))
-    assert (
-        str(refused.value)
-        == f"{told} does not multiply to the 8 devices here: change an axis, or set it to 0 to have it chosen"
+    assert str(refused.value) == (
+        f"{given} does not multiply to the 8 devices here:"
+        " change an axis, or set it to 0 to have it chosen"
     )
 
 
@@ -239,22 +243,15 @@ def test_only_data_runs_between_slices():
     experiment = _paper("dense_1b")
     assert _sizes(resolve(experiment, _devices(16, slices=2))) == (2, 8, 1, 1)
     assert _sizes(resolve(experiment, _devices(128, slices=4))) == (4, 32, 1, 1)
-    assert _sizes(resolve(experiment, _devices(16), slices=2)) == (
-        2,
-        8,
-        1,
-        1,
-    )  # as a caller knows who compiles for other devices
-    assert _sizes(resolve(_paper("recipe_1b_32l"), _devices(128, slices=2))) == (
-        4,
-        32,
-        1,
-        1,
-    )
+    # A caller who compiles for other devices gives the number of slices.
+    assert _sizes(resolve(experiment, _devices(16), slices=2)) == (2, 8, 1, 1)
+    recipe = _paper("recipe_1b_32l")
+    assert _sizes(resolve(recipe, _devices(128, slices=2))) == (4, 32, 1, 1)
     with pytest.raises(ConfigError) as refused:
         resolve(_paper("dense_1b", "mesh.data=3"), _devices(48, slices=2))
     assert str(refused.value) == (
-        "mesh.data=3 does not multiply to the 48 devices here with mesh.data a multiple of the 2 slices:"
+        "mesh.data=3 does not multiply to the 48 devices here"
+        " with mesh.data a multiple of the 2 slices:"
         " change an axis, or set it to 0 to have it chosen"
     )
 
@@ -263,21 +260,22 @@ def _mixture(**change):
     return dataclasses.replace(tiny_configs.MIXTURE, **change)
 
 
+ROWS = "mesh.data x mesh.fsdp x mesh.expert"
 MISFITS = [
     (
         {"global_batch": 12},
         (2, 4, 1, 1),
-        "global_batch / execution.accumulation=12 is not a multiple of 8 (mesh.data x mesh.fsdp x mesh.expert)",
+        f"global_batch / execution.accumulation=12 is not a multiple of 8 ({ROWS})",
     ),
     (
         {"model": tiny_configs.MIXTURE, "global_batch": 12},
         (2, 2, 2, 1),
-        "global_batch / execution.accumulation=12 is not a multiple of 8 (mesh.data x mesh.fsdp x mesh.expert)",
+        f"global_batch / execution.accumulation=12 is not a multiple of 8 ({ROWS})",
     ),
     (
         {"execution": {"accumulation": 4}},
         (2, 2, 1, 2),
-        "global_batch / execution.accumulation=2 is not a multiple of 4 (mesh.data x mesh.fsdp x mesh.expert)",
+        f"global_batch / execution.accumulation=2 is not a multiple of 4 ({ROWS})",
     ),
     (
         {"model": {"n_heads": 6, "head_dim": 4}},
@@ -453,9 +451,9 @@ def test_attention_is_the_platforms_own_where_it_serves():
 def test_a_kernel_of_another_platform_is_refused(platform, asked, needed):
     with pytest.raises(ConfigError) as refused:
         _kernel(platform, "", asked)
-    assert (
-        str(refused.value)
-        == f"execution.attention={asked} needs {needed}, this is a {platform}: set execution.attention=auto"
+    assert str(refused.value) == (
+        f"execution.attention={asked} needs {needed}, this is a {platform}:"
+        " set execution.attention=auto"
     )
 
 
@@ -466,23 +464,16 @@ def _described(asked, count, kind="TPU v5"):
 
 def test_more_than_32_ways_of_fsdp_are_only_asked_for():
     assert _sizes(resolve(_paper("dense_1b"), _devices(256))) == (8, 32, 1, 1)
-    assert _sizes(resolve(_paper("dense_1b", "mesh.fsdp=64"), _devices(256))) == (
-        4,
-        64,
-        1,
-        1,
-    )
-    assert _sizes(resolve(_paper("dense_1b", "mesh.data=1"), _devices(256))) == (
-        1,
-        256,
-        1,
-        1,
-    )
+    wide = _paper("dense_1b", "mesh.fsdp=64")
+    assert _sizes(resolve(wide, _devices(256))) == (4, 64, 1, 1)
+    widest = _paper("dense_1b", "mesh.data=1")
+    assert _sizes(resolve(widest, _devices(256))) == (1, 256, 1, 1)
 
 
-def test_what_was_chosen_is_told_with_its_reason():
+def test_what_was_chosen_is_described_with_its_reason():
     assert _described(_paper("dense_400m"), 6) == (
-        "mesh fsdp 2 x tensor 3 (global_batch / execution.accumulation=256 is not a multiple of 6 (mesh.data x mesh.fsdp x mesh.expert));"
+        "mesh fsdp 2 x tensor 3"
+        f" (global_batch / execution.accumulation=256 is not a multiple of 6 ({ROWS}));"
         " microbatches 8 of 16 rows a device; remat full; attention by splash"
     )
     assert "rows a device; blocks one by one; remat full; " in _described(
@@ -495,13 +486,15 @@ def test_what_was_chosen_is_told_with_its_reason():
         "mesh data 2 x fsdp 32 (FSDP within a slice, at most 32 ways); "
     )
     assert _described(_paper("dense_1b"), 512).startswith(
-        "mesh data 8 x fsdp 32 x tensor 2 (global_batch / execution.accumulation=256 is not a multiple of 512 "
+        "mesh data 8 x fsdp 32 x tensor 2"
+        " (global_batch / execution.accumulation=256 is not a multiple of 512 "
     )
     asked = _paper(
         "dense_1b", "mesh.data=4", "mesh.fsdp=2", "mesh.expert=1", "mesh.tensor=2"
     )
     assert _described(asked, 16).startswith(
-        "mesh data 4 x fsdp 2 x tensor 2 (as mesh.data=4, mesh.fsdp=2, mesh.expert=1, mesh.tensor=2 asks); "
+        "mesh data 4 x fsdp 2 x tensor 2"
+        " (as mesh.data=4, mesh.fsdp=2, mesh.expert=1, mesh.tensor=2 asks); "
     )
     assert _described(_paper("dense_1b", "mesh.fsdp=4"), 8).startswith(
         "mesh data 2 x fsdp 4 (as mesh.fsdp=4 asks); "

@@ -11,7 +11,7 @@ import pytest
 from sparsecod_jax.parallel.processes import ADVICE
 from tests.support import process
 
-PLACES = """
+PROGRAM = """
 import json, os, sys
 from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.parallel.processes import connected
@@ -34,9 +34,12 @@ SLURM = {
 }  # in the batch script, outside srun
 
 
-def _places(*cases) -> list[str]:
-    """What becomes of a process in each environment with each (coordinator, count, index), and nothing else is printed."""
-    command = [sys.executable, "-c", PLACES, json.dumps(cases)]
+def _outcomes(*cases) -> list[str]:
+    """What becomes of a process in each environment with each (coordinator, count, index).
+
+    Nothing else is printed.
+    """
+    command = [sys.executable, "-c", PROGRAM, json.dumps(cases)]
     done = subprocess.run(
         command,
         cwd=process.ROOT,
@@ -49,11 +52,11 @@ def _places(*cases) -> list[str]:
     return done.stdout.splitlines()
 
 
-def test_a_laptop_trains_alone_and_half_told_places_are_refused():
+def test_a_laptop_trains_alone_and_half_given_addresses_are_refused():
     """Otherwise each of several processes would train a copy."""
     nothing = [None, None, None]
     alone, batch_script, forced, indexed_pod, mpi, address_only, partly, beyond = (
-        _places(
+        _outcomes(
             ({}, nothing),
             (SLURM, nothing),
             (SLURM, [None, 1, None]),
@@ -74,20 +77,22 @@ def test_a_laptop_trains_alone_and_half_told_places_are_refused():
             f"{sign} says that this is one of several processes, and JAX can't tell which: "
         )
         assert sentence.endswith(ADVICE)
-    assert (
-        address_only
-        == f"JAX can't join the other processes (Number of processes must be defined.): {ADVICE}"
+    assert address_only == (
+        "JAX can't join the other processes (Number of processes must be defined.):"
+        f" {ADVICE}"
     )
-    assert (
-        partly
-        == f"--coordinator, --process_count and --process_index belong together: {ADVICE}"
+    assert partly == (
+        f"--coordinator, --process_count and --process_index belong together: {ADVICE}"
     )
     assert "process_id < num_processes" in beyond
 
 
 @pytest.fixture(scope="module")
 def two():
-    """What two processes with two devices each printed; their exit codes; and the seconds from the lone failure to the end of both."""
+    """Two processes with two devices each: what they printed, and their exit codes.
+
+    Also the seconds from the lone failure to the end of both.
+    """
     address = f"127.0.0.1:{process.free_port()}"
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"
     environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(process.ROOT)}
