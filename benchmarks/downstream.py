@@ -1,8 +1,9 @@
 r"""Does our adapter of lm-eval agree with lm-eval's own `hf` model, and which is faster?
 
-Both score the same requests in float32. Prints the largest difference of log-likelihoods, the questions whose best choice differs with
-the gap between the two choices there, and tokens per second: each request's tokens counted once,
-whatever is padded or shared. Programs are compiled before the clock starts.
+Both score the same requests in float32. Prints the largest difference of log-likelihoods, the
+questions whose best choice differs with the gap between the two choices there, and tokens per
+second: each request's tokens counted once, whatever is padded or shared. Programs are compiled
+before the clock starts.
 
 Command:  python benchmarks/downstream.py --hf=DIR --data=DIR \
               [--tasks=arc_easy,hellaswag,piqa,sciq,mmlu_anatomy] [--limit=50]

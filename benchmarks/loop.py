@@ -1,8 +1,9 @@
 """What does the loop add to the bare compiled step?
 
-Aim: within 3 %, with one save per 200 steps or 5 minutes. The loop and the bare step take turns, a few dozen steps each; a save is timed apart and charged
-once per 200 steps. Evaluation, compilation and the every-k statistics are not part of it: their
-own lines in a run's log tell their times.
+Aim: within 3 %, with one save per 200 steps or 5 minutes. The loop and the bare step take
+turns, a few dozen steps each; a save is timed apart and charged once per 200 steps. Evaluation,
+compilation and the every-k statistics are not part of it: their own lines in a run's log tell
+their times.
 
 Command:  python benchmarks/loop.py
 """

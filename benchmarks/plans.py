@@ -1,9 +1,10 @@
 """Does every published configuration fit and compile, before a chip is rented?
 
-Writes docs/plans.json and docs/plans.md. Each case is compiled for the smallest slice of each kind that holds it, for 64 chips, and two
-of them for 512. What is in docs/plans.json already is not compiled again, so the script may be
-stopped at any time; delete what code or compiler have overtaken. The second program of a run,
-with the costly statistics, is left out here; `sparsecod plan` compiles both.
+Writes docs/plans.json and docs/plans.md. Each case is compiled for the smallest slice of each
+kind that holds it, for 64 chips, and two of them for 512. What is in docs/plans.json already is
+not compiled again, so the script may be stopped at any time; delete what code or compiler have
+overtaken. The second program of a run, with the costly statistics, is left out here; `sparsecod
+plan` compiles both.
 
 Command:  make plans      (three hours on two cores; some of it: --cases CASE --kinds KIND)
 """
