@@ -79,7 +79,7 @@ def main(names: list[str]) -> None:
         raise SystemExit(
             f"this is a {jax.default_backend()}: run it where jax finds an NVIDIA GPU (extra gpu)"
         )
-    usual = f"{TOKENS:,} tokens a step where nothing else is said"
+    usual = f"{TOKENS:,} tokens per step where nothing else is given"
     print(
         f"{jax.devices()[0].device_kind}, jax {jax.__version__}, bfloat16, {usual};"
         f" {counts.FLOPS_CONVENTION}\n"

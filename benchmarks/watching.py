@@ -36,7 +36,7 @@ def _read(exp: config.Experiment, directory: epath.Path) -> None:
 
 
 def _watch() -> None:
-    """What the loop says to the watchdog over so many steps."""
+    """The calls of the loop to the watchdog over so many steps."""
     with Watchdog() as watchdog:
         for _ in range(STEPS):
             with watchdog.during("reading data"):

@@ -160,7 +160,7 @@ def find(device_kind: str) -> Chip | None:
     None when it is unknown: an MFU is then not stated, and nothing chosen by its memory.
 
     Raises:
-      ConfigError: it is a GPU, and a variable that says how much of its memory jax takes
+      ConfigError: it is a GPU, and a variable that sets how much of its memory jax takes
         is no number.
     """
     for chip in CHIPS:

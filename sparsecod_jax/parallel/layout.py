@@ -41,7 +41,7 @@ class Layout:
     kernels: config.Kernels
 
     def decided(self, execution: config.Execution) -> config.Execution:
-        """What was asked for with what was chosen, for records."""
+        """The config with what was chosen in place of what it leaves open, for records."""
         chosen = dataclasses.asdict(self.kernels)
         return dataclasses.replace(execution, accumulation=self.microbatches, **chosen)
 
@@ -70,7 +70,7 @@ def resolve(
 def choose_mesh(
     model: config.Model,
     rows: int,
-    asked: config.Mesh,
+    wanted: config.Mesh,
     on: Sequence[Any],
     slices: int = 0,
 ) -> config.Mesh:
@@ -83,6 +83,7 @@ def choose_mesh(
     runs only the data axis.
 
     Args:
+      wanted: the mesh of the config, 0 on each axis that is to be chosen.
       rows: of a microbatch, over all devices; where their number is open, of the whole batch.
       slices: as for `resolve`.
 
@@ -90,13 +91,13 @@ def choose_mesh(
       ConfigError: no mesh of these devices divides model and batch; names a size and an axis.
     """
     slices = slices or count_slices(on)
-    candidates = sorted(_candidates(asked, len(on), slices), key=_preference)
+    candidates = sorted(_candidates(wanted, len(on), slices), key=_preference)
     if not candidates:
         across = ""
         if slices > 1:
             across = f" with mesh.data a multiple of the {slices} slices"
         raise ConfigError(
-            f"{', '.join(_given(asked))} does not multiply to the {len(on)} devices here"
+            f"{', '.join(_given(wanted))} does not multiply to the {len(on)} devices here"
             f"{across}: change an axis, or set it to 0 to have it chosen"
         )
     for mesh in candidates:
@@ -115,10 +116,10 @@ def _given(mesh: config.Mesh) -> list[str]:
     return [f"mesh.{axis}={size}" for axis, size in sizes.items() if size]
 
 
-def _candidates(asked: config.Mesh, count: int, slices: int) -> Iterator[config.Mesh]:
-    """Every mesh of `count` devices with the sizes that are asked for."""
+def _candidates(wanted: config.Mesh, count: int, slices: int) -> Iterator[config.Mesh]:
+    """Every mesh of `count` devices with the sizes that the config gives."""
     divisors = [size for size in range(1, count + 1) if count % size == 0]
-    given = (getattr(asked, axis) for axis in MESH_AXES)
+    given = (getattr(wanted, axis) for axis in MESH_AXES)
     axes = ([size] if size else divisors for size in given)
     for sizes in itertools.product(*axes):
         if math.prod(sizes) == count and sizes[0] % slices == 0:
@@ -180,16 +181,16 @@ def _attention(experiment: config.Experiment, device) -> config.AttentionKernel:
 
     It must serve the head size and the dtype.
     """
-    asked = experiment.execution.attention
+    kernel = experiment.execution.attention
     own = _own_attention(device)
-    if asked in ("splash", "cudnn") and asked != own:
-        needed = {"splash": "a TPU", "cudnn": "an NVIDIA GPU"}[asked]
+    if kernel in ("splash", "cudnn") and kernel != own:
+        needed = {"splash": "a TPU", "cudnn": "an NVIDIA GPU"}[kernel]
         raise ConfigError(
-            f"execution.attention={asked} needs {needed}, this is a {device.platform}:"
+            f"execution.attention={kernel} needs {needed}, this is a {device.platform}:"
             " set execution.attention=auto"
         )
-    if asked != "auto":
-        return asked
+    if kernel != "auto":
+        return kernel
     model = experiment.model
     if own is None or model.compute_dtype != "bfloat16":
         return "xla"

@@ -75,7 +75,7 @@ def connected(
         processes would hold it up.
 
     Raises:
-      ConfigError: only some of the three are given, or the environment says only in part which
+      ConfigError: only some of the three are given, or the environment tells only in part which
         process this is.
       SparsecodError: the others can't be found or reached, at least not now.
     """
