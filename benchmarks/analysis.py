@@ -35,11 +35,8 @@ CFG = config.Model(
     compute_dtype="float32",
 )
 SEQUENCES, LENGTH = 8, 256
-ROUNDS = {
-    "permutation": 1,
-    "causal": 5,
-    "usefulness": 5,
-}  # the first takes a minute a side
+# The first takes a minute per side.
+ROUNDS = {"permutation": 1, "causal": 5, "usefulness": 5}
 TIMED_CHANNELS = 16  # of the VJPs; the time of all is in proportion
 
 

@@ -128,18 +128,16 @@ def _experiment(name: str) -> Experiment:
 def _compile(name: str, topology: str) -> None:
     print(f"[{time.strftime('%H:%M:%S')}] {name} on {topology}", flush=True)
     experiment = _experiment(name)
-    searched = not experiment.model.n_experts or topology.startswith(
-        "h100"
-    )  # TPUs: a quarter of an hour in search of a change
+    # For a MoE on TPUs the search for a change takes a quarter of an hour.
+    searched = not experiment.model.n_experts or topology.startswith("h100")
     plan = make_plan(experiment, topologies.find(topology), MFU, search=searched)
     found = plan.to_dict() | {
         "case": name,
         "machine": f"{os.cpu_count()} CPU cores",
         "jax": jax.__version__,
     }
-    plans = _read() | {
-        f"{name} on {topology}": found
-    }  # read now, as another process may have written while this one compiled
+    # Read now, as another process may have written while this one compiled.
+    plans = _read() | {f"{name} on {topology}": found}
     records.write_json(DOCS / "plans.json", plans)
     files.write(DOCS / "plans.md", page(plans).encode())
     jax.clear_caches()

@@ -76,11 +76,8 @@ def test_published_configs_on_powers_of_two(count, name):
 @pytest.mark.parametrize(
     ("count", "name", "sizes"),
     [
-        (
-            6,
-            "dense_400m",
-            (1, 2, 1, 3),
-        ),  # 256 rows over 2, width 1536 over 6, 12 heads over 3
+        # 256 rows over 2, width 1536 over 6, 12 heads over 3.
+        (6, "dense_400m", (1, 2, 1, 3)),
         (3, "moe_400m_2b", (1, 1, 1, 3)),
         (2048, "dense_1b", (8, 32, 1, 8)),
         (2048, "moe_1b_7b", (8, 32, 1, 8)),
@@ -96,10 +93,8 @@ def test_other_counts_split_what_divides(count, name, sizes):
     [
         (3, "dense_1b"),
         (6, "moe_1b_7b"),
-        (
-            2048,
-            "dense_400m",
-        ),  # at least 8 tensor-parallel partners for 256 rows, but 12 heads
+        # At least 8 tensor-parallel partners for 256 rows, but 12 heads.
+        (2048, "dense_400m"),
     ],
 )
 def test_devices_among_which_nothing_divides_are_refused(count, name):
@@ -353,19 +348,16 @@ def _microbatches(kind, *sizes, platform="tpu", **change):
     return _resolve(experiment, devices, *sizes).microbatches
 
 
-def test_microbatches_are_the_fewest_whose_stream_takes_an_eighth_of_the_memory():
-    """A row's stream is 16 blocks x 1024 positions x 2048 numbers of 4 bytes, 128 MiB."""
-    assert (
-        _microbatches("TPU v5 lite", 1, 8, 1, 1) == 4
-    )  # 32 rows a device, 15 of them in an eighth of 15.75 GiB, and 8 divides
+def test_microbatches_are_the_fewest_whose_residual_stream_takes_an_eighth_of_the_memory():
+    """The residual stream of a row is 16 blocks x 1024 positions x 2048 x 4 bytes, 128 MiB."""
+    # 32 rows per device, 15 of them in an eighth of 15.75 GiB, and 8 divides.
+    assert _microbatches("TPU v5 lite", 1, 8, 1, 1) == 4
     assert _microbatches("TPU v5 lite", 1, 16, 1, 1) == 2
     assert _microbatches("TPU v5 lite", 1, 64, 1, 1) == 1
-    assert (
-        _microbatches("TPU v5", 1, 2, 1, 1) == 2
-    )  # 128 rows a device, 95 of them in an eighth of 95.74 GiB
-    assert (
-        _microbatches("TPU v5", 1, 2, 1, 4) == 2
-    )  # tensor-parallel partners hold the same stream
+    # 128 rows per device, 95 of them in an eighth of 95.74 GiB.
+    assert _microbatches("TPU v5", 1, 2, 1, 1) == 2
+    # Tensor-parallel partners hold the same residual stream.
+    assert _microbatches("TPU v5", 1, 2, 1, 4) == 2
     assert _microbatches("TPU v5", 1, 4, 1, 1) == 1
     assert (
         _microbatches(
@@ -376,9 +368,8 @@ def test_microbatches_are_the_fewest_whose_stream_takes_an_eighth_of_the_memory(
     devices = _devices(8, kind="TPU v5 lite", platform="tpu")
     assert _resolve(_paper("moe_1b_7b"), devices, 1, 8, 1, 1).microbatches == 1
     longer = config.Data(seq_len=32 * 1024)
-    assert (
-        _microbatches("TPU v5 lite", 1, 8, 1, 1, data=longer) == 32
-    )  # not even one row is that small
+    # Not even one row is that small.
+    assert _microbatches("TPU v5 lite", 1, 8, 1, 1, data=longer) == 32
 
 
 def test_more_memory_never_takes_more_microbatches():
@@ -404,9 +395,9 @@ def test_devices_of_unknown_memory_take_one_microbatch():
 def test_on_a_cpu_the_scores_of_a_microbatch_stay_in_a_cache():
     def rows(length, fsdp=1):
         data = config.Data(seq_len=length)
-        return 256 // (
-            fsdp * _microbatches("cpu", 1, fsdp, 1, 1, platform="cpu", data=data)
-        )  # 16 heads
+        # With 16 heads.
+        count = _microbatches("cpu", 1, fsdp, 1, 1, platform="cpu", data=data)
+        return 256 // (fsdp * count)
 
     assert [rows(length) for length in (8, 32, 64, 128, 1024)] == [128, 8, 2, 1, 1]
     assert rows(32, fsdp=8) == 8

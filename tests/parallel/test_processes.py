@@ -26,12 +26,13 @@ for environment, given in json.loads(sys.argv[1]):
     for name in environment:
         del os.environ[name]
 """
+# In the batch script, outside srun.
 SLURM = {
     "SLURM_JOB_ID": "7",
     "SLURM_NTASKS": "4",
     "SLURM_PROCID": "1",
     "SLURM_LOCALID": "1",
-}  # in the batch script, outside srun
+}
 
 
 def _outcomes(*cases) -> list[str]:
