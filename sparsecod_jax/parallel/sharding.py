@@ -82,8 +82,10 @@ def spec(
     entries = []
     for axis, size in zip(axes, shape, strict=True):
         parts = math.prod(mesh.shape[name] for name in _mesh_axes(axis))
-        is_split = axis is not None and size % parts == 0
-        entries.append(RULES[axis] if is_split else None)
+        entry = None
+        if axis is not None and size % parts == 0:
+            entry = RULES[axis]
+        entries.append(entry)
     return P(*entries)
 
 

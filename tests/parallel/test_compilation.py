@@ -23,20 +23,16 @@ def unset(monkeypatch):
 def test_in_the_folder_for_caches(unset, tmp_path):
     unset.setenv("XDG_CACHE_HOME", str(tmp_path))
     keep_programs()
-    assert (
-        jax.config.values["jax_compilation_cache_dir"]
-        == f"{tmp_path}/sparsecod_jax/xla"
-    )
+    folder = jax.config.values["jax_compilation_cache_dir"]
+    assert folder == f"{tmp_path}/sparsecod_jax/xla"
 
 
 def test_in_the_home_directory_by_default(unset, tmp_path):
     unset.delenv("XDG_CACHE_HOME")
     unset.setenv("HOME", str(tmp_path))
     keep_programs()
-    assert (
-        jax.config.values["jax_compilation_cache_dir"]
-        == f"{tmp_path}/.cache/sparsecod_jax/xla"
-    )
+    folder = jax.config.values["jax_compilation_cache_dir"]
+    assert folder == f"{tmp_path}/.cache/sparsecod_jax/xla"
 
 
 def test_where_jax_was_told(unset, tmp_path):

@@ -125,11 +125,8 @@ def test_what_runs_on_the_first_counts_for_both(two):
     assert zero["decided"] == one["decided"] == {"who": 0, "text": "ü" * 3000}
     assert zero["nothing"] is one["nothing"] is None
     assert zero["fenced"] == one["fenced"] == ["Fenced", "said by 0"]
-    assert (
-        zero["surprised"]
-        == one["surprised"]
-        == ["SparsecodError", "process 0 failed (OSError: disk 0 is full)"]
-    )
+    expected = ["SparsecodError", "process 0 failed (OSError: disk 0 is full)"]
+    assert zero["surprised"] == one["surprised"] == expected
 
 
 def test_what_runs_on_all_succeeds_on_all_or_fails_on_all(two):
