@@ -199,15 +199,8 @@ def test_a_mesh_is_chosen_whenever_one_divides():
     ],
 )
 def test_what_is_asked_for_is_kept(asked, sizes):
-    assert (
-        _sizes(
-            resolve(
-                tiny_configs.experiment(model=tiny_configs.MIXTURE, mesh=asked),
-                _devices(8),
-            )
-        )
-        == sizes
-    )
+    experiment = tiny_configs.experiment(model=tiny_configs.MIXTURE, mesh=asked)
+    assert _sizes(resolve(experiment, _devices(8))) == sizes
 
 
 @pytest.mark.parametrize(
