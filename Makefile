@@ -12,7 +12,7 @@ QUICKSTART := runs/quickstart
 # The tests of make check.
 FAST := tests/test_imports.py tests/docs tests/config tests/data tests/stats \
 	$(addprefix tests/analysis/test_,catalogue.py) \
-	$(addprefix tests/model/test_,grouped_matmul.py loss.py moe.py router.py transformer.py) \
+	$(addprefix tests/model/test_,grouped_matmul.py loss.py router.py transformer.py) \
 	$(addprefix tests/parallel/test_,devices.py layout.py xla_flags.py) \
 	$(addprefix tests/plan/test_,hlo.py topologies.py) \
 	$(addprefix tests/pretrained/test_,hf_config.py hf_tensors.py) \

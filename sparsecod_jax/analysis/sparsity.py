@@ -19,7 +19,7 @@ import numpy as np
 
 from sparsecod_jax.analysis import network
 from sparsecod_jax.analysis.subject import Subject, per_sequence
-from sparsecod_jax.storage.digest import names
+from sparsecod_jax.tree import names
 
 NEAR_ZERO = (0.01, 0.1)  # of a matrix's standard deviation
 # The measures of a matrix with independent normal entries.

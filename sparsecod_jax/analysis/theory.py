@@ -18,6 +18,8 @@ import numpy as np
 
 from sparsecod_jax.config import Model
 
+# Added config fields that the theory accounts for.
+EXPLAINED: tuple[str, ...] = ()
 # The covariances of FFN and gates are computed at these cosines, and interpolated between.
 COSINES = np.linspace(-1, 1, 41)
 NODES = 48  # of the Gauss-Hermite rule

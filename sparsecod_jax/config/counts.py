@@ -30,7 +30,7 @@ def parameters(model: Model) -> Counts:
         ffn = routed + 3 * d * model.d_shared
     else:
         ffn = swiglu
-    norms = 2 * d
+    norms = model.norms_per_block * d
     block = queries_and_output + keys_and_values + ffn + norms
     embedding = model.vocab_size * d
     final_norm_and_head = d + embedding

@@ -8,6 +8,7 @@ config.json (`config.values`). They check all that a config alone decides. A zer
 
 import dataclasses
 import math
+from collections.abc import Collection
 from typing import Any, Literal
 
 from sparsecod_jax.errors import ConfigError
@@ -19,6 +20,16 @@ AttentionKernel = Literal["xla", "splash", "cudnn", "reference"]
 AskedKernel = Literal["auto", AttentionKernel]
 PARAMETER_GROUPS = ("embedding", "head", "matrices", "router", "norms")
 SEEDS = 2**32  # a seed is an unsigned 32-bit number
+
+
+def added(default: Any) -> Any:
+    """A config field that earlier versions did not have.
+
+    At its default it is no part of a run's identity, so that their runs keep theirs. At any
+    other value, code that must know every field refuses it unless it names it
+    (`Model.unknown_to`).
+    """
+    return dataclasses.field(default=default, metadata={"added": True})
 
 
 def _require(condition: bool, message: str) -> None:
@@ -99,6 +110,21 @@ class Model:
             if getattr(self, name) == value
         }
         return dataclasses.replace(self, **(derived | changes))
+
+    def unknown_to(self, known: Collection[str]) -> list[str]:
+        """Names of added fields, beside `known`, that are not at their defaults."""
+        return [
+            field.name
+            for field in dataclasses.fields(self)
+            if "added" in field.metadata
+            and field.name not in known
+            and getattr(self, field.name) != field.default
+        ]
+
+    @property
+    def norms_per_block(self) -> int:
+        """How many norms with a gain a block has."""
+        return 2
 
     def _derived(self) -> dict[str, Any]:
         return {

@@ -132,7 +132,7 @@ def _moved(error: BaseException) -> str:
     """Where a module of an earlier version went, if the error is that it is missing."""
     if not isinstance(error, ImportError):
         return ""
-    for missing in re.findall(r"'(?:sparsecod_jax\.)?(\w+)'", str(error)):
+    for missing in re.findall(r"'(?:sparsecod_jax\.)?(\w+)", str(error)):
         if missing in MOVED:
             return f": it is now {MOVED[missing]}"
     return ""

@@ -41,7 +41,7 @@ def generate(
     """
     if tokens < 1 or temperature < 0 or seed < 0:
         raise ConfigError(
-            f"--tokens={tokens} is below 1, or --temperature={temperature} or"
+            f"--max_new_tokens={tokens} is below 1, or --temperature={temperature} or"
             f" --seed={seed} below 0: raise it"
         )
     tokenizer, max_seq_len = model.source.tokenizer(), model.source.max_seq_len
@@ -49,7 +49,7 @@ def generate(
     start, stop = len(ids), len(ids) + tokens
     if stop > max_seq_len:
         raise ConfigError(
-            f"the prompt's {start} tokens and --tokens={tokens} exceed the model's"
+            f"the prompt's {start} tokens and --max_new_tokens={tokens} exceed the model's"
             f" {max_seq_len}: shorten one"
         )
     buffer_T = np.zeros(-(-stop // BUFFER) * BUFFER, np.int32)

@@ -9,16 +9,14 @@ B rows, T positions, C predictions of a row, D width, N sizes of rows, K distinc
 import math
 from collections.abc import Iterable, Iterator
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from sparsecod_jax.data.pipeline import local_rows, to_devices
-from sparsecod_jax.model.loss import losses_and_hits
 from sparsecod_jax.model.transformer import Transformer
-from sparsecod_jax.parallel.sharding import batch_sharding, constrain, ways
+from sparsecod_jax.parallel.sharding import batch_sharding, ways
 from sparsecod_jax.pretrained.load import LoadedModel
 
 TOKENS = 2**13  # on a device at once, unless a single row is longer
@@ -213,8 +211,10 @@ def _read(rows: list[Row], batch: _Batch) -> _Scored:
 @partial(jax.jit, static_argnums=0)
 def _losses_and_hits(net: Transformer, params, tokens_BT, positions_BC, targets_BC):
     """Losses in nats and hits of chosen predictions, [B, C] each."""
-    hidden: Any = net.apply({"params": params}, tokens_BT, method="hidden")
-    h_BCD = jnp.take_along_axis(hidden[0], positions_BC[..., None], axis=1)
-    return losses_and_hits(
-        constrain(h_BCD, "batch", "length", "width"), params["head"], targets_BC
+    return net.apply(
+        {"params": params},
+        tokens_BT,
+        positions_BC,
+        targets_BC,
+        method="losses_and_hits_at",
     )

@@ -86,7 +86,7 @@ def load(
       ConfigError: a name is unknown or given twice, a task needs generation, its data or
         enough examples are not there.
     """
-    for option, path in (("--data", folder), ("--include", include)):
+    for option, path in (("--task_data", folder), ("--include", include)):
         if path is not None and not path.is_dir():
             raise ConfigError(f"{option}={path} is not a folder: correct it")
     manager = TaskManager(include_path=str(include) if include else None)
@@ -105,7 +105,7 @@ def load(
             missing.append(str(error))
     if missing:
         raise ConfigError(
-            f"--data={folder} lacks {'; '.join(missing)}: add them, or leave out the tasks"
+            f"--task_data={folder} lacks {'; '.join(missing)}: add them, or leave out the tasks"
         )
     for task in task_set.tasks.values():
         _set_examples(task, num_fewshot)
@@ -141,7 +141,7 @@ def _add(task_set: TaskSet, name: str, manager: TaskManager) -> None:
         first_line = next(iter(str(error).splitlines()), "")
         raise ConfigError(
             f"the task {name} can't be loaded ({type(error).__name__}: {first_line}):"
-            " give its data with --data, or leave it out"
+            " give its data with --task_data, or leave it out"
         ) from error
     for task_name, task in loaded["tasks"].items():
         if task_name in task_set.tasks:

@@ -28,6 +28,7 @@ from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.launching import package
 from sparsecod_jax.launching.package import CodePackage
 from sparsecod_jax.shell import options
+from sparsecod_jax.shell.arguments import formerly
 from sparsecod_jax.shell.ending import exit_code_of
 from sparsecod_jax.storage import buckets, files
 from sparsecod_jax.storage.ownership import locked
@@ -154,9 +155,10 @@ def _parser(engine: Engine) -> ArgumentParser:
         help="assumed model FLOPs utilisation, for chip-hours (default %(default)s)",
     )
     parser.add_argument(
-        "--data",
+        "--data_path",
         help="data directory in place of the runs' own data.path, such as gs://BUCKET/NAME",
     )
+    formerly(parser, "--data", "data_path")
     package.add_arguments(parser)
     engine.add_arguments(parser)
     return parser
@@ -182,8 +184,8 @@ class _StudyOnDisk:
         run_dir = self.run_dirs[run.name]
         subcommands = commands(self.study, run, run_dir)
         # The first one trains, and what it trained on the others find in the run.
-        if args.data:
-            subcommands[0].append(f"--config.data.path={args.data}")
+        if args.data_path:
+            subcommands[0].append(f"--config.data.path={args.data_path}")
         program = ("python", "-P", "-m", "sparsecod_jax")
         return Job(
             name=run.name,
@@ -264,19 +266,19 @@ def _check_data(engine: Engine, runs: list[Run], args: Namespace) -> None:
     """Refuses data that is absent, or out of reach of the engine's hosts."""
     # One run for each path is enough: its config also tells how to prepare the data.
     runs_by_path = {run.experiment.data.path: run for run in runs}
-    if args.data:
+    if args.data_path:
         if len(runs_by_path) > 1:
             raise ConfigError(
-                "--data would put one directory in place of"
+                "--data_path would put one directory in place of"
                 f" {', '.join(sorted(runs_by_path))}:"
                 " leave it out, and correct the study"
             )
-        runs_by_path = {args.data: runs[-1]}
+        runs_by_path = {args.data_path: runs[-1]}
     for path in runs_by_path:
         if not engine.shares_files and not files.is_remote(path):
             raise ConfigError(
                 f"the data {path} is not seen from there:"
-                " copy it to a bucket and give --data=gs://BUCKET/NAME"
+                " copy it to a bucket and give --data_path=gs://BUCKET/NAME"
             )
     buckets.check_named(args.workdir, *runs_by_path)
     for path, run in runs_by_path.items():

@@ -92,7 +92,7 @@ def pack_code(args: Namespace) -> CodePackage:
       ConfigError: the wheel can't be built.
     """
     if not args.package:
-        return CodePackage(args.image, None, None, *_version(), args.data)
+        return CodePackage(args.image, None, None, *_version(), args.data_path)
     with tempfile.TemporaryDirectory() as folder:
         built = _build(Path(folder), commit())
         sha256 = hashlib.sha256(built.read_bytes()).hexdigest()
@@ -101,7 +101,7 @@ def pack_code(args: Namespace) -> CodePackage:
         if files.is_remote(target) or not target.exists():
             _copy(built, target)
         wheel = os.fspath(target / built.name)
-    return CodePackage(None, wheel, sha256, *_version(), args.data)
+    return CodePackage(None, wheel, sha256, *_version(), args.data_path)
 
 
 def rehearse(args: Namespace) -> CodePackage:
@@ -110,7 +110,7 @@ def rehearse(args: Namespace) -> CodePackage:
     if args.package:
         wheel = os.fspath(_packages(args) / "0" / "rehearsal.whl")
         sha256 = "0" * 64
-    return CodePackage(args.image, wheel, sha256, *_version(), args.data)
+    return CodePackage(args.image, wheel, sha256, *_version(), args.data_path)
 
 
 def _packages(args: Namespace) -> epath.Path:

@@ -1,6 +1,9 @@
-"""What does one block do? Two residual branches behind norms, and the statistics of what they add.
+"""What does one block do?
 
-B batch, T positions, D width, L blocks.
+Pre-LN block: two residual branches behind norms, and the statistics of what they add.
+
+B batch, T positions, D width, L blocks; attention: H heads, J key/value heads, K head size;
+F hidden width of the FFN.
 """
 
 from typing import Any, NamedTuple
@@ -18,11 +21,14 @@ from sparsecod_jax.stats.block import block_stats
 
 
 class Depth(NamedTuple):
-    """What a block takes from its depth l, counted from 1: scalars for one block, [L] for all."""
+    """What a block takes from its depth l, counted from 1.
 
-    norm_scale: (
-        jax.Array
-    )  # multiplies both norm outputs: 1, or 1/sqrt(l) by LayerNorm Scaling
+    Attributes:
+      norm_scale: multiplies both norm outputs: 1, or 1/sqrt(l) by LayerNorm Scaling. A
+        scalar for one block, [L] for all.
+    """
+
+    norm_scale: jax.Array
 
 
 def depths(cfg: Model) -> Depth:
@@ -45,25 +51,36 @@ class Block(nn.Module):
         self.attention_norm = RMSNorm(cfg)
         self.attention = Attention(cfg, self.kernel)
         self.ffn_norm = RMSNorm(cfg)
-        self.ffn = MixtureOfExperts(cfg) if cfg.n_experts else SwiGLU(cfg, cfg.d_ff)
+        if cfg.n_experts:
+            self.ffn = MixtureOfExperts(cfg)
+        else:
+            self.ffn = SwiGLU(cfg, cfg.d_ff)
 
     def __call__(self, x_BTD, depth, angles, segments_BT):
+        """The residual stream after the block, [B, T, D], and the block's statistics.
+
+        Args:
+          x_BTD: the residual stream before the block.
+          depth: of the block, a `Depth` of scalars.
+          angles: of the rotary positions, [T, K/2].
+          segments_BT: attention stays within equal numbers; None for no segments.
+        """
         attention_BTD = self.attention_branch(x_BTD, depth, angles, segments_BT)
         u_BTD = self.add(x_BTD, attention_BTD)
         ffn_BTD, router_stats = self.ffn_branch(u_BTD, depth)
         y_BTD = self.add(u_BTD, ffn_BTD)
-        return y_BTD, block_stats(
+        stats = block_stats(
             x_BTD, attention_BTD, ffn_BTD, y_BTD, with_moments=self.with_moments
-        ) | router_stats
+        )
+        return y_BTD, stats | router_stats
 
     def attention_branch(self, x_BTD, depth, angles, segments_BT):
-        """What attention adds to the stream."""
-        return self.attention(
-            self._scaled(self.attention_norm(x_BTD), depth), angles, segments_BT
-        )
+        """What attention adds to the residual stream, [B, T, D]."""
+        normed_BTD = self._scaled(self.attention_norm(x_BTD), depth)
+        return self.attention(normed_BTD, angles, segments_BT)
 
     def ffn_branch(self, u_BTD, depth):
-        """What the FFN adds to the stream, and a router's statistics."""
+        """What the FFN adds to the residual stream, [B, T, D], and a router's statistics."""
         normed_BTD = self._scaled(self.ffn_norm(u_BTD), depth)
         if self.cfg.n_experts:
             return self.ffn(normed_BTD)
@@ -71,23 +88,21 @@ class Block(nn.Module):
         return self.cfg.ffn_scale * ffn_BTD, {}
 
     def queries_keys_values(self, x_BTD, depth, angles):
-        """What attention compares and mixes: [B, T, H, K], [B, T, J, K] and [B, T, J, K], rotated."""
-        return self.attention.project(
-            self._scaled(self.attention_norm(x_BTD), depth), angles
-        )
+        """What attention compares and mixes: [B, T, H, K], and twice [B, T, J, K].
+
+        Queries and keys are rotated.
+        """
+        normed_BTD = self._scaled(self.attention_norm(x_BTD), depth)
+        return self.attention.project(normed_BTD, angles)
 
     def activations(self, u_BTD, depth):
         """The hidden layer of a dense FFN, [B, T, F]."""
         return self.ffn.activate(self._scaled(self.ffn_norm(u_BTD), depth))
 
-    def add(self, stream_BTD, branch_BTD):
-        """The stream with a branch added, in the stream's own dtype."""
-        return constrain(
-            stream_BTD + branch_BTD.astype(self.cfg.residual_dtype),
-            "batch",
-            "length",
-            "width",
-        )
+    def add(self, residual_BTD, branch_BTD):
+        """The residual stream with a branch added, in the residual stream's own dtype."""
+        sum_BTD = residual_BTD + branch_BTD.astype(self.cfg.residual_dtype)
+        return constrain(sum_BTD, "batch", "length", "width")
 
     def _scaled(self, normed_BTD, depth):
         return normed_BTD * depth.norm_scale.astype(self.cfg.compute_dtype)

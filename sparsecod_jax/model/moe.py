@@ -1,7 +1,11 @@
-"""What does a mixture of experts compute, and on which device? No token is ever dropped.
+"""What does a mixture of experts compute, and on which device?
 
-B batch, T positions, D width, F hidden width of an expert, E experts (inside `shard_map`, those of this device), S slots (the top_k
-experts of a token), N tokens, R rows: the (token, slot) pairs that this device multiplies, sorted by expert.
+Mixture of experts: tokens go to the devices of their experts and back, and no token is ever
+dropped.
+
+B batch, T positions, D width, F hidden width of an expert, E experts (inside `shard_map`,
+those of this device), S slots (the top_k experts of a token), N tokens, R rows: the
+(token, slot) pairs that this device multiplies, sorted by expert.
 """
 
 import math
@@ -18,11 +22,20 @@ from sparsecod_jax.model.grouped_matmul import grouped_matmul
 from sparsecod_jax.model.layers import PRODUCT, SwiGLU, weight
 from sparsecod_jax.model.router import route
 from sparsecod_jax.parallel import sharding
-from sparsecod_jax.stats.block import at_least_float32
+from sparsecod_jax.tree import at_least_float32
+
+# Logical axes of tokens, of slots, of the experts' matrices up and down.
+_TOKENS = ("batch", "length", "width")
+_SLOTS = ("batch", "length", None)
+_INTO = ("experts", "expert_embed", "hidden")
+_OUT = ("experts", "hidden", "expert_embed")
 
 
 class MixtureOfExperts(nn.Module):
-    """The gated sum of the top_k experts of each token, r(x); with a shared expert s(x): s(x)/(k+1) + k/(k+1) * r(x)."""
+    """The gated sum of the top_k experts of each token, r(x).
+
+    With a shared expert s(x) it is s(x) / (k + 1) + k / (k + 1) * r(x), for k = top_k.
+    """
 
     cfg: Model
 
@@ -31,28 +44,21 @@ class MixtureOfExperts(nn.Module):
         """The output, [B, T, D], and the router's statistics."""
         cfg, dtype = self.cfg, self.cfg.compute_dtype
         D, E, F = cfg.d_model, cfg.n_experts, cfg.d_ff
-        in_axes, out_axes = (
-            ("experts", "expert_embed", "hidden"),
-            ("experts", "hidden", "expert_embed"),
-        )
         router_DE = weight(self, "router", (D, E), ("embed", "router"), cfg.init_std)
-        gate_EDF = weight(self, "gate", (E, D, F), in_axes, cfg.init_std).astype(dtype)
-        up_EDF = weight(self, "up", (E, D, F), in_axes, cfg.init_std).astype(dtype)
-        down_EFD = weight(self, "down", (E, F, D), out_axes, cfg.init_std).astype(dtype)
+        gate_EDF = weight(self, "gate", (E, D, F), _INTO, cfg.init_std).astype(dtype)
+        up_EDF = weight(self, "up", (E, D, F), _INTO, cfg.init_std).astype(dtype)
+        down_EFD = weight(self, "down", (E, F, D), _OUT, cfg.init_std).astype(dtype)
 
+        # At full precision, as a small error of a logit may send a token elsewhere.
         wide_BTD = at_least_float32(x_BTD)
-        logits_BTE = jnp.einsum(
-            "btd,de->bte",
-            wide_BTD,
-            router_DE.astype(wide_BTD.dtype),
-            precision="highest",
-        )
+        router_DE = router_DE.astype(wide_BTD.dtype)
+        logits_BTE = jnp.einsum("btd,de->bte", wide_BTD, router_DE, precision="highest")
         routing = route(logits_BTE, cfg.top_k, normalize=cfg.normalize_gates)
-        token_axes, slot_axes = ("batch", "length", "width"), ("batch", "length", None)
+
         mapped = sharding.shard_map(
             _exchange_and_run,
-            (token_axes, slot_axes, slot_axes, in_axes, in_axes, out_axes),
-            (token_axes, ()),
+            (_TOKENS, _SLOTS, _SLOTS, _INTO, _INTO, _OUT),
+            (_TOKENS, ()),
         )
         y_BTD, dropped = mapped(
             x_BTD, routing.experts_BTS, routing.gates_BTS, gate_EDF, up_EDF, down_EFD
@@ -64,31 +70,40 @@ class MixtureOfExperts(nn.Module):
 
 
 def _exchange_and_run(x_BTD, experts_BTS, gates_BTS, gate_EDF, up_EDF, down_EFD):
-    """One device's tokens through the experts of all devices; also the slots of all devices less the rows that were multiplied.
+    """One device's tokens through the experts of all devices.
 
-    The devices that share out the experts gather each other's tokens, run their own experts on them, and add up. A device must have
-    room for all gathered rows, as all may be its own, so tokens go in as many chunks as there are devices, or fewer where these don't
+    The devices that share out the experts gather each other's tokens, run their own experts
+    on them, and add up. A device must have room for all gathered rows, as all may be its
+    own, so tokens go in as many chunks as there are devices, or fewer where these don't
     divide the tokens: the room stays that of one.
+
+    Returns:
+      The output, [B, T, D], and the slots of all devices less the rows that were multiplied,
+      a scalar: how many were dropped, which is to be 0.
     """
     # Wide outside the loop over chunks, so that the gradients of the chunks are added wide.
     gate_EDF = at_least_float32(sharding.gather(gate_EDF, "expert_embed", 1))
     up_EDF = at_least_float32(sharding.gather(up_EDF, "expert_embed", 1))
     down_EFD = at_least_float32(sharding.gather(down_EFD, "expert_embed", 2))
+    # Experts are numbered over all devices; this one holds E from here on.
     first_expert = sharding.position("experts") * len(gate_EDF)
 
     def chunk(x_ND, experts_NS, gates_NS):
-        x_ND, experts_NS, gates_NS = (
-            sharding.gather(part, "experts", 0) for part in (x_ND, experts_NS, gates_NS)
-        )
-        weights = (w.astype(x_ND.dtype) for w in (gate_EDF, up_EDF, down_EFD))
+        x_ND = sharding.gather(x_ND, "experts", 0)
+        experts_NS = sharding.gather(experts_NS, "experts", 0)
+        gates_NS = sharding.gather(gates_NS, "experts", 0)
+        matrices = (w.astype(x_ND.dtype) for w in (gate_EDF, up_EDF, down_EFD))
         y_ND, rows = run_experts(
             x_ND,
             experts_NS - first_expert,
             gates_NS,
-            *weights,
+            *matrices,
             all_here=sharding.ways("experts") == 1,
         )
-        return sharding.total(sharding.scatter_sum(y_ND, "experts", 0), "hidden"), rows
+        # Each device gets its own tokens back, summed over the devices of their experts.
+        # Tensor parallelism divides F, over which `down` sums, so that is a sum as well.
+        y_ND = sharding.scatter_sum(y_ND, "experts", 0)
+        return sharding.total(y_ND, "hidden"), rows
 
     tokens = [z.reshape(-1, z.shape[-1]) for z in (x_BTD, experts_BTS, gates_BTS)]
     chunks = math.gcd(sharding.ways("experts"), len(tokens[0]))
@@ -96,40 +111,50 @@ def _exchange_and_run(x_BTD, experts_BTS, gates_BTS, gate_EDF, up_EDF, down_EFD)
         y_ND, rows = chunk(*tokens)
     else:
         parts = [z.reshape(chunks, -1, z.shape[-1]) for z in tokens]
+        # Nothing within a chunk is kept for the backward pass, which has the room of one too.
+        run_again = jax.checkpoint(chunk)
         _, (y_ND, rows) = jax.lax.scan(
-            lambda _, part: (None, jax.checkpoint(chunk)(*part)), None, parts
+            lambda _, part: (None, run_again(*part)), None, parts
         )
-    dropped = sharding.ways("batch") * experts_BTS.size - sharding.total(
-        rows.sum(), "batch"
-    )
+    slots = sharding.ways("batch") * experts_BTS.size
+    dropped = slots - sharding.total(rows.sum(), "batch")
     return y_ND.reshape(x_BTD.shape), dropped
 
 
 def run_experts(
     x_ND, experts_NS, gates_NS, gate_EDF, up_EDF, down_EFD, *, all_here: bool = False
 ) -> tuple[jax.Array, jax.Array]:
-    """The gated sum over those slots whose expert is one of these, 0 <= expert < E, and the number of rows multiplied for it.
+    """The gated sum over those slots whose expert is one of these, 0 <= expert < E.
 
-    The experts of a token differ from one another; with `all_here` every slot's is one of these.
+    Args:
+      x_ND: tokens.
+      experts_NS: of each token, which differ from one another.
+      gates_NS: weights of the experts' outputs.
+      gate_EDF, up_EDF, down_EFD: an expert is down(silu(gate(x)) * up(x)).
+      all_here: every slot's expert is one of these.
+
+    Returns:
+      The sum, [N, D], and the number of rows multiplied for it.
     """
     N, S = experts_NS.shape
     E = len(gate_EDF)
-    expert_of_slot = jnp.where(
-        (experts_NS >= 0) & (experts_NS < E), experts_NS, E
-    ).reshape(-1)
+    # A slot whose expert is elsewhere gets number E, so that sorting puts it last.
+    is_here_NS = (experts_NS >= 0) & (experts_NS < E)
+    expert_of_slot = jnp.where(is_here_NS, experts_NS, E).reshape(-1)
     sizes_E = jax.nn.one_hot(expert_of_slot, E, dtype=jnp.int32).sum(axis=0)
+    # A token has at most min(S, E) of its slots here, which bounds the rows. Sorting the
+    # order gives its inverse: where in the order each slot is.
     order = jnp.argsort(expert_of_slot)
-    slot_of_row_R, row_of_slot_NS = (
-        order[: N * min(S, E)],
-        jnp.argsort(order).reshape(N, S),
-    )
+    slot_of_row_R = order[: N * min(S, E)]
+    row_of_slot_NS = jnp.argsort(order).reshape(N, S)
 
     x_RD = _rows_of_tokens(x_ND, slot_of_row_R, row_of_slot_NS)
     multiply = partial(_products, sizes_E=sizes_E, all_grouped=all_here)
     gate_RF, up_RF = multiply(x_RD, gate_EDF, up_EDF)
     (y_RD,) = multiply(nn.silu(gate_RF) * up_RF, down_EFD)
     y_NSD = _slots_of_rows(y_RD, slot_of_row_R, row_of_slot_NS)
-    y_ND = jnp.sum(at_least_float32(y_NSD) * gates_NS[:, :, None], axis=1)
+    gated_NSD = at_least_float32(y_NSD) * gates_NS[:, :, None]
+    y_ND = jnp.sum(gated_NSD, axis=1)
     return y_ND.astype(x_ND.dtype), jnp.minimum(sizes_E.sum(), len(x_RD))
 
 
@@ -137,24 +162,25 @@ def _products(x_RD, *matrices_EDF, sizes_E, all_grouped):
     """The rows times each of these matrices of their group."""
 
     def product(w_EDF):
-        return checkpoint_name(
-            grouped_matmul(x_RD, w_EDF, sizes_E, all_grouped), PRODUCT
-        )
+        y_RF = grouped_matmul(x_RD, w_EDF, sizes_E, all_grouped)
+        return checkpoint_name(y_RF, PRODUCT)
 
     if hopper.is_served(x_RD):
-        # Side by side: so rows are read once, and so are their gradients, which otherwise are added in a pass of their own.
-        return jnp.split(
-            product(jnp.concatenate(matrices_EDF, axis=2)), len(matrices_EDF), axis=1
-        )
+        # Side by side: so rows are read once, and so are their gradients, which otherwise
+        # are added in a pass of their own.
+        joined_EDF = jnp.concatenate(matrices_EDF, axis=2)
+        return jnp.split(product(joined_EDF), len(matrices_EDF), axis=1)
     return [product(w_EDF) for w_EDF in matrices_EDF]
 
 
-# Tokens to rows and rows to slots are each other's transposes: stated here, as adding at an index is slow where reading at one is not.
+# Tokens to rows and rows to slots are each other's transposes. Both are stated here as reading
+# at an index, which is fast where adding at an index, JAX's own transpose of it, is slow.
 
 
 @jax.custom_vjp
 def _rows_of_tokens(x_ND, slot_of_row_R, row_of_slot_NS):
     """The token of each row, [R, D]."""
+    # Slots are numbered token by token, S each.
     return x_ND[slot_of_row_R // row_of_slot_NS.shape[1]]
 
 
@@ -165,20 +191,14 @@ def _slots_of_rows(y_RD, slot_of_row_R, row_of_slot_NS):
 
 
 def _rows_of_tokens_forward(x_ND, slot_of_row_R, row_of_slot_NS):
-    return _rows_of_tokens(x_ND, slot_of_row_R, row_of_slot_NS), (
-        slot_of_row_R,
-        row_of_slot_NS,
-    )
+    x_RD = _rows_of_tokens(x_ND, slot_of_row_R, row_of_slot_NS)
+    return x_RD, (slot_of_row_R, row_of_slot_NS)
 
 
-def _rows_of_tokens_backward(places, grad_RD):
-    return (
-        at_least_float32(_slots_of_rows(grad_RD, *places))
-        .sum(axis=1)
-        .astype(grad_RD.dtype),
-        None,
-        None,
-    )
+def _rows_of_tokens_backward(indices, grad_RD):
+    """A token's gradient is the sum of those of its rows."""
+    grad_NSD = at_least_float32(_slots_of_rows(grad_RD, *indices))
+    return grad_NSD.sum(axis=1).astype(grad_RD.dtype), None, None
 
 
 def _slots_of_rows_forward(y_RD, slot_of_row_R, row_of_slot_NS):
@@ -186,6 +206,7 @@ def _slots_of_rows_forward(y_RD, slot_of_row_R, row_of_slot_NS):
 
 
 def _slots_of_rows_backward(slot_of_row_R, grad_NSD):
+    """A row's gradient is that of its slot."""
     return grad_NSD.reshape(-1, grad_NSD.shape[-1])[slot_of_row_R], None, None
 
 

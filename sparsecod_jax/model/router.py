@@ -1,4 +1,6 @@
-"""Which experts does a token go to, and how evenly are they used?
+"""Which experts does a token go to?
+
+Router: the choice of each token, and the losses that keep it even and small.
 
 B batch, T positions, E experts, S slots (the top_k experts of a token).
 """
@@ -14,23 +16,30 @@ from sparsecod_jax.parallel import sharding
 
 
 class Routing(NamedTuple):
-    """The choice of each token, and what the choices of all tokens amount to."""
+    """The choice of each token, and what the choices of all tokens amount to.
 
-    experts_BTS: jax.Array  # int32
-    gates_BTS: jax.Array  # weights of the experts' outputs
-    stats: dict[
-        str, jax.Array
-    ]  # scalars, and counts [E]; gradients flow through the two losses
+    Attributes:
+      experts_BTS: int32.
+      gates_BTS: weights of the experts' outputs.
+      stats: scalars, and counts [E]; gradients flow through the two losses.
+    """
+
+    experts_BTS: jax.Array
+    gates_BTS: jax.Array
+    stats: dict[str, jax.Array]
 
 
 def route(logits_BTE: jax.Array, top_k: int, *, normalize: bool) -> Routing:
-    """Sends each token to the `top_k` experts of highest softmax probability; the gates are these, or, normalised, these over their sum."""
+    """Sends each token to the `top_k` experts of highest softmax probability.
+
+    Args:
+      logits_BTE: in at least float32.
+      top_k: experts per token.
+      normalize: the gates are the probabilities of the chosen experts over their sum,
+        instead of the probabilities themselves.
+    """
     probabilities_BTE = jax.nn.softmax(logits_BTE)
-    # Mapped, as the compiler does not divide a top_k and would gather the probabilities of all devices.
-    axes = ("batch", "length", None)
-    (experts_BTS,) = sharding.shard_map(
-        lambda local_BTE: (jax.lax.top_k(local_BTE, top_k)[1],), [axes], [axes]
-    )(probabilities_BTE)
+    experts_BTS = _largest(probabilities_BTE, top_k)
     chosen_BTSE = jax.nn.one_hot(experts_BTS, logits_BTE.shape[-1], dtype=jnp.bool_)
     gates_BTS = jnp.where(chosen_BTSE, probabilities_BTE[:, :, None, :], 0).sum(axis=-1)
     if normalize:
@@ -47,15 +56,28 @@ def route(logits_BTE: jax.Array, top_k: int, *, normalize: bool) -> Routing:
     return Routing(experts_BTS, gates_BTS, stats)
 
 
-def load_balance_loss(probabilities_BTE: jax.Array, counts_E: jax.Array) -> jax.Array:
-    """E times the sum over experts of (share of all choices) x (mean probability): 1 when both are uniform (arXiv 2101.03961, eq. 4).
+def _largest(probabilities_BTE, top_k: int) -> jax.Array:
+    """The numbers of the `top_k` largest, [B, T, S]."""
 
-    Both factors are means over all tokens of a global microbatch; the counts have no gradient.
+    def on_device(local_BTE):
+        return (jax.lax.top_k(local_BTE, top_k)[1],)
+
+    # Mapped, as the compiler does not divide a top_k over devices and would gather the
+    # probabilities of all.
+    axes = ("batch", "length", None)
+    (experts_BTS,) = sharding.shard_map(on_device, [axes], [axes])(probabilities_BTE)
+    return experts_BTS
+
+
+def load_balance_loss(probabilities_BTE: jax.Array, counts_E: jax.Array) -> jax.Array:
+    """E times the sum over experts of (share of all choices) x (mean probability).
+
+    1 when both are uniform (arXiv 2101.03961, eq. 4). Both factors are means over all tokens
+    of a global microbatch; the counts have no gradient.
     """
     share_E = counts_E / counts_E.sum()
-    return probabilities_BTE.shape[-1] * jnp.sum(
-        share_E * probabilities_BTE.mean(axis=(0, 1))
-    )
+    mean_E = probabilities_BTE.mean(axis=(0, 1))
+    return probabilities_BTE.shape[-1] * jnp.sum(share_E * mean_E)
 
 
 def z_loss(logits_BTE: jax.Array) -> jax.Array:
@@ -64,10 +86,11 @@ def z_loss(logits_BTE: jax.Array) -> jax.Array:
 
 
 def auxiliary_loss(cfg: Model, stats: Mapping[str, Any]) -> jax.Array | float:
-    """What a mixture of experts adds to the cross-entropy: the weighted means over blocks of its losses; 0 for a dense model."""
+    """What a mixture of experts adds to the cross-entropy; 0 for a dense model.
+
+    The means over blocks of its two losses, weighted.
+    """
     if not cfg.n_experts:
         return 0.0
-    return (
-        cfg.load_balance_weight * stats["router/load_balance_loss"].mean()
-        + cfg.router_z_weight * stats["router/z_loss"].mean()
-    )
+    load_balance = cfg.load_balance_weight * stats["router/load_balance_loss"].mean()
+    return load_balance + cfg.router_z_weight * stats["router/z_loss"].mean()

@@ -28,9 +28,9 @@ from sparsecod_jax.pretrained.hf_folder import CONFIG, INDEX, WEIGHTS, digest
 from sparsecod_jax.pretrained.hf_tensors import Tensor, tensors, to_theirs
 from sparsecod_jax.pretrained.load import find_model, load_model
 from sparsecod_jax.storage import files, records
-from sparsecod_jax.storage.digest import names
 from sparsecod_jax.storage.records import read_record
 from sparsecod_jax.storage.rundir import RunDir
+from sparsecod_jax.tree import names
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
@@ -140,6 +140,12 @@ def _write_weights(
     itemsize = np.dtype(DTYPES[dtype]).itemsize
     shards = list(_shards(model, itemsize, shard_bytes))
     leaves = dict(zip(names(params), jax.tree.leaves(params), strict=True))
+    left_out = leaves.keys() - {tensor.path for tensor in tensors(model)}
+    if left_out:
+        raise ConfigError(
+            f"no tensor of the stock architecture holds {', '.join(sorted(left_out))}:"
+            " such a model can't be exported"
+        )
     file_of, digests = {}, {}
     for number, shard in enumerate(shards):
         # The arrays of one file are in memory at a time.

@@ -25,6 +25,8 @@ NO_SHARED_EXPERT = 1
 # engines take rows of whole 16 bytes.
 EXPERT_MULTIPLE = 8
 EXPERT_MULTIPLE_FLOAT32 = 4
+# Added config fields that stock code computes, or that are folded into the tensors.
+EXPORTED: tuple[str, ...] = ()
 OWN_WIDTH = "sparsecod_expert_width"  # our width of experts, where zeros fill it up
 LARGEST = 2**31  # of a size; beyond it, a config.json does not mean what it says
 
@@ -74,8 +76,9 @@ def to_config(
       start_id: the id that stands before a text without context.
 
     Raises:
-      ConfigError: the model has a shared expert of width 1, which stands for none there, or
-        experts whose rows can't be padded.
+      ConfigError: the model has a config field that stock code does not have, a shared
+        expert of width 1, which stands for none there, or experts whose rows can't be
+        padded.
     """
     _check_exportable(model, dtype)
     if model.n_experts:
@@ -108,6 +111,12 @@ def to_config(
 
 def _check_exportable(model: Model, dtype: str) -> None:
     """Refuses what stock code can't compute exactly."""
+    unknown = model.unknown_to(EXPORTED)
+    if unknown:
+        raise ConfigError(
+            f"no stock architecture has model.{', model.'.join(unknown)}:"
+            " such a model can't be exported"
+        )
     multiple = EXPERT_MULTIPLE
     if dtype == "float32":
         multiple = EXPERT_MULTIPLE_FLOAT32

@@ -29,7 +29,7 @@ from sparsecod_jax.pretrained.hf_files import Digests
 from sparsecod_jax.pretrained.hf_tensors import Tensor, tensors, to_ours
 from sparsecod_jax.shell.shown import shown, warn_once
 from sparsecod_jax.storage import files
-from sparsecod_jax.storage.digest import names
+from sparsecod_jax.tree import names
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"

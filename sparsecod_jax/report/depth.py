@@ -1,4 +1,7 @@
-"""What does each layer contribute? Figures and columns of scores, as the catalogue lists them."""
+"""What does each layer contribute?
+
+Layer scores in reports: figures and table columns, as the catalogue lists them.
+"""
 
 from typing import Any
 
@@ -15,70 +18,109 @@ MATRICES = [matrix for score in IN_REPORTS for matrix in score.matrices]
 
 
 def figures(runs: list[RunData]) -> list[Figure | Heatmap]:
-    """Those of the scores that any run has."""
+    """The figures of those scores that any run has."""
     scored = [run for run in runs if run.scores]
-    drawn = [_figure(scored, curve) for curve in CURVES]
-    heatmaps = [heatmap for matrix in MATRICES for heatmap in _heatmaps(scored, matrix)]
-    return [figure for figure in drawn if figure.series] + heatmaps
+    drawn: list[Figure | Heatmap] = []
+    for curve in CURVES:
+        figure = _figure(scored, curve)
+        if figure.series:
+            drawn.append(figure)
+    for matrix in MATRICES:
+        drawn += _heatmaps(scored, matrix)
+    return drawn
 
 
 def _figure(runs: list[RunData], curve: Curve) -> Figure:
+    """The curves of all runs that have the score."""
     series: list[Series] = []
     for run in runs:
-        if curve.predicted is None:
-            series += _series(run, curve.path, f"{run.name}{_probe_length(run, curve)}")
-        else:
-            series += _series(
-                run, curve.predicted, f"{run.name}, predicted", dashed=True
-            )
-            series += _series(run, curve.path, f"{run.name}, measured")
+        series += _curves(run, curve)
     return Figure(
-        curve.title, curve.reading, "block", curve.unit, series, log_y=curve.log
+        title=curve.title,
+        reading=curve.reading,
+        x_label="block",
+        y_label=curve.unit,
+        series=series,
+        log_y=curve.log,
     )
 
 
-def _probe_length(run: RunData, curve: Curve) -> str:
-    return (
-        f", {find(run.scores, curve.probe_length)} tokens" if curve.probe_length else ""
-    )
+def _curves(run: RunData, curve: Curve) -> list[Series]:
+    """The curve of one run, after the predicted one where there is such."""
+    if curve.predicted is not None:
+        predicted = _series(run, curve.predicted, "predicted", dashed=True)
+        return predicted + _series(run, curve.path, "measured")
+    if curve.probe_length is not None:
+        length = find(run.scores, curve.probe_length)
+        return _series(run, curve.path, f"{length} tokens")
+    return _series(run, curve.path)
 
 
 def _series(
-    run: RunData, path: Path, label: str, *, dashed: bool = False
+    run: RunData, path: Path, detail: str = "", *, dashed: bool = False
 ) -> list[Series]:
-    """One value per block, of values per head their mean; nothing where the run has none."""
+    """One value per block, the mean over heads; nothing where the run has none."""
     values = find(run.scores, path)
     if values is None:
         return []
-    heads = [value if isinstance(value, list) else [value] for value in values]
-    means = [None if None in each else float(np.mean(each)) for each in heads]
+    label = f"{run.name}, {detail}" if detail else run.name
+    means = [_mean_over_heads(value) for value in values]
     blocks = list(range(1, len(means) + 1))
     return [Series(label, run.name, blocks, means, dashed)]
 
 
+def _mean_over_heads(value: Any) -> float | None:
+    """The mean over heads, or the value of a block that has one for all heads."""
+    heads = _as_list(value)
+    if None in heads:
+        return None
+    return float(np.mean(heads))
+
+
+def _as_list(value: Any) -> list[Any]:
+    if isinstance(value, list):
+        return value
+    return [value]
+
+
 def _heatmaps(runs: list[RunData], matrix: Matrix) -> list[Heatmap]:
-    """One per run that has the matrix, all with the same scale of colours."""
-    found = {run.name: find(run.scores, matrix.path) for run in runs}
-    values = {name: rows for name, rows in found.items() if rows is not None}
-    every = [value for rows in values.values() for row in rows for value in row]
-    largest = max((abs(value) for value in every if value is not None), default=0.0)
-    labels = (matrix.reading, matrix.x_label, matrix.y_label)
-    drawn = []
-    for name, rows in values.items():
-        title = f"{matrix.title}: {name}"
-        drawn.append(Heatmap(title, *labels, rows, largest, matrix.signed))
-    return drawn
+    """One per run that has the matrix, all with one colour scale, so that they compare."""
+    matrices = {}
+    for run in runs:
+        rows = find(run.scores, matrix.path)
+        if rows is not None:
+            matrices[run.name] = rows
+    largest = max((_largest(rows) for rows in matrices.values()), default=0.0)
+    return [
+        Heatmap(
+            title=f"{matrix.title}: {name}",
+            reading=matrix.reading,
+            x_label=matrix.x_label,
+            y_label=matrix.y_label,
+            values=rows,
+            largest=largest,
+            signed=matrix.signed,
+        )
+        for name, rows in matrices.items()
+    ]
+
+
+def _largest(rows: list[list[float | None]]) -> float:
+    """The largest magnitude in a matrix."""
+    values = [value for row in rows for value in row if value is not None]
+    return max(map(abs, values), default=0.0)
 
 
 def cells(run: RunData) -> list[str]:
-    """The cells of COLUMNS for a run; a dash for what it lacks or what is not finite."""
+    """The cells of COLUMNS for a run; a dash where it has no finite value."""
     return [_cell(column, find(run.scores, column.path)) for column in COLUMNS]
 
 
 def _cell(column: Column, value: Any) -> str:
-    numbers = value if isinstance(value, list) else [value]
+    numbers = _as_list(value)
     if None in numbers:
         return "–"
     if column.interval:
-        return " to ".join(f"{end:.4f}" for end in numbers)
+        low, high = numbers
+        return f"{low:.4f} to {high:.4f}"
     return short(numbers[-1])

@@ -1,8 +1,12 @@
-"""What is a report made of? Plain data, whatever writes it: a page (`page.py`) or Markdown (`markdown.py`)."""
+"""What is a report made of?
+
+Report documents: plain data, which `page.py` writes as HTML and `markdown.py` as text.
+"""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+# Of the groups of a figure, in order.
 COLOURS = (
     "#1b6ca8",
     "#d1495b",
@@ -12,20 +16,20 @@ COLOURS = (
     "#3c3c3c",
     "#00a3a3",
     "#a0522d",
-)  # of groups
-FEW = 40  # points of a curve, that are marked
+)
+FEW = 40  # a curve with fewer points marks each of them
 
 
 @dataclasses.dataclass(frozen=True)
 class Heading:
-    """Begins a part."""
+    """A heading of a section."""
 
     text: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """A paragraph; `small` ones say how to read what follows."""
+    """A paragraph; a `small` one explains how to read what follows."""
 
     text: str
     small: bool = False
@@ -39,7 +43,11 @@ class Alarm(str):
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Rows of text; the first column names what a row is about. `meanings` explain columns, where their names do not."""
+    """Rows of text; the first column names what a row is about.
+
+    Attributes:
+      meanings: explanations of columns whose names don't suffice.
+    """
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -49,7 +57,14 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Series:
-    """One curve, or a cloud of points; `group` names what shares a colour: a run, an arm or a study."""
+    """One curve, or a cloud of points.
+
+    Attributes:
+      group: series of one group share a colour: those of a run, an arm or a study.
+      y: None where there is no finite value.
+      points: whether it is a cloud.
+      names: of the points of a cloud.
+    """
 
     label: str
     group: str
@@ -57,12 +72,16 @@ class Series:
     y: Sequence[float | None]
     dashed: bool = False
     points: bool = False
-    names: Sequence[str] = ()  # of the points
+    names: Sequence[str] = ()
 
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """A chart and one line that says how to read it."""
+    """A chart of curves or clouds of points.
+
+    Attributes:
+      reading: one line on how to read it.
+    """
 
     title: str
     reading: str
@@ -75,9 +94,13 @@ class Figure:
 
 @dataclasses.dataclass(frozen=True)
 class Heatmap:
-    """A matrix drawn as colours, `values[row][column]`; rows and columns count from 1.
+    """A matrix drawn as colours; rows and columns count from 1.
 
-    `largest` is the magnitude of the strongest colour, one for all runs, so that they compare. A `signed` one has a colour for each sign.
+    Attributes:
+      values: by row and column, None where there is no finite value.
+      largest: magnitude of the strongest colour, the same for all runs, so that they
+        can be compared.
+      signed: whether each sign has a colour of its own.
     """
 
     title: str
@@ -94,23 +117,37 @@ Part = Heading | Text | Table | Figure | Heatmap
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """A report."""
+    """A whole report."""
 
     title: str
     parts: list[Part]
 
 
+def coloured(series: Sequence[Series]) -> Iterator[tuple[Series, str, int]]:
+    """The look of each series in a figure.
+
+    Yields:
+      The series, the colour of its group, and its number within the group from 0 on.
+    """
+    groups = list(dict.fromkeys(each.group for each in series))
+    drawn = dict.fromkeys(groups, 0)
+    for each in series:
+        colour = COLOURS[groups.index(each.group) % len(COLOURS)]
+        yield each, colour, drawn[each.group]
+        drawn[each.group] += 1
+
+
 def number(value: float | None, style: str | None = None) -> str:
-    """A number as text, a dash where there is none."""
+    """A number in a format style, or else short; a dash where there is none."""
     if value is None:
         return "–"
-    return short(value) if style is None else format(value, style)
+    if style is None:
+        return short(value)
+    return format(value, style)
 
 
 def short(value: float, digits: int = 4) -> str:
-    """A number with at least that many significant digits, up to a million without an exponent."""
-    return (
-        f"{value:,.0f}"
-        if 10 ** (digits - 1) - 0.5 <= abs(value) < 1e6
-        else f"{value:.{digits}g}"
-    )
+    """A number with at least that many significant digits; no exponent below a million."""
+    if 10 ** (digits - 1) - 0.5 <= abs(value) < 1e6:
+        return f"{value:,.0f}"
+    return f"{value:.{digits}g}"

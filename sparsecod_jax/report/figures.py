@@ -1,12 +1,18 @@
-"""How did runs learn? Figures of what was logged while they trained."""
+"""How did runs learn?
+
+Training figures: loss, variance and router health, as `metrics.jsonl` has them.
+"""
+
+from typing import Any
 
 import numpy as np
 
 from sparsecod_jax.report.document import Figure, Series
 from sparsecod_jax.report.runs import RunData
 
-MAX_POINTS = 1000  # a curve: more can't be seen
+MAX_POINTS = 1000  # of a curve: more can't be told apart
 
+# Of each logged value of a router: title, unit and how to read it.
 ROUTER = {
     "load_balance_loss": (
         "Load-balance loss",
@@ -36,7 +42,7 @@ ROUTER = {
     "gate_sum": (
         "Gate mass",
         "sum of a token's gates",
-        "What the softmax gives to the chosen experts, mean over tokens.",
+        "Probability that the softmax gives to the chosen experts, mean over tokens.",
     ),
     "gate_square_sum": (
         "Squared gate mass",
@@ -47,145 +53,157 @@ ROUTER = {
 
 
 def overview(runs: list[RunData]) -> list[Figure]:
-    """Loss, variance against step and against layer, and the health of the routers; nothing where no run was trained here."""
+    """All figures of training; none where no run has logged anything.
+
+    Loss, variance against step and against layer, and the health of routers.
+    """
     runs = [run for run in runs if run.lines]
     if not runs:
         return []
-    variance = [
+    return [
+        loss(runs),
+        held_out(runs),
         variance_against_step(runs),
         variance_against_layer(runs),
         *branches(runs),
+        cosine(runs),
+        *routers(runs),
     ]
-    return [loss(runs), held_out(runs), *variance, cosine(runs), *routers(runs)]
 
 
 def loss(runs: list[RunData]) -> Figure:
-    curves = [curve(run, "loss", run.name) for run in runs]
     return Figure(
-        "Training loss",
-        "Lower is better; each point is one batch.",
-        "step",
-        "nats a token",
-        curves,
+        title="Training loss",
+        reading="Lower is better; each point is one batch.",
+        x_label="step",
+        y_label="nats per token",
+        series=[curve(run, "loss", run.name) for run in runs],
     )
 
 
 def held_out(runs: list[RunData]) -> Figure:
-    curves = []
-    for run in runs:
-        points = [
-            (line["step"], line["evaluation/loss"])
-            for line in run.lines
-            if "evaluation/loss" in line
-        ]
-        points += [(run.final["steps"], run.final["loss"])] if run.final else []
-        curves.append(
-            Series(
-                run.name,
-                run.name,
-                [step for step, _ in points],
-                [value for _, value in points],
-            )
-        )
     return Figure(
-        "Held-out loss",
-        "On documents never trained on, at one length for all runs.",
-        "step",
-        "nats a token",
-        curves,
+        title="Held-out loss",
+        reading="On documents never trained on, at one length for all runs.",
+        x_label="step",
+        y_label="nats per token",
+        series=[_held_out_curve(run) for run in runs],
     )
 
 
+def _held_out_curve(run: RunData) -> Series:
+    """Evaluations during training, and the last one of a finished run."""
+    evaluated = [line for line in run.lines if "evaluation/loss" in line]
+    steps = [line["step"] for line in evaluated]
+    losses = [line["evaluation/loss"] for line in evaluated]
+    if run.final:
+        steps.append(run.final["steps"])
+        losses.append(run.final["loss"])
+    return Series(run.name, run.name, steps, losses)
+
+
 def variance_against_step(runs: list[RunData]) -> Figure:
-    reading = "Growth towards the last block is what pushes deep Pre-LN blocks towards the identity."
-    curves = _curves_of_three_blocks(runs, "variance/residual")
     return Figure(
-        "Residual variance against step",
-        reading,
-        "step",
-        "variance of the residual stream",
-        curves,
+        title="Residual variance against step",
+        reading=(
+            "Growth towards the last block is what pushes deep Pre-LN blocks towards"
+            " the identity."
+        ),
+        x_label="step",
+        y_label="variance of the residual stream",
+        series=_curves_of_three_blocks(runs, "variance/residual"),
         log_y=True,
     )
 
 
 def variance_against_layer(runs: list[RunData]) -> Figure:
-    reading = "Dashed: first step. Solid: last step. A steep solid line means that late blocks add little to a large stream."
     return _profile(
         runs,
         "variance/residual",
-        "Residual variance against layer",
-        "variance of the residual stream",
-        reading,
+        title="Residual variance against layer",
+        reading=(
+            "Dashed: first step. Solid: last step. A steep solid line means that late"
+            " blocks add little to a large residual stream."
+        ),
+        unit="variance of the residual stream",
         log_y=True,
     )
 
 
 def branches(runs: list[RunData]) -> list[Figure]:
-    reading = "What the branch itself writes into the stream, before the addition."
+    """The variance of each branch of a block against layer."""
+    names = {"attention": "Attention", "ffn": "FFN"}
     return [
         _profile(
             runs,
             f"variance/{name}",
-            f"{title} variance against layer",
-            f"variance of the {title} branch",
-            reading,
+            title=f"{branch} variance against layer",
+            reading=(
+                "What the branch itself writes into the residual stream, before the"
+                " addition."
+            ),
+            unit=f"variance of the {branch} branch",
             log_y=True,
         )
-        for name, title in (("attention", "Attention"), ("ffn", "FFN"))
+        for name, branch in names.items()
     ]
 
 
 def cosine(runs: list[RunData]) -> Figure:
-    reading = "0: the update is orthogonal to the stream; negative: it removes; positive: it repeats what is there."
     return _profile(
         runs,
         "cosine/update",
-        "Update cosine against layer",
-        "cos(stream, update)",
-        reading,
+        title="Update cosine against layer",
+        reading=(
+            "0: the update is orthogonal to the residual stream; negative: it removes"
+            " what is there; positive: it repeats it."
+        ),
+        unit="cos(residual stream, update)",
     )
 
 
 def routers(runs: list[RunData]) -> list[Figure]:
-    """Nothing when no run has a mixture of experts."""
-    mixtures = [run for run in runs if run.config["model"]["n_experts"]]
-    if not mixtures:
+    """The health of routers; no figure when no run has a mixture of experts."""
+    sparse = [run for run in runs if run.config["model"]["n_experts"]]
+    if not sparse:
         return []
-    reading = "Growth means that the router collapses onto few experts."
-    curves = _curves_of_three_blocks(mixtures, "router/max_load")
     against_step = Figure(
-        "Largest load against step", reading, "step", "largest load / mean load", curves
+        title="Largest load against step",
+        reading="Growth means that the router collapses onto few experts.",
+        x_label="step",
+        y_label="largest load / mean load",
+        series=_curves_of_three_blocks(sparse, "router/max_load"),
     )
-    return [against_step] + [
+    against_layer = [
         _profile(
-            mixtures,
+            sparse,
             f"router/{name}",
-            f"{title} against layer",
-            y_label,
-            f"{reading} Dashed: first step.",
+            title=f"{title} against layer",
+            reading=f"{reading} Dashed: first step.",
+            unit=unit,
         )
-        for name, (title, y_label, reading) in ROUTER.items()
+        for name, (title, unit, reading) in ROUTER.items()
     ]
+    return [against_step, *against_layer]
 
 
 def _profile(
-    runs, name: str, title: str, y_label: str, reading: str, *, log_y: bool = False
+    runs: list[RunData],
+    name: str,
+    *,
+    title: str,
+    reading: str,
+    unit: str,
+    log_y: bool = False,
 ) -> Figure:
+    """A metric against the block, at the first step (dashed) and at the last."""
     curves = []
     for run in runs:
-        layers = list(range(1, run.config["model"]["n_layers"] + 1))
+        blocks = list(range(1, run.config["model"]["n_layers"] + 1))
         for line, dashed in ((run.lines[0], True), (run.lines[-1], False)):
-            curves.append(
-                Series(
-                    f"{run.name}, step {line['step']}",
-                    run.name,
-                    layers,
-                    line[name],
-                    dashed,
-                )
-            )
-    return Figure(title, reading, "block", y_label, curves, log_y=log_y)
+            label = f"{run.name}, step {line['step']}"
+            curves.append(Series(label, run.name, blocks, line[name], dashed))
+    return Figure(title, reading, "block", unit, curves, log_y=log_y)
 
 
 def _curves_of_three_blocks(runs: list[RunData], name: str) -> list[Series]:
@@ -194,11 +212,8 @@ def _curves_of_three_blocks(runs: list[RunData], name: str) -> list[Series]:
     for run in runs:
         depth = run.config["model"]["n_layers"]
         for layer in sorted({0, depth // 2, depth - 1}):
-            curves.append(
-                curve(
-                    run, name, f"{run.name}, block {layer + 1} of {depth}", layer=layer
-                )
-            )
+            label = f"{run.name}, block {layer + 1} of {depth}"
+            curves.append(curve(run, name, label, layer=layer))
     return curves
 
 
@@ -210,12 +225,24 @@ def curve(
     layer: int | None = None,
     group: str | None = None,
 ) -> Series:
-    """A value, or that of one block, against step."""
-    chosen = (
-        np.unique(np.linspace(0, len(run.lines) - 1, MAX_POINTS).astype(int))
-        if run.lines
-        else []
-    )
-    lines = [run.lines[i] for i in chosen]
-    values = [line[name] if layer is None else line[name][layer] for line in lines]
-    return Series(label, group or run.name, [line["step"] for line in lines], values)
+    """A metric against step, or that of one block.
+
+    Args:
+      layer: which block, counted from 0 or from the end; None where the metric has one
+        value per step.
+      group: what shares a colour; None is the run's name.
+    """
+    lines = _thinned(run.lines)
+    steps = [line["step"] for line in lines]
+    values = [line[name] for line in lines]
+    if layer is not None:
+        values = [value[layer] for value in values]
+    return Series(label, group or run.name, steps, values)
+
+
+def _thinned(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """At most MAX_POINTS lines, evenly spaced, the first and the last among them."""
+    if not lines:
+        return []
+    indices = np.linspace(0, len(lines) - 1, MAX_POINTS).astype(int)
+    return [lines[index] for index in np.unique(indices)]

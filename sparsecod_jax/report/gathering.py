@@ -1,4 +1,7 @@
-"""What lies in a folder that can be reported, and what is left out? One damaged folder keeps no other from its report."""
+"""What in a folder can be reported, and what is left out?
+
+Runs and studies of a folder: a damaged one is left out, and the others are reported.
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -9,73 +12,71 @@ from etils import epath
 from sparsecod_jax.config.python_file import gist
 from sparsecod_jax.errors import ConfigError, SparsecodError
 from sparsecod_jax.report.runs import RunData, load_run
-from sparsecod_jax.report.study import StudyData, load_study
+from sparsecod_jax.report.study_data import StudyData, load_study
 from sparsecod_jax.storage.rundir import RunDir
 from sparsecod_jax.study.study_dir import StudyDir, is_begun
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
-    """What can be read, and why the rest can't, by the names of its folders."""
+class Gathered:
+    """The studies and runs of a folder.
+
+    Attributes:
+      runs: those that belong to none of these studies.
+      left_out: why a folder can't be read, by its name.
+    """
 
     studies: list[StudyData]
-    runs: list[RunData]  # that belong to none of these studies
+    runs: list[RunData]
     left_out: dict[str, str]
 
 
-def gather(root: epath.Path) -> Found:
-    """The study or run at `root`, or all of those in its folders, and in its folder `runs`.
+def gather(root: epath.Path) -> Gathered:
+    """The study or run at `root`, or all of those in its folders and in `root/runs`.
 
     Raises:
       ConfigError: there is none, or none that can be read.
     """
+    if _is_study(root):
+        return Gathered([load_study(StudyDir(root))], [], {})
+    if is_begun(RunDir(root)):
+        return Gathered([], [load_run(RunDir(root))], {})
+
+    folders = _subfolders(root) + _subfolders(root / "runs")
+    study_dirs = [StudyDir(folder) for folder in folders if _is_study(folder)]
+    run_dirs = [RunDir(folder) for folder in folders if not _is_study(folder)]
+    begun = [run for run in run_dirs if is_begun(run)]
     left_out: dict[str, str] = {}
-    if StudyDir(root).described.exists():
-        studies, runs = [load_study(StudyDir(root))], []
-    elif is_begun(RunDir(root)):
-        studies, runs = [], [load_run(RunDir(root))]
-    else:
-        folders = [
-            folder
-            for place in (root, root / "runs")
-            if place.is_dir()
-            for folder in sorted(place.iterdir())
-        ]
-        studies = readable(
-            load_study,
-            [
-                StudyDir(folder)
-                for folder in folders
-                if StudyDir(folder).described.exists()
-            ],
-            left_out,
-        )
-        places = [
-            RunDir(folder)
-            for folder in folders
-            if is_begun(RunDir(folder)) and not StudyDir(folder).described.exists()
-        ]
-        runs = readable(load_run, places, left_out)
-    if not studies and not runs:
-        others = "".join(
-            f"; {name} is left out: {reason}" for name, reason in left_out.items()
-        )
-        raise ConfigError(
-            f"{root} holds no run{others}: give a --workdir that `sparsecod train` wrote, or a folder of them"
-        )
-    return Found(studies, runs, left_out)
+    studies = _readable(load_study, study_dirs, left_out)
+    runs = _readable(load_run, begun, left_out)
+    if studies or runs:
+        return Gathered(studies, runs, left_out)
+
+    unreadable = [f"; {name} is left out: {why}" for name, why in left_out.items()]
+    raise ConfigError(
+        f"{root} holds no run{''.join(unreadable)}: give a --workdir that"
+        " `sparsecod train` wrote, or a folder of such runs"
+    )
 
 
-def readable(
-    read: Callable[[Any], Any], places: list[Any], left_out: dict[str, str]
+def _is_study(folder: epath.Path) -> bool:
+    return StudyDir(folder).described.exists()
+
+
+def _subfolders(folder: epath.Path) -> list[epath.Path]:
+    return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
+def _readable(
+    load: Callable[[Any], Any], directories: list[Any], left_out: dict[str, str]
 ) -> list[Any]:
-    """What `read` makes of the places that can be read; of the others `left_out` is told the reason."""
-    found = []
-    for place in places:
+    """Loads what can be read; adds the reason to `left_out` for what can't."""
+    loaded = []
+    for directory in directories:
         try:
-            found.append(read(place))
+            loaded.append(load(directory))
         except SparsecodError as error:
-            left_out[place.path.name] = str(error)
+            left_out[directory.path.name] = str(error)
         except Exception as error:  # damage shows as almost any type
-            left_out[place.path.name] = f"it is damaged ({gist(error)})"
-    return found
+            left_out[directory.path.name] = f"it is damaged ({gist(error)})"
+    return loaded

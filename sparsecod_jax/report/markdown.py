@@ -1,17 +1,22 @@
-"""How does a report look as text? Markdown beside a folder of PNGs, drawn by Matplotlib, so that no browser is needed."""
+"""How does a report look as text?
+
+Markdown reports: a text beside a folder of images, which Matplotlib draws, so that no
+browser is needed.
+"""
 
 import io
+import math
 import os
 import re
+from collections.abc import Sequence
 
 import matplotlib
 from etils import epath
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure as Picture
+from matplotlib.figure import Figure as Image
 from matplotlib.font_manager import fontManager
 
 from sparsecod_jax.report.document import (
-    COLOURS,
     FEW,
     Alarm,
     Document,
@@ -19,34 +24,37 @@ from sparsecod_jax.report.document import (
     Heading,
     Heatmap,
     Part,
+    Series,
     Table,
     Text,
+    coloured,
 )
 from sparsecod_jax.storage import files
 
 FOLDER = "figures"
 FONT = "DejaVu Sans"  # comes with Matplotlib
-INCHES, DOTS = (8.0, 4.0), 110  # of a picture, and dots an inch
+SIZE_INCHES, DOTS_PER_INCH = (8.0, 4.0), 110
 
 
 def write(document: Document, path: epath.Path) -> None:
-    """Writes `path` and the pictures that it shows, in a folder beside it."""
+    """Writes `path`, and its images into a folder beside it."""
     folder = path.parent / FOLDER
     files.make_folder(folder)
-    _have_font()
-    parts = [
-        f"# {_plain(document.title)}",
-        *(_part(part, folder) for part in document.parts),
-    ]
+    _add_font()
+    parts = [f"# {_plain(document.title)}"]
+    parts += [_part(part, folder) for part in document.parts]
     files.write(path, ("\n\n".join(parts) + "\n").encode())
 
 
-def _have_font() -> None:
-    """Matplotlib keeps a list of all fonts in the user's cache, which may have lost its own."""
-    if all(entry.name != FONT for entry in fontManager.ttflist):
-        fontManager.addfont(
-            os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
-        )
+def _add_font() -> None:
+    """Adds the font that Matplotlib comes with, where its list of fonts lacks it.
+
+    The list is kept in the user's cache, and may be damaged there.
+    """
+    if any(entry.name == FONT for entry in fontManager.ttflist):
+        return
+    folder = os.path.join(matplotlib.get_data_path(), "fonts", "ttf")
+    fontManager.addfont(os.path.join(folder, "DejaVuSans.ttf"))
 
 
 def _part(part: Part, folder: epath.Path) -> str:
@@ -58,102 +66,109 @@ def _part(part: Part, folder: epath.Path) -> str:
         case Table():
             return _table(part)
         case Figure() | Heatmap():
-            name = f"{re.sub('[^a-z0-9]+', '-', part.title.lower()).strip('-')}.png"
-            files.write(folder / name, _draw(part))
-            return f"### {_plain(part.title)}\n\n{_plain(part.reading)}\n\n![{_plain(part.title)}]({FOLDER}/{name})"
+            return _image(part, folder)
+
+
+def _image(part: Figure | Heatmap, folder: epath.Path) -> str:
+    """Draws a figure into the folder, and returns the text that shows it."""
+    words = re.sub("[^a-z0-9]+", "-", part.title.lower()).strip("-")
+    name = f"{words}.png"
+    files.write(folder / name, _draw(part))
+    title, reading = _plain(part.title), _plain(part.reading)
+    return f"### {title}\n\n{reading}\n\n![{title}]({FOLDER}/{name})"
 
 
 def _table(table: Table) -> str:
-    title = f"### {_plain(table.title)}\n\n" if table.title else ""
-    meanings = f"{_plain('; '.join(table.meanings))}.\n\n" if table.meanings else ""
-    rows = [
-        table.columns,
-        ["---", *("--:" for _ in table.columns[1:])],
-        *([_cell(cell) for cell in row] for row in table.rows),
-    ]
-    header, rule, *body = rows
-    return (
-        title
-        + meanings
-        + "\n".join(
-            f"| {' | '.join(row)} |"
-            for row in ([_plain(column) for column in header], rule, *body)
-        )
-    )
+    """A table, numbers aligned on the right, below its title and what columns mean."""
+    header = [_plain(column) for column in table.columns]
+    alignment = ["---"] + ["--:"] * (len(header) - 1)
+    body = [[_cell(cell) for cell in row] for row in table.rows]
+    rows = [f"| {' | '.join(row)} |" for row in (header, alignment, *body)]
+
+    paragraphs = ["\n".join(rows)]
+    if table.meanings:
+        paragraphs.insert(0, f"{_plain('; '.join(table.meanings))}.")
+    if table.title:
+        paragraphs.insert(0, f"### {_plain(table.title)}")
+    return "\n\n".join(paragraphs)
 
 
 def _cell(text: str) -> str:
-    return f"**{_plain(text)}**" if isinstance(text, Alarm) else _plain(text)
+    """The text of a cell, in bold where it should catch the eye."""
+    if isinstance(text, Alarm):
+        return f"**{_plain(text)}**"
+    return _plain(text)
 
 
 def _plain(text: str) -> str:
-    """Text that Markdown takes as it is."""
+    """The text with everything escaped that means something in Markdown."""
     return re.sub(r"([\\`*_{}\[\]<>#|$])", r"\\\1", " ".join(text.split()))
 
 
 def _draw(figure: Figure | Heatmap) -> bytes:
-    picture = Picture(INCHES, DOTS, layout="constrained")
-    axes = picture.add_subplot()
+    """The bytes of a PNG."""
+    image = Image(SIZE_INCHES, DOTS_PER_INCH, layout="constrained")
+    axes = image.add_subplot()
     if isinstance(figure, Figure):
         _draw_curves(axes, figure)
     else:
-        _draw_matrix(picture, axes, figure)
+        _draw_matrix(image, axes, figure)
     axes.set(xlabel=figure.x_label, ylabel=figure.y_label)
     drawn = io.BytesIO()
-    picture.savefig(drawn, format="png", metadata={"Software": None})
+    # No version of Matplotlib in the file, so that equal images are equal files.
+    image.savefig(drawn, format="png", metadata={"Software": None})
     return drawn.getvalue()
 
 
 def _draw_curves(axes: Axes, figure: Figure) -> None:
-    """As on the page: a group has a colour, its curves differ in strength."""
-    groups = list(dict.fromkeys(series.group for series in figure.series))
-    seen: dict[str, int] = {}
-    for series in figure.series:
-        nth = seen[series.group] = seen.get(series.group, -1) + 1
-        colour = COLOURS[groups.index(series.group) % len(COLOURS)]
-        values = [float("nan") if value is None else value for value in series.y]
-        style = "none" if series.points else "--" if series.dashed else "-"
-        marker = "o" if series.points or len(series.x) < FEW else ""
-        label = re.sub(r"([$\\])", r"\\\1", series.label)  # which begin mathematics
-        look = {
-            "linestyle": style,
-            "linewidth": 0.7 + nth,
-            "marker": marker,
-            "markersize": 4,
-            "color": colour,
-        }
-        axes.plot(series.x, values, label=label.lstrip("_"), **look)
+    """One colour per group, within which later curves are thicker, as on the page."""
+    for series, colour, nth in coloured(figure.series):
+        # $ and \ would begin mathematics, and _ would hide the curve from the legend.
+        label = re.sub(r"([$\\])", r"\\\1", series.label).lstrip("_")
+        axes.plot(
+            series.x,
+            _with_nan(series.y),
+            label=label,
+            linestyle=_line_style(series),
+            linewidth=0.7 + nth,
+            marker="o" if series.points or len(series.x) < FEW else "",
+            markersize=4,
+            color=colour,
+        )
     if figure.log_x:
         axes.set_xscale("log")
     if figure.log_y:
         axes.set_yscale("log")
     axes.spines[["top", "right"]].set_visible(False)
     if figure.series:
-        axes.legend(
-            fontsize="x-small",
-            frameon=False,
-            loc="center left",
-            bbox_to_anchor=(1, 0.5),
-        )
+        beside = {"loc": "center left", "bbox_to_anchor": (1, 0.5)}
+        axes.legend(fontsize="x-small", frameon=False, **beside)
 
 
-def _draw_matrix(picture: Picture, axes: Axes, heatmap: Heatmap) -> None:
-    values = [
-        [float("nan") if value is None else value for value in row]
-        for row in heatmap.values
-    ]
+def _line_style(series: Series) -> str:
+    if series.points:
+        return "none"
+    return "--" if series.dashed else "-"
+
+
+def _with_nan(values: Sequence[float | None]) -> list[float]:
+    """Matplotlib leaves a gap where a value is not a number."""
+    return [math.nan if value is None else value for value in values]
+
+
+def _draw_matrix(image: Image, axes: Axes, heatmap: Heatmap) -> None:
+    values = [_with_nan(row) for row in heatmap.values]
     rows, columns = len(values), len(values[0])
-    low = -heatmap.largest if heatmap.signed else 0
-    colours = "RdBu" if heatmap.signed else "Blues"
-    extent = (0.5, columns + 0.5, rows + 0.5, 0.5)
-    shape = "equal" if rows == columns else "auto"
+    low, colours = 0.0, "Blues"
+    if heatmap.signed:
+        low, colours = -heatmap.largest, "RdBu"
     shown = axes.imshow(
         values,
         cmap=colours,
         vmin=low,
         vmax=heatmap.largest,
-        extent=extent,
-        aspect=shape,
+        extent=(0.5, columns + 0.5, rows + 0.5, 0.5),
+        aspect="equal" if rows == columns else "auto",
         interpolation="nearest",
     )
-    picture.colorbar(shown, ax=axes)
+    image.colorbar(shown, ax=axes)

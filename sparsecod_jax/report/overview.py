@@ -1,4 +1,7 @@
-"""What does the report of a run, or of a folder of runs, say?"""
+"""What does the report of a run, or of a folder of runs, show?
+
+Run overview: the headline, the tables of runs and of scores, and their figures.
+"""
 
 from sparsecod_jax import config
 from sparsecod_jax.config import counts
@@ -33,31 +36,30 @@ COLUMNS = (
 
 
 def document(title: str, runs: list[RunData]) -> Document:
-    """The runs, how they learned, and what each layer contributes."""
-    parts: list[Part] = [Text(headline(runs)), run_table(runs), *figures.overview(runs)]
-    if scored := [run for run in runs if run.scores]:
-        parts += [
-            Heading("What each layer contributes"),
-            scores_table(scored),
-            *depth.figures(runs),
-        ]
+    """The report: the runs, how they learned, and what each layer contributes."""
+    parts: list[Part] = [Text(headline(runs)), run_table(runs)]
+    parts += figures.overview(runs)
+    scored = [run for run in runs if run.scores]
+    if scored:
+        parts.append(Heading("What each layer contributes"))
+        parts.append(scores_table(scored))
+        parts += depth.figures(runs)
     return Document(title, parts)
 
 
 def headline(runs: list[RunData]) -> str:
     """How many are finished, and the names of those that are not."""
-    unfinished = [
-        f"{run.name} is {run.status}" for run in runs if run.status != "finished"
-    ]
-    return (
-        f"{len(runs) - len(unfinished)} of {len(runs)} runs finished"
-        + (": " + ", ".join(unfinished) if unfinished else "")
-        + "."
-    )
+    unfinished = [run for run in runs if not run.is_finished]
+    finished = len(runs) - len(unfinished)
+    text = f"{finished} of {len(runs)} runs finished"
+    if not unfinished:
+        return f"{text}."
+    names = ", ".join(f"{run.name} is {run.status}" for run in unfinished)
+    return f"{text}: {names}."
 
 
 def run_table(runs: list[RunData]) -> Table:
-    """One row a run."""
+    """One row per run."""
     return Table(COLUMNS, [_row(run) for run in runs])
 
 
@@ -70,20 +72,31 @@ def scores_table(runs: list[RunData]) -> Table:
 
 
 def _row(run: RunData) -> list[str]:
-    final, model = run.final or {}, run.config["model"]
+    final = run.final or {}
+    model = run.config["model"]
+    tokens = run.lines[-1]["tokens"] if run.lines else 0
+    # No measured time is a dash, not 0.
+    minutes = final.get("seconds", 0) / 60 or None
     size = counts.parameters(config.from_dict(model, config.Model))
     return [
         run.name,
-        run.status if run.status == "finished" else Alarm(run.status),
+        _status(run),
         number(model["n_layers"], "d"),
         number(model["d_model"], "d"),
         number(size.total, ",d"),
         number(size.activated, ",d"),
-        number(run.lines[-1]["tokens"] if run.lines else 0, ",d"),
+        number(tokens, ",d"),
         number(final.get("loss"), ".4f"),
         number(final.get("bits_per_byte"), ".4f"),
         number(final.get("unigram_entropy"), ".4f"),
         number(measure(run, "last/variance/residual/-1")),
-        number(final.get("seconds", 0) / 60 or None, ".1f"),
+        number(minutes, ".1f"),
         number(final.get("mfu"), ".1%"),
     ]
+
+
+def _status(run: RunData) -> str:
+    """The status, which catches the eye unless the run is finished."""
+    if run.is_finished:
+        return run.status
+    return Alarm(run.status)

@@ -1,4 +1,7 @@
-"""What is known of a run?"""
+"""What is known of a run?
+
+Run data: the config, metrics, final result and scores, as far as a run has them.
+"""
 
 import dataclasses
 import sys
@@ -15,21 +18,34 @@ from sparsecod_jax.storage.rundir import RunDir
 
 @dataclasses.dataclass(frozen=True)
 class RunData:
-    """What a report needs of one run."""
+    """What a report needs of one run.
+
+    Attributes:
+      lines: of metrics.jsonl.
+      final: final.json, of a finished run.
+      scores: analysis/scores.json, of an analysed run.
+    """
 
     name: str
     status: str
     config: dict[str, Any]
-    lines: list[dict[str, Any]]  # metrics.jsonl
+    lines: list[dict[str, Any]]
     final: dict[str, Any] | None
-    scores: dict[str, Any] | None = None  # analysis/scores.json
+    scores: dict[str, Any] | None = None
+
+    @property
+    def is_finished(self) -> bool:
+        return self.status == "finished"
 
 
 def load_run(run: RunDir, name: str | None = None) -> RunData:
-    """Reads what a run has written so far; its name is that of its folder unless one is given.
+    """Reads what a run has written so far.
+
+    Args:
+      name: None is the name of its folder.
 
     Raises:
-      ConfigError: it is no run, or damaged.
+      ConfigError: it is not a run, or it is damaged.
     """
     if run.metrics.exists():
         files.check_plain(run.metrics)
@@ -38,7 +54,8 @@ def load_run(run: RunDir, name: str | None = None) -> RunData:
     described = read_record(run.config)
     if "architectures" in described:
         raise ConfigError(
-            f"{run.path} holds a model of Hugging Face and no run: make one of it with `sparsecod import`"
+            f"{run.path} is a Hugging Face model folder, not a run: make one from it with"
+            " `sparsecod import`"
         )
     try:
         return RunData(
@@ -56,16 +73,19 @@ def load_run(run: RunDir, name: str | None = None) -> RunData:
 
 
 def _scores(run: RunDir) -> dict[str, Any] | None:
-    """Those of a run, without a Jacobian of which nothing tells whether its compiler was right."""
+    """The scores of a run, without a Jacobian that can't be trusted.
+
+    Earlier versions did not record what computed it, and some compilers were faulty.
+    """
     if not run.analysis.scores.exists():
         return None
-    found = read_record(run.analysis.scores)
-    if "jacobian" in found and "computed_with" not in found:
-        sentence = "its Jacobian is of an earlier version, perhaps of a faulty compiler, and is left out"
-        command = f"sparsecod analyze --workdir={run.path}"
-        print(
-            f"{shown(str(run.path))}: {sentence}: run `{shown(command)}`",
-            file=sys.stderr,
+    scores = read_record(run.analysis.scores)
+    if "jacobian" in scores and "computed_with" not in scores:
+        reason = (
+            "its Jacobian is from an earlier version, perhaps from a faulty compiler,"
+            " and is left out"
         )
-        del found["jacobian"]
-    return found
+        command = shown(f"sparsecod analyze --workdir={run.path}")
+        print(f"{shown(run.path)}: {reason}: run `{command}`", file=sys.stderr)
+        del scores["jacobian"]
+    return scores

@@ -1,13 +1,13 @@
-"""What did a study find? The answer first, then the numbers that it rests on."""
+"""What did a study find?
 
-import dataclasses
-from typing import Any
+Study report: the answer in one sentence, then the numbers that it rests on.
+"""
+
+from collections.abc import Iterable
 
 import numpy as np
 
-from sparsecod_jax import config
 from sparsecod_jax.analysis.catalogue import IN_REPORTS
-from sparsecod_jax.errors import SparsecodError
 from sparsecod_jax.report import depth, figures, overview, published
 from sparsecod_jax.report.document import (
     Alarm,
@@ -21,16 +21,14 @@ from sparsecod_jax.report.document import (
     short,
 )
 from sparsecod_jax.report.measures import find, measure
-from sparsecod_jax.report.runs import RunData, load_run
+from sparsecod_jax.report.study_data import StudyData
 from sparsecod_jax.report.verdicts import CONFIDENCE, Verdict, judge
 from sparsecod_jax.shell.shown import shown
-from sparsecod_jax.storage.rundir import RunDir
-from sparsecod_jax.study.study import Claim, identity_by_path
-from sparsecod_jax.study.study_dir import StudyDir, is_begun, is_scored, read
+from sparsecod_jax.study.study import Claim
 
-MISCONFIGURED = "misconfigured"
 BITS = "final/bits_per_byte"
-PROBE_VARIANCE = "scores/variance/residual/-1"  # over sequences of one length, whatever length arms were trained on
+# Of the scored sequences, whose length is the same for all arms of a study.
+PROBE_VARIANCE = "scores/variance/residual/-1"
 HEADLINES = {
     name: metric for score in IN_REPORTS for name, metric in score.headlines.items()
 }
@@ -40,72 +38,17 @@ ARM_COLUMNS = {
     "growth over blocks": "derived/growth",
     **HEADLINES,
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class StudyData:
-    """A study as it lies on disk."""
-
-    name: str
-    described: dict[str, Any]  # study.json
-    runs: dict[tuple[str, int], RunData]  # by arm and seed, those that have begun
-    missing: list[str]  # names of those that have not
-    unscored: list[str]  # names of finished ones that lack scores
-    damaged: dict[str, str] = dataclasses.field(
-        default_factory=dict
-    )  # why runs can't be read, by their names
-
-    @property
-    def shown(self) -> dict[tuple[str, int], RunData]:
-        """Those that are what the study asked for."""
-        return {
-            key: run for key, run in self.runs.items() if run.status != MISCONFIGURED
-        }
-
-    @property
-    def finished(self) -> dict[tuple[str, int], RunData]:
-        return {key: run for key, run in self.runs.items() if run.status == "finished"}
-
-    @property
-    def claims(self) -> list[Claim]:
-        return [Claim(**claim) for claim in self.described["claims"]]
-
-
-def load_study(directory: StudyDir) -> StudyData:
-    """Reads a study's runs wherever they lie; one that is another run than the study asked for is `misconfigured`.
-
-    Raises:
-      ConfigError: study.json is damaged, or not what a sweep writes.
-    """
-    record, places = read(directory)
-    described = record.to_dict()
-    data = StudyData(directory.path.name, described, {}, [], [])
-    for name, entry in described["runs"].items():
-        if not is_begun(places[name]):
-            data.missing.append(name)
-            continue
-        try:
-            _add(data, name, entry, places[name])
-        except SparsecodError as error:
-            data.damaged[name] = str(error)
-    return data
-
-
-def _add(data: StudyData, name: str, entry: dict[str, Any], place: RunDir) -> None:
-    """Reads a run of a study, whose study.json says `entry` of it."""
-    run, analyze = load_run(place, name), data.described["analyze"]
-    if (
-        identity_by_path(config.from_dict(run.config), entry["data"])
-        != entry["identity"]
-    ):
-        run = dataclasses.replace(run, status=MISCONFIGURED)
-    data.runs[entry["arm"], entry["seed"]] = run
-    if (
-        run.status == "finished"
-        and analyze
-        and not is_scored(place, analyze.get("scores"))
-    ):
-        data.unscored.append(name)
+CLAIM_COLUMNS = (
+    "claim",
+    "outcome",
+    "greater",
+    "than",
+    "effect",
+    "interval",
+    "minimum effect of interest",
+    "by seed",
+    "why undecided",
+)
 
 
 def document(study: StudyData) -> Document:
@@ -115,80 +58,73 @@ def document(study: StudyData) -> Document:
         Text(answer(study, verdicts)),
         Text(progress(study)),
         _protocol(study),
-    ]
-    parts += [
-        Heading("What was claimed"),
-        *_claims(study, verdicts),
+        *_claims(verdicts),
         Heading("Arms"),
         _arms(study),
         *_mechanism(study),
+        *_beside_published(study),
+        *_runs(study),
     ]
-    if study.described["published"]:
-        parts += [
-            Heading("Beside the published numbers"),
-            published.source(),
-            *_beside_published(study),
-        ]
-    return Document(study.described["question"], [*parts, *_runs(study)])
+    return Document(study.described["question"], parts)
 
 
 def answer(study: StudyData, verdicts: list[Verdict]) -> str:
-    """One sentence drawn from the numbers."""
+    """The answer of a study, in a few sentences.
+
+    It names the claims by outcome, or, where a study has no claims, its losses.
+    """
     if not verdicts:
-        losses = {arm: _spread(study, arm, BITS) for arm in study.described["arms"]}
-        return f"This study tests no claim. Bits per byte: {', '.join(f'{arm} {loss}' for arm, loss in losses.items())}."
+        losses = [f"{arm} {_spread(study, arm, BITS)}" for arm in study.arms]
+        return f"This study tests no claim. Bits per byte: {', '.join(losses)}."
     tested = [verdict for verdict in verdicts if verdict.pairs]
-    found = []
-    for outcome in ("seen", "opposite", "undecided"):
+    sentences = [f"Of {len(verdicts)} claims {len(tested)} could be tested."]
+    for outcome in ("supported", "contradicted", "undecided"):
         named = [_brief(verdict) for verdict in tested if verdict.outcome == outcome]
-        found.append(
-            f"{outcome.capitalize()}: {'; '.join(named) if named else 'none'}."
-        )
-    return " ".join(
-        [f"Of {len(verdicts)} claims {len(tested)} could be tested.", *found]
-    )
+        sentences.append(f"{outcome.capitalize()}: {'; '.join(named) or 'none'}.")
+    return " ".join(sentences)
 
 
 def _brief(verdict: Verdict) -> str:
+    """A claim and its effect."""
     return f"{verdict.claim.text} ({_effect(verdict)})"
 
 
 def _effect(verdict: Verdict) -> str:
-    return "–" if verdict.effect is None else _difference(verdict.claim, verdict.effect)
+    """The mean effect; a dash where no seed has both numbers."""
+    if verdict.effect is None:
+        return "–"
+    return _difference(verdict.claim, verdict.effect)
 
 
 def _difference(claim: Claim, value: float) -> str:
-    return (
-        f"x {short(value, 3)}"
-        if claim.ratio
-        else f"{'+' if value > 0 else ''}{short(value, 3)}"
-    )
+    """A difference with its sign, or a factor."""
+    if claim.ratio:
+        return f"x {short(value, 3)}"
+    sign = "+" if value > 0 else ""
+    return f"{sign}{short(value, 3)}"
 
 
 def progress(study: StudyData) -> str:
-    """How much of the study there is; whatever is not finished is named."""
-    total = len(study.described["runs"])
-    unfinished = [
-        f"{run.name} is {run.status}"
-        for run in study.runs.values()
-        if run.status != "finished"
-    ]
+    """How many runs are finished and scored; the others are named, each with a reason."""
+    unfinished = []
+    for run in study.runs.values():
+        if not run.is_finished:
+            unfinished.append(f"{run.name} is {run.status}")
     unfinished += [f"{name} is missing" for name in study.missing]
-    unfinished += [
-        f"{name} is left out ({shown(reason, 300)})"
-        for name, reason in study.damaged.items()
-    ]
-    text = f"{len(study.finished)} of {total} runs finished" + (
-        f": {', '.join(unfinished)}" if unfinished else ""
-    )
-    return (
-        text
-        + (f"; not fully scored: {', '.join(study.unscored)}" if study.unscored else "")
-        + "."
-    )
+    for name, reason in study.damaged.items():
+        unfinished.append(f"{name} is left out ({shown(reason)})")
+
+    total = len(study.described["runs"])
+    text = f"{len(study.finished)} of {total} runs finished"
+    if unfinished:
+        text += f": {', '.join(unfinished)}"
+    if study.unscored:
+        text += f"; not fully scored: {', '.join(study.unscored)}"
+    return f"{text}."
 
 
 def _protocol(study: StudyData) -> Table:
+    """What the study declared before its first run, so that it is not post hoc."""
     described = study.described
     rows = [
         ["held fixed", ", ".join(described["held_fixed"])],
@@ -199,137 +135,132 @@ def _protocol(study: StudyData) -> Table:
     return Table(["declared before the first run", ""], rows)
 
 
-def _claims(study: StudyData, verdicts: list[Verdict]) -> list[Part]:
+def _claims(verdicts: list[Verdict]) -> list[Part]:
+    """The outcome of each claim, and the numbers behind it."""
+    heading = Heading("Claims")
     if not verdicts:
-        return [Text("Nothing: this study chooses a setting.")]
+        return [heading, Text("None: this study chooses a setting.")]
+    # Intervals are not corrected for their number; the text says what that implies.
+    by_chance = (1 - CONFIDENCE) * len(verdicts)
     reading = (
-        f"Paired differences over seeds with a {CONFIDENCE:.0%} t-interval. Seen: the interval is on the claimed side and the mean is at"
-        f" least the smallest effect that counts; opposite: the same on the other side. Of {len(verdicts)} intervals"
-        f" {(1 - CONFIDENCE) * len(verdicts):.1g} would leave zero out by chance alone."
+        f"Paired differences over seeds with a {CONFIDENCE:.0%} t-interval. Supported: the"
+        " interval is on the claimed side and the mean is at least the minimum effect of"
+        " interest; contradicted: the same on the other side."
+        f" Of {len(verdicts)} intervals about {by_chance:.1g} would exclude zero by chance"
+        " alone."
     )
-    columns = (
-        "claim",
-        "outcome",
-        "greater",
-        "than",
-        "effect",
-        "interval",
-        "counts from",
-        "by seed",
-        "why undecided",
-    )
-    return [
-        Text(reading, small=True),
-        Table(columns, [_claim_row(verdict) for verdict in verdicts]),
-    ]
+    rows = [_claim_row(verdict) for verdict in verdicts]
+    return [heading, Text(reading, small=True), Table(CLAIM_COLUMNS, rows)]
 
 
 def _claim_row(verdict: Verdict) -> list[str]:
-    claim = verdict.claim
-    interval = (
-        " to ".join(short(end, 3) for end in verdict.interval)
-        if verdict.interval
-        else "–"
-    )
-    smallest = f"{'x ' if claim.ratio else ''}{claim.smallest:g}"
-    outcome = (
-        Alarm(verdict.outcome) if verdict.outcome == "opposite" else verdict.outcome
-    )
-    by_seed = {
-        seed: _difference(claim, a / b if claim.ratio else a - b)
-        for seed, (a, b) in verdict.pairs.items()
-    }
-    row = [
+    claim, outcome = verdict.claim, verdict.outcome
+    return [
         claim.text,
-        outcome,
+        Alarm(outcome) if outcome == "contradicted" else outcome,
         claim.greater,
         claim.than,
         _effect(verdict),
-        interval,
-        smallest,
-    ]
-    return [
-        *row,
-        ", ".join(f"{seed}: {difference}" for seed, difference in by_seed.items())
-        or "–",
+        _interval(verdict),
+        f"x {claim.smallest:g}" if claim.ratio else f"{claim.smallest:g}",
+        _by_seed(verdict),
         verdict.reason or "–",
     ]
 
 
+def _interval(verdict: Verdict) -> str:
+    """Both ends of the interval; a dash where there is none."""
+    if verdict.interval is None:
+        return "–"
+    low, high = verdict.interval
+    return f"{short(low, 3)} to {short(high, 3)}"
+
+
+def _by_seed(verdict: Verdict) -> str:
+    """The effect of each seed."""
+    claim = verdict.claim
+    effects = []
+    for seed, (greater, than) in verdict.pairs.items():
+        effect = greater / than if claim.ratio else greater - than
+        effects.append(f"{seed}: {_difference(claim, effect)}")
+    return ", ".join(effects) or "–"
+
+
 def _arms(study: StudyData) -> Table:
-    """Means over seeds, and their range."""
+    """The headline numbers and the mechanism of each arm."""
     columns = ARM_COLUMNS | study.described["mechanism"]
-    rows = [
-        [
-            arm,
-            str(_count(study, arm)),
-            *(_spread(study, arm, name) for name in columns.values()),
-        ]
-        for arm in study.described["arms"]
-    ]
-    return Table(
-        ["arm", "seeds", *columns], rows, ["mean over finished seeds, and their range"]
-    )
+    rows = []
+    for arm in study.arms:
+        seeds = str(len(study.finished_of(arm)))
+        rows.append([arm, seeds, *_spreads(study, arm, columns.values())])
+    meanings = ["mean over finished seeds, and their range"]
+    return Table(["arm", "seeds", *columns], rows, meanings)
 
 
-def _count(study: StudyData, arm: str) -> int:
-    return sum(key[0] == arm for key in study.finished)
-
-
-def _values(study: StudyData, arm: str, name: str) -> list[float]:
-    found = [
-        measure(run, name)
-        for (its_arm, _), run in study.finished.items()
-        if its_arm == arm
-    ]
-    return [value for value in found if value is not None]
+def _spreads(study: StudyData, arm: str, names: Iterable[str]) -> list[str]:
+    return [_spread(study, arm, name) for name in names]
 
 
 def _spread(study: StudyData, arm: str, name: str) -> str:
-    values = _values(study, arm, name)
+    """The mean of a metric over seeds, and its range; a dash where no run has it."""
+    numbers = [measure(run, name) for run in study.finished_of(arm)]
+    values = [number for number in numbers if number is not None]
     if not values:
         return "–"
+    mean = short(float(np.mean(values)))
     lowest, highest = short(min(values)), short(max(values))
-    return short(float(np.mean(values))) + (
-        f" ({lowest} to {highest})" if lowest != highest else ""
-    )
+    if lowest == highest:
+        return mean
+    return f"{mean} ({lowest} to {highest})"
 
 
 def _mechanism(study: StudyData) -> list[Part]:
-    """Each run's mechanism against the variance of its last block, where several arms have both."""
+    """The variance of the last block against each mechanism that several arms have."""
     drawn: list[Part] = []
     for label, name in study.described["mechanism"].items():
-        clouds, without = [], []
-        for arm in study.described["arms"]:
-            both = [
-                (measure(run, name), measure(run, PROBE_VARIANCE), run.name)
-                for (its, _), run in study.finished.items()
-                if its == arm
-            ]
-            points = [point for point in both if None not in point]
-            if points:
-                x, y, names = zip(*points, strict=True)
-                clouds.append(Series(arm, arm, x, y, points=True, names=names))
-            else:
-                without.append(arm)
-        reading = "One point a run. Where the mechanism is the cause, arms with more of it lie apart in variance too."
-        lacking = f" Without a value: {', '.join(without)}." if without else ""
-        if len(clouds) > 1:
-            drawn.append(
-                Figure(
-                    f"Variance against {label}",
-                    reading + lacking,
-                    label,
-                    "variance of the last block",
-                    clouds,
-                    log_y=True,
-                )
-            )
+        clouds = [_cloud(study, arm, name) for arm in study.arms]
+        series = [cloud for cloud in clouds if cloud.x]
+        if len(series) < 2:
+            continue
+        reading = (
+            "One point per run. If the mechanism is the cause, arms that differ in it"
+            " differ in variance too."
+        )
+        without = [cloud.label for cloud in clouds if not cloud.x]
+        if without:
+            reading += f" Without a value: {', '.join(without)}."
+        figure = Figure(
+            title=f"Variance against {label}",
+            reading=reading,
+            x_label=label,
+            y_label="variance of the last block",
+            series=series,
+            log_y=True,
+        )
+        drawn.append(figure)
     return drawn
 
 
+def _cloud(study: StudyData, arm: str, name: str) -> Series:
+    """One point for each run of an arm that has both numbers."""
+    x, y, names = [], [], []
+    for run in study.finished_of(arm):
+        value, variance = measure(run, name), measure(run, PROBE_VARIANCE)
+        if value is not None and variance is not None:
+            x.append(value)
+            y.append(variance)
+            names.append(run.name)
+    return Series(arm, arm, x, y, points=True, names=names)
+
+
 def _beside_published(study: StudyData) -> list[Part]:
-    parts: list[Part] = []
+    """Each published table and figure, followed by ours."""
+    if not study.described["published"]:
+        return []
+    parts: list[Part] = [
+        Heading("Comparison with the published numbers"),
+        published.source(),
+    ]
     for name in study.described["published"]:
         if name.startswith("tables/"):
             parts += [published.table(name), _our_table(study, name)]
@@ -339,66 +270,61 @@ def _beside_published(study: StudyData) -> list[Part]:
 
 
 def _our_table(study: StudyData, name: str) -> Table:
+    """Those columns of a published table that our runs have."""
     columns = published.columns(name)
-    rows = [
-        [arm, *(_spread(study, arm, metric) for metric in columns.values())]
-        for arm in study.described["arms"]
-    ]
-    return Table(
-        ["arm", *columns], rows, published.MEANINGS, f"{published.TITLES[name]}, ours"
-    )
+    rows = [[arm, *_spreads(study, arm, columns.values())] for arm in study.arms]
+    title = f"{published.TITLES[name]}, ours"
+    return Table(["arm", *columns], rows, published.MEANINGS, title)
 
 
 def _our_curves(study: StudyData, name: str) -> Figure:
-    theirs = published.curves(name)
+    """The variance of the last block against step, or the Jacobian against block."""
     series = []
     for (arm, _), run in study.shown.items():
         distances = find(run.scores, ("jacobian", "distance_from_identity"))
         if "variance" in name and run.lines:
-            series.append(
-                figures.curve(run, "variance/residual", run.name, layer=-1, group=arm)
-            )
+            metric = "variance/residual"
+            series.append(figures.curve(run, metric, run.name, layer=-1, group=arm))
         elif "jacobian" in name and distances:
-            series.append(
-                Series(run.name, arm, list(range(1, len(distances) + 1)), distances)
-            )
-    reading = "Ours, every run; arms have a colour each."
+            blocks = list(range(1, len(distances) + 1))
+            series.append(Series(run.name, arm, blocks, distances))
+    theirs = published.curves(name)
     return Figure(
-        f"{published.TITLES[name]}, ours",
-        reading,
-        theirs.x_label,
-        theirs.y_label,
-        series,
+        title=f"{published.TITLES[name]}, ours",
+        reading="Our runs, one colour per arm.",
+        x_label=theirs.x_label,
+        y_label=theirs.y_label,
+        series=series,
         log_y=True,
     )
 
 
 def _runs(study: StudyData) -> list[Part]:
-    """All runs as a table, and the figures of those of the first seed that has any."""
-    parts: list[Part] = (
-        [Heading("Runs"), overview.run_table(list(study.runs.values()))]
-        if study.runs
-        else []
-    )
-    runs = list(study.shown.values())
-    if scored := [run for run in runs if run.scores]:
+    """Tables of all runs, and the figures of one seed, the first that has a run."""
+    parts: list[Part] = []
+    if study.runs:
+        parts += [Heading("Runs"), overview.run_table(list(study.runs.values()))]
+    scored = [run for run in study.shown.values() if run.scores]
+    if scored:
         parts.append(overview.scores_table(scored))
-    if not runs:
-        return parts
-    seed = min(seed for _, seed in study.shown)
-    first = [run for (_, its), run in study.shown.items() if its == seed]
+    if study.shown:
+        parts += _figures_of_one_seed(study)
+    return parts
+
+
+def _figures_of_one_seed(study: StudyData) -> list[Part]:
+    first = min(seed for _, seed in study.shown)
+    runs = [run for (_, seed), run in study.shown.items() if seed == first]
     note = (
-        f"Of seed {seed}; `sparsecod report` on a run's own directory draws the others."
+        f"Runs of seed {first}; `sparsecod report` on a run's own directory draws the"
+        " others."
     )
-    return [
-        *parts,
-        Heading("How they learned"),
+    parts: list[Part] = [
+        Heading("Training"),
         Text(note, small=True),
-        *figures.overview(first),
-        *_contribution(first),
+        *figures.overview(runs),
     ]
-
-
-def _contribution(runs: list[RunData]) -> list[Part]:
-    drawn = depth.figures(runs)
-    return [Heading("What each layer contributes"), *drawn] if drawn else []
+    scores = depth.figures(runs)
+    if scores:
+        parts += [Heading("What each layer contributes"), *scores]
+    return parts

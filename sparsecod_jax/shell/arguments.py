@@ -126,13 +126,13 @@ def _analyze(options: Parser) -> None:
         "--token_file",
         help=".npy file of integers [N, T]: scores exactly these sequences",
     )
-    _formerly(options, "--tokens", "token_file")
+    formerly(options, "--tokens", "token_file")
     options.add_argument(
         "--data_dir",
         help="directory made by `sparsecod data` from which they are drawn "
         "(default the run's own)",
     )
-    _formerly(options, "--data", "data_dir")
+    formerly(options, "--data", "data_dir")
     options.add_argument("--sequences", type=int, help="how many to draw (default 100)")
     options.add_argument(
         "--seq_len", type=int, help="their length in tokens (default 512)"
@@ -198,7 +198,7 @@ def _eval(options: Parser) -> None:
         help="folder of data sets, DATASET/CONFIG_OR_none/SPLIT, "
         "used in place of the hub's",
     )
-    _formerly(options, "--data", "task_data")
+    formerly(options, "--data", "task_data")
     options.add_argument(
         "--include",
         help="folder of further tasks, lm-eval's YAML files, which are code: see --trust",
@@ -225,7 +225,7 @@ def _generate(options: Parser) -> None:
         default=64,
         help="tokens to write at most (default %(default)s)",
     )
-    _formerly(options, "--tokens", "max_new_tokens", type=int)
+    formerly(options, "--tokens", "max_new_tokens", type=int)
     options.add_argument(
         "--temperature",
         type=float,
@@ -303,7 +303,7 @@ def _seed(options: Parser, meaning: str) -> None:
     options.add_argument("--seed", type=int, default=0, help=help_text)
 
 
-def _formerly(options: Parser, old: str, dest: str, type: type = str) -> None:
+def formerly(options: Parser, old: str, dest: str, type: type = str) -> None:
     """The name that an option had before 0.1.0, which scripts may still use."""
     options.add_argument(
         old, dest=dest, type=type, default=argparse.SUPPRESS, help=argparse.SUPPRESS

@@ -1,7 +1,8 @@
 """What does every step measure in a block?
 
-Each function reduces one activation to a scalar inside the compiled block, over all tokens that the block sees: under a mesh, the
-global microbatch. Means over tokens are exact under gradient accumulation, where microbatches are averaged.
+Per-step statistics: each function reduces one activation to a scalar inside the compiled
+block, over all tokens that the block gets: under a mesh, the global microbatch. Means over
+tokens are exact under gradient accumulation, where microbatches are averaged.
 
 B batch, T positions, D width, L blocks.
 """
@@ -10,44 +11,55 @@ import jax
 import jax.numpy as jnp
 
 from sparsecod_jax.stats import moments
-
-
-def at_least_float32(x: jax.Array) -> jax.Array:
-    """Statistics and norms are computed in float32, or wider when the input is."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+from sparsecod_jax.tree import at_least_float32
 
 
 def token_variance(z_BTD: jax.Array) -> jax.Array:
     """Unbiased variance over the channels of each token, [B, T].
 
-    From sums and sums of squares, so that all statistics of a block are read off in one pass; the relative rounding error is that of the
-    dtype times 1 + mean^2 / variance.
+    (sum z^2 - (sum z)^2 / D) / (D - 1): from sums and sums of squares, so that all
+    statistics of a block are read off in one pass. The relative rounding error is that of
+    the dtype times 1 + mean^2 / variance.
     """
     D = z_BTD.shape[-1]
     z_BTD = at_least_float32(z_BTD)
-    around_mean_BT = jnp.square(z_BTD).sum(axis=-1) - jnp.square(z_BTD.sum(axis=-1)) / D
+    squares_BT = jnp.square(z_BTD).sum(axis=-1)
+    around_mean_BT = squares_BT - jnp.square(z_BTD.sum(axis=-1)) / D
+    # Rounding may leave a little less than nothing.
     return jnp.maximum(around_mean_BT, 0) / (D - 1)
 
 
 def variance(z_BTD: jax.Array) -> jax.Array:
-    """Mean over tokens of the unbiased variance over channels: the paper's layer variance, scalar."""
+    """Mean over tokens of the unbiased variance over channels, scalar.
+
+    The layer variance of arXiv 2603.15389.
+    """
     return token_variance(z_BTD).mean()
 
 
 def branch_norm(z_BTD: jax.Array) -> jax.Array:
-    """Mean over tokens of the L2 norm, scalar."""
+    """Mean over tokens of the L2 norm of a branch, scalar.
+
+    Beside the variance it shows a common offset of all channels, which variance leaves out.
+    """
     return jnp.linalg.norm(at_least_float32(z_BTD), axis=-1).mean()
 
 
 def update_cosine(x_BTD: jax.Array, y_BTD: jax.Array) -> jax.Array:
-    """Mean over tokens of cos(x, y - x) for a block that maps x to y; 0 for a token that it does not change."""
-    x, update = (
-        at_least_float32(x_BTD),
-        at_least_float32(y_BTD) - at_least_float32(x_BTD),
+    """Mean over tokens of cos(x, y - x) for a block that maps x to y, scalar.
+
+    A token that the block does not change counts as 0.
+    """
+    wide_BTD = at_least_float32(x_BTD)
+    update_BTD = at_least_float32(y_BTD) - at_least_float32(x_BTD)
+    input_norm_BT = jnp.linalg.norm(wide_BTD, axis=-1)
+    lengths_BT = input_norm_BT * jnp.linalg.norm(update_BTD, axis=-1)
+    dots_BT = jnp.sum(wide_BTD * update_BTD, axis=-1)
+    # The inner `where` keeps 0/0 out of the values that the outer one does not select.
+    cosines_BT = jnp.where(
+        lengths_BT > 0, dots_BT / jnp.where(lengths_BT > 0, lengths_BT, 1), 0
     )
-    lengths = jnp.linalg.norm(x, axis=-1) * jnp.linalg.norm(update, axis=-1)
-    dots = jnp.sum(x * update, axis=-1)
-    return jnp.where(lengths > 0, dots / jnp.where(lengths > 0, lengths, 1), 0).mean()
+    return cosines_BT.mean()
 
 
 def block_stats(
@@ -55,10 +67,13 @@ def block_stats(
 ) -> dict[str, jax.Array]:
     """Scalars of one block, under the names that metrics.jsonl gives them.
 
+    A new statistic is one line here and its row in docs/reference/run_files.md. None has a
+    gradient.
+
     Args:
       x_BTD: the block's input.
-      attention_BTD: what attention adds to the stream.
-      ffn_BTD: what the FFN adds to the stream.
+      attention_BTD: what attention adds to the residual stream.
+      ffn_BTD: what the FFN adds to the residual stream.
       y_BTD: the block's output, before any final norm.
       with_moments: adds the costly statistics of `moments`.
     """
@@ -72,21 +87,31 @@ def block_stats(
         "cosine/update": update_cosine(x, y),
     }
     if with_moments:
-        for name, tap in (("residual", y), ("attention", attention), ("ffn", ffn)):
-            stats |= {
-                f"moments/{name}/{key}": value
-                for key, value in moments.moments(tap).items()
-            }
-            token_variances_BT = token_variance(tap)
-            stats[f"variance_median/{name}"] = jnp.median(token_variances_BT)
-            stats[f"variance_without_first/{name}"] = token_variances_BT[:, 1:].mean()
+        stats |= _costly("residual", y)
+        stats |= _costly("attention", attention)
+        stats |= _costly("ffn", ffn)
+    return stats
+
+
+def _costly(name: str, z_BTD: jax.Array) -> dict[str, jax.Array]:
+    """The statistics of one activation that are measured every k steps."""
+    shape = moments.moments(z_BTD)
+    stats = {f"moments/{name}/{key}": value for key, value in shape.items()}
+    variances_BT = token_variance(z_BTD)
+    stats[f"variance_median/{name}"] = jnp.median(variances_BT)
+    # The first position often has massive activations, which outweigh all others.
+    stats[f"variance_without_first/{name}"] = variances_BT[:, 1:].mean()
     return stats
 
 
 def layer_norms(blocks) -> jax.Array:
-    """L2 norm of each block's tensors (parameters or gradients, stacked on axis 0), [L]."""
-    squares = [
-        jnp.sum(jnp.square(at_least_float32(leaf)), axis=range(1, leaf.ndim))
-        for leaf in jax.tree.leaves(blocks)
-    ]
+    """L2 norm over all tensors of each block, [L].
+
+    Args:
+      blocks: a tree of parameters or gradients, stacked on axis 0.
+    """
+    squares = []
+    for leaf in jax.tree.leaves(blocks):
+        square = jnp.square(at_least_float32(leaf))
+        squares.append(jnp.sum(square, axis=range(1, leaf.ndim)))
     return jnp.sqrt(sum(squares))

@@ -35,8 +35,9 @@ from sparsecod_jax.parallel.processes import (
 )
 from sparsecod_jax.shell.shown import shown
 from sparsecod_jax.storage import files, records
-from sparsecod_jax.storage.digest import digests, names
+from sparsecod_jax.storage.digest import digests
 from sparsecod_jax.storage.rundir import RunDir
+from sparsecod_jax.tree import names
 
 MIB = 2**20
 

@@ -9,18 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sparsecod_jax.tree import names
+
 _STRIDES = np.array(
     [0x9E3779B1, 0x85EBCA6B, 0xC2B2AE35, 0x27D4EB2F, 0x165667B1], np.uint32
 )
 _UNSIGNED = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}
-
-
-def names(tree) -> list[str]:
-    """A path such as params/blocks/ffn/up for each leaf, in the tree's order."""
-    return [
-        jax.tree_util.keystr(path, simple=True, separator="/")
-        for path, _ in jax.tree_util.tree_leaves_with_path(tree)
-    ]
 
 
 def digests(tree) -> dict[str, list[int]]:

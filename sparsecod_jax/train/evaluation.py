@@ -20,7 +20,6 @@ from sparsecod_jax.data.pipeline import (
     to_devices,
 )
 from sparsecod_jax.data.store import Manifest, Windows
-from sparsecod_jax.model.loss import cross_entropy, windows
 from sparsecod_jax.model.transformer import Transformer
 from sparsecod_jax.parallel.layout import Layout
 from sparsecod_jax.parallel.sharding import batch_sharding, ways
@@ -53,13 +52,10 @@ def evaluator(
 
     @jax.jit
     def summed(params, tokens_BT1, weights_BT, segments_BT):
-        inputs_BT, targets_BT = windows(tokens_BT1)
-        h_BTD, _ = model.apply(
-            {"params": params}, inputs_BT, segments_BT, method="hidden"
+        loss, _ = model.apply(
+            {"params": params}, tokens_BT1, segments_BT, weights_BT, method="loss"
         )
-        return cross_entropy(
-            h_BTD, params["head"], targets_BT, weights_BT
-        ), weights_BT.sum()
+        return loss, weights_BT.sum()
 
     def evaluate(
         params, after_batch: Callable[[], None] = lambda: None

@@ -10,15 +10,15 @@ import jax.numpy as jnp
 import optax
 
 from sparsecod_jax import config
-from sparsecod_jax.storage.digest import names
+from sparsecod_jax.tree import names
 
 # Stacked norm gains are matrices by their number of axes, so the groups go by name.
 GROUPS = {
     "embedding": r"^embedding",
     "head": r"^head",
-    "matrices": r"^blocks/(attention|ffn)/(?!router)",
+    "matrices": r"^blocks/(attention|ffn)/(?!router|.*norm/)",
     "router": r"^blocks/ffn/router",
-    "norms": r"^(final_norm|blocks/(attention|ffn)_norm)/",
+    "norms": r"norm/",
 }
 assert tuple(GROUPS) == config.PARAMETER_GROUPS
 

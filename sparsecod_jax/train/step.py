@@ -20,13 +20,12 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from sparsecod_jax.config import Experiment, Model
-from sparsecod_jax.model.loss import cross_entropy, windows
 from sparsecod_jax.model.router import auxiliary_loss
 from sparsecod_jax.model.transformer import Transformer
 from sparsecod_jax.parallel.layout import Layout, resolve
 from sparsecod_jax.parallel.sharding import batch_sharding, make_mesh, tree_shardings
 from sparsecod_jax.stats.block import layer_norms
-from sparsecod_jax.stats.router import summarise
+from sparsecod_jax.stats.router import SUMMED, summarise
 from sparsecod_jax.storage.digest import array_digest
 from sparsecod_jax.train.optimizer import learning_rate, make_optimizer
 
@@ -198,19 +197,16 @@ def loss_and_gradients(
 
     The gradients are those of this loss plus the auxiliary losses, which are not part of
     it. With microbatches the sums over tokens are the same; auxiliary losses and
-    statistics are averaged over microbatches, and counts are added.
+    statistics are averaged over microbatches, and those in SUMMED are added.
     """
     net = Transformer(model, layout.kernels, with_moments)
     microbatches = layout.microbatches
     predictions = batch.tokens[:, 1:].size
 
     def loss_fn(params, part: Batch):
-        inputs_BT, targets_BT = windows(part.tokens)
-        h_BTD, stats = net.apply(
-            {"params": params}, inputs_BT, part.segments, method="hidden"
+        summed, stats = net.apply(
+            {"params": params}, part.tokens, part.segments, method="loss"
         )
-        weights_BT = jnp.ones(targets_BT.shape)
-        summed = cross_entropy(h_BTD, params["head"], targets_BT, weights_BT)
         loss = summed / predictions
         return loss + auxiliary_loss(model, stats) / microbatches, (loss, stats)
 
@@ -233,15 +229,11 @@ def loss_and_gradients(
         jax.tree.map(jnp.zeros_like, params),
     )
     (loss, grads), stats_M = jax.lax.scan(add, zero, parts)
-    return loss, grads, jax.tree.map(_over_microbatches, stats_M)
-
-
-def _over_microbatches(values_M):
-    return (
-        values_M.sum(axis=0)
-        if jnp.issubdtype(values_M.dtype, jnp.integer)
-        else values_M.mean(axis=0)
-    )
+    stats = {
+        name: values_M.sum(axis=0) if name in SUMMED else values_M.mean(axis=0)
+        for name, values_M in stats_M.items()
+    }
+    return loss, grads, stats
 
 
 def _update(experiment: Experiment, params, opt_state, grads, lr):

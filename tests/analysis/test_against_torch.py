@@ -183,7 +183,7 @@ def _command_equals_torch(
 ) -> None:
     """As a user runs it: a process of its own, with full optimisation."""
     run, tokens_NT = _exported_run(model, sequences, positions, folder)
-    words = ["analyze", f"--workdir={run.path}", f"--tokens={folder}/tokens.npy"]
+    words = ["analyze", f"--workdir={run.path}", f"--token_file={folder}/tokens.npy"]
     words += [f"--scores={scores}", "--every_sequence", f"--out={folder}/out"]
     command = [sys.executable, "-m", "sparsecod_jax", *words]
     subprocess.run(

@@ -208,7 +208,7 @@ def test_scores_of_other_sequences_are_not_mixed(run, tmp_path):
             {"scores": "profile,usefullness"},
             r"--scores names \['usefullness'\]: choose from profile,",
         ),
-        ({"tokens": "nowhere.npy"}, "--tokens=nowhere.npy can't be read"),
+        ({"tokens": "nowhere.npy"}, "--token_file=nowhere.npy can't be read"),
         ({"tokens": "FLOATS"}, "does not hold integers"),
         ({"tokens": "FLAT"}, "does not hold integers"),
         ({"tokens": "EMPTY"}, "can't be read"),

@@ -50,7 +50,7 @@ def test_named_data_stands_in_for_the_runs_own(run, tokens, tmp_path):
     assert origin == {"split": "validation", "seed": 0}
     with pytest.raises(
         ConfigError,
-        match="does not tell its data: name some with --data, or give --tokens",
+        match="does not tell its data: name some with --data_dir, or give --token_file",
     ):
         _choose(folder)
 
@@ -66,7 +66,10 @@ def test_data_of_another_tokenizer_is_refused(run, corpus, tmp_path):
         _choose(find_model(str(run.path)), data=str(tmp_path / "bytes"))
 
 
-@pytest.mark.parametrize("option", ["data", "sequences", "split"])
-def test_a_file_leaves_nothing_to_be_chosen(run, option):
+@pytest.mark.parametrize(
+    ("option", "argument"),
+    [("data_dir", "data"), ("sequences", "sequences"), ("split", "split")],
+)
+def test_a_file_leaves_nothing_to_be_chosen(run, option, argument):
     with pytest.raises(ConfigError, match=f"so --{option} can't: leave one out"):
-        _choose(find_model(str(run.path)), tokens="file.npy", **{option: 3})
+        _choose(find_model(str(run.path)), tokens="file.npy", **{argument: 3})

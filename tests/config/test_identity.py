@@ -1,10 +1,12 @@
 """What makes two runs the same run, asked of every field there is."""
 
+import dataclasses
 import json
 
 import pytest
 
 from sparsecod_jax import config
+from sparsecod_jax.config.experiment import added
 from sparsecod_jax.config.identity import identity, identity_fields
 from tests.support import tiny_configs
 
@@ -140,3 +142,25 @@ def test_the_identity_depends_on_the_data_itself():
     experiment = tiny_configs.experiment()
     assert _identity(experiment, "abc") == _identity(experiment, "abc")
     assert _identity(experiment, "abc") != _identity(experiment, "abd")
+
+
+@dataclasses.dataclass(frozen=True)
+class Newer(config.Model):
+    """A model of a later version."""
+
+    variant: str = added("none")
+
+
+def test_an_added_field_is_part_of_the_identity_only_where_it_changes_something():
+    today = identity_fields(config.Experiment(model=config.Model()), "data")
+    same = identity_fields(config.Experiment(model=Newer()), "data")
+    other = identity_fields(config.Experiment(model=Newer(variant="x")), "data")
+    assert same == today
+    assert other == {**today, "model.variant": "x"}
+
+
+def test_code_must_name_the_added_fields_that_it_knows():
+    assert Newer().unknown_to(()) == []
+    assert Newer(variant="x").unknown_to(()) == ["variant"]
+    assert Newer(variant="x").unknown_to(("variant",)) == []
+    assert config.Model(n_layers=3).unknown_to(()) == []

@@ -122,7 +122,7 @@ def test_the_command_line(source, folder, tmp_path, capsys):
             "eval",
             "--workdir=run",
             "--tasks=ai2_arc",
-            f"--data={folder}",
+            f"--task_data={folder}",
             f"--out={out}",
             "--num_fewshot=1",
             "--limit=2",
@@ -136,7 +136,7 @@ def test_the_command_line(source, folder, tmp_path, capsys):
 
 
 def test_generate_on_the_command_line(source, capsys):
-    cli.main(["generate", "--hf=model", "--prompt=the river", "--tokens=4"])
+    cli.main(["generate", "--hf=model", "--prompt=the river", "--max_new_tokens=4"])
     assert capsys.readouterr().out.startswith("the river")
 
 

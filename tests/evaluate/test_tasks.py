@@ -180,7 +180,7 @@ def test_without_data_or_network(folder):
 
 
 def test_a_folder_that_is_not_there(folder):
-    with pytest.raises(ConfigError, match=r"--data=.*absent is not a folder"):
+    with pytest.raises(ConfigError, match=r"--task_data=.*absent is not a folder"):
         load(["arc_easy"], folder / "absent", None, None)
     with pytest.raises(ConfigError, match=r"--include=.*absent is not a folder"):
         load(["arc_easy"], folder, folder / "absent", None)

@@ -170,7 +170,7 @@ def test_a_study_in_a_bucket_is_sent_from_there_with_its_data(
         shutil.copytree(tokens, folder, dirs_exist_ok=True)
     spec = study_files.write(tmp_path, "data/not/here", study_files.TWO)
     study = (spec, bucket / "studies" / "a")
-    options = ["--topology=v5e:2x2", f"--data={data}", "--image=name"]
+    options = ["--topology=v5e:2x2", f"--data_path={data}", "--image=name"]
     launch(there, "render", study, *options)
     rendered = (study[1] / "notebook" / "jobs.json").read_text()
     _, _, jobs = json.loads(rendered)
@@ -224,7 +224,7 @@ def test_a_bucket_that_can_not_be_reached_is_reported_soon(
 ):
     nobody = f"http://127.0.0.1:{process.free_port()}"
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", nobody)
-    options = ["--topology=v5e:2x2", "--image=x", "--data=gs://bucket/data"]
+    options = ["--topology=v5e:2x2", "--image=x", "--data_path=gs://bucket/data"]
     began = time.monotonic()
     launch(there, subcommand, (study[0], "gs://bucket/a"), *options, code=1)
     assert time.monotonic() - began < LIMIT
@@ -239,8 +239,8 @@ def test_data_that_is_not_there_or_not_one_is_refused(here, tokens, tmp_path, ca
     assert missing in capsys.readouterr().err
     arms = f'{{"a": {{}}, "b": {{"data.path": {str(tmp_path)!r}}}}}'
     two = study_files.write(tmp_path, tokens, arms)
-    launch(here, "submit", (two, folder), f"--data={tokens}", code=78)
-    assert "--data would put one directory in place of" in capsys.readouterr().err
+    launch(here, "submit", (two, folder), f"--data_path={tokens}", code=78)
+    assert "--data_path would put one directory in place of" in capsys.readouterr().err
     launch(here, "status", (two, folder), code=78)
     assert "holds no study: submit it first" in capsys.readouterr().err
     assert not folder.exists()

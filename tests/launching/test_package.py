@@ -28,7 +28,7 @@ def checkout(tmp_path, monkeypatch):
 def _args(workdir: Path, *words: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     parser.add_argument("--workdir", default=str(workdir))
-    parser.add_argument("--data")
+    parser.add_argument("--data_path")
     package.add_arguments(parser)
     return parser.parse_args(words)
 
@@ -65,7 +65,7 @@ def test_how_code_gets_to_a_pod_must_be_given(words, shares_files, message, tmp_
 def test_the_same_commit_makes_the_same_wheel_whose_version_names_it_and_which_runs(
     checkout, tmp_path
 ):
-    options = ("--package=wheel", "--data=gs://bucket/data")
+    options = ("--package=wheel", "--data_path=gs://bucket/data")
     first, second = (
         package.pack_code(_args(tmp_path / name, *options)) for name in "ab"
     )

@@ -21,7 +21,7 @@ from sparsecod_jax.parallel.sharding import (
     spec,
     tree_shardings,
 )
-from sparsecod_jax.storage.digest import names
+from sparsecod_jax.tree import names
 from tests.support import tiny_configs
 
 

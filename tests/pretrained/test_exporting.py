@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 from pathlib import Path
+from unittest import mock
 
 import ml_dtypes
 import numpy as np
@@ -15,7 +16,9 @@ from sparsecod_jax.cli import main
 from sparsecod_jax.config import Model
 from sparsecod_jax.config.load import load_experiment
 from sparsecod_jax.errors import ConfigError
+from sparsecod_jax.pretrained import exporting
 from sparsecod_jax.pretrained.exporting import export
+from sparsecod_jax.pretrained.hf_tensors import tensors
 from sparsecod_jax.pretrained.importing import import_model
 from sparsecod_jax.pretrained.load import find_model, load_model
 from sparsecod_jax.storage.records import read_record, write_json, write_record
@@ -462,3 +465,15 @@ def test_stock_transformers_run_every_config_at_nano(name, dtype, tmp_path):
     tolerance = 1e-4 if dtype == "float32" else 0.1
     assert np.abs(expected).max() > 0.5
     assert np.linalg.norm(result - expected) <= tolerance * np.linalg.norm(expected)
+
+
+def test_a_parameter_that_no_tensor_holds_is_refused(tmp_path):
+    """A variant may add parameters: none is left out in silence."""
+    model = MODELS["multi-head"]
+    tensor = next(tensors(model))
+    run = saved_runs.run(tmp_path / "run", model)
+    with mock.patch.object(exporting, "tensors", return_value=[tensor]):
+        message = r"no tensor of the stock architecture holds blocks/attention/key, "
+        with pytest.raises(ConfigError, match=message):
+            export(str(run.path), str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()

@@ -4,7 +4,10 @@ import dataclasses
 
 import pytest
 
+from sparsecod_jax import config
+from sparsecod_jax.config.experiment import added
 from sparsecod_jax.errors import ConfigError
+from sparsecod_jax.pretrained import hf_config
 from sparsecod_jax.pretrained.hf_config import expert_width, from_config, to_config
 from tests.support import tiny_configs
 
@@ -187,3 +190,23 @@ def test_silence_means_what_transformers_means_by_it():
             theirs.rms_norm_eps,
             10000.0,
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class Newer(config.Model):
+    """A model of a later version."""
+
+    variant: str = added("none")
+
+
+def test_an_added_field_that_nobody_declared_exportable_is_refused(monkeypatch):
+    model = Newer(variant="x")
+    message = (
+        r"no stock architecture has model\.variant: such a model can't be exported"
+    )
+    with pytest.raises(ConfigError, match=message):
+        to_config(model, 64, "float32", 5, 5)
+    monkeypatch.setattr(hf_config, "EXPORTED", ("variant",))
+    assert to_config(model, 64, "float32", 5, 5) == to_config(
+        Newer(), 64, "float32", 5, 5
+    )

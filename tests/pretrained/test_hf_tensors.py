@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sparsecod_jax.pretrained.hf_tensors import Tensor, tensors, to_ours, to_theirs
-from sparsecod_jax.storage.digest import names
+from sparsecod_jax.tree import names
 from tests.support import tiny_configs
 
 

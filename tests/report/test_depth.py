@@ -1,4 +1,4 @@
-"""Figures of the scores."""
+"""Layer scores in reports."""
 
 import pytest
 
@@ -90,10 +90,9 @@ def test_every_score_has_its_figure():
     assert (experts.signed, experts.largest) == (True, 0.3)
     theory = drawn["Predicted and measured variance"]
     assert isinstance(theory, Figure)
-    assert [(series.label, series.dashed) for series in theory.series] == [
-        ("deep, predicted", True),
-        ("deep, measured", False),
-    ]
+    predicted, measured = theory.series
+    assert (predicted.label, predicted.dashed) == ("deep, predicted", True)
+    assert (measured.label, measured.dashed) == ("deep, measured", False)
     assert all(figure.reading for figure in drawn.values())
 
 
@@ -103,15 +102,13 @@ def test_only_what_was_scored_is_drawn():
         _run("other", {"permutation": {"matrix": [[0.0]], "score": None}}),
         _run("none"),
     ]
-    assert [figure.title for figure in depth.figures(runs)] == [
-        "Swapped blocks: deep",
-        "Swapped blocks: other",
-    ]
+    titles = [figure.title for figure in depth.figures(runs)]
+    assert titles == ["Swapped blocks: deep", "Swapped blocks: other"]
     assert depth.figures([_run("none")]) == []
     assert depth.cells(runs[1]) == ["–"] * len(depth.COLUMNS)
 
 
-def test_columns():
+def test_every_score_has_its_columns():
     names = [column.name for column in depth.COLUMNS]
     assert dict(zip(names, depth.cells(_run(scores=SCORES)), strict=True)) == {
         "usefulness": "0.2077",
@@ -129,16 +126,13 @@ def test_columns():
 
 def test_colours_compare_between_runs():
     pale = {"permutation": {"matrix": [[0.0, 1e-6], [1e-6, 0.0]], "score": 1e-6}}
-    drawn = depth.figures(
-        [_run("pale", pale), _run("dark", {"permutation": SCORES["permutation"]})]
-    )
-    assert [figure.largest for figure in drawn if isinstance(figure, Heatmap)] == [
-        0.3,
-        0.3,
-    ]
+    dark = {"permutation": SCORES["permutation"]}
+    drawn = depth.figures([_run("pale", pale), _run("dark", dark)])
+    heatmaps = [figure for figure in drawn if isinstance(figure, Heatmap)]
+    assert [heatmap.largest for heatmap in heatmaps] == [0.3, 0.3]
 
 
-def test_what_is_not_finite_is_left_out():
+def test_values_that_are_not_finite_are_left_out():
     broken = {
         "block_influence": [0.1, None],
         "usefulness": {"score": None, "ci95": [None, None]},

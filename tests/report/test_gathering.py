@@ -1,4 +1,4 @@
-"""One damaged or foreign folder keeps no other from its report, and is named."""
+"""A damaged or foreign folder is left out and named, and the others are reported."""
 
 import json
 import os
@@ -39,23 +39,22 @@ def test_plain_runs_beside_a_study_are_shown(tmp_path):
     _plain_run(tmp_path / "plain")
     page = write_report(str(tmp_path)).read_text()
     assert "Rank correlations" in page
-    assert "Runs of no study" in page
+    assert "Runs outside the studies" in page
     assert "<td>plain</td>" in page
 
 
 def test_a_foreign_study_is_left_out(tmp_path):
     study_dirs.write(tmp_path / "depth", study_dirs.seeds(1))
     (tmp_path / "theirs").mkdir()
-    (tmp_path / "theirs" / "study.json").write_text(
-        '{"title": "a study of something else"}'
-    )
+    foreign = '{"title": "a study of something else"}'
+    (tmp_path / "theirs" / "study.json").write_text(foreign)
     page = write_report(str(tmp_path)).read_text()
     assert "2 of 2 runs finished" in page
     assert "Left out: theirs (" in page
 
 
 @pytest.mark.parametrize(
-    "place",
+    "path",
     [
         "../../../etc",
         "/etc",
@@ -69,11 +68,11 @@ def test_a_foreign_study_is_left_out(tmp_path):
         None,
     ],
 )
-def test_a_study_names_no_place_outside(tmp_path, place):
+def test_a_study_can_not_name_a_run_outside_its_folder(tmp_path, path):
     directory = study_dirs.write(tmp_path / "study", study_dirs.seeds(1))
     described = json.loads(directory.described.read_text())
     del described["checksum"]
-    described["places"]["flat-s0"] = place
+    described["places"]["flat-s0"] = path
     directory.described.write_text(json.dumps(described))
     with pytest.raises(ConfigError, match=r"study\.json is not what a sweep writes \("):
         write_report(str(tmp_path / "study"))
@@ -82,22 +81,21 @@ def test_a_study_names_no_place_outside(tmp_path, place):
 def test_a_damaged_run_of_a_study_is_named_in_its_report(tmp_path):
     directory = study_dirs.write(tmp_path / "study", study_dirs.seeds(2))
     directory.run("flat-s0").config.write_text("{")
-    directory.run("flat-s1").metrics.write_text(
-        '{"step": 1, "tokens": "many", "loss": {}}\n'
-    )
+    damaged = '{"step": 1, "tokens": "many", "loss": {}}\n'
+    directory.run("flat-s1").metrics.write_text(damaged)
     page = write_report(str(tmp_path / "study")).read_text()
     assert "2 of 4 runs finished: " in page
     assert "flat-s0 is left out (" in page
     assert "flat-s1 is left out (it is damaged (" in page
 
 
-def test_a_run_that_can_not_be_read_alone_is_one_sentence(tmp_path):
+def test_a_single_run_that_can_not_be_read_is_refused(tmp_path):
     _plain_run(tmp_path / "run").config.write_text("[]")
     with pytest.raises(ConfigError, match=r"config\.json does not hold an object"):
         write_report(str(tmp_path / "run"))
 
 
-def test_the_report_of_somebody_else_goes_elsewhere(tmp_path):
+def test_out_writes_elsewhere_and_leaves_the_run_as_it_is(tmp_path):
     _plain_run(tmp_path / "run")
     before = sorted(path.name for path in (tmp_path / "run").iterdir())
     page = write_report(str(tmp_path / "run"), str(tmp_path / "mine"))
@@ -107,18 +105,18 @@ def test_the_report_of_somebody_else_goes_elsewhere(tmp_path):
 
 
 @pytest.mark.parametrize("out", ["file", "file/under", "nowhere/under/it"])
-def test_a_place_that_can_not_be_written_is_refused(tmp_path, out):
+def test_a_folder_that_can_not_be_written_is_refused(tmp_path, out):
     _plain_run(tmp_path / "run")
     (tmp_path / "file").write_text("precious")
-    with pytest.raises(ConfigError, match=r"can't be|is a file|no place"):
+    with pytest.raises(ConfigError, match=r"can't be|is a file"):
         write_report(str(tmp_path / "run"), str(tmp_path / out))
     assert (tmp_path / "file").read_text() == "precious"
     assert not (tmp_path / "nowhere").exists()
 
 
 @pytest.mark.parametrize("name", ["report.html", "report.md", "figures/loss.png"])
-def test_nothing_but_a_report_is_replaced(tmp_path, name):
-    """A user may keep notes, pages and figures of these names beside the studies."""
+def test_only_a_report_is_replaced(tmp_path, name):
+    """A user may keep notes, pages and figures with these names beside the studies."""
     study = study_dirs.write(tmp_path / "studies" / "depth")
     write_report(str(study.path), str(tmp_path / "again"))
     write_report(str(study.path), str(tmp_path / "again"))
@@ -126,7 +124,8 @@ def test_nothing_but_a_report_is_replaced(tmp_path, name):
     own.parent.mkdir(exist_ok=True)
     own.write_text("mine")
     with pytest.raises(
-        ConfigError, match=r"is there and no report of ours: move it away, or give"
+        ConfigError,
+        match=r"exists and is not a report that sparsecod wrote: move it away, or give",
     ):
         write_report(str(tmp_path / "studies"))
     assert own.read_text() == "mine"
@@ -134,21 +133,22 @@ def test_nothing_but_a_report_is_replaced(tmp_path, name):
 
 @pytest.mark.faults
 def test_a_disk_that_is_full(tmp_path):
-    """An earlier report stays, and no half of a new one is left."""
+    """The earlier report stays as it was."""
     with disks.mounted(tmp_path / "disk", "16m") as disk:
         run = _plain_run(disk / "run")
         before = write_report(str(run.path)).read_bytes()
         ballast = disks.fill(disk)
-        said = subprocess.run(
-            [sys.executable, "-m", "sparsecod_jax", "report", f"--workdir={run.path}"],
+        command = [sys.executable, "-m", "sparsecod_jax", "report"]
+        done = subprocess.run(
+            [*command, f"--workdir={run.path}"],
             cwd=process.ROOT,
             capture_output=True,
             text=True,
             check=False,
         )
-        assert said.returncode == 1
-        assert "No space left" in said.stderr
-        assert "Traceback" not in said.stderr
+        assert done.returncode == 1
+        assert "No space left" in done.stderr
+        assert "Traceback" not in done.stderr
         assert run.report.read_bytes() == before
         ballast.unlink()
         assert write_report(str(run.path)).read_bytes() == before
@@ -181,7 +181,10 @@ FILES = ("config", "status", "metrics", "final", "scores")
 
 @pytest.mark.faults
 def test_damaged_runs_beside_a_whole_one(tmp_path, capsys):
-    """Of each file of a run every kind of damage, in one folder: the whole run is reported, and nothing is a traceback."""
+    """Every kind of damage to every file of a run, in one folder.
+
+    The whole run is reported, and nothing raises a traceback.
+    """
     whole = _plain_run(tmp_path / "whole")
     for name in FILES:
         for kind, damage in DAMAGES.items():
@@ -191,9 +194,9 @@ def test_damaged_runs_beside_a_whole_one(tmp_path, capsys):
             )
     page = write_report(str(tmp_path)).read_text()
     assert "<td>whole</td>" in page
-    said = (
-        capsys.readouterr().out.splitlines()
-    )  # what is left out, and where lines of metrics are missing
-    assert len(said) > 40
+    # Each names what is left out, or lines that a metrics file lacks.
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) > 40
     for kind in ("empty", "a list", "a pipe", "deep"):
-        assert any(line.startswith(f"config {kind} is left out: ") for line in said)
+        start = f"config {kind} is left out: "
+        assert any(line.startswith(start) for line in printed)

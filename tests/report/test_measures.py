@@ -1,4 +1,4 @@
-"""Names of numbers."""
+"""Metrics of a run by name."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import pytest
 from sparsecod_jax.report.measures import measure
 from tests.support import study_dirs
 
-FOUND = {
+NUMBERS = {
     "final/bits_per_byte": 2.0,
     "last/variance/residual/-1": 8.0,
     "first/variance/ffn/0": 0.5,
@@ -27,7 +27,7 @@ def study(tmp_path):
     return study_dirs.loaded(tmp_path / "study", flat_s1="running")
 
 
-@pytest.mark.parametrize(("name", "value"), FOUND.items(), ids=FOUND)
+@pytest.mark.parametrize(("name", "value"), NUMBERS.items(), ids=NUMBERS)
 def test_a_number_is_found_by_its_name(name, value, study):
     assert measure(study.runs["flat", 0], name) == pytest.approx(value)
 
@@ -41,23 +41,19 @@ def test_a_number_is_found_by_its_name(name, value, study):
         "scores/experts/mean",
     ],
 )
-def test_what_a_run_lacks_is_none(name, study):
+def test_a_number_that_a_run_lacks_is_none(name, study):
     assert measure(study.runs["flat", 0], name) is None
 
 
-def test_a_run_that_is_under_way_has_only_lines(study):
+def test_a_running_run_has_only_its_lines(study):
     run = study.runs["flat", 1]
     assert measure(run, "last/loss") == pytest.approx(5 / 3)
-    assert (
-        measure(run, "final/loss")
-        is measure(run, "scores/causal/score")
-        is measure(run, "derived/density")
-        is None
-    )
+    for name in ("final/loss", "scores/causal/score", "derived/density"):
+        assert measure(run, name) is None
 
 
 @pytest.mark.parametrize("variance", [[None, 2.0], [2.0, None], [0.0, 2.0]])
-def test_what_can_t_be_divided_has_no_growth(variance, study):
+def test_growth_needs_both_variances_and_a_divisor(variance, study):
     run = study.runs["flat", 0]
     run.scores["variance"]["residual"] = variance
     assert measure(run, "derived/growth") is None

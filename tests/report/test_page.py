@@ -21,6 +21,7 @@ from sparsecod_jax.storage.rundir import RunDir
 from sparsecod_jax.train.writers import Writers, plain
 from tests.support import tiny_configs
 
+LOADING = {"src", "href", "srcset", "data", "action"}  # attributes that load
 HOSTILE = "<script>alert(1)<b>&"
 CHROMIUM = shutil.which("chromium")
 
@@ -42,10 +43,8 @@ def _line(step, layers, **changes):
 def _run(path, status, *, lines=(), final=None, layers=3, **model):
     """A run directory as `train` leaves it."""
     path.mkdir(parents=True)
-    run, experiment = (
-        RunDir(path),
-        tiny_configs.experiment(model={"n_layers": layers, **model}),
-    )
+    run = RunDir(path)
+    experiment = tiny_configs.experiment(model={"n_layers": layers, **model})
     write_json(run.config, config.to_dict(experiment))
     if status:
         run.set_status(status)
@@ -60,9 +59,8 @@ def _run(path, status, *, lines=(), final=None, layers=3, **model):
 
 
 def _finished(path, layers, loss):
-    lines = [_line(step, layers) for step in range(1, 6)] + [
-        _line(6, layers) | {"evaluation/loss": loss + 0.1}
-    ]
+    lines = [_line(step, layers) for step in range(1, 7)]
+    lines[-1]["evaluation/loss"] = loss + 0.1
     final = {
         "loss": loss,
         "bits_per_byte": 2.25,
@@ -84,7 +82,7 @@ def study(tmp_path):
 
 
 class _Page(html.parser.HTMLParser):
-    """The tags, their attributes and the text of a page; what stands inside a script is no text."""
+    """The tags, their attributes and the text of a page, apart from scripts and styles."""
 
     def __init__(self, path):
         super().__init__()
@@ -135,31 +133,23 @@ def test_names_both_runs_with_their_numbers(study):
     assert by_run["depth_04"]["held-out loss"] == "3.2500"
 
 
-def test_a_mixture_shows_the_health_of_its_router_beside_the_dense_run(study):
+def test_a_mixture_of_experts_shows_the_health_of_its_router(study):
     router = {f"router/{name}": np.full(3, 0.5) for name in figures.ROUTER}
-    _run(
-        study / "mixture",
-        "running",
-        lines=[_line(1, 3, **router), _line(2, 3, **router)],
-        n_experts=4,
-        top_k=2,
-    )
+    lines = [_line(1, 3, **router), _line(2, 3, **router)]
+    _run(study / "moe", "running", lines=lines, n_experts=4, top_k=2)
     page = _Page(write_report(str(study)))
     for title, _, _ in figures.ROUTER.values():
         assert f"{title} against layer" in page.text
-    mixture = next(row for row in page.rows if row[0] == "mixture")
-    total, activated = (
-        int(mixture[page.rows[0].index(name)].replace(",", ""))
-        for name in ("parameters", "activated")
-    )
+    row = next(row for row in page.rows if row[0] == "moe")
+    cells = dict(zip(page.rows[0], row, strict=True))
+    total = int(cells["parameters"].replace(",", ""))
+    activated = int(cells["activated"].replace(",", ""))
     assert total - activated == 3 * 2 * 3 * 32 * 48
-    assert (
-        "Load entropy against layer"
-        not in _Page(write_report(str(study / "depth_04"))).text
-    )
+    dense = _Page(write_report(str(study / "depth_04")))
+    assert "Load entropy against layer" not in dense.text
 
 
-def test_a_run_of_before_the_experts_is_read(study):
+def test_a_config_older_than_mixtures_of_experts_is_read(study):
     run = RunDir(study / "depth_04")
     values = read_record(run.config)
     del values["model"]["n_experts"]
@@ -175,18 +165,14 @@ def test_one_run_has_its_report_inside(study):
     assert [row[0] for row in page.rows] == ["run", "depth_04"]
 
 
-def test_needs_nothing_from_elsewhere(study):
+def test_the_page_loads_nothing_from_elsewhere(study):
     page = _Page(write_report(str(study)))
     assert sum(tag == "script" for tag, _ in page.tags) == 1
     for tag, attributes in page.tags:
         assert tag not in ("link", "iframe", "img", "object", "embed", "base")
-        assert not {"src", "href", "srcset", "data", "action"} & set(attributes), (
-            tag,
-            attributes,
-        )
-    style = re.search(
-        r"<style>(.*?)</style>", (study / "report.html").read_text(), re.DOTALL
-    )
+        assert not LOADING & set(attributes), (tag, attributes)
+    text = (study / "report.html").read_text()
+    style = re.search(r"<style>(.*?)</style>", text, re.DOTALL)
     assert style
     assert not re.search(r"url\(|@import", style[1])
 
@@ -198,15 +184,14 @@ def _unpacked(path):
     return gzip.decompress(base64.b64decode(packed[1])).decode()
 
 
-def test_every_figure_has_its_place_and_the_code_that_draws_it(study):
+def test_every_figure_has_its_element_and_the_code_that_draws_it(study):
     path = write_report(str(study))
-    places = re.findall(r'<div id="(figure-\d+)"', path.read_text())
-    assert len(places) > 3
-    assert (
-        re.findall(r'^Plotly.newPlot\("(figure-\d+)", {', _unpacked(path), re.MULTILINE)
-        == places
-    )
-    assert _unpacked(path).startswith("/**")  # Plotly's own
+    elements = re.findall(r'<div id="(figure-\d+)"', path.read_text())
+    assert len(elements) > 3
+    code = _unpacked(path)
+    call = r'^Plotly.newPlot\("(figure-\d+)", {'
+    assert re.findall(call, code, re.MULTILINE) == elements
+    assert code.startswith("/**")  # Plotly's own
 
 
 def test_a_hostile_run_name_is_text(tmp_path):
@@ -239,10 +224,8 @@ def test_the_headline_names_a_run_that_is_not_finished(study, status):
 def test_a_run_without_any_line_and_values_that_are_not_finite(tmp_path):
     root = epath.Path(tmp_path)
     _run(root / "fresh", "running")
-    lines = [
-        _line(1, 3),
-        _line(2, 3, loss=np.nan, **{"variance/residual": np.array([1.0, 2.0, np.inf])}),
-    ]
+    infinite = {"variance/residual": np.array([1.0, 2.0, np.inf])}
+    lines = [_line(1, 3), _line(2, 3, loss=np.nan, **infinite)]
     assert lines[1]["variance/residual"] == [1.0, 2.0, None]
     _run(root / "wild", "diverged", lines=lines)
     page = _Page(write_report(str(root)))
@@ -259,14 +242,9 @@ def test_a_browser_draws_every_figure(tmp_path):
     root = epath.Path(tmp_path) / "study"
     _finished(root / HOSTILE, 4, 3.25)
     _run(root / "fresh", "running")
-    _run(
-        root / "wild",
-        "diverged",
-        lines=[
-            _line(1, 3),
-            _line(2, 3, loss=np.inf, **{"variance/residual": np.full(3, np.nan)}),
-        ],
-    )
+    missing = {"variance/residual": np.full(3, np.nan)}
+    lines = [_line(1, 3), _line(2, 3, loss=np.inf, **missing)]
+    _run(root / "wild", "diverged", lines=lines)
     page = write_report(str(root))
     flags = [
         "--headless",
@@ -275,25 +253,22 @@ def test_a_browser_draws_every_figure(tmp_path):
         "--disable-background-networking",
         "--virtual-time-budget=8000",
     ]
-    command = [
-        CHROMIUM,
-        *flags,
-        f"--user-data-dir={tmp_path}/profile",
-        "--dump-dom",
-        f"file://{page}",
-    ]
-    drawn = subprocess.run(
-        command, capture_output=True, text=True, timeout=120, check=True
-    ).stdout
+    flags += [f"--user-data-dir={tmp_path}/profile", "--dump-dom"]
+    done = subprocess.run(
+        [str(CHROMIUM), *flags, f"file://{page}"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    drawn = done.stdout
     sections = re.findall(r"<section>.*?</section>", drawn, re.DOTALL)
     assert len(sections) == page.read_text().count("<section>") > 3
     for section in sections:
         title = re.search(r"<h2>(.*?)</h2>", section)
         assert 'class="main-svg"' in section, title
         assert 'class="xtick"' in section, title
-    legends = [
-        html.unescape(text)
-        for text in re.findall(r'class="legendtext"[^>]*>(.*?)</text>', drawn)
-    ]
-    assert f"{HOSTILE}, block 4 of 4" in legends  # as text: Plotly makes bold of <b>
+    legends = re.findall(r'class="legendtext"[^>]*>(.*?)</text>', drawn)
+    # As text, though Plotly would show <b> in bold.
+    assert f"{HOSTILE}, block 4 of 4" in map(html.unescape, legends)
     assert "<script>alert" not in drawn

@@ -5,9 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sparsecod_jax.stats.router import expert_load, summarise
+from sparsecod_jax.model.transformer import Transformer
+from sparsecod_jax.stats.router import SUMMED, expert_load, summarise
+from tests.support import tiny_configs
 
-COUNTS = {  # tokens of each expert, then largest load over the mean, entropy over its maximum, share of experts without a token
+# Tokens of each expert, then the largest load over the mean, the entropy over its maximum, and
+# the share of experts without a token.
+COUNTS = {
     "uniform": ([5, 5, 5, 5], 1, 1, 0),
     "one dead": ([4, 0, 4, 4], 4 / 3, np.log(3) / np.log(4), 1 / 4),
     "all on one": ([0, 0, 12, 0], 4, 0, 3 / 4),
@@ -72,3 +76,11 @@ def test_counts_are_replaced_by_the_load_and_the_rest_is_kept():
 def test_a_dense_model_has_nothing_to_summarise():
     stats = {"variance/residual": jnp.ones(2)}
     assert summarise(stats) is stats
+
+
+def test_all_counts_are_summed_over_microbatches():
+    model = Transformer(tiny_configs.MIXTURE, with_moments=True)
+    tokens = jnp.zeros((1, 8), jnp.int32)
+    (_, stats), _ = jax.eval_shape(model.init_with_output, jax.random.key(0), tokens)
+    counts = {name for name, value in stats.items() if value.dtype == jnp.int32}
+    assert counts == set(SUMMED)

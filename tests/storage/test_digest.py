@@ -6,10 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import struct
 from jax.sharding import PartitionSpec as P
 
-from sparsecod_jax.storage.digest import digests, names
+from sparsecod_jax.storage.digest import digests
 
 DTYPES = {
     "float32": "uint32",
@@ -95,26 +94,6 @@ def test_the_definition_stays():
     floats = jnp.linspace(-1, 1, 5, dtype=jnp.float32)
     assert _digest(floats) == [3087007744, 4110417920]
     assert _digest(jnp.float32(1.0)) == [1065353216, 813694976]
-
-
-def test_names_are_paths_in_the_order_of_the_leaves():
-    @struct.dataclass
-    class State:
-        step: int
-        params: dict
-
-    tree = State(
-        step=1, params={"head": 2, "blocks": {"ffn": {"up": 3}}, "chain": [4, (5, 6)]}
-    )
-    assert names(tree) == [
-        "step",
-        "params/blocks/ffn/up",
-        "params/chain/0",
-        "params/chain/1/0",
-        "params/chain/1/1",
-        "params/head",
-    ]
-    assert jax.tree.leaves(tree) == [1, 3, 4, 5, 6, 2]
 
 
 def test_each_digest_has_its_name():

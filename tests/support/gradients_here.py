@@ -11,8 +11,8 @@ import jax
 import numpy as np
 
 from sparsecod_jax import config
-from sparsecod_jax.storage.digest import names
 from sparsecod_jax.train.step import Batch, build, loss_and_gradients
+from sparsecod_jax.tree import names
 from tests.support import loaded_models, tiny_configs
 
 

@@ -1,6 +1,6 @@
 """Data sets of questions, and a quick index of a few of lm-eval's tasks.
 
-Data sets are saved as `sparsecod eval --data` reads them.
+Data sets are saved as `sparsecod eval --task_data` reads them.
 """
 
 from pathlib import Path

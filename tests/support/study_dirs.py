@@ -9,7 +9,7 @@ import numpy as np
 
 from sparsecod_jax import config
 from sparsecod_jax.analysis.catalogue import CATALOGUE
-from sparsecod_jax.report.study import StudyData, load_study
+from sparsecod_jax.report.study_data import StudyData, load_study
 from sparsecod_jax.storage.records import write_json
 from sparsecod_jax.storage.rundir import RunDir, Status
 from sparsecod_jax.study.study import Claim, Run, Study, expand

@@ -335,7 +335,12 @@ def _subcommands(
             },
         ),
         "slurm render": (
-            [f"--sweep={root}/code/study.py", new, "--allow_dirty", f"--data={tokens}"],
+            [
+                f"--sweep={root}/code/study.py",
+                new,
+                "--allow_dirty",
+                f"--data_path={tokens}",
+            ],
             {
                 "sweep": studies,
                 "workdir": [*not_writable, "gs://", f"{root}/100%", f"{root}/a\nb"],

@@ -9,13 +9,13 @@ import pytest
 
 from sparsecod_jax import config
 from sparsecod_jax.config.identity import identity, identity_fields
-from sparsecod_jax.storage.digest import names
 from sparsecod_jax.train.optimizer import (
     decay_mask,
     group_of,
     learning_rate,
     make_optimizer,
 )
+from sparsecod_jax.tree import names
 from tests.support import tiny_configs
 
 GOLDEN = {
@@ -147,3 +147,15 @@ def test_a_changed_optimizer_is_a_changed_identity():
     )
     before, after = identity_fields(experiment, "f"), identity_fields(other, "f")
     assert identity(before) != identity(after)
+
+
+@pytest.mark.parametrize(
+    ("name", "group"),
+    [
+        ("blocks/attention_out_norm/gain", "norms"),
+        ("blocks/attention/query_norm/gain", "norms"),
+        ("blocks/attention/gate", "matrices"),
+    ],
+)
+def test_parameters_of_a_new_variant_find_their_group(name, group):
+    assert group_of(name) == group
