@@ -1,8 +1,9 @@
-"""What do the scores of a model cost, against the straightforward way? 16 blocks, d=256, 8 x 256 tokens, vocabulary 512.
+"""What do the scores of a model cost, against the straightforward way?
 
-The straightforward way runs the whole network for every intervention, and one jitted VJP with its forward for every channel. Aims, in block
-evaluations: permutation at most 0.71 of it, causal and usefulness 0.6; the exact Jacobian at most half the time of its VJPs. Evaluations
-are counted as they run.
+The model has 16 blocks, d=256, 8 x 256 tokens and a vocabulary of 512. The straightforward way
+runs the whole network for every intervention, and one jitted VJP with its forward for every
+channel. Aims, in block evaluations: permutation at most 0.71 of it, causal and usefulness 0.6;
+the exact Jacobian at most half the time of its VJPs. Evaluations are counted as they run.
 
 Command:  python benchmarks/analysis.py      (about ten minutes on two cores)
 """
@@ -34,11 +35,8 @@ CFG = config.Model(
     compute_dtype="float32",
 )
 SEQUENCES, LENGTH = 8, 256
-ROUNDS = {
-    "permutation": 1,
-    "causal": 5,
-    "usefulness": 5,
-}  # the first takes a minute a side
+# The first takes a minute per side.
+ROUNDS = {"permutation": 1, "causal": 5, "usefulness": 5}
 TIMED_CHANNELS = 16  # of the VJPs; the time of all is in proportion
 
 
@@ -78,7 +76,8 @@ def main() -> None:
         for name, call in ours.items():
             share = _evaluations(call) / _evaluations(whole[name])
             print(
-                f"{name}: {share:.2f} of the block evaluations; {compare(call, whole[name], ROUNDS[name])}",
+                f"{name}: {share:.2f} of the block evaluations;"
+                f" {compare(call, whole[name], ROUNDS[name])}",
                 flush=True,
             )
 
@@ -105,7 +104,10 @@ def _evaluations(call: Callable[[], object]) -> int:
 
 @partial(jax.jit, static_argnums=(0, 7))
 def _run(net, params, order_L, cases_L, update_DD, bias_D, rows, with_states):
-    """The whole network with its blocks in an order: case 0 runs a block, 1 skips it, 2 puts a map in its place. Losses, or all states."""
+    """The whole network with its blocks in an order.
+
+    Case 0 runs a block, 1 skips it, 2 puts a map in its place. Losses, or all states.
+    """
 
     def step(x_BTD, place):
         block, case = place
@@ -235,7 +237,8 @@ def _compare_jacobian(subject: Subject, rows) -> None:
 
     unit_vectors = np.eye(CFG.d_model, dtype=np.float32)[:TIMED_CHANNELS]
     print(
-        f"exact Jacobian, {TIMED_CHANNELS} channels of two blocks: {compare(ours, channels, rounds=5)}",
+        f"exact Jacobian, {TIMED_CHANNELS} channels of two blocks:"
+        f" {compare(ours, channels, rounds=5)}",
         flush=True,
     )
     began = time.perf_counter()
@@ -250,7 +253,8 @@ def _compare_jacobian(subject: Subject, rows) -> None:
         np.array(found["standard_error"]),
     )
     print(
-        f"all blocks exactly {seconds:.0f} s, estimated with {found['probes']} probes {time.perf_counter() - began:.0f} s; the exact values"
+        f"all blocks exactly {seconds:.0f} s, estimated with {found['probes']} probes"
+        f" {time.perf_counter() - began:.0f} s; the exact values"
         f" are at most {np.abs((exact - estimated) / error).max():.2f} standard errors off"
     )
 

@@ -22,6 +22,7 @@ def compiler(n_layers: int):
 if __name__ == "__main__":
     for name, clock in (("CPU", time.process_time), ("wall", time.perf_counter)):
         print(
-            f"{name}, 64 blocks against 8: {compare(compiler(64), compiler(8), rounds=5, clock=clock)}",
+            f"{name}, 64 blocks against 8:"
+            f" {compare(compiler(64), compiler(8), rounds=5, clock=clock)}",
             flush=True,
         )

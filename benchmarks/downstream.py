@@ -1,9 +1,12 @@
-"""Does our adapter of lm-eval agree with lm-eval's own `hf` model, and which is faster? Both score the same requests in float32.
+r"""Does our adapter of lm-eval agree with lm-eval's own `hf` model, and which is faster?
 
-Prints the largest difference of log-likelihoods, the questions whose best choice differs with the gap between the two choices there, and
-tokens a second: each request's tokens counted once, whatever is padded or shared. Programs are compiled before the clock starts.
+Both score the same requests in float32. Prints the largest difference of log-likelihoods, the
+questions whose best choice differs with the gap between the two choices there, and tokens per
+second: each request's tokens counted once, whatever is padded or shared. Programs are compiled
+before the clock starts.
 
-Command:  python benchmarks/downstream.py --hf=DIR --data=DIR [--tasks=arc_easy,hellaswag,piqa,sciq,mmlu_anatomy] [--limit=50]
+Command:  python benchmarks/downstream.py --hf=DIR --data=DIR \
+              [--tasks=arc_easy,hellaswag,piqa,sciq,mmlu_anatomy] [--limit=50]
 """
 
 import argparse
@@ -57,9 +60,8 @@ def main() -> None:
     encoded: Any = [
         (instance.args, *theirs._encode_pair(*instance.args)) for instance in instances
     ]
-    print(
-        f"{len(requests)} requests; {sum(a != b for a, b in zip(requests, encoded, strict=True))} are tokenized differently"
-    )
+    differing = sum(a != b for a, b in zip(requests, encoded, strict=True))
+    print(f"{len(requests)} requests; {differing} are tokenized differently")
 
     answers: dict[str, Any] = {"ours": ours._loglikelihood_tokens(requests)}
 
@@ -80,7 +82,8 @@ def main() -> None:
     )
     compare(instances, answers["ours"], answers["theirs"])
     print(
-        f"ours against theirs ({args.dtype}, {torch.get_num_threads()} threads, batches of {args.batch_size}): {describe(times)}"
+        f"ours against theirs ({args.dtype}, {torch.get_num_threads()} threads,"
+        f" batches of {args.batch_size}): {describe(times)}"
     )
     print(
         "tokens a second: "
@@ -93,7 +96,8 @@ def compare(instances: list, ours: list, theirs: list) -> None:
     gap = np.array([a - b for (a, _), (b, _) in zip(ours, theirs, strict=True)])
     greedy = sum(a != b for (_, a), (_, b) in zip(ours, theirs, strict=True))
     print(
-        f"largest difference of log-likelihoods {np.abs(gap).max():.2e}; {greedy} differ in whether they are greedy"
+        f"largest difference of log-likelihoods {np.abs(gap).max():.2e};"
+        f" {greedy} differ in whether they are greedy"
     )
     questions: dict[tuple, list[int]] = {}
     for number, instance in enumerate(instances):

@@ -1,6 +1,8 @@
-"""What does one NVIDIA GPU reach? Aims: dense 1B at T=4096 50 % MFU, the mixture 400M/2B 35 % by activated FLOPs, statistics at most 2 %.
+"""What does one NVIDIA GPU reach?
 
-Each case is the real train step of a published config, on random tokens, 32,768 a step where nothing else is said. The table is Markdown.
+Aims: dense 1B at T=4096 50 % MFU, the MoE 400M/2B 35 % by activated FLOPs, statistics at most
+2 %. Each case is the real train step of a published config, on random tokens, 32,768 per step where
+nothing else is given. The table is Markdown.
 
 Command:  python benchmarks/gpu.py [CASE ...]
 """
@@ -30,7 +32,9 @@ class Case(NamedTuple):
     config: str
     seq_len: int
     overrides: tuple[str, ...]
-    microbatches: int = 0  # of 32,768 tokens each; with 0 that many a step, and microbatches follow from the device's memory
+    # Of 32,768 tokens each. With 0 a step has that many tokens, and the number of microbatches
+    # follows from the device's memory.
+    microbatches: int = 0
     statistics: bool = True
     chunked: bool = True  # the cross-entropy
 
@@ -75,9 +79,10 @@ def main(names: list[str]) -> None:
         raise SystemExit(
             f"this is a {jax.default_backend()}: run it where jax finds an NVIDIA GPU (extra gpu)"
         )
-    usual = f"{TOKENS:,} tokens a step where nothing else is said"
+    usual = f"{TOKENS:,} tokens per step where nothing else is given"
     print(
-        f"{jax.devices()[0].device_kind}, jax {jax.__version__}, bfloat16, {usual}; {counts.FLOPS_CONVENTION}\n"
+        f"{jax.devices()[0].device_kind}, jax {jax.__version__}, bfloat16, {usual};"
+        f" {counts.FLOPS_CONVENTION}\n"
     )
     print(f"| {HEADER} |\n|{'---|' * (HEADER.count('|') + 1)}")
     for name in names or CASES:
@@ -115,8 +120,10 @@ def _measured(case: Case, experiment: Experiment) -> str:
         if memory
         else float("nan")
     )
-    mfu = _utilisations(experiment, case.tokens / seconds)
-    return f"{case.tokens / seconds:,.0f} | {seconds * 1e3:.0f} | {mfu} | {gibibytes:.0f} | {compiling:.0f}"
+    speed = case.tokens / seconds
+    mfu = _utilisations(experiment, speed)
+    times = f"{speed:,.0f} | {seconds * 1e3:.0f}"
+    return f"{times} | {mfu} | {gibibytes:.0f} | {compiling:.0f}"
 
 
 def _experiment(case: Case) -> Experiment:

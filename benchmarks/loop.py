@@ -1,7 +1,9 @@
-"""What does the loop add to the bare compiled step? Aim: within 3 %, with one save per 200 steps or 5 minutes.
+"""What does the loop add to the bare compiled step?
 
-The loop and the bare step take turns, a few dozen steps each; a save is timed apart and charged once per 200 steps.
-Evaluation, compilation and the every-k statistics are not part of it: their own lines in a run's log tell their times.
+Aim: within 3 %, with one save per 200 steps or 5 minutes. The loop and the bare step take
+turns, a few dozen steps each; a save is timed apart and charged once per 200 steps. Evaluation,
+compilation and the every-k statistics are not part of it: their own lines in a run's log tell
+their times.
 
 Command:  python benchmarks/loop.py
 """
@@ -25,7 +27,10 @@ ROUNDS, STEPS, LEFT_OUT = 6, 20, 4
 
 
 def seconds_of_loop(exp: config.Experiment, folder: str) -> float:
-    """Mean seconds a step of a whole run, its first and last steps left out: the last waits for its save."""
+    """Mean seconds per step of a whole run, its first and last steps left out.
+
+    The last waits for its save.
+    """
     train(exp, folder)
     lines = RunDir(epath.Path(folder)).read_metrics()[LEFT_OUT:-1]
     return float(
@@ -42,7 +47,10 @@ def seconds_of_step(stepper: Stepper) -> float:
 
 
 def seconds_of_save(built, folder: str) -> float:
-    """From the call until the arrays are on disk, as if nothing of it could hide behind the device's work."""
+    """From the call until the arrays are on disk.
+
+    It is counted as if nothing of it could overlap with the device's work.
+    """
     checkpointer, state = Checkpointer(RunDir(epath.Path(folder)), keep=2), built.init()
     times = []
     for step in (1, 2, 3):
@@ -74,5 +82,6 @@ if __name__ == "__main__":
             f"loop against bare step: {describe(np.array(pairs))} of {STEPS - LEFT_OUT} steps"
         )
         print(
-            f"one save {save:.2f} s, {save / (200 * bare):.4f} of 200 steps, {save / 300:.4f} of 5 minutes"
+            f"one save {save:.2f} s, {save / (200 * bare):.4f} of 200 steps,"
+            f" {save / 300:.4f} of 5 minutes"
         )

@@ -1,6 +1,8 @@
-"""What does a mixture of experts cost beside a dense model of equal activated parameters, and beside computing every expert?
+"""What does a mixture of experts cost?
 
-Aims on CPU: a step at least 0.8 of the dense model's tokens/s; at 64 experts, top 8, a layer at least 5 times faster than all experts.
+It is compared with a dense model of equal activated parameters, and with computing every expert.
+Aims on CPU: a step at least 0.8 of the dense model's tokens/s; at 64 experts, top 8, a layer at
+least 5 times faster than all experts.
 
 Command:  python benchmarks/moe.py
 """
@@ -20,7 +22,10 @@ EXPERTS, TOP_K, TOKENS, WIDTH = 64, 8, 4096, 256
 
 
 def step(rounds: int) -> None:
-    """Whole steps, then gradients alone: what remains is the optimizer, which has 3.3 times the parameters to update."""
+    """Whole steps, then gradients alone.
+
+    What remains is the optimizer, which has 3.3 times the parameters to update.
+    """
     base = experiment(seq_len=512)
     shape = dataclasses.replace(base.model, vocab_size=8192, d_ff=512)
     mixture = dataclasses.replace(shape, d_ff=256, n_experts=16, top_k=2)
@@ -88,7 +93,8 @@ def layer(rounds: int, hidden: int) -> None:
 
     sizes = f"{EXPERTS} experts of width {hidden}, top {TOP_K}, {TOKENS} tokens"
     print(
-        f"layer, {sizes}, every expert against the chosen: {compare(gradient(every), gradient(chosen), rounds)}",
+        f"layer, {sizes}, every expert against the chosen:"
+        f" {compare(gradient(every), gradient(chosen), rounds)}",
         flush=True,
     )
 

@@ -1,4 +1,7 @@
-"""How is a speed ratio measured on a noisy machine? The two sides take turns, and the median of the ratios counts."""
+"""How is a speed ratio measured on a noisy machine?
+
+The two sides take turns, and the median of the ratios counts.
+"""
 
 import contextlib
 import time
@@ -22,7 +25,10 @@ def compare(
     rounds: int,
     clock=time.perf_counter,
 ) -> str:
-    """Seconds of each and their ratio, medians over rounds; who goes first alternates, and one round more warms up."""
+    """Seconds of each and their ratio, medians over rounds.
+
+    Who goes first alternates, and one round more warms up.
+    """
     times = []
     for number in range(rounds + 1):
         pair = [
@@ -38,14 +44,21 @@ def compare(
 
 
 def describe(times: np.ndarray) -> str:
-    """One line for paired seconds, [rounds, 2]: the median ratio with the 95 % interval of a bootstrap over rounds."""
+    """One line for paired seconds, [rounds, 2].
+
+    The median ratio with the 95 % interval of a bootstrap over rounds.
+    """
     ratios = times[:, 0] / times[:, 1]
     drawn = np.median(
         np.random.default_rng(0).choice(ratios, (2000, len(ratios))), axis=1
     )
     low, high = np.quantile(drawn, [0.025, 0.975])
     slow, fast = np.median(times, axis=0)
-    return f"{slow:.3f} s against {fast:.3f} s, ratio {np.median(ratios):.4f} [{low:.4f}, {high:.4f}], {len(ratios)} pairs"
+    interval = f"[{low:.4f}, {high:.4f}]"
+    return (
+        f"{slow:.3f} s against {fast:.3f} s, ratio {np.median(ratios):.4f} {interval},"
+        f" {len(ratios)} pairs"
+    )
 
 
 def seconds(call: Callable[[], object], clock=time.perf_counter) -> float:
@@ -87,7 +100,10 @@ def program(exp: config.Experiment) -> Program:
 
 @contextlib.contextmanager
 def without_statistics() -> Iterator[None]:
-    """Steps compiled here measure nothing in their blocks but the router's health, which hangs on its losses."""
+    """Steps compiled here measure nothing in their blocks but the health of the router.
+
+    That is computed along with its losses.
+    """
     with (
         mock.patch("sparsecod_jax.model.block.block_stats", return_value={}),
         mock.patch(
@@ -120,7 +136,7 @@ class Stepper:
         return jax.device_get(metrics)
 
     def go(self, steps: int) -> None:
-        """As the training loop does, the metrics of a step are fetched when the next one is on its way."""
+        """Fetches the metrics of a step when the next one runs, as the training loop does."""
         late = None
         for _ in range(steps):
             self.state, metrics = self.compiled(self.state, self.batch)

@@ -1,8 +1,10 @@
-"""Does every published configuration fit and compile, before a chip is rented? Writes docs/plans.json and docs/plans.md.
+"""Does every published configuration fit and compile, before a chip is rented?
 
-Each case is compiled for the smallest slice of each kind that holds it, for 64 chips, and two of them for 512. What is in docs/plans.json
-already is not compiled again, so the script may be stopped at any time; delete what code or compiler have overtaken. The second program
-of a run, with the costly statistics, is left out here; `sparsecod plan` compiles both.
+Writes docs/plans.json and docs/plans.md. Each case is compiled for the smallest slice of each
+kind that holds it, for 64 chips, and two of them for 512. What is in docs/plans.json already is
+not compiled again, so the script may be stopped at any time; delete what code or compiler have
+overtaken. The second program of a run, with the costly statistics, is left out here; `sparsecod
+plan` compiles both.
 
 Command:  make plans      (three hours on two cores; some of it: --cases CASE --kinds KIND)
 """
@@ -27,7 +29,10 @@ from sparsecod_jax.storage import files, records
 
 DOCS = epath.Path(__file__).resolve().parents[1] / "docs"
 MFU = 0.4
-COLUMNS = "case | topology | verdict | mesh | microbatches | peak of limit, GiB | GB a step and chip | s a step | chip-hours | compile s"
+COLUMNS = (
+    "case | topology | verdict | mesh | microbatches | peak of limit, GiB"
+    " | GB a step and chip | s a step | chip-hours | compile s"
+)
 
 # By dimensions of a TPU slice, 0 for GPUs: sizes up to 64 chips, and one of 512.
 SIZES = {
@@ -81,7 +86,11 @@ def main(cases: Iterable[str], kinds: Iterable[str]) -> None:
 
 
 def _next(name: str, kind: str, plans: dict[str, Any]) -> str | None:
-    """What is to be compiled next: up the ladder until one holds the case, leaving out those without room for the state; 64 chips; 512."""
+    """What is to be compiled next.
+
+    Up the ladder until one holds the case, leaving out those without room for the state; 64
+    chips; 512.
+    """
     state = 12 * counts.parameters(_experiment(name).model).total
     ladder = [f"{kind}:{shape}" for shape in LADDERS[kind]]
     for topology in ladder:
@@ -119,18 +128,16 @@ def _experiment(name: str) -> Experiment:
 def _compile(name: str, topology: str) -> None:
     print(f"[{time.strftime('%H:%M:%S')}] {name} on {topology}", flush=True)
     experiment = _experiment(name)
-    searched = not experiment.model.n_experts or topology.startswith(
-        "h100"
-    )  # TPUs: a quarter of an hour in search of a change
+    # For a MoE on TPUs the search for a change takes a quarter of an hour.
+    searched = not experiment.model.n_experts or topology.startswith("h100")
     plan = make_plan(experiment, topologies.find(topology), MFU, search=searched)
     found = plan.to_dict() | {
         "case": name,
         "machine": f"{os.cpu_count()} CPU cores",
         "jax": jax.__version__,
     }
-    plans = _read() | {
-        f"{name} on {topology}": found
-    }  # read now, as another process may have written while this one compiled
+    # Read now, as another process may have written while this one compiled.
+    plans = _read() | {f"{name} on {topology}": found}
     records.write_json(DOCS / "plans.json", plans)
     files.write(DOCS / "plans.md", page(plans).encode())
     jax.clear_caches()
@@ -155,13 +162,17 @@ def page(plans: dict[str, dict[str, Any]]) -> str:
     rows = "\n".join(_row(each) for each in found)
     return f"""# Plans
 
-The real train step of {len(CASES)} published configurations, compiled ahead of time by `benchmarks/plans.py` for slices that were not
-there: the smallest of each kind that holds it, 64 chips, and for two of them 512. {_missing(plans)} {_compiled(found)}
+The real train step of {len(CASES)} published configurations, compiled ahead of time by \
+`benchmarks/plans.py` for slices that were not
+there: the smallest of each kind that holds it, 64 chips, and for two of them 512. \
+{_missing(plans)} {_compiled(found)}
 
-Microbatches, mesh and attention are those that the package chooses. Step time and chip-hours are arithmetic, at an assumed MFU of
+Microbatches, mesh and attention are those that the package chooses. \
+Step time and chip-hours are arithmetic, at an assumed MFU of
 {MFU:.0%}; nothing here was run.
 
-What does not fit stands with the smallest change that makes it fit; for a mixture on TPUs, which takes long to compile, `sparsecod plan`
+What does not fit stands with the smallest change that makes it fit; \
+for a mixture on TPUs, which takes long to compile, `sparsecod plan`
 searches for one. The lengths 1,024 and 4,096 of the study of context are the programs
 of `dense 1B, 16 blocks` and of `G=1, T=4096`, run for 2,384 steps.
 
@@ -197,7 +208,10 @@ def _compiled(found: list[dict[str, Any]]) -> str:
         for machine, times in by_machine.items()
     )
     total = sum(each["compile_seconds"] for each in found) / 60
-    return f"Compiling the {len(found)} programs took {total:.0f} minutes, without those tried in search of a change: {parts}."
+    return (
+        f"Compiling the {len(found)} programs took {total:.0f} minutes,"
+        f" without those tried in search of a change: {parts}."
+    )
 
 
 def _row(found: dict[str, Any]) -> str:

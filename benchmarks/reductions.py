@@ -1,4 +1,6 @@
-"""What does a step cost when XLA computes its own sums on CPUs? Its time over that with the default flags.
+"""What does a step cost when XLA computes its own sums on CPUs?
+
+Its time over that with the default flags.
 
 Usage: reductions.py [PAIRS], from the root of a checkout. Each of a pair is a process of its own.
 """
@@ -56,7 +58,8 @@ def main(argument: str = "5") -> None:
         _in_a_process(OWN_REDUCTIONS) / _in_a_process("") for _ in range(int(argument))
     ]
     print(
-        f"own over default: {np.median(ratios):.3f} [{min(ratios):.3f}, {max(ratios):.3f}], {len(ratios)} pairs"
+        f"own over default: {np.median(ratios):.3f}"
+        f" [{min(ratios):.3f}, {max(ratios):.3f}], {len(ratios)} pairs"
     )
 
 

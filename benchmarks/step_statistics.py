@@ -1,4 +1,6 @@
-"""What do the statistics of every step cost? Aim: at most 3 % of a step, fetched and written every step, TensorBoard on.
+"""What do the statistics of every step cost?
+
+Aim: at most 3 % of a step, fetched and written every step, TensorBoard on.
 
 Command:  python benchmarks/step_statistics.py
 """
@@ -14,7 +16,7 @@ from sparsecod_jax.train.writers import Writers, plain
 
 
 def measure(rounds: int, **sizes) -> None:
-    """Pairs a step that measures, fetches and writes with one from which all statistics were taken out."""
+    """Compares a step that measures, fetches and writes with one without statistics."""
     built = program(experiment(**sizes))
     measuring = Stepper(built)
     with without_statistics():

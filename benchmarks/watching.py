@@ -1,9 +1,9 @@
 """What do the comparison of token files and the watchdog add to a step? Aim: at most 1 %.
 
-The data counts as large, so that each block is compared when it is first read. What the comparison
-adds to reading the windows of a step, and the calls of the watchdog, are timed by themselves and set
-against a step: in a whole run they would drown in its noise. The thread that looks through the rest
-of large data takes SHARE of one core by itself.
+The data counts as large, so that each block is compared when it is first read. What the
+comparison adds to reading the windows of a step, and the calls of the watchdog, are timed by
+themselves and set against a step: in a whole run they would drown in its noise. The thread that
+looks through the rest of large data takes SHARE of one core by itself.
 
 Command:  python benchmarks/watching.py
 """
@@ -36,7 +36,7 @@ def _read(exp: config.Experiment, directory: epath.Path) -> None:
 
 
 def _watch() -> None:
-    """What the loop says to the watchdog over so many steps."""
+    """The calls of the loop to the watchdog over so many steps."""
     with Watchdog() as watchdog:
         for _ in range(STEPS):
             with watchdog.during("reading data"):
@@ -64,10 +64,12 @@ def main() -> None:
         step = _median(stepper)
     added = (compared - read) / STEPS
     print(
-        f"a step {step * 1e3:.1f} ms, comparing {added * 1e6:.0f} us, watchdog {watched / STEPS * 1e6:.0f} us"
+        f"a step {step * 1e3:.1f} ms, comparing {added * 1e6:.0f} us,"
+        f" watchdog {watched / STEPS * 1e6:.0f} us"
     )
     print(
-        f"together {(added + watched / STEPS) / step:.4%} of a step; the thread {SHARE:.0%} of a core"
+        f"together {(added + watched / STEPS) / step:.4%} of a step;"
+        f" the thread {SHARE:.0%} of a core"
     )
 
 

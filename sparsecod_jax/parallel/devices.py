@@ -10,9 +10,9 @@ import re
 from sparsecod_jax.errors import ConfigError
 
 GIB = 2**30
-# How jax is told which part of a GPU's memory to take, now and formerly, and what it takes untold.
+# Variables that set which share of a GPU's memory jax takes, now and formerly.
 SHARES = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
-GPU_SHARE = 0.75
+GPU_SHARE = 0.75  # what jax takes if neither is set
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,7 +160,7 @@ def find(device_kind: str) -> Chip | None:
     None when it is unknown: an MFU is then not stated, and nothing chosen by its memory.
 
     Raises:
-      ConfigError: it is a GPU, and a variable that says how much of its memory jax takes
+      ConfigError: it is a GPU, and a variable that sets how much of its memory jax takes
         is no number.
     """
     for chip in CHIPS:
@@ -178,21 +178,24 @@ def _with_jax_memory(chip: Chip) -> Chip:
 
 
 def gpu_share(default: float = GPU_SHARE) -> tuple[str, float]:
-    """The variable that says which part of a GPU's memory jax takes, and that part.
+    """The variable that sets which share of a GPU's memory jax takes, and that share.
 
     Raises:
-      ConfigError: it is no number, or both variables say one. Either way jax would only warn, and go on without the GPU.
+      ConfigError: it is no number, or both variables are set. Either way jax would only warn,
+        and continue without the GPU.
     """
-    told_by = [name for name in SHARES if os.environ.get(name)]
-    if len(told_by) > 1:
+    names = [name for name in SHARES if os.environ.get(name)]
+    if len(names) > 1:
         raise ConfigError(
-            f"{' and '.join(told_by)} are both set, where jax takes only one: unset the latter"
+            f"{' and '.join(names)} are both set, where jax takes only one:"
+            " unset the latter"
         )
-    name = told_by[0] if told_by else SHARES[0]
-    told = os.environ.get(name) or default
+    if not names:
+        return SHARES[0], default
+    (name,) = names
     try:
-        return name, float(told)
+        return name, float(os.environ[name])
     except ValueError as error:
         raise ConfigError(
-            f"{name}={told} is not a number: write it like 0.9, or unset it"
+            f"{name}={os.environ[name]} is not a number: write it like 0.9, or unset it"
         ) from error

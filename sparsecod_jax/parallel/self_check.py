@@ -1,4 +1,6 @@
-"""Does this compiler compute right? One small gradient, compared with numpy before anything is trained or scored.
+"""Does this compiler compute right?
+
+Self-check: one small gradient is compared with numpy before anything is trained or scored.
 
 P cotangents, T positions, D width.
 """
@@ -18,7 +20,7 @@ TOLERANCE = 1e-4  # relative; float32 agrees to 1e-6, the fault is of 1e-2
 
 @functools.cache
 def check_compiler() -> None:
-    """Refuses to go on with a compiler whose gradients are wrong; looks once per process.
+    """Refuses a compiler whose gradients are wrong; checks once per process.
 
     Raises:
       ConfigError: the gradient of a norm differs from that of its formula.
@@ -31,8 +33,9 @@ def check_compiler() -> None:
     error = np.linalg.norm(found_PD - expected_PD) / np.linalg.norm(expected_PD)
     if not error <= TOLERANCE:
         raise ConfigError(
-            f"this compiler returns wrong gradients (jax {jax.__version__}, that of a norm is off by"
-            f" {error:.1e}): set XLA_FLAGS={OWN_REDUCTIONS} before jax starts, or use another jax"
+            f"this compiler returns wrong gradients (jax {jax.__version__},"
+            f" that of a norm is off by {error:.1e}):"
+            f" set XLA_FLAGS={OWN_REDUCTIONS} before jax starts, or use another jax"
         )
 
 

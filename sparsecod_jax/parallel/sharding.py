@@ -1,7 +1,8 @@
 """Where do arrays live?
 
-One mesh whose axes are always all present, and one table from the logical axes that the model names to the axes of the mesh. Most
-communication is the compiler's; code that must place its own enters `shard_map` and speaks of logical axes there too.
+Sharding: one mesh whose axes are always all present, and one table from the logical axes that
+the model names to the axes of the mesh. Most communication is the compiler's; code that must
+place its own enters `shard_map` and speaks of logical axes there too.
 """
 
 import math
@@ -20,7 +21,8 @@ MESH_AXES = ("data", "fsdp", "expert", "tensor")
 RULES: dict[str, str | tuple[str, ...] | None] = {
     # Activations
     "batch": ("data", "fsdp", "expert"),
-    "replicas": "data",  # devices that hold the same parameters, beside those of a tensor-parallel team
+    # Devices that hold the same parameters, beside those of a tensor-parallel team.
+    "replicas": "data",
     "length": None,
     "width": None,
     # Parameters and activations
@@ -35,11 +37,8 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "embed": ("fsdp", "expert"),
     "expert_embed": "fsdp",
     "router": None,
-    "table": (
-        "tensor",
-        "fsdp",
-        "expert",
-    ),  # tensor first, so that gathering over the others leaves contiguous columns
+    # Tensor first, so that gathering over the others leaves contiguous columns.
+    "table": ("tensor", "fsdp", "expert"),
     "head_size": None,
     "norm": None,
 }
@@ -51,7 +50,10 @@ def count_slices(devices: Sequence) -> int:
 
 
 def make_mesh(sizes: config.Mesh, devices: Sequence | None = None) -> jax.sharding.Mesh:
-    """The mesh of those sizes, all given; neighbours on an axis are close together, and slices lie along the data axis."""
+    """The mesh of those sizes, all given.
+
+    Neighbours on an axis are close together, and slices lie along the data axis.
+    """
     devices = jax.devices() if devices is None else devices
     slices = count_slices(devices)
     within = (sizes.data // slices, sizes.fsdp, sizes.expert, sizes.tensor)
@@ -60,12 +62,12 @@ def make_mesh(sizes: config.Mesh, devices: Sequence | None = None) -> jax.shardi
             within, devices, allow_split_physical_axes=True
         )
     else:
+        across = (slices, 1, 1, 1)
         arranged = mesh_utils.create_hybrid_device_mesh(
-            within, (slices, 1, 1, 1), devices, allow_split_physical_axes=True
+            within, across, devices, allow_split_physical_axes=True
         )
-    return jax.sharding.Mesh(
-        arranged, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES)
-    )
+    axis_types = (AxisType.Auto,) * len(MESH_AXES)
+    return jax.sharding.Mesh(arranged, MESH_AXES, axis_types=axis_types)
 
 
 def spec(
@@ -73,23 +75,34 @@ def spec(
     axes: Sequence[str | None],
     shape: Sequence[int],
 ) -> P:
-    """The partition spec of an array of `shape` with logical `axes` on `mesh`; an axis that does not divide is replicated."""
+    """The partition spec of an array of `shape` with logical `axes` on `mesh`.
+
+    An axis that does not divide is replicated.
+    """
     entries = []
     for axis, size in zip(axes, shape, strict=True):
         parts = math.prod(mesh.shape[name] for name in _mesh_axes(axis))
-        entries.append(RULES[axis] if axis is not None and size % parts == 0 else None)
+        entry = None
+        if axis is not None and size % parts == 0:
+            entry = RULES[axis]
+        entries.append(entry)
     return P(*entries)
 
 
 def _mesh_axes(axis: str | None) -> tuple[str, ...]:
-    entry = None if axis is None else RULES[axis]
-    return (entry,) if isinstance(entry, str) else entry or ()
+    if axis is None:
+        return ()
+    entry = RULES[axis]
+    if isinstance(entry, str):
+        return (entry,)
+    return entry or ()
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """Pins an activation to the table's layout; outside a mesh it returns `x`.
 
-    Without these pins the layout is the compiler's to choose: it has replicated whole batches, and moves rows from device to device.
+    Without these pins the layout is the compiler's to choose: it has replicated whole batches,
+    and moves rows from device to device.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
@@ -102,16 +115,20 @@ def shard_map(
     in_axes: Sequence[Sequence[str | None]],
     out_axes: Sequence[Sequence[str | None]],
 ) -> Callable:
-    """`function` on each device's part of its arguments, which are laid out by the table; outside a mesh, on the whole.
+    """`function` on each device's part of its arguments, which are laid out by the table.
 
-    Inside, `ways`, `position`, `gather`, `scatter_sum`, `total` and `largest` reach the other parts.
+    Outside a mesh, on the whole.
+
+    Inside, `ways`, `position`, `gather`, `scatter_sum`, `total` and `largest` reach the other
+    parts.
 
     Args:
       in_axes: logical axes of each argument.
       out_axes: logical axes of each result; the function returns a tuple.
 
     Raises:
-      ValueError: an axis does not divide. Only the batch need not: then every device computes all of it.
+      ValueError: an axis does not divide. Only the batch need not: then every device computes
+        all of it.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
@@ -124,22 +141,30 @@ def shard_map(
         layout = {}
         for axes, entries in zip(in_axes, in_specs, strict=True):
             layout |= zip(axes, entries, strict=True)
-        whole = [
-            axis
-            for axis, entry in layout.items()
-            if axis not in (None, "batch") and _split(axis) and entry is None
-        ]
-        if whole:
-            raise ValueError(
-                f"the axes {whole} do not divide over the mesh {dict(mesh.shape)}: `layout` refuses such a model"
-            )
+        _check_divided(mesh, layout)
         out_specs = tuple(P(*(layout[axis] for axis in axes)) for axes in out_axes)
-        # check_vma is off because kernels and custom gradients don't say how their results vary over the mesh.
+        # check_vma is off because kernels and custom gradients don't declare how their
+        # results vary over the mesh.
         return jax.shard_map(
             function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
         )(*args)
 
     return mapped
+
+
+def _check_divided(mesh: jax.sharding.AbstractMesh, layout: dict) -> None:
+    """Refuses logical axes that the mesh should split but can't; the batch may stay whole.
+
+    Args:
+      layout: from logical axes to entries of a partition spec.
+    """
+    whole = [axis for axis, entry in layout.items() if entry is None and axis]
+    undivided = [axis for axis in whole if axis != "batch" and _split(axis)]
+    if undivided:
+        raise ValueError(
+            f"the axes {undivided} do not divide over the mesh {dict(mesh.shape)}:"
+            " `layout` refuses such a model"
+        )
 
 
 def _split(axis: str) -> tuple[str, ...]:
@@ -156,46 +181,53 @@ def ways(axis: str) -> int:
 
 def position(axis: str) -> jax.Array | int:
     """Which of these parts this device holds."""
-    return jax.lax.axis_index(_split(axis)) if _split(axis) else 0
+    names = _split(axis)
+    return jax.lax.axis_index(names) if names else 0
 
 
 def gather(x: jax.Array, axis: str, dim: int) -> jax.Array:
     """All parts of a logical axis, joined along `dim`."""
-    return (
-        jax.lax.all_gather(x, _split(axis), axis=dim, tiled=True) if _split(axis) else x
-    )
+    names = _split(axis)
+    if not names:
+        return x
+    return jax.lax.all_gather(x, names, axis=dim, tiled=True)
 
 
 def scatter_sum(x: jax.Array, axis: str, dim: int) -> jax.Array:
     """The sum over the devices of a logical axis, of which each keeps its part of `dim`."""
-    return (
-        jax.lax.psum_scatter(x, _split(axis), scatter_dimension=dim, tiled=True)
-        if _split(axis)
-        else x
-    )
+    names = _split(axis)
+    if not names:
+        return x
+    return jax.lax.psum_scatter(x, names, scatter_dimension=dim, tiled=True)
 
 
 def total(x: jax.Array, axis: str) -> jax.Array:
     """The sum over the devices of a logical axis."""
-    return jax.lax.psum(x, _split(axis)) if _split(axis) else x
+    names = _split(axis)
+    return jax.lax.psum(x, names) if names else x
 
 
 def largest(x: jax.Array, axis: str) -> jax.Array:
     """The largest over the devices of a logical axis."""
-    return jax.lax.pmax(x, _split(axis)) if _split(axis) else x
+    names = _split(axis)
+    return jax.lax.pmax(x, names) if names else x
 
 
 def tree_shardings(mesh: jax.sharding.Mesh, boxed) -> object:
-    """Shardings for a tree of abstract arrays: Linen's boxes carry logical axes, anything without a box is replicated."""
+    """Shardings for a tree of abstract arrays.
+
+    Linen's boxes carry logical axes, anything without a box is replicated.
+    """
+
+    def is_boxed(leaf) -> bool:
+        return isinstance(leaf, nn.LogicallyPartitioned)
 
     def sharding(leaf) -> NamedSharding:
-        if isinstance(leaf, nn.LogicallyPartitioned):
+        if is_boxed(leaf):
             return NamedSharding(mesh, spec(mesh, leaf.names, leaf.value.shape))
         return NamedSharding(mesh, P())
 
-    return jax.tree.map(
-        sharding, boxed, is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)
-    )
+    return jax.tree.map(sharding, boxed, is_leaf=is_boxed)
 
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:

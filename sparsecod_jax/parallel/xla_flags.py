@@ -1,7 +1,9 @@
-"""Which flags does XLA get? They are added to XLA_FLAGS before jax starts its devices.
+"""Which flags does XLA get?
 
-Flags that a user has set win. A flag that XLA does not know ends the process from within C++, so one that few releases
-have is added for those alone; `self_check` looks whether others compute right. Where XLA_FLAGS names a file with flags, nothing is changed.
+XLA flags: they are added to XLA_FLAGS before jax starts its devices. Flags that a user has set
+win. A flag that XLA does not know ends the process from within C++, so one that few releases
+have is added for those alone; `self_check` looks whether others compute right. Where XLA_FLAGS
+names a file with flags, nothing is changed.
 """
 
 import importlib.metadata
@@ -35,7 +37,8 @@ def compute_own_reductions() -> None:
 
 
 def _add(flag: str) -> None:
-    told = os.environ.get("XLA_FLAGS", "").strip()
-    is_list = not told or told.startswith("-")
-    if is_list and flag not in told.split():
-        os.environ["XLA_FLAGS"] = f"{flag} {told}".strip()
+    # The flags that a user has set come last, so that they win.
+    flags = os.environ.get("XLA_FLAGS", "").strip()
+    is_list = not flags or flags.startswith("-")
+    if is_list and flag not in flags.split():
+        os.environ["XLA_FLAGS"] = f"{flag} {flags}".strip()

@@ -89,12 +89,7 @@ def sweep(
         return "\n".join(f"{run.name}  {' '.join(run.overrides)}" for run in runs)
     buckets.check_named(*(run.experiment.data.path for run in runs))
     environments = gpus.environments(min(jobs, len(runs)))
-    directory = StudyDir(files.absolute(workdir))
-    if files.is_remote(directory.path):
-        raise ConfigError(
-            "a sweep on this machine keeps its logs here:"
-            f" give a local --workdir, not {workdir}"
-        )
+    directory = _local_directory(workdir)
     # Refuses a folder of somebody else before anything is written.
     locate(directory, study, runs)
     files.make_folder(directory.path)
@@ -120,6 +115,16 @@ def _check_options(jobs: int, max_hours: float | None) -> None:
         raise ConfigError(f"--jobs={jobs} is below 1: raise it")
     if max_hours is not None and max_hours <= 0:
         raise ConfigError(f"--max_hours={max_hours} is not above 0: raise it")
+
+
+def _local_directory(workdir: str) -> StudyDir:
+    directory = StudyDir(files.absolute(workdir))
+    if files.is_remote(directory.path):
+        raise ConfigError(
+            "a sweep on this machine keeps its logs here:"
+            f" give a local --workdir, not {workdir}"
+        )
+    return directory
 
 
 def _prepare_data(runs: list[Run]) -> None:

@@ -12,34 +12,30 @@ from tests.support import process, tiny_configs
 
 
 @pytest.fixture
-def untold(monkeypatch):
-    """The place of the programs is not told, whatever a verb of another test left, and is as before afterwards."""
+def unset(monkeypatch):
+    """No folder is set, whatever a subcommand of another test left; restored afterwards."""
     before = jax.config.values["jax_compilation_cache_dir"]
     jax.config.update("jax_compilation_cache_dir", None)
     yield monkeypatch
     jax.config.update("jax_compilation_cache_dir", before)
 
 
-def test_in_the_folder_for_caches(untold, tmp_path):
-    untold.setenv("XDG_CACHE_HOME", str(tmp_path))
+def test_in_the_folder_for_caches(unset, tmp_path):
+    unset.setenv("XDG_CACHE_HOME", str(tmp_path))
     keep_programs()
-    assert (
-        jax.config.values["jax_compilation_cache_dir"]
-        == f"{tmp_path}/sparsecod_jax/xla"
-    )
+    folder = jax.config.values["jax_compilation_cache_dir"]
+    assert folder == f"{tmp_path}/sparsecod_jax/xla"
 
 
-def test_in_the_home_directory_by_default(untold, tmp_path):
-    untold.delenv("XDG_CACHE_HOME")
-    untold.setenv("HOME", str(tmp_path))
+def test_in_the_home_directory_by_default(unset, tmp_path):
+    unset.delenv("XDG_CACHE_HOME")
+    unset.setenv("HOME", str(tmp_path))
     keep_programs()
-    assert (
-        jax.config.values["jax_compilation_cache_dir"]
-        == f"{tmp_path}/.cache/sparsecod_jax/xla"
-    )
+    folder = jax.config.values["jax_compilation_cache_dir"]
+    assert folder == f"{tmp_path}/.cache/sparsecod_jax/xla"
 
 
-def test_where_jax_was_told(untold, tmp_path):
+def test_where_jax_was_told(unset, tmp_path):
     jax.config.update("jax_compilation_cache_dir", str(tmp_path))
     keep_programs()
     assert jax.config.values["jax_compilation_cache_dir"] == str(tmp_path)

@@ -44,17 +44,19 @@ def test_a_gpu_has_the_memory_that_jax_was_told_to_take(name, monkeypatch):
     assert v4
     assert (h100.memory, v4.memory) == (0.4 * 79 * GIB, 30.75 * GIB)
     monkeypatch.setenv(name, "0,4")
-    with pytest.raises(
-        ConfigError, match=rf"{name}=0,4 is not a number: write it like 0\.9"
-    ):
+    message = rf"{name}=0,4 is not a number: write it like 0\.9"
+    with pytest.raises(ConfigError, match=message):
         devices.find("NVIDIA H100 80GB HBM3")
 
 
 def test_two_variables_for_one_share_are_refused(monkeypatch):
     for name in devices.SHARES:
         monkeypatch.setenv(name, "0.4")
-    sentence = "XLA_CLIENT_MEM_FRACTION and XLA_PYTHON_CLIENT_MEM_FRACTION are both set, where jax takes only one: unset the latter"
-    with pytest.raises(ConfigError, match=sentence):
+    message = (
+        "XLA_CLIENT_MEM_FRACTION and XLA_PYTHON_CLIENT_MEM_FRACTION are both set,"
+        " where jax takes only one: unset the latter"
+    )
+    with pytest.raises(ConfigError, match=message):
         devices.find("NVIDIA H100 80GB HBM3")
 
 

@@ -76,11 +76,8 @@ def test_published_configs_on_powers_of_two(count, name):
 @pytest.mark.parametrize(
     ("count", "name", "sizes"),
     [
-        (
-            6,
-            "dense_400m",
-            (1, 2, 1, 3),
-        ),  # 256 rows over 2, width 1536 over 6, 12 heads over 3
+        # 256 rows over 2, width 1536 over 6, 12 heads over 3.
+        (6, "dense_400m", (1, 2, 1, 3)),
         (3, "moe_400m_2b", (1, 1, 1, 3)),
         (2048, "dense_1b", (8, 32, 1, 8)),
         (2048, "moe_1b_7b", (8, 32, 1, 8)),
@@ -96,23 +93,22 @@ def test_other_counts_split_what_divides(count, name, sizes):
     [
         (3, "dense_1b"),
         (6, "moe_1b_7b"),
-        (
-            2048,
-            "dense_400m",
-        ),  # at least 8 tensor-parallel partners for 256 rows, but 12 heads
+        # At least 8 tensor-parallel partners for 256 rows, but 12 heads.
+        (2048, "dense_400m"),
     ],
 )
 def test_devices_among_which_nothing_divides_are_refused(count, name):
     with pytest.raises(ConfigError) as refused:
         resolve(_paper(name), _devices(count))
     assert str(refused.value) == (
-        f"global_batch / execution.accumulation=256 is not a multiple of {count} (mesh.data x mesh.fsdp x mesh.expert):"
+        f"global_batch / execution.accumulation=256 is not a multiple of {count}"
+        " (mesh.data x mesh.fsdp x mesh.expert):"
         f" change one of them, as no other mesh of the {count} devices fits either"
     )
 
 
 def _divides(experiment, data, fsdp, expert, tensor):
-    """The rules, said again."""
+    """The rules, independently of the code."""
     model = experiment.model
     rows = experiment.global_batch // (experiment.execution.accumulation or 1)
     tensored = [model.n_heads, model.d_ff, model.d_shared, model.vocab_size]
@@ -126,7 +122,10 @@ def _divides(experiment, data, fsdp, expert, tensor):
 
 
 def test_a_mesh_is_chosen_whenever_one_divides():
-    """Sizes at random: what is chosen divides, keeps what was asked for, and nothing that divides is missed."""
+    """Sizes at random.
+
+    What is chosen divides, keeps what was asked for, and nothing that divides is missed.
+    """
     rng = random.Random(0)
     chosen = refused = 0
     for _ in range(400):
@@ -200,19 +199,12 @@ def test_a_mesh_is_chosen_whenever_one_divides():
     ],
 )
 def test_what_is_asked_for_is_kept(asked, sizes):
-    assert (
-        _sizes(
-            resolve(
-                tiny_configs.experiment(model=tiny_configs.MIXTURE, mesh=asked),
-                _devices(8),
-            )
-        )
-        == sizes
-    )
+    experiment = tiny_configs.experiment(model=tiny_configs.MIXTURE, mesh=asked)
+    assert _sizes(resolve(experiment, _devices(8))) == sizes
 
 
 @pytest.mark.parametrize(
-    ("asked", "told"),
+    ("asked", "given"),
     [
         ({"data": 3}, "mesh.data=3"),
         ({"tensor": 16}, "mesh.tensor=16"),
@@ -226,12 +218,12 @@ def test_what_is_asked_for_is_kept(asked, sizes):
         ),
     ],
 )
-def test_a_product_that_is_not_the_number_of_devices_is_refused(asked, told):
+def test_a_product_that_is_not_the_number_of_devices_is_refused(asked, given):
     with pytest.raises(ConfigError) as refused:
         resolve(tiny_configs.experiment(mesh=asked), _devices(8))
-    assert (
-        str(refused.value)
-        == f"{told} does not multiply to the 8 devices here: change an axis, or set it to 0 to have it chosen"
+    assert str(refused.value) == (
+        f"{given} does not multiply to the 8 devices here:"
+        " change an axis, or set it to 0 to have it chosen"
     )
 
 
@@ -239,22 +231,15 @@ def test_only_data_runs_between_slices():
     experiment = _paper("dense_1b")
     assert _sizes(resolve(experiment, _devices(16, slices=2))) == (2, 8, 1, 1)
     assert _sizes(resolve(experiment, _devices(128, slices=4))) == (4, 32, 1, 1)
-    assert _sizes(resolve(experiment, _devices(16), slices=2)) == (
-        2,
-        8,
-        1,
-        1,
-    )  # as a caller knows who compiles for other devices
-    assert _sizes(resolve(_paper("recipe_1b_32l"), _devices(128, slices=2))) == (
-        4,
-        32,
-        1,
-        1,
-    )
+    # A caller who compiles for other devices gives the number of slices.
+    assert _sizes(resolve(experiment, _devices(16), slices=2)) == (2, 8, 1, 1)
+    recipe = _paper("recipe_1b_32l")
+    assert _sizes(resolve(recipe, _devices(128, slices=2))) == (4, 32, 1, 1)
     with pytest.raises(ConfigError) as refused:
         resolve(_paper("dense_1b", "mesh.data=3"), _devices(48, slices=2))
     assert str(refused.value) == (
-        "mesh.data=3 does not multiply to the 48 devices here with mesh.data a multiple of the 2 slices:"
+        "mesh.data=3 does not multiply to the 48 devices here"
+        " with mesh.data a multiple of the 2 slices:"
         " change an axis, or set it to 0 to have it chosen"
     )
 
@@ -263,21 +248,22 @@ def _mixture(**change):
     return dataclasses.replace(tiny_configs.MIXTURE, **change)
 
 
+ROWS = "mesh.data x mesh.fsdp x mesh.expert"
 MISFITS = [
     (
         {"global_batch": 12},
         (2, 4, 1, 1),
-        "global_batch / execution.accumulation=12 is not a multiple of 8 (mesh.data x mesh.fsdp x mesh.expert)",
+        f"global_batch / execution.accumulation=12 is not a multiple of 8 ({ROWS})",
     ),
     (
         {"model": tiny_configs.MIXTURE, "global_batch": 12},
         (2, 2, 2, 1),
-        "global_batch / execution.accumulation=12 is not a multiple of 8 (mesh.data x mesh.fsdp x mesh.expert)",
+        f"global_batch / execution.accumulation=12 is not a multiple of 8 ({ROWS})",
     ),
     (
         {"execution": {"accumulation": 4}},
         (2, 2, 1, 2),
-        "global_batch / execution.accumulation=2 is not a multiple of 4 (mesh.data x mesh.fsdp x mesh.expert)",
+        f"global_batch / execution.accumulation=2 is not a multiple of 4 ({ROWS})",
     ),
     (
         {"model": {"n_heads": 6, "head_dim": 4}},
@@ -355,32 +341,24 @@ def _microbatches(kind, *sizes, platform="tpu", **change):
     return _resolve(experiment, devices, *sizes).microbatches
 
 
-def test_microbatches_are_the_fewest_whose_stream_takes_an_eighth_of_the_memory():
-    """A row's stream is 16 blocks x 1024 positions x 2048 numbers of 4 bytes, 128 MiB."""
-    assert (
-        _microbatches("TPU v5 lite", 1, 8, 1, 1) == 4
-    )  # 32 rows a device, 15 of them in an eighth of 15.75 GiB, and 8 divides
+def test_microbatches_are_the_fewest_whose_residual_stream_takes_an_eighth_of_the_memory():
+    """The residual stream of a row is 16 blocks x 1024 positions x 2048 x 4 bytes, 128 MiB."""
+    # 32 rows per device, 15 of them in an eighth of 15.75 GiB, and 8 divides.
+    assert _microbatches("TPU v5 lite", 1, 8, 1, 1) == 4
     assert _microbatches("TPU v5 lite", 1, 16, 1, 1) == 2
     assert _microbatches("TPU v5 lite", 1, 64, 1, 1) == 1
-    assert (
-        _microbatches("TPU v5", 1, 2, 1, 1) == 2
-    )  # 128 rows a device, 95 of them in an eighth of 95.74 GiB
-    assert (
-        _microbatches("TPU v5", 1, 2, 1, 4) == 2
-    )  # tensor-parallel partners hold the same stream
+    # 128 rows per device, 95 of them in an eighth of 95.74 GiB.
+    assert _microbatches("TPU v5", 1, 2, 1, 1) == 2
+    # Tensor-parallel partners hold the same residual stream.
+    assert _microbatches("TPU v5", 1, 2, 1, 4) == 2
     assert _microbatches("TPU v5", 1, 4, 1, 1) == 1
-    assert (
-        _microbatches(
-            "TPU v5 lite", 1, 8, 1, 1, execution=config.Execution(accumulation=8)
-        )
-        == 8
-    )
+    given = config.Execution(accumulation=8)
+    assert _microbatches("TPU v5 lite", 1, 8, 1, 1, execution=given) == 8
     devices = _devices(8, kind="TPU v5 lite", platform="tpu")
     assert _resolve(_paper("moe_1b_7b"), devices, 1, 8, 1, 1).microbatches == 1
     longer = config.Data(seq_len=32 * 1024)
-    assert (
-        _microbatches("TPU v5 lite", 1, 8, 1, 1, data=longer) == 32
-    )  # not even one row is that small
+    # Not even one row is that small.
+    assert _microbatches("TPU v5 lite", 1, 8, 1, 1, data=longer) == 32
 
 
 def test_more_memory_never_takes_more_microbatches():
@@ -406,9 +384,9 @@ def test_devices_of_unknown_memory_take_one_microbatch():
 def test_on_a_cpu_the_scores_of_a_microbatch_stay_in_a_cache():
     def rows(length, fsdp=1):
         data = config.Data(seq_len=length)
-        return 256 // (
-            fsdp * _microbatches("cpu", 1, fsdp, 1, 1, platform="cpu", data=data)
-        )  # 16 heads
+        # With 16 heads.
+        count = _microbatches("cpu", 1, fsdp, 1, 1, platform="cpu", data=data)
+        return 256 // (fsdp * count)
 
     assert [rows(length) for length in (8, 32, 64, 128, 1024)] == [128, 8, 2, 1, 1]
     assert rows(32, fsdp=8) == 8
@@ -435,10 +413,8 @@ def test_attention_is_the_platforms_own_where_it_serves():
         assert {_kernel(platform, "", asked) for platform in ("tpu", "gpu", "cpu")} == {
             asked
         }
-    assert (
-        _kernel("tpu", "TPU v5", "splash"),
-        _kernel("gpu", "NVIDIA H100 80GB HBM3", "cudnn"),
-    ) == ("splash", "cudnn")
+    assert _kernel("tpu", "TPU v5", "splash") == "splash"
+    assert _kernel("gpu", "NVIDIA H100 80GB HBM3", "cudnn") == "cudnn"
 
 
 @pytest.mark.parametrize(
@@ -453,9 +429,9 @@ def test_attention_is_the_platforms_own_where_it_serves():
 def test_a_kernel_of_another_platform_is_refused(platform, asked, needed):
     with pytest.raises(ConfigError) as refused:
         _kernel(platform, "", asked)
-    assert (
-        str(refused.value)
-        == f"execution.attention={asked} needs {needed}, this is a {platform}: set execution.attention=auto"
+    assert str(refused.value) == (
+        f"execution.attention={asked} needs {needed}, this is a {platform}:"
+        " set execution.attention=auto"
     )
 
 
@@ -466,23 +442,16 @@ def _described(asked, count, kind="TPU v5"):
 
 def test_more_than_32_ways_of_fsdp_are_only_asked_for():
     assert _sizes(resolve(_paper("dense_1b"), _devices(256))) == (8, 32, 1, 1)
-    assert _sizes(resolve(_paper("dense_1b", "mesh.fsdp=64"), _devices(256))) == (
-        4,
-        64,
-        1,
-        1,
-    )
-    assert _sizes(resolve(_paper("dense_1b", "mesh.data=1"), _devices(256))) == (
-        1,
-        256,
-        1,
-        1,
-    )
+    wide = _paper("dense_1b", "mesh.fsdp=64")
+    assert _sizes(resolve(wide, _devices(256))) == (4, 64, 1, 1)
+    widest = _paper("dense_1b", "mesh.data=1")
+    assert _sizes(resolve(widest, _devices(256))) == (1, 256, 1, 1)
 
 
-def test_what_was_chosen_is_told_with_its_reason():
+def test_what_was_chosen_is_described_with_its_reason():
     assert _described(_paper("dense_400m"), 6) == (
-        "mesh fsdp 2 x tensor 3 (global_batch / execution.accumulation=256 is not a multiple of 6 (mesh.data x mesh.fsdp x mesh.expert));"
+        "mesh fsdp 2 x tensor 3"
+        f" (global_batch / execution.accumulation=256 is not a multiple of 6 ({ROWS}));"
         " microbatches 8 of 16 rows a device; remat full; attention by splash"
     )
     assert "rows a device; blocks one by one; remat full; " in _described(
@@ -495,13 +464,15 @@ def test_what_was_chosen_is_told_with_its_reason():
         "mesh data 2 x fsdp 32 (FSDP within a slice, at most 32 ways); "
     )
     assert _described(_paper("dense_1b"), 512).startswith(
-        "mesh data 8 x fsdp 32 x tensor 2 (global_batch / execution.accumulation=256 is not a multiple of 512 "
+        "mesh data 8 x fsdp 32 x tensor 2"
+        " (global_batch / execution.accumulation=256 is not a multiple of 512 "
     )
     asked = _paper(
         "dense_1b", "mesh.data=4", "mesh.fsdp=2", "mesh.expert=1", "mesh.tensor=2"
     )
     assert _described(asked, 16).startswith(
-        "mesh data 4 x fsdp 2 x tensor 2 (as mesh.data=4, mesh.fsdp=2, mesh.expert=1, mesh.tensor=2 asks); "
+        "mesh data 4 x fsdp 2 x tensor 2"
+        " (as mesh.data=4, mesh.fsdp=2, mesh.expert=1, mesh.tensor=2 asks); "
     )
     assert _described(_paper("dense_1b", "mesh.fsdp=4"), 8).startswith(
         "mesh data 2 x fsdp 4 (as mesh.fsdp=4 asks); "

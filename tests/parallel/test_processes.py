@@ -11,7 +11,7 @@ import pytest
 from sparsecod_jax.parallel.processes import ADVICE
 from tests.support import process
 
-PLACES = """
+PROGRAM = """
 import json, os, sys
 from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.parallel.processes import connected
@@ -26,17 +26,21 @@ for environment, given in json.loads(sys.argv[1]):
     for name in environment:
         del os.environ[name]
 """
+# In the batch script, outside srun.
 SLURM = {
     "SLURM_JOB_ID": "7",
     "SLURM_NTASKS": "4",
     "SLURM_PROCID": "1",
     "SLURM_LOCALID": "1",
-}  # in the batch script, outside srun
+}
 
 
-def _places(*cases) -> list[str]:
-    """What becomes of a process in each environment with each (coordinator, count, index), and nothing else is printed."""
-    command = [sys.executable, "-c", PLACES, json.dumps(cases)]
+def _outcomes(*cases) -> list[str]:
+    """What becomes of a process in each environment with each (coordinator, count, index).
+
+    Nothing else is printed.
+    """
+    command = [sys.executable, "-c", PROGRAM, json.dumps(cases)]
     done = subprocess.run(
         command,
         cwd=process.ROOT,
@@ -49,11 +53,11 @@ def _places(*cases) -> list[str]:
     return done.stdout.splitlines()
 
 
-def test_a_laptop_trains_alone_and_half_told_places_are_refused():
+def test_a_laptop_trains_alone_and_half_given_addresses_are_refused():
     """Otherwise each of several processes would train a copy."""
     nothing = [None, None, None]
     alone, batch_script, forced, indexed_pod, mpi, address_only, partly, beyond = (
-        _places(
+        _outcomes(
             ({}, nothing),
             (SLURM, nothing),
             (SLURM, [None, 1, None]),
@@ -74,20 +78,22 @@ def test_a_laptop_trains_alone_and_half_told_places_are_refused():
             f"{sign} says that this is one of several processes, and JAX can't tell which: "
         )
         assert sentence.endswith(ADVICE)
-    assert (
-        address_only
-        == f"JAX can't join the other processes (Number of processes must be defined.): {ADVICE}"
+    assert address_only == (
+        "JAX can't join the other processes (Number of processes must be defined.):"
+        f" {ADVICE}"
     )
-    assert (
-        partly
-        == f"--coordinator, --process_count and --process_index belong together: {ADVICE}"
+    assert partly == (
+        f"--coordinator, --process_count and --process_index belong together: {ADVICE}"
     )
     assert "process_id < num_processes" in beyond
 
 
 @pytest.fixture(scope="module")
 def two():
-    """What two processes with two devices each printed; their exit codes; and the seconds from the lone failure to the end of both."""
+    """Two processes with two devices each: what they printed, and their exit codes.
+
+    Also the seconds from the lone failure to the end of both.
+    """
     address = f"127.0.0.1:{process.free_port()}"
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"
     environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(process.ROOT)}
@@ -119,11 +125,8 @@ def test_what_runs_on_the_first_counts_for_both(two):
     assert zero["decided"] == one["decided"] == {"who": 0, "text": "ü" * 3000}
     assert zero["nothing"] is one["nothing"] is None
     assert zero["fenced"] == one["fenced"] == ["Fenced", "said by 0"]
-    assert (
-        zero["surprised"]
-        == one["surprised"]
-        == ["SparsecodError", "process 0 failed (OSError: disk 0 is full)"]
-    )
+    expected = ["SparsecodError", "process 0 failed (OSError: disk 0 is full)"]
+    assert zero["surprised"] == one["surprised"] == expected
 
 
 def test_what_runs_on_all_succeeds_on_all_or_fails_on_all(two):

@@ -52,7 +52,10 @@ def test_the_given_devices_are_used():
 
 
 def test_slices_lie_along_the_data_axis():
-    """Whatever order the devices come in: only the outer half of the data axis crosses from one slice to the other."""
+    """Only the outer half of the data axis crosses from one slice to the other.
+
+    So it is whatever order the devices come in.
+    """
     devices = [
         _InSlice(device, place % 2) for place, device in enumerate(jax.devices())
     ]

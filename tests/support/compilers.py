@@ -1,4 +1,7 @@
-"""Compilers for devices that are not here: a test that needs one is skipped where it is not installed."""
+"""Compilers for devices that are not here.
+
+A test that needs one is skipped where it is not installed.
+"""
 
 import importlib.util
 

@@ -62,11 +62,14 @@ def start(
 def start_several(
     experiments, workdir, count: int, *, programs=None, **options
 ) -> list[subprocess.Popen]:
-    """`sparsecod train` in `count` processes that work together, of one experiment, or of one each."""
+    """`sparsecod train` in `count` processes that work together.
+
+    Args:
+      experiments: one for all, or a list with one for each.
+    """
     flags = [f"--coordinator=127.0.0.1:{free_port()}", f"--process_count={count}"]
-    experiments = (
-        experiments if isinstance(experiments, list) else [experiments] * count
-    )
+    if not isinstance(experiments, list):
+        experiments = [experiments] * count
     programs = programs or [("-m", "sparsecod_jax")] * count
     return [
         start(

@@ -16,7 +16,7 @@ from sparsecod_jax.study.study import Claim, Run, Study, expand
 from sparsecod_jax.study.study_dir import StudyDir, begin
 
 DEEPER = Claim(
-    "the deep stream varies more",
+    "the residual stream of the deep model varies more",
     "last/variance/residual/-1",
     "deep",
     "flat",
