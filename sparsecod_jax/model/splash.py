@@ -1,6 +1,10 @@
-"""How is attention computed on a TPU? Block by block in fast memory, by the kernel that JAX ships under the name of splash attention.
+"""How is attention computed on a TPU?
 
-B batch, T positions, S padded positions, H query heads, J key/value heads, K head size, P padded head size.
+Attention on TPUs: block by block in fast memory, by the kernel that JAX ships under the name
+of splash attention.
+
+B batch, T positions, S padded positions, H query heads, J key/value heads, K head size,
+P padded head size.
 """
 
 from typing import Any
@@ -17,71 +21,80 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 from sparsecod_jax.model.layers import PRODUCT
 from sparsecod_jax.parallel import sharding
 
-LANES = 128  # the kernel takes positions and head sizes in multiples of this
-BLOCK = 512  # positions of a query or key block, as other TPU codebases have it; not measured here
+# The kernel takes positions and head sizes in multiples of this.
+LANES = 128
+
+# Positions of a query or key block, as other TPU codebases have it; not measured here.
+BLOCK = 512
+
+# Logical axes of queries, of keys and values, of segments.
+_QUERIES = ("batch", "length", "heads", "head_size")
+_KEYS = ("batch", "length", "kv_heads", "head_size")
+_SEGMENTS = ("batch", "length")
 
 
 def splash_attention(
     q_BTHK, k_BTJK, v_BTJK, segments_BT=None, *, interpret: bool = False
 ) -> jax.Array:
-    """Causal attention, [B, T, H, K], within segments where given; queries of head h read key/value head h // (H/J).
+    """Causal attention, [B, T, H, K].
 
-    Padding changes nothing: a padded key lies after every true query, a padded dimension adds zero to a product.
+    Queries of head h read key/value head h // (H / J). Padding changes nothing: a padded key
+    lies after every true query, a padded dimension adds zero to a product.
+
+    Args:
+      q_BTHK: queries.
+      k_BTJK: keys.
+      v_BTJK: values.
+      segments_BT: attention stays within equal numbers; None for no segments.
+      interpret: runs the kernel on any platform, slowly.
     """
     H, J, K = q_BTHK.shape[2], k_BTJK.shape[2], q_BTHK.shape[3]
-    if J % sharding.ways(
-        "kv_heads"
-    ):  # then each device needs other heads than those it would hold
+    if J % sharding.ways("kv_heads"):
+        # Keys are then on every device, but a device's queries read only some of them. With
+        # a key head for each query head, both are divided in the same way.
         k_BTJK, v_BTJK = (jnp.repeat(z, H // J, axis=2) for z in (k_BTJK, v_BTJK))
-    queries, keys, tokens = (
-        ("batch", "length", "heads", "head_size"),
-        ("batch", "length", "kv_heads", "head_size"),
-        ("batch", "length"),
-    )
 
     def on_device(q_BTHK, k_BTJK, v_BTJK, *segments):
         T = q_BTHK.shape[1]
-        q_BHSP, k_BJSP, v_BJSP = (
-            _padded(z) for z in (q_BTHK * K**-0.5, k_BTJK, v_BTJK)
-        )
-        attention: Any = jax.vmap(_kernel(q_BHSP.shape[1], q_BHSP.shape[2], interpret))
-        padded = [
-            jnp.pad(segments_BT, ((0, 0), (0, -T % LANES))) for segments_BT in segments
-        ]
-        out_BHSP = attention(
-            q_BHSP,
-            k_BJSP,
-            v_BJSP,
-            kernel.SegmentIds(*padded, *padded) if padded else None,
-        )
+        # The kernel does not scale the logits.
+        scaled_BTHK = q_BTHK * K**-0.5
+        q_BHSP, k_BJSP, v_BJSP = (_padded(z) for z in (scaled_BTHK, k_BTJK, v_BTJK))
+        _, heads, length, _ = q_BHSP.shape
+        # The kernel knows no batch.
+        attention: Any = jax.vmap(_kernel(heads, length, interpret))
+        padded = [jnp.pad(z_BT, ((0, 0), (0, -T % LANES))) for z_BT in segments]
+        # Queries and keys are the same positions.
+        ids = kernel.SegmentIds(*padded, *padded) if padded else None
+        out_BHSP = attention(q_BHSP, k_BJSP, v_BJSP, ids)
         return (out_BHSP.swapaxes(1, 2)[:, :T, :, :K],)
 
-    segments = () if segments_BT is None else (segments_BT,)
-    mapped = sharding.shard_map(
-        on_device, (queries, keys, keys, *[tokens] * len(segments)), (queries,)
-    )
-    return mapped(q_BTHK, k_BTJK, v_BTJK, *segments)[0]
+    arrays, axes = [q_BTHK, k_BTJK, v_BTJK], [_QUERIES, _KEYS, _KEYS]
+    if segments_BT is not None:
+        arrays.append(segments_BT)
+        axes.append(_SEGMENTS)
+    (out_BTHK,) = sharding.shard_map(on_device, axes, (_QUERIES,))(*arrays)
+    return out_BTHK
 
 
 def _padded(z_BTHK):
-    """Heads before positions, both last axes padded with zeros."""
+    """Heads before positions, both last axes padded with zeros, [B, H, S, P]."""
     _, T, _, K = z_BTHK.shape
-    return jnp.pad(
-        z_BTHK.swapaxes(1, 2), ((0, 0), (0, 0), (0, -T % LANES), (0, -K % LANES))
-    )
+    widths = ((0, 0), (0, 0), (0, -T % LANES), (0, -K % LANES))
+    return jnp.pad(z_BTHK.swapaxes(1, 2), widths)
 
 
 def _kernel(heads: int, length: int, interpret: bool):
+    """The kernel for one sequence of `length` padded positions."""
+    # The largest block that divides the positions; LANES always does.
     block = next(size for size in (BLOCK, BLOCK // 2, LANES) if length % size == 0)
-    names = (
-        "block_q",
-        "block_kv",
-        "block_q_dkv",
-        "block_kv_dkv",
-        "block_q_dq",
-        "block_kv_dq",
+    sizes = kernel.BlockSizes(
+        block_q=block,
+        block_kv=block,
+        block_q_dkv=block,
+        block_kv_dkv=block,
+        block_q_dq=block,
+        block_kv_dq=block,
     )
-    sizes = kernel.BlockSizes(**dict.fromkeys(names, block))
     mask = masks.MultiHeadMask([masks.CausalMask((length, length))] * heads)
     return kernel.make_splash_mha_single_device(
         mask, block_sizes=sizes, interpret=interpret, residual_checkpoint_name=PRODUCT
