@@ -1,4 +1,6 @@
-"""Rows times their group's matrix: against a loop over groups, against jax's own, and what each platform is given."""
+"""Rows times their group's matrix: against a loop over groups, against jax's own, and
+what each platform is given.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -92,7 +94,9 @@ def test_equals_ragged_dot(rows, sizes):
 
 
 def test_bfloat16_stays_and_sums_are_wider():
-    """The inputs are exact in both, so that only the arithmetic and the last rounding can differ."""
+    """The inputs are exact in both, so that only the arithmetic and the last rounding
+    can differ.
+    """
     rounded = [
         jnp.asarray(z, z.dtype if z.dtype == np.int32 else jnp.bfloat16)
         for z in _inputs(3000, [1700, 0, 1300], np.float32)

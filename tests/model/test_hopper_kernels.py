@@ -1,4 +1,6 @@
-"""The kernels for Hopper against numpy, on a CPU in Pallas's interpreter, which also looks for races."""
+"""The kernels for Hopper against numpy, on a CPU in Pallas's interpreter, which also
+looks for races.
+"""
 
 from typing import Any
 
@@ -37,7 +39,9 @@ def normal(seed, *shape):
 
 @pytest.fixture
 def interpreted(capfd):
-    """Runs a kernel: the arguments and the result as float32, once no race was found, which the interpreter only prints."""
+    """Runs a kernel: the arguments and the result as float32, once no race was found,
+    which the interpreter only prints.
+    """
 
     def run(kernel, x, w, sizes, **options):
         with pallas.force_gpu_interpret_mode(

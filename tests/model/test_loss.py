@@ -1,4 +1,6 @@
-"""The head and its cross-entropy, chunk by chunk on many devices, against the plain formula on all logits."""
+"""The head and its cross-entropy, chunk by chunk on many devices, against the plain
+formula on all logits.
+"""
 
 import re
 from typing import Any
@@ -29,7 +31,9 @@ def _nothing_traced_with_another_limit():
 
 
 def _inputs(dtype: Any = np.float64, batch=B):
-    """Normed stream, head, targets and weights, of which some are zero; the logits are some tens."""
+    """Normed stream, head, targets and weights, of which some are zero; the logits are
+    some tens.
+    """
     rng = np.random.default_rng(0)
     h_BTD, head_DV = (
         3 * rng.normal(size=(batch, T, D)).astype(dtype),
@@ -56,7 +60,9 @@ def _mesh(sizes):
 
 
 def _both(function, inputs, sizes=(1, 1, 1, 1)):
-    """The value computed alone, the value beside a gradient, and the gradients of stream and head."""
+    """The value computed alone, the value beside a gradient, and the gradients of
+    stream and head.
+    """
     with jax.set_mesh(_mesh(sizes)):
         alone = jax.jit(function)(*inputs)
         value, gradients = jax.jit(jax.value_and_grad(function, (0, 1)))(*inputs)
@@ -114,7 +120,9 @@ def test_large_logits_stay_finite(peak):
 
 @on_each_mesh
 def test_sums_of_a_bfloat16_stream_are_float32(sizes, monkeypatch):
-    """As if its products were taken in float32, but for the gradients' own rounding, which is 2^-9 of each number."""
+    """As if its products were taken in float32, but for the gradients' own rounding,
+    which is 2^-9 of each number.
+    """
     monkeypatch.setattr(loss, "LOGITS", 2 * 6 * 40)
     h_BTD, head_DV, targets_BT, weights_BT = _inputs(np.float32)
     narrow, rounded = (
@@ -181,7 +189,8 @@ def test_all_logits_are_never_there_at_once():
             max(np.prod([int(size) for size in array.split(",")]) for array in arrays)
         )
     print(
-        f"\ntemporaries with all logits {temporaries[0] / 2**20:,.0f} MiB, in chunks {temporaries[1] / 2**20:,.0f} MiB"
+        f"\ntemporaries with all logits {temporaries[0] / 2**20:,.0f} MiB, "
+        f"in chunks {temporaries[1] / 2**20:,.0f} MiB"
     )
     assert largest[0] == 2 * 4096 * 50304
     assert largest[1] <= loss.LOGITS < largest[0]

@@ -1,4 +1,6 @@
-"""The mixture of experts against loops and a dense dispatch, whatever the router does, and on every kind of mesh."""
+"""The mixture of experts against loops and a dense dispatch, whatever the router does,
+and on every kind of mesh.
+"""
 
 import dataclasses
 import functools
@@ -70,7 +72,9 @@ def _setting(cfg, preferences=(0,), shape=(2, 11), dtype: type = np.float32):
 
 
 def _graded(layer):
-    """The layer's (output, load-balance loss, z-loss, rest) and the gradients of parameters and input, of all three together."""
+    """The layer's (output, load-balance loss, z-loss, rest) and the gradients of
+    parameters and input, of all three together.
+    """
 
     def loss(params, x, weights):
         y, balance, z, rest = layer(params, x)
@@ -105,7 +109,9 @@ def _swiglu(x, gate, up, down):
 
 
 def _looped(cfg):
-    """A loop over experts, each applied to all tokens and multiplied by the gate, which is 0 where it was not chosen."""
+    """A loop over experts, each applied to all tokens and multiplied by the gate, which
+    is 0 where it was not chosen.
+    """
 
     def layer(params, x):
         logits = x @ params["router"]
@@ -219,7 +225,9 @@ def _mesh(sizes):
 
 
 def _place(mesh, cfg, params, *rest):
-    """The parameters where the table of axes puts them, and the rest, which has the rows of a batch, over all but tensor partners."""
+    """The parameters where the table of axes puts them, and the rest, which has the
+    rows of a batch, over all but tensor partners.
+    """
     return (
         jax.device_put(params, tree_shardings(mesh, _boxed(cfg))),
         *jax.device_put(rest, batch_sharding(mesh)),

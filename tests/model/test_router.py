@@ -1,4 +1,6 @@
-"""Where tokens go and what the routing losses are: published values, closed forms, and which of them have a gradient."""
+"""Where tokens go and what the routing losses are: published values, closed forms, and
+which of them have a gradient.
+"""
 
 import jax
 import jax.numpy as jnp

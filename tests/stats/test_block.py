@@ -64,7 +64,9 @@ def test_float64_stays():
 
 
 def test_a_token_far_from_zero():
-    """Ten deviations off, as a large bias would put it; and one without any variance, which rounding must not make negative."""
+    """Ten deviations off, as a large bias would put it; and one without any variance,
+    which rounding must not make negative.
+    """
     far = RNG.normal(size=(2, 3, 512)) + 10
     measured = jax.jit(block.token_variance)(far.astype(np.float32))
     np.testing.assert_allclose(measured, np.var(far, axis=-1, ddof=1), rtol=1e-4)

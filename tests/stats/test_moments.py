@@ -1,4 +1,6 @@
-"""Higher moments and outliers against the golden values of the paper's code, and where nothing or too much is there to measure."""
+"""Higher moments and outliers against the golden values of the paper's code, and where
+nothing or too much is there to measure.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -148,7 +150,9 @@ def test_shape_does_not_depend_on_scale(scale):
 
 
 def test_few_tokens_stand_for_many(monkeypatch):
-    """The level drifts along the tokens, so that a sample from one end would be far off, and first positions are massive."""
+    """The level drifts along the tokens, so that a sample from one end would be far
+    off, and first positions are massive.
+    """
     rng = np.random.default_rng(0)
     z = (
         rng.normal(size=(64, 128, 8)) + np.linspace(0, 6, 8192).reshape(64, 128, 1)

@@ -1,10 +1,14 @@
-"""The model again, in plain numpy float64 with a Python loop over blocks, as an independent word on what it computes."""
+"""The model again, in plain numpy float64 with a Python loop over blocks, as an
+independent word on what it computes.
+"""
 
 import numpy as np
 
 
 def forward(params, tokens_BT, model):
-    """Logits [B, T, V] and the per-block statistics, lists of L floats, for float64 copies of `params`."""
+    """Logits [B, T, V] and the per-block statistics, lists of L floats, for float64
+    copies of `params`.
+    """
     x = embed(params, tokens_BT)
     stats: dict[str, list[float]] = {}
     for layer in range(model.n_layers):

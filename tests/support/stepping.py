@@ -41,7 +41,9 @@ def gradients(experiment: config.Experiment):
 
 @functools.cache
 def on_mesh(model: config.Model, *sizes: int) -> Stepped:
-    """One step of a tiny experiment; without clipping and with b1 = 0 Adam's first moment is the gradient."""
+    """One step of a tiny experiment; without clipping and with b1 = 0 Adam's first
+    moment is the gradient.
+    """
     experiment = tiny_configs.experiment(
         model=model, mesh=config.Mesh(*sizes), optimizer={"b1": 0.0, "clip_norm": 1e9}
     )
