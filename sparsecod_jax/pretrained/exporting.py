@@ -208,7 +208,7 @@ def _values(tensor: Tensor, leaves: dict[str, jax.Array], dtype: Dtype) -> np.nd
     # Only their architecture has it, and it must be without effect.
     if not tensor.path:
         return np.zeros(tensor.shape, DTYPES[dtype])
-    ours = _part(leaves[tensor.path], tensor.index)
+    ours = _part(leaves[tensor.path], tensor.part)
     values = to_theirs(tensor, np.asarray(ours))
     if not np.isfinite(values).all():
         raise ConfigError(

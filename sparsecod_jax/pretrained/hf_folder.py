@@ -156,8 +156,8 @@ class Folder:
         filled = np.empty([len(held) for held in ranges], np.float32)
         for tensor in parts:
             # The leading axes of ours are the layer, or layer and expert.
-            stacked = len(tensor.index)
-            numbers = list(zip(tensor.index, ranges[:stacked], strict=True))
+            stacked = len(tensor.part)
+            numbers = list(zip(tensor.part, ranges[:stacked], strict=True))
             if not all(number in held for number, held in numbers):
                 continue  # another device holds it
             here = tuple(number - held.start for number, held in numbers)

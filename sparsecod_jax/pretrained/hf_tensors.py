@@ -31,7 +31,7 @@ class Tensor(NamedTuple):
     Attributes:
       path: of our parameter, as blocks/attention/query; empty for zeros that only their
         architecture has.
-      index: the part of ours that it holds: the layer, or layer and expert.
+      part: of ours that it holds: the layer, or layer and expert.
       factor: theirs are ours times this.
       used: the part of their shape that is ours, where the rest is zeros; empty for all.
     """
@@ -39,7 +39,7 @@ class Tensor(NamedTuple):
     name: str
     shape: tuple[int, ...]
     path: str
-    index: tuple[int, ...] = ()
+    part: tuple[int, ...] = ()
     transposed: bool = True
     factor: float = 1.0
     used: tuple[int, ...] = ()

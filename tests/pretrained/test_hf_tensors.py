@@ -35,7 +35,7 @@ def test_every_value_has_one_place(model):
     assert (
         max(
             Counter(
-                (tensor.path, tensor.index) for tensor in tensors(model) if tensor.path
+                (tensor.path, tensor.part) for tensor in tensors(model) if tensor.path
             ).values()
         )
         == 1

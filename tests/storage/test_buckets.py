@@ -23,7 +23,7 @@ class _Refusing(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(b"Anonymous caller does not have storage.objects.list access")
 
-    def log_message(self, *words):
+    def log_message(self, format, *args):
         pass
 
 

@@ -92,7 +92,7 @@ def _step_equals_torch(
     } - expected.keys() == experts
     for tensor in tensors(model):
         if tensor.path and tensor.name not in experts:
-            ours = found[f"gradient/{tensor.path}"][tensor.index]
+            ours = found[f"gradient/{tensor.path}"][tensor.part]
             assert _relative(to_theirs(tensor, ours), expected[tensor.name]) < 1e-4, (
                 tensor.name
             )
