@@ -18,6 +18,7 @@ from sparsecod_jax.analysis.subject import Subject
 from sparsecod_jax.config.load import load_experiment
 from sparsecod_jax.errors import ConfigError
 from sparsecod_jax.model.own_statistics import Statistic, measuring
+from sparsecod_jax.parallel import xla_flags
 from sparsecod_jax.pretrained.load import LoadedModel, find_model, load_model
 from sparsecod_jax.report.gathering import gather
 from sparsecod_jax.report.runs import RunData
@@ -36,6 +37,9 @@ __all__ = [
     "score",
     "train",
 ]
+
+# As the command line does; it has effect until jax starts its devices.
+xla_flags.compute_own_reductions()
 
 Score = Callable[[Subject, np.ndarray], Any]
 

@@ -1,7 +1,10 @@
 """The Python API against numpy, against the files that it reads, and as the tutorial uses it."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -182,3 +185,15 @@ def test_the_tutorial_runs(tmp_path, monkeypatch):
     for snippet in shortened:
         exec(compile(snippet, TUTORIAL.name, "exec"), names)
     assert names["stream"].shape[:2] == (5, 2)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_a_notebook_needs_no_flags():
+    """In a process of its own, as this one has the flags that the tests set."""
+    program = (
+        "from sparsecod_jax import api\n"
+        "from sparsecod_jax.parallel.self_check import check_compiler\n"
+        "check_compiler()\n"
+    )
+    environment = os.environ | {"XLA_FLAGS": ""}
+    command = [sys.executable, "-c", program]
+    subprocess.run(command, env=environment, check=True, timeout=120)
