@@ -194,8 +194,9 @@ def test_damaged_runs_beside_a_whole_one(tmp_path, capsys):
             )
     page = write_report(str(tmp_path)).read_text()
     assert "<td>whole</td>" in page
-    # Each names what is left out, or lines that a metrics file lacks.
-    printed = capsys.readouterr().out.splitlines()
+    # Each names what is left out, or on the standard error lines that a metrics file lacks.
+    captured = capsys.readouterr()
+    printed = (captured.out + captured.err).splitlines()
     assert len(printed) > 40
     for kind in ("empty", "a list", "a pipe", "deep"):
         start = f"config {kind} is left out: "
